@@ -1,0 +1,1 @@
+"""How a training step runs and where the weights live."""
