@@ -195,3 +195,9 @@ def _pointer(index: Tensor, length: int) -> Tensor:
     pointer = torch.zeros(length + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(index.long(), minlength=length), 0, out=pointer[1:])
     return pointer.int()
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed from plain values, the same in every process (Python's own hash is not)."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
