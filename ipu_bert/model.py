@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Callable, List, Mapping, NamedTuple, Tuple
+from typing import Callable, Mapping, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,8 @@ class Embeddings(nn.Module):
 
     def __init__(self, shape: BertShape) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        # As in Hugging Face, looking up [PAD] (id 0) sends no gradient to its row; the tied decoder still does.
+        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size, padding_idx=0)
         self.position_embeddings = nn.Embedding(shape.max_positions, shape.hidden_size)
         self.token_type_embeddings = nn.Embedding(shape.type_vocab, shape.hidden_size)
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
@@ -210,7 +211,7 @@ class Bert(nn.Module):
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         key_mask = attention_mask.to(torch.bool)[:, None, None, :]
         hidden = self.encoder(self.embeddings(input_ids, token_type_ids), key_mask)
         return hidden, self.pooler(hidden)
@@ -278,7 +279,7 @@ class BertForPreTraining(nn.Module):
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_positions: Tensor
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Logits of both heads, the MLM head at the masked positions only.
 
         Args:
@@ -335,6 +336,6 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def sparse_layers(model: nn.Module) -> List[Tuple[str, BlockSparseLinear]]:
+def sparse_layers(model: nn.Module) -> list[tuple[str, BlockSparseLinear]]:
     """(name, layer) of every block-sparse layer, in order of definition."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, BlockSparseLinear)]
