@@ -1,4 +1,4 @@
-"""The paper's FLOPs, its comparison at equal FLOPs, and what a model holds in parameters and bytes. No model is built."""
+"""The paper's FLOPs and its comparison at equal FLOPs, from plain sizes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ PASSES = 3
 class SequenceFlops:
     """FLOPs of forward + backward for one sequence, padding included; a multiply-add is 2.
 
-    sparse: executed in block-sparse weights. sparse_as_dense: what those weights would cost if they were dense.
-    dense: executed in the encoder's dense weights. attention: its two products. heads: pooler, NSP and MLM head.
+    sparse: executed in block-sparse weights. sparse_as_dense: what those weights would cost if they were
+    dense. dense: executed in the encoder's dense weights. attention: its two products. heads: pooler, NSP and
+    MLM head.
     """
 
     sparse: float
@@ -77,9 +78,7 @@ def sequence_flops(
     shape: BertShape, sequence_length: int, masked_positions: int, sparsity: Mapping[str, float]
 ) -> SequenceFlops:
     """``encoder_flops`` with the heads: pooler and NSP on one token, MLM transform and decoder at masked positions."""
-    encoder = encoder_flops(
-        shape.layers, shape.hidden_size, shape.intermediate_size, sequence_length, sparsity
-    )
+    encoder = encoder_flops(shape.layers, shape.hidden_size, shape.intermediate_size, sequence_length, sparsity)
     hidden = shape.hidden_size
     weights = hidden * (hidden + 2) + masked_positions * hidden * (hidden + shape.vocab_size)
     return SequenceFlops(
@@ -87,8 +86,10 @@ def sequence_flops(
     )
 
 
-def actual_sparsity(weights: Sequence[EncoderWeight], sparsity: Mapping[str, float], block_size: int) -> dict[str, float]:
-    """Sparsity that whole blocks give: a 128 x 128 weight asked for 0.9 keeps 6 of 64 blocks of 16, which is 0.906.
+def actual_sparsity(
+    weights: Sequence[EncoderWeight], sparsity: Mapping[str, float], block_size: int
+) -> dict[str, float]:
+    """Sparsity that whole blocks give: a 128 x 128 weight asked for 0.9 keeps 6 of 64 blocks of 16, so 0.906.
 
     Raises:
         ValueError: a block size or a sparsity that a weight cannot have; the message names the weight.
@@ -115,11 +116,12 @@ DENSE_FAMILY_MLM: dict[str, float] = {"mini": 2.614, "small": 2.310, "medium": 2
 
 
 def interpolate_loss(points: Sequence[tuple[float, float]], flops: float) -> float:
-    """Loss of a dense family at ``flops``, from its (FLOPs, loss) points: a straight line in log FLOPs and log loss.
+    """Loss of a dense family at ``flops``, from its (FLOPs, loss) points: a straight line in log FLOPs and
+    log loss.
 
-    The paper says "linear interpolation" and draws Figure 3 with both axes logarithmic; log-log is what gives its two
-    "Matched" rows exactly (Table 1: 2.350, Table A.8: 2.603). Linear in FLOPs gives 2.381 and 2.609, log FLOPs alone
-    gives 2.353 and 2.604. Outside the points the nearest segment is continued.
+    The paper says "linear interpolation" and draws Figure 3 with both axes logarithmic; log-log is what gives
+    its two "Matched" rows exactly (Table 1: 2.350, Table A.8: 2.603). Linear in FLOPs gives 2.381 and 2.609,
+    log FLOPs alone gives 2.353 and 2.604. Outside the points the nearest segment is continued.
 
     Raises:
         ValueError: fewer than two points, two points of the same FLOPs, or a value that is not above 0.
@@ -156,8 +158,10 @@ def dense_family() -> list[tuple[float, float]]:
 def epsilon(sparse_seconds: float, sparse_flops: float, dense_seconds: float, dense_flops: float) -> float:
     """Time of a sparse FLOP over time of a dense one (Eq. 5)."""
     if min(sparse_seconds, sparse_flops, dense_seconds, dense_flops) <= 0.0:
-        raise ValueError("epsilon: expected times and FLOPs above 0, found "
-                         f"{sparse_seconds} s, {sparse_flops}, {dense_seconds} s, {dense_flops}")
+        raise ValueError(
+            "epsilon: expected times and FLOPs above 0, found "
+            f"{sparse_seconds} s, {sparse_flops}, {dense_seconds} s, {dense_flops}"
+        )
     return (sparse_seconds / sparse_flops) / (dense_seconds / dense_flops)
 
 

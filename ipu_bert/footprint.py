@@ -14,7 +14,7 @@ class ParameterCounts:
     """Elements of the parameters that exist; ``sparse_as_dense`` is what the sparse weights would have if dense.
 
     sparse: values of block-sparse weights. encoder_dense: everything else in the encoder (dense weights, biases,
-    LayerNorm). embeddings: three tables and their LayerNorm; the decoder shares the word table. heads: pooler, NSP, MLM.
+    LayerNorm). embeddings: three tables and their LayerNorm; the decoder shares one. heads: pooler, NSP, MLM.
     sparse_blocks: blocks over all sparse weights.
     """
 

@@ -26,20 +26,33 @@ from ipu_bert.model import (
 from sparse_ops.linear import BlockSparseLinear
 
 SHAPE = BertShape(
-    layers=3, hidden_size=48, heads=3, intermediate_size=128, vocab_size=211, max_positions=40,
-    dropout=0.0, attention_dropout=0.0,
+    layers=3,
+    hidden_size=48,
+    heads=3,
+    intermediate_size=128,
+    vocab_size=211,
+    max_positions=40,
+    dropout=0.0,
+    attention_dropout=0.0,
 )
 BATCH, LENGTH, MASKED = 5, 32, 6
 
 
 def make_peer(shape: BertShape) -> Peer:
-    return Peer(BertConfig(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, intermediate_size=shape.intermediate_size,
-        max_position_embeddings=shape.max_positions, type_vocab_size=shape.type_vocab,
-        hidden_dropout_prob=shape.dropout, attention_probs_dropout_prob=shape.attention_dropout,
-        layer_norm_eps=shape.layer_norm_eps,
-    ))
+    return Peer(
+        BertConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.intermediate_size,
+            max_position_embeddings=shape.max_positions,
+            type_vocab_size=shape.type_vocab,
+            hidden_dropout_prob=shape.dropout,
+            attention_probs_dropout_prob=shape.attention_dropout,
+            layer_norm_eps=shape.layer_norm_eps,
+        )
+    )
 
 
 def random_batch(seed: int, shape: BertShape = SHAPE) -> tuple[Tensor, ...]:
@@ -52,7 +65,7 @@ def random_batch(seed: int, shape: BertShape = SHAPE) -> tuple[Tensor, ...]:
     types = (torch.arange(LENGTH)[None] > lengths[:, None] // 2).long()
     positions = torch.stack([torch.randperm(int(n), generator=g)[:MASKED].sort().values for n in lengths])
     labels = torch.randint(shape.vocab_size, (BATCH, MASKED), generator=g)
-    labels[1, MASKED // 2:] = -100
+    labels[1, MASKED // 2 :] = -100
     labels[2, -1] = -100
     positions = positions.masked_fill(labels == -100, 0)
     return ids, types, mask, positions, labels, torch.randint(2, (BATCH,), generator=g)
@@ -77,8 +90,13 @@ def peer_loss(peer: Peer, batch: tuple[Tensor, ...]) -> Tensor:
     everywhere = torch.full_like(ids, -100)
     for row, (where, label) in enumerate(zip(positions, labels)):
         everywhere[row, where[label != -100]] = label[label != -100]
-    return peer(input_ids=ids, token_type_ids=types, attention_mask=mask.long(), labels=everywhere,
-                next_sentence_label=following).loss
+    return peer(
+        input_ids=ids,
+        token_type_ids=types,
+        attention_mask=mask.long(),
+        labels=everywhere,
+        next_sentence_label=following,
+    ).loss
 
 
 def copy_by_hand(model: BertForPreTraining, peer: Peer) -> None:
@@ -93,9 +111,9 @@ def copy_by_hand(model: BertForPreTraining, peer: Peer) -> None:
                 p.copy_(theirs[name])
 
 
-# Rounding: forward and back a gradient passes about 12 products a layer, each off by about one eps of its largest
-# term and in a random direction: sqrt(12 * 3 layers) = 6 eps of the largest gradient (5.4 seen over 25 seeds). A mistake
-# in the mathematics shows at 1e-3 or above, so 100 eps is allowed.
+# Rounding: forward and back a gradient passes about 12 products a layer, each off by about one eps of its
+# largest term and in a random direction: sqrt(12 * 3 layers) = 6 eps of the largest gradient (5.4 seen over
+# 25 seeds). A mistake in the mathematics shows at 1e-3 or above, so 100 eps is allowed.
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_loss_and_every_gradient_equal_transformers(dtype: torch.dtype, seed: int) -> None:
     peer = make_peer(SHAPE).to(dtype).eval()
@@ -114,7 +132,8 @@ def test_loss_and_every_gradient_equal_transformers(dtype: torch.dtype, seed: in
         parts = [name.replace("qkv", part) for part in ("query", "key", "value")] if "qkv" in name else [name]
         seen.update(parts)
         want = torch.cat([theirs[part] for part in parts])
-        # The key bias has no gradient but rounding (softmax is invariant to it), so the scale is the whole weight's.
+        # The key bias has no gradient but rounding (softmax is invariant to it), so the scale is the whole
+        # weight's.
         torch.testing.assert_close(p.grad, want, rtol=0, atol=100 * eps * want.abs().max().item(), msg=name)
         assert want.abs().max() > 1e-4, name
     assert seen == set(theirs)
@@ -156,7 +175,8 @@ def test_sparse_model_equals_dense_model_with_masked_weights(block: int, seed: i
         if name.endswith(".values"):
             layer = layers[name[: -len(".values")]]
             grid = want[name.replace(".values", ".weight")].reshape(
-                layer.out_features // block, block, layer.in_features // block, block)
+                layer.out_features // block, block, layer.in_features // block, block
+            )
             picked = torch.stack([grid[r, :, c] for r, c in zip(layer.rows.tolist(), layer.cols.tolist())])
             torch.testing.assert_close(p.grad, picked, rtol=1e-9, atol=1e-13, msg=name)
         else:
@@ -285,7 +305,7 @@ def test_losses_by_hand() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"layers must be at least 1, found 0; hidden_size must be a multiple of heads"):
+    with pytest.raises(ValueError, match=r"layers must be at least 1, found 0; hidden_size must be a multiple"):
         BertShape(0, 50, 3, 64, 100, 16)
     with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), found 1.0"):
         BertShape(1, 48, 3, 64, 100, 16, dropout=1.0)
