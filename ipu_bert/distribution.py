@@ -22,9 +22,7 @@ def match_weights(weights: Sequence[EncoderWeight], patterns: Sequence[str]) -> 
     for pattern in patterns:
         if not any(fnmatchcase(weight.name, pattern) for weight in weights):
             names = ", ".join(weight.name for weight in weights[:4])
-            raise ValueError(
-                f"sparse layers: pattern {pattern!r} matches no encoder weight; names look like {names}"
-            )
+            raise ValueError(f"sparse layers: pattern {pattern!r} matches no encoder weight; names look like {names}")
     return [weight for weight in weights if any(fnmatchcase(weight.name, pattern) for pattern in patterns)]
 
 
@@ -52,9 +50,7 @@ def sparsity_by_weight(
         return {weight.name: sparsity for weight in chosen}
     if distribution == "erdos_renyi_kernel":
         return _erdos_renyi_kernel(chosen, sparsity)
-    raise ValueError(
-        f"sparsity distribution: expected one of {', '.join(DISTRIBUTIONS)}, found {distribution!r}"
-    )
+    raise ValueError(f"sparsity distribution: expected one of {', '.join(DISTRIBUTIONS)}, found {distribution!r}")
 
 
 def _erdos_renyi_kernel(weights: Sequence[EncoderWeight], sparsity: float) -> dict[str, float]:

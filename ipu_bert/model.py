@@ -62,9 +62,7 @@ def dense_linear(name: str, in_features: int, out_features: int, segments: int) 
     return nn.Linear(in_features, out_features)
 
 
-def sparse_linear(
-    block_size: int, sparsity: Mapping[str, float], seed: int, kernel: str = "auto"
-) -> LinearFactory:
+def sparse_linear(block_size: int, sparsity: Mapping[str, float], seed: int, kernel: str = "auto") -> LinearFactory:
     """LinearFactory of the sparse model: block-sparse where ``sparsity[name]`` is above 0, else dense.
 
     The random pattern of a weight depends on (seed, name) alone, so every rank and every machine draws the
@@ -107,7 +105,9 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        length = input_ids.shape[1]
+        length, positions = input_ids.shape[1], self.position_embeddings.num_embeddings
+        if length > positions:
+            raise ValueError(f"sequence length: expected at most the model's {positions} positions, found {length}")
         embedded = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
         embedded = embedded + self.position_embeddings.weight[:length]
         return self.dropout(self.LayerNorm(embedded))
@@ -181,9 +181,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(
-            EncoderLayer(shape, f"{name}.layer.{i}", linear) for i in range(shape.layers)
-        )
+        self.layer = nn.ModuleList(EncoderLayer(shape, f"{name}.layer.{i}", linear) for i in range(shape.layers))
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
         for layer in self.layer:
@@ -209,9 +207,7 @@ class Bert(nn.Module):
         self.encoder = Encoder(shape, "bert.encoder", linear)
         self.pooler = Pooler(shape)
 
-    def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         key_mask = attention_mask.to(torch.bool)[:, None, None, :]
         hidden = self.encoder(self.embeddings(input_ids, token_type_ids), key_mask)
         return hidden, self.pooler(hidden)
@@ -263,9 +259,7 @@ class BertForPreTraining(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Draw every parameter anew, in place; patterns stay."""
-        norms = {
-            id(p) for m in self.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
-        }
+        norms = {id(p) for m in self.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith("bias"):
@@ -273,9 +267,7 @@ class BertForPreTraining(nn.Module):
                 elif id(parameter) in norms:
                     parameter.fill_(1.0)
                 else:
-                    truncated_normal_(
-                        parameter, self.shape.initializer_range, named_generator(seed, f"init/{name}")
-                    )
+                    truncated_normal_(parameter, self.shape.initializer_range, named_generator(seed, f"init/{name}"))
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_positions: Tensor
@@ -292,9 +284,7 @@ class BertForPreTraining(nn.Module):
             mlm_logits [B, P, V], nsp_logits [B, 2] (class 0: the second part follows the first).
         """
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
-        masked = hidden.gather(
-            1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        )  # [B, P, H]
+        masked = hidden.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))  # [B, P, H]
         mlm_logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight)
         return mlm_logits, self.cls.seq_relationship(pooled)
 

@@ -40,9 +40,7 @@ class BertShape:
             if getattr(self, name) < 1:
                 errors.append(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.heads >= 1 and self.hidden_size % self.heads:
-            errors.append(
-                f"hidden_size must be a multiple of heads, found {self.hidden_size} and {self.heads}"
-            )
+            errors.append(f"hidden_size must be a multiple of heads, found {self.hidden_size} and {self.heads}")
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 errors.append(f"{name} must be in [0, 1), found {getattr(self, name)}")

@@ -314,3 +314,6 @@ def test_mistakes_are_named() -> None:
         sparse_linear(16, {name: 0.9}, 0)(name, 40, 40, 1)
     with pytest.raises(ValueError, match=name):
         sparse_linear(16, {name: 0.99}, 0)(name, 48, 48, 1)
+    ids = torch.ones(1, 41, dtype=torch.int64)
+    with pytest.raises(ValueError, match="at most the model's 40 positions, found 41"):
+        BertForPreTraining(SHAPE)(ids, ids, ids, ids[:, :1])
