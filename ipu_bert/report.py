@@ -39,14 +39,12 @@ MAX_WARMUP_STEPS = 10
 CLEAR_MARGIN = 0.05  # nats; a held-out sample of a few thousand tokens is about this noisy
 
 
-def write_report(
-    run_dir: PathLike, summary: Mapping[str, Any], pattern: PatternChange | None = None
-) -> Report:
+def write_report(run_dir: PathLike, summary: Mapping[str, Any], pattern: PatternChange | None = None) -> Report:
     """Write report.json, report.md and the figures into `run_dir` from its metrics.jsonl and `summary`.
 
     `summary` holds what only the trainer knows: name, config, model, parameters {sparse, dense,
     sparse_dense_equivalent, total}, flops_per_sequence {executed, dense_equivalent}, heldout {mlm_loss,
-    nsp_loss, mlm_accuracy, nsp_accuracy, unigram_entropy, initial_mlm_loss}, data, seconds per phase,
+    nsp_loss, mlm_accuracy, nsp_accuracy, unigram_entropy}, data, seconds per phase,
     steps, sequences, tokens, elapsed_seconds, peak_memory_bytes, machine. Steps, sequences, tokens, seconds
     and elapsed_seconds cover the same span of the run. ValueError names required entries that are missing.
     `pattern` is one layer's blocks at the start and at the end. Every file is written aside and renamed.
@@ -90,6 +88,7 @@ def _finite(value: Any) -> bool:
 def heldout_numbers(heldout: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Report:
     """The trainer's held-out results and what they say.
 
+    initial_mlm_loss is the untrained model's, from the evaluation at step 0 if the trainer does not give it;
     below_unigram [nats] is unigram_entropy - mlm_loss, beats_unigram whether that is clearly above zero;
     nsp_learned whether NSP is clearly under ln 2; best_mlm_loss and best_step come from the evaluations of
     the whole run.
@@ -97,11 +96,13 @@ def heldout_numbers(heldout: Mapping[str, Any], records: Sequence[Mapping[str, A
     loss, entropy, nsp = heldout.get("mlm_loss"), heldout.get("unigram_entropy"), heldout.get("nsp_loss")
     gap = None if loss is None or entropy is None else float(entropy) - float(loss)
     evaluations = [r for r in records if r["kind"] == "eval" and _finite(r.get("mlm_loss"))]
+    initial = next((r["mlm_loss"] for r in evaluations if r["step"] == 0), None)
     best: Mapping[str, Any] = min(evaluations, key=lambda r: float(r["mlm_loss"]), default={})
     return {
         "mlm_loss": None,
         "nsp_loss": None,
         "unigram_entropy": None,
+        "initial_mlm_loss": initial,
         **heldout,
         "below_unigram": gap,
         "beats_unigram": None if gap is None else gap > CLEAR_MARGIN,
@@ -302,7 +303,5 @@ def _heldout_curve(records: Sequence[Mapping[str, Any]], report: Report) -> list
             by_step[int(record["step"])] = record
     if _finite(heldout["mlm_loss"]):
         last = int(report["steps"])
-        by_step.setdefault(
-            last, {"step": last, "mlm_loss": heldout["mlm_loss"], "nsp_loss": heldout["nsp_loss"]}
-        )
+        by_step.setdefault(last, {"step": last, "mlm_loss": heldout["mlm_loss"], "nsp_loss": heldout["nsp_loss"]})
     return [by_step[step] for step in sorted(by_step)]

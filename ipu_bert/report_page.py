@@ -97,11 +97,7 @@ def _opening(report: Mapping[str, Any]) -> str:
         kind += f"kept{in_blocks}. No dense copy of them, or of their gradient, is ever made."
     else:
         kind = "All its weights are dense."
-    data = report.get("data") or {}
-    corpus = ""
-    if data.get("documents") and data.get("tokens"):
-        corpus = f" The corpus has {number(data['documents'])} documents, {number(data['tokens'])} tokens"
-        corpus += f" and a vocabulary of {number(data['vocab_size'])}." if data.get("vocab_size") else "."
+    corpus = _corpus(report.get("data") or {})
     return (
         f"# Run `{report['name']}`\n\n"
         f"A BERT{shape} was pre-trained for {number(report['steps'])} steps on "
@@ -110,6 +106,18 @@ def _opening(report: Mapping[str, Any]) -> str:
         "masked words (masked LM, MLM) and to tell whether one text follows another (next sentence, NSP). "
         f"{kind}{corpus}"
     )
+
+
+def _corpus(data: Mapping[str, Any]) -> str:
+    """Documents, tokens and vocabulary; counts are given for the whole corpus or split by split."""
+    splits = list((data.get("splits") or {}).values()) or [data]
+    words = []
+    for key in ("documents", "tokens"):
+        if all(isinstance(split.get(key), int) for split in splits):
+            words.append(f"{number(sum(split[key] for split in splits))} {key}")
+    if data.get("vocab_size"):
+        words.append(f"a vocabulary of {number(data['vocab_size'])} word pieces")
+    return f" The corpus: {', '.join(words)}." if words else ""
 
 
 def verdict(heldout: Mapping[str, Any]) -> str:
@@ -221,7 +229,12 @@ def _speed(report: Mapping[str, Any]) -> str:
         apart = f"Every product is dense here, so both counts are {scaled(executed, 'FLOP')} per sequence."
     else:
         apart = ""
-    counted = "FLOPs are those of the encoder, forward and backward, counted as in Appendix A.2 of the paper."
+    counted = (
+        "Counted are the matrix products of a forward and a backward pass: the encoder as in Appendix A.2 of the "
+        "paper, and the pooler and the heads."
+    )
+    if flops.get("encoder"):
+        counted += f" The encoder alone, which is what the paper counts: {scaled(flops['encoder'], 'FLOP')}."
     return _join(
         "## How fast?",
         table(["", "mean", "median step", "whole run"], rows),
@@ -333,8 +346,7 @@ def _details(report: Mapping[str, Any]) -> str:
     config = "\n".join(f"{key} = {value}" for key, value in _flat(report.get("config") or {}))
     return _join(
         f"## On which machine?\n\n{machine}" if machine else "",
-        "## With which settings?\n\n<details><summary>every "
-        f"setting</summary>\n\n```\n{config}\n```\n\n</details>"
+        f"## With which settings?\n\n<details><summary>every setting</summary>\n\n```\n{config}\n```\n\n</details>"
         if config
         else "",
         "The numbers of this page are in `report.json`, every record of the run in `metrics.jsonl`.",

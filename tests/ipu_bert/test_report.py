@@ -267,6 +267,21 @@ def test_a_slow_stream_a_stuck_nsp_and_overfitting_are_said() -> None:
     assert "The best evaluation was 6.250 at step 30; since then the held-out loss has risen" in page
 
 
+def test_the_untrained_loss_comes_from_the_evaluation_at_step_0_and_counts_from_splits() -> None:
+    summary = {
+        **SUMMARY,
+        "heldout": {"mlm_loss": 8.995, "nsp_loss": 0.69, "unigram_entropy": 6.5},
+        "data": {"splits": {"train": {"documents": 200, "tokens": 1500}, "heldout": {"documents": 9, "tokens": 500}}},
+        "flops_per_sequence": {"executed": 2e6, "dense_equivalent": 1e7, "encoder": 1.5e6},
+    }
+    report = build_report([{"kind": "eval", "step": 0, "mlm_loss": 9.0, "nsp_loss": 0.7}, *RECORDS], summary)
+    assert report["heldout"]["initial_mlm_loss"] == 9.0
+    page = render_page(report)
+    assert "no better than the untrained model" in page
+    assert "The corpus: 209 documents, 2,000 tokens." in page
+    assert "The encoder alone, which is what the paper counts: 1.5 MFLOP." in page
+
+
 def test_dense_and_static_runs() -> None:
     records = [r for r in RECORDS if r["kind"] != "update"]
     page = render_page(build_report(records, SUMMARY))
@@ -328,15 +343,11 @@ def test_write_report_leaves_numbers_page_and_pictures(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size > 5000
 
 
-@pytest.mark.parametrize(
-    "records", [[], [train(1, 0.5)], [{**train(1, 0.5), "mlm_loss": None}, train(2, 1.0)]]
-)
+@pytest.mark.parametrize("records", [[], [train(1, 0.5)], [{**train(1, 0.5), "mlm_loss": None}, train(2, 1.0)]])
 def test_very_short_runs_have_a_report(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     record_run(tmp_path, [{"kind": "start", "step": 0}, *records])
     steps = max(1, len(records))
-    report = write_report(
-        tmp_path, {**SUMMARY, "steps": steps, "sequences": 8 * steps, "tokens": 1024 * steps}
-    )
+    report = write_report(tmp_path, {**SUMMARY, "steps": steps, "sequences": 8 * steps, "tokens": 1024 * steps})
     assert report["throughput"]["sequences_per_second"] > 0
     strict((tmp_path / "report.json").read_text())
     assert "How fast?" in (tmp_path / "report.md").read_text()
