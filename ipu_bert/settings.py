@@ -152,7 +152,7 @@ class EngineSettings:
     """What runs the steps."""
 
     name: str = setting("torch", "engine", choices=("torch",))
-    kernel: str = setting("auto", "code that multiplies block-sparse weights", choices=("auto", "torch"))
+    kernel: str = setting("auto", "code that multiplies block-sparse weights; auto: native where it can be compiled", choices=("auto", "native", "torch"))
     threads: int = setting(0, "CPU threads; 0: torch's default", low=0)
 
 

@@ -78,7 +78,8 @@ class TorchEngine:
                 with self._timer("backward"):
                     ((mlm + nsp) * self._precision.loss_scale).backward()
         with self._timer("optimizer"):
-            lr, grad_norm = self._scheduler.get_last_lr()[0], self._update_weights()
+            lr = float(self._scheduler.get_last_lr()[0])
+            grad_norm = self._update_weights(lr)
         return StepResult(mlm_loss, nsp_loss, grad_norm, lr, gradients)
 
     def _losses(self, batch: Batch) -> Any:
@@ -88,7 +89,7 @@ class TorchEngine:
             )
         return pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
 
-    def _update_weights(self) -> float:
+    def _update_weights(self, lr: float) -> float:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if self._precision.loss_scale != 1.0:
             torch._foreach_div_(gradients, self._precision.loss_scale)
@@ -97,7 +98,6 @@ class TorchEngine:
             self._optimizer.zero_grad()
             raise NonFiniteError(f"gradient norm became {norm}")
         if self._group_lasso:
-            lr = self._scheduler.get_last_lr()[0]
             group_lasso_((layer.values for layer in self._layers.values()), lr, self._group_lasso)
         self._optimizer.step()
         self._optimizer.zero_grad()
