@@ -6,10 +6,10 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_ops import reference
+from sparse_ops import native, reference
 from sparse_ops.pattern import BlockIndex, BlockPattern
 
-KERNELS = ("auto", "torch")
+KERNELS = ("auto", "native", "torch")
 
 
 def block_linear(
@@ -26,14 +26,21 @@ def block_linear(
     Raises ValueError when a shape, a dtype, a device or the kernel's name is wrong.
     """
     index = pattern.index() if isinstance(pattern, BlockPattern) else pattern
-    if x.device.type == "cpu" and torch.is_autocast_cpu_enabled():
-        dtype = torch.get_autocast_cpu_dtype()
+    dtype = _autocast_dtype(x)
+    if dtype is not None:
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check(x, values, index, bias, kernel)
     tokens = x.reshape(-1, x.shape[-1])
     y = _OPERATORS.forward(tokens, values, bias, list(index), kernel)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for, if it is on; torch 2.0, which has no name for it, only runs on the IPU."""
+    if not hasattr(torch, "get_autocast_dtype") or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def _check(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, kernel: str) -> None:
@@ -55,21 +62,27 @@ def _check(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, ke
         raise ValueError(f"kernel: expected one of {KERNELS}, found {kernel!r}")
 
 
-def _select(kernel: str, x: Tensor) -> Any:
-    """The kernel module for this call; the seam where native code plugs in."""
+def _select(kernel: str, x: Tensor, block_size: int) -> Any:
+    """The kernel module for this call: native code where it can be had and takes the input, else plain torch."""
+    if kernel == "torch":
+        return reference
+    if native.supports(x, block_size) and native.available():
+        return native
+    if kernel == "native":
+        raise ValueError(f"kernel native: expected a compiler and float32 or bfloat16 on the CPU, found {x.dtype}, {x.device}")
     return reference
 
 
 def _forward(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str) -> Tensor:
-    return _select(kernel, x).forward(x, values, BlockIndex(*index), bias)
+    return _select(kernel, x, values.shape[-1]).forward(x, values, BlockIndex(*index), bias)
 
 
 def _grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str) -> Tensor:
-    return _select(kernel, dy).grad_input(dy, values, BlockIndex(*index))
+    return _select(kernel, dy, values.shape[-1]).grad_input(dy, values, BlockIndex(*index))
 
 
 def _grad_values(x: Tensor, dy: Tensor, index: list[Tensor], block_size: int, kernel: str) -> Tensor:
-    return _select(kernel, x).grad_values(x, dy, BlockIndex(*index), block_size)
+    return _select(kernel, x, block_size).grad_values(x, dy, BlockIndex(*index), block_size)
 
 
 class _Operators(NamedTuple):
