@@ -130,7 +130,7 @@ def _check_index(index: BlockIndex) -> None:
             )
 
 
-def _check(name: str, tensor: Tensor, shape: "tuple[int, ...]", like: Tensor) -> None:
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: expected {list(shape)}, found {list(tensor.shape)}")
     if tensor.device.type != "cpu" or like.device.type != "cpu":
@@ -162,7 +162,7 @@ def _level(named: str) -> int:
     return LEVELS.index(named)
 
 
-def _threads() -> "tuple[int, int, Optional[int]]":
+def _threads() -> tuple[int, int, Optional[int]]:
     return _level(os.environ.get("SPARSE_OPS_LEVEL", "")), torch.get_num_threads(), _torch_parallel()
 
 

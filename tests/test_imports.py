@@ -1,4 +1,5 @@
 """The direction of imports: sparse_ops knows nothing of ipu_bert, and in ipu_bert data flows one way."""
+
 from __future__ import annotations
 
 import ast
