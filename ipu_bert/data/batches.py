@@ -3,8 +3,8 @@
 How a sequence is made (BERT's create_pretraining_data, as a pure function of the example number):
 - Every document is cut once into chunks of about S - 3 tokens (chunks.py). An epoch visits every chunk once.
 - One example in ten is short: sentences from somewhere in the chunk up to a random target length.
-- The sentences are split at a random boundary; the first part is A. Half of the time B is the second part, else
-  text from a random place of another document, as long as what is left of the target.
+- The sentences are split at a random boundary; the first part is A. Half of the time B is the second part,
+  else text from a random place of another document, as long as what is left of the target.
 - Too long a pair loses tokens one by one from the longer part, the surplus at random from both its ends.
 What BERT puts back when B is random (the chunk's second part) is not put back here, for then an example would
 depend on the ones before. Nothing is lost systematically all the same: coin, boundary and truncation are
@@ -47,8 +47,7 @@ class Batch:
 
 
 class BatchStream:
-    """An endless stream of batches of one split. batch(index) depends on the constructor's values and index
-    only.
+    """An endless stream of batches of one split; batch(index) depends on the values given here and on index.
 
     split: "train" or "heldout"; for "heldout" HELDOUT_SEED takes the place of `seed`. batch_size: sequences
     in a batch. sequence_length: S. max_predictions: P. mask_probability: share of tokens to predict.

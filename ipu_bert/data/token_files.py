@@ -27,6 +27,7 @@ SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 OFFSETS = np.dtype("<i8")
+AGAIN = "delete this folder and prepare the text again"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -89,7 +90,7 @@ class TokenFiles:
             raise DataError(f"{path}: cannot be read as a manifest: {error!r}") from error
         if found != FORMAT:
             raise DataError(
-                f"{path}: expected token file format {FORMAT}, found {found}; prepare the text again"
+                f"{path}: expected token file format {FORMAT}, found {found}; {AGAIN}"
             )
         for name, entry in names.items():
             _check_size(os.path.join(directory, name), entry["bytes"])
@@ -104,7 +105,7 @@ class TokenFiles:
             found = sha256_of(path)
             if found != entry["sha256"]:
                 raise DataError(
-                    f"{path}: expected sha256 {entry['sha256']}, found {found}; prepare the text again"
+                    f"{path}: expected sha256 {entry['sha256']}, found {found}; {AGAIN}"
                 )
 
     def split(self, name: str) -> Split:
@@ -136,7 +137,7 @@ class TokenFiles:
 
 def _check_size(path: str, expected: int) -> None:
     if not os.path.isfile(path):
-        raise DataError(f"{path}: expected {expected} bytes, found no file; prepare the text again")
+        raise DataError(f"{path}: expected {expected} bytes, found no file; {AGAIN}")
     found = os.path.getsize(path)
     if found != expected:
-        raise DataError(f"{path}: expected {expected} bytes, found {found}; prepare the text again")
+        raise DataError(f"{path}: expected {expected} bytes, found {found}; {AGAIN}")

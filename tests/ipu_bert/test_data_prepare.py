@@ -220,13 +220,16 @@ def die_at(function, call):
     return dying
 if stage == "text": shards.document_hash = die_at(shards.document_hash, 42)
 if stage == "tokens": shards.tokenise_shard = die_at(shards.tokenise_shard, 3)
+if stage == "files":
+    merge = shards.merge
+    shards.merge = lambda a, b, c, progress: merge(a, b, c, die_at(progress, 8))
 if stage == "manifest": shards.file_entries = die_at(shards.file_entries, 1)
 use_source(Patch(), lambda: iter(random_documents(seed, 60)))
 prepare("toy", out, vocab_size=300, heldout_fraction=0.2, workers=1, progress=False, shard_bytes=4000)
 """
 
 
-@pytest.mark.parametrize("stage", ["text", "tokens", "manifest"])
+@pytest.mark.parametrize("stage", ["text", "tokens", "files", "manifest"])
 def test_a_killed_run_is_continued(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int, stage: str
 ) -> None:
@@ -253,9 +256,10 @@ def test_a_killed_run_is_continued(
     total = len(
         before | set(spooled) - {max(spooled, default="")}
     )  # the last one spooled finds no document left
-    assert len(tokenised) == {"text": total, "tokens": total - 2, "manifest": 0}[stage]
+    assert len(tokenised) == {"text": total, "tokens": total - 2, "files": 0, "manifest": 0}[stage]
     whole = prepared(monkeypatch, tmp_path / "whole", documents)
     assert contents(again.directory) == contents(whole.directory)
+    assert not left.exists()
 
 
 def test_a_finished_directory_is_opened_again_and_another_request_gets_its_own(
@@ -292,7 +296,7 @@ def test_cut_and_missing_files_are_refused(files: TokenFiles, name: str) -> None
     path = Path(files.directory, name)
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(DataError, match=rf"{name}: expected {size} bytes, found {size - 2}; prepare"):
+    with pytest.raises(DataError, match=rf"{name}: expected {size} bytes, found {size - 2}; delete"):
         TokenFiles.open(files.directory)
     path.unlink()
     with pytest.raises(DataError, match=rf"{name}: expected {size} bytes, found no file"):
@@ -356,7 +360,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
         {"heldout_fraction": 0.0},
         {"heldout_fraction": 1.0},
         {"workers": 0},
-        {"vocab_size": 3},
+        {"vocab_size": 12},
         {"document_words": -1},
     ],
 )
