@@ -18,8 +18,8 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> Toke
     """Trains a vocabulary of at most `vocab_size` pieces on texts(), which is called twice and streamed.
 
     The same texts give the same vocabulary, ids included. [PAD] [UNK] [CLS] [SEP] [MASK] are ids 0 to 4. A
-    small text may give fewer pieces than asked: read the size from the result. Raises DataError if vocab_size is
-    too small for the single letters of the text.
+    small text may give fewer pieces than asked: read the size from the result. Raises DataError if vocab_size
+    is too small for the single letters of the text.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     raw: collections.Counter[str] = collections.Counter()
@@ -40,7 +40,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> Toke
     ]
     needed = len(SPECIAL_TOKENS) + len(inner) + len(kept)
     if vocab_size < needed:
-        raise DataError(f"vocab_size: expected at least {needed} for the letters of this text, found {vocab_size}")
+        raise DataError(f"vocab_size: expected at least {needed} for this text's letters, found {vocab_size}")
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizer
     trainer = trainers.WordPieceTrainer(
