@@ -360,7 +360,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
         {"heldout_fraction": 0.0},
         {"heldout_fraction": 1.0},
         {"workers": 0},
-        {"vocab_size": 10},
+        {"vocab_size": 5},
         {"document_words": -1},
     ],
 )
