@@ -71,9 +71,7 @@ class BatchStream:
         short_sequence_probability: float = 0.1,
         seed: int = 0,
     ) -> None:
-        _check(
-            batch_size, sequence_length, max_predictions, mask_probability, short_sequence_probability, seed
-        )
+        _check(batch_size, sequence_length, max_predictions, mask_probability, short_sequence_probability, seed)
         arrays = token_files.split(split)
         self.split = split
         self.batch_size = batch_size
@@ -100,9 +98,7 @@ class BatchStream:
         self._key = np.random.SeedSequence([used, SPLITS.index(split)]).generate_state(2, np.uint64)
         self._order = EpochOrder(self.sequences_per_epoch, self._key)
         special = token_files.special_ids()
-        self._pad, self._cls, self._sep, self._mask = (
-            special[f"[{n}]"] for n in ("PAD", "CLS", "SEP", "MASK")
-        )
+        self._pad, self._cls, self._sep, self._mask = (special[f"[{n}]"] for n in ("PAD", "CLS", "SEP", "MASK"))
         pieces = token_files.vocabulary()
         self._continues = np.array([whole_word and piece.startswith("##") for piece in pieces])
         self._replaceable = np.setdiff1d(np.arange(len(pieces)), list(special.values()))
@@ -153,9 +149,7 @@ class BatchStream:
     def _generator(self, example: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=self._key, counter=[0, example, 0, 0]))
 
-    def _layout(
-        self, chunk: int, generator: np.random.Generator
-    ) -> tuple[bool, tuple[int, int], tuple[int, int]]:
+    def _layout(self, chunk: int, generator: np.random.Generator) -> tuple[bool, tuple[int, int], tuple[int, int]]:
         """(B is random, token range of A, token range of B) of an example made from a chunk."""
         short, length, begin, cut, coin, other, place = generator.random(_DRAWS).tolist()
         most = self.sequence_length - 3

@@ -125,9 +125,7 @@ def _build(
     vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
 
     with _bar("tokens, shards", len(text_shards), progress) as bar:
-        token_shards = _tokenise(
-            text_shards, os.path.join(partial, "tokens"), tokenizer_path, below, workers, bar
-        )
+        token_shards = _tokenise(text_shards, os.path.join(partial, "tokens"), tokenizer_path, below, workers, bar)
     result = os.path.join(partial, "result")
     shutil.rmtree(result, ignore_errors=True)  # what a killed run left of this stage
     os.makedirs(result)
@@ -230,9 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training."
     )
-    parser.add_argument(
-        "--source", default="sotu", help=f"where the text comes from: {', '.join(source_names())}"
-    )
+    parser.add_argument("--source", default="sotu", help=f"where the text comes from: {', '.join(source_names())}")
     parser.add_argument("--out", default="data", help="folder for prepared text (default: data)")
     parser.add_argument(
         "--paths",
@@ -251,9 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--vocab-size", type=int, default=8192, help="word pieces to train (default: 8192)")
     parser.add_argument("--vocab-file", help="use this vocab.txt instead of training one")
-    parser.add_argument(
-        "--heldout-fraction", type=float, default=0.05, help="share of documents kept for evaluation"
-    )
+    parser.add_argument("--heldout-fraction", type=float, default=0.05, help="share of documents kept for evaluation")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--verify", action="store_true", help="check the result's checksums, too")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -72,11 +72,7 @@ def _is_end(paragraph: str, start: int, match: re.Match) -> bool:
         return False
     if word.lower() == "no":
         return not follower.isdigit()
-    if (
-        word.lower() in _EITHER
-        or "." in word
-        or (len(word) == 1 and word.isalpha() and word not in ("I", "a"))
-    ):
+    if word.lower() in _EITHER or "." in word or (len(word) == 1 and word.isalpha() and word not in ("I", "a")):
         return follower in _STARTERS
     # "1. The first point": a number that stands at the start of its sentence belongs to what follows
     return not (word.isdigit() and len(word) <= 2 and match.start() - len(word) <= start)

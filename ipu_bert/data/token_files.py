@@ -89,9 +89,7 @@ class TokenFiles:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: cannot be read as a manifest: {error!r}") from error
         if found != FORMAT:
-            raise DataError(
-                f"{path}: expected token file format {FORMAT}, found {found}; {AGAIN}"
-            )
+            raise DataError(f"{path}: expected token file format {FORMAT}, found {found}; {AGAIN}")
         for name, entry in names.items():
             _check_size(os.path.join(directory, name), entry["bytes"])
         return cls(directory, manifest)
@@ -104,9 +102,7 @@ class TokenFiles:
             _check_size(path, entry["bytes"])
             found = sha256_of(path)
             if found != entry["sha256"]:
-                raise DataError(
-                    f"{path}: expected sha256 {entry['sha256']}, found {found}; {AGAIN}"
-                )
+                raise DataError(f"{path}: expected sha256 {entry['sha256']}, found {found}; {AGAIN}")
 
     def split(self, name: str) -> Split:
         """The arrays of split "train" or "heldout", read-only."""

@@ -34,9 +34,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> Toke
     # merges by these numbers. Naming the pieces of one letter beforehand, in order, leaves it nothing to
     # choose.
     inner = [
-        f"##{c}"
-        for c in sorted(kept)
-        if len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f"a{c}a"))) == 1
+        f"##{c}" for c in sorted(kept) if len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f"a{c}a"))) == 1
     ]
     needed = len(SPECIAL_TOKENS) + len(inner) + len(kept)
     if vocab_size < needed:
@@ -67,9 +65,7 @@ def tokenizer_from_vocab(path: str) -> Tokenizer:
         raise DataError(f"{path}: cannot be read as a vocabulary: {error}") from error
     missing = [token for token in SPECIAL_TOKENS if token not in pieces]
     if missing:
-        raise DataError(
-            f"{path}: expected the special tokens {' '.join(SPECIAL_TOKENS)}, missing {' '.join(missing)}"
-        )
+        raise DataError(f"{path}: expected the special tokens {' '.join(SPECIAL_TOKENS)}, missing {' '.join(missing)}")
     twice = [piece for piece, count in collections.Counter(pieces).items() if count > 1]
     if twice:
         raise DataError(f"{path}: expected each piece once, found {twice[0]!r} more than once")

@@ -46,7 +46,6 @@ def texts(files: TokenFiles, split: str) -> list[list[str]]:
     """The sentences of each document as space-separated word pieces."""
     arrays, pieces = files.split(split), files.vocabulary()
     sentences = [
-        " ".join(pieces[t] for t in arrays.tokens[a:b])
-        for a, b in zip(arrays.sentences[:-1], arrays.sentences[1:])
+        " ".join(pieces[t] for t in arrays.tokens[a:b]) for a, b in zip(arrays.sentences[:-1], arrays.sentences[1:])
     ]
     return [sentences[a:b] for a, b in zip(arrays.documents[:-1], arrays.documents[1:])]

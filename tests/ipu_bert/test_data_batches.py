@@ -70,9 +70,7 @@ def test_chunks_by_hand() -> None:
     assert chunk_starts(sentences, documents, 1000).tolist() == [0, 5, 6, 10, 12]
 
 
-def test_chunks_cover_every_sentence_once(
-    files: TokenFiles, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_chunks_cover_every_sentence_once(files: TokenFiles, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     arrays = files.split("train")
     target = 5 + seed % 60
     starts = chunk_starts(arrays.sentences, arrays.documents, target)
@@ -92,18 +90,13 @@ def test_an_epoch_visits_every_chunk_once() -> None:
     assert [order[i] for i in range(50)] == epochs[0]
 
 
-def test_every_chunk_becomes_one_sequence_in_an_epoch(
-    files: TokenFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_chunk_becomes_one_sequence_in_an_epoch(files: TokenFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     layout = BatchStream._layout
     monkeypatch.setattr(BatchStream, "_layout", lambda self, c, g: (made.append(c), layout(self, c, g))[1])
     training = stream(files, batch_size=7)
     count = training.sequences_per_epoch
-    assert (
-        count
-        == len(chunk_starts(*(getattr(files.split("train"), n) for n in ("sentences", "documents")), 29)) - 1
-    )
+    assert count == len(chunk_starts(*(getattr(files.split("train"), n) for n in ("sentences", "documents")), 29)) - 1
     for index in range(2 * count // 7 + 1):
         training.batch(index)
     assert sorted(made[:count]) == sorted(made[count : 2 * count]) == list(range(count))
@@ -139,9 +132,7 @@ def test_shares_equal_taking_tokens_one_by_one(seed: int) -> None:
         assert shares(a, b, most) == tuple(left)
 
 
-def test_pairs_are_text_of_the_right_documents(
-    files: TokenFiles, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_pairs_are_text_of_the_right_documents(files: TokenFiles, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """A and B as token ranges: A in its chunk, B after it or from another document, never too long."""
     training = stream(files, seed=seed)
     arrays = files.split("train")
@@ -232,9 +223,7 @@ def test_whole_words_by_hand() -> None:
     def chosen(order: list, most: int, probability: float = 0.99) -> list:
         priority = np.zeros((1, 11))
         priority[0, order] = np.arange(1, 5) / 10
-        return np.nonzero(choose_tokens(starts, maskable, lengths, priority, most, probability)[0])[
-            0
-        ].tolist()
+        return np.nonzero(choose_tokens(starts, maskable, lengths, priority, most, probability)[0])[0].tolist()
 
     assert chosen([0, 1, 2, 3], 3) == [1, 2, 3]
     assert chosen([2, 0, 1, 3], 3) == [5, 6, 7]
@@ -284,9 +273,7 @@ def test_masks_of_many_batches(files: TokenFiles, seed: int, whole_word: bool) -
             hidden = np.zeros(WIDTH, bool)
             hidden[places] = True
             assert (inputs[row] == ids[row])[~hidden].all()
-            ranges = [
-                np.arange(1, WIDTH)[~np.isin(ids[row, 1:], special[2:4]) & (ids[row, 1:] != special[0])]
-            ]
+            ranges = [np.arange(1, WIDTH)[~np.isin(ids[row, 1:], special[2:4]) & (ids[row, 1:] != special[0])]]
             joined = [i for i in ranges[0] if continues[ids[row, i]] and ids[row, i - 1] not in special[2:4]]
             partial_words += sum(hidden[i] != hidden[i - 1] for i in joined)
             counts["all"] += len(places)
@@ -332,9 +319,7 @@ def test_a_batch_depends_on_nothing_but_its_index(files: TokenFiles) -> None:
         "print(hashlib.sha256(b''.join(getattr(b, n).numpy().tobytes() for n in names)).hexdigest())"
     )
     root = str(Path(__file__).resolve().parents[2])
-    other = subprocess.run(
-        [sys.executable, "-c", script, files.directory], cwd=root, capture_output=True, text=True
-    )
+    other = subprocess.run([sys.executable, "-c", script, files.directory], cwd=root, capture_output=True, text=True)
     assert other.stdout.strip() == alone, other.stderr
     assert fingerprint(training.batch(8)) != alone
 
@@ -375,9 +360,7 @@ def test_heldout_text_is_never_in_a_training_batch(monkeypatch: pytest.MonkeyPat
 def test_a_corpus_smaller_than_a_batch_is_refused(files: TokenFiles) -> None:
     held = stream(files, "heldout", batch_size=1).sequences_per_epoch
     stream(files, "heldout", batch_size=held)
-    with pytest.raises(
-        DataError, match=f"at least one batch of {held + 1} sequences .* split heldout, found {held}"
-    ):
+    with pytest.raises(DataError, match=f"at least one batch of {held + 1} sequences .* split heldout, found {held}"):
         stream(files, "heldout", batch_size=held + 1)
 
 

@@ -94,9 +94,7 @@ def test_real_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = {split: [" ".join(d) for d in texts(files, split)] for split in ("train", "heldout")}
     assert Counter(found["train"] + found["heldout"]) == encoded
     assert len(found["heldout"]) >= 2
-    assert (
-        "[UNK]" not in " ".join(found["train"]).split()
-    )  # the vocabulary has every letter of the training text
+    assert "[UNK]" not in " ".join(found["train"]).split()  # the vocabulary has every letter of the training text
     # the unigram cross-entropy again, with plain Python floats
     train, heldout = (Counter(" ".join(found[split]).split()) for split in ("train", "heldout"))
     total = sum(train.values()) + files.vocab_size - 4
@@ -123,9 +121,7 @@ def test_training_a_tokenizer_is_deterministic_and_bert_like(tmp_path: Path) -> 
         "print(hashlib.sha256(train_tokenizer(lambda: [t], 300).to_str().encode()).hexdigest())"
     )
     hashes = {
-        subprocess.run(
-            [sys.executable, "-c", script], input=lines, text=True, capture_output=True, check=True
-        ).stdout
+        subprocess.run([sys.executable, "-c", script], input=lines, text=True, capture_output=True, check=True).stdout
         for _ in range(3)
     }
     assert len(hashes) == 1
@@ -162,9 +158,7 @@ def test_bad_vocabularies_are_refused(tmp_path: Path, lines: list, message: str)
 # the split
 
 
-def test_the_same_text_is_never_in_both_splits(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
-) -> None:
+def test_the_same_text_is_never_in_both_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int) -> None:
     once = random_documents(seed, 60)
     documents = once + [text.upper().replace("\n\n", "\n\n\n") for text in once] + once[:7]
     files = prepared(monkeypatch, tmp_path, documents, heldout_fraction=0.3)
@@ -230,9 +224,7 @@ prepare("toy", out, vocab_size=300, heldout_fraction=0.2, workers=1, progress=Fa
 
 
 @pytest.mark.parametrize("stage", ["text", "tokens", "files", "manifest"])
-def test_a_killed_run_is_continued(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int, stage: str
-) -> None:
+def test_a_killed_run_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int, stage: str) -> None:
     here = os.path.dirname(data_corpora.__file__)
     path = os.pathsep.join([here, os.path.dirname(os.path.dirname(here))])
     killed = subprocess.run(
@@ -253,9 +245,7 @@ def test_a_killed_run_is_continued(
     documents = random_documents(seed, 60)
     again = prepared(monkeypatch, tmp_path / "killed", documents, shard_bytes=4000)
     assert not before & set(spooled)  # finished shards are not made again
-    total = len(
-        before | set(spooled) - {max(spooled, default="")}
-    )  # the last one spooled finds no document left
+    total = len(before | set(spooled) - {max(spooled, default="")})  # the last one spooled finds no document left
     assert len(tokenised) == {"text": total, "tokens": total - 2, "files": 0, "manifest": 0}[stage]
     whole = prepared(monkeypatch, tmp_path / "whole", documents)
     assert contents(again.directory) == contents(whole.directory)
@@ -289,9 +279,7 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TokenFiles:
     return prepared(monkeypatch, tmp_path, random_documents(2, 20))
 
 
-@pytest.mark.parametrize(
-    "name", ["train.tokens.bin", "heldout.sentences.bin", "train.documents.bin", "tokenizer.json"]
-)
+@pytest.mark.parametrize("name", ["train.tokens.bin", "heldout.sentences.bin", "train.documents.bin", "tokenizer.json"])
 def test_cut_and_missing_files_are_refused(files: TokenFiles, name: str) -> None:
     path = Path(files.directory, name)
     size = path.stat().st_size
