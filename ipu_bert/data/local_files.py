@@ -48,7 +48,7 @@ def find_files(paths: Iterable[str]) -> list[str]:
         for match in sorted(matches):
             if not match.endswith(SUFFIXES):
                 raise DataError(f"{match}: expected a file ending in {', '.join(SUFFIXES)}")
-            found[os.path.realpath(match)] = None
+            found[os.path.abspath(match)] = None
     return list(found)
 
 

@@ -33,7 +33,7 @@ from .source import Source, make_source, source_names
 from .token_files import FORMAT, MANIFEST, SPLITS, TOKENIZER, TokenFiles, sha256_of, split_files, token_dtype
 from .tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
 
-TOKENIZER_BYTES = 1 << 30  # a vocabulary needs no more text than this; the trainer's memory grows with its words
+TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
 NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -90,6 +90,7 @@ def prepare(
                 progress,
                 shard_bytes,
             )
+        shutil.rmtree(final + ".partial", ignore_errors=True)
     return TokenFiles.open(final)
 
 
@@ -105,14 +106,11 @@ def _build(
     shard_bytes: int,
 ) -> None:
     partial = final + ".partial"
-    result = os.path.join(partial, "result")
-    os.makedirs(result, exist_ok=True)
-
     with _bar("documents", None, progress) as bar:
         text_shards = shards.spool(source.documents(), os.path.join(partial, "text"), shard_bytes, bar.update)
     below = shards.heldout_below(text_shards, heldout_fraction)
 
-    tokenizer_path = os.path.join(result, TOKENIZER)
+    tokenizer_path = os.path.join(partial, TOKENIZER)
     if not os.path.exists(tokenizer_path):
         if vocab_file is not None:
             tokenizer = tokenizer_from_vocab(vocab_file)
@@ -128,9 +126,14 @@ def _build(
 
     with _bar("tokens, shards", len(text_shards), progress) as bar:
         token_shards = _tokenise(text_shards, os.path.join(partial, "tokens"), tokenizer_path, below, workers, bar)
+    result = os.path.join(partial, "result")
+    shutil.rmtree(result, ignore_errors=True)  # what a killed run left of this stage
+    os.makedirs(result)
     with _bar("writing, shards", len(SPLITS) * len(token_shards), progress) as bar:
         sizes, unigrams = shards.merge(token_shards, result, len(vocab), bar.update)
 
+    with shards.replacing(os.path.join(result, TOKENIZER)) as file, open(tokenizer_path, "rb") as trained:
+        file.write(trained.read())
     names = [TOKENIZER, *(name for split in SPLITS for name in split_files(split).values())]
     entries = shards.file_entries(result, names)
     manifest.update(
@@ -147,7 +150,6 @@ def _build(
     )
     shards.write_json(os.path.join(result, MANIFEST), manifest)
     os.replace(result, final)
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _tokenise(

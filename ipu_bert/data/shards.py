@@ -27,7 +27,7 @@ from .sentences import split_sentences
 from .token_files import OFFSETS, SPLITS, sha256_of, split_files, token_dtype
 from .tokenizer import load_tokenizer
 
-SHARD_BYTES = 8 << 20
+SHARD_BYTES = 4 << 20
 HASH_RANGE = 1 << 64
 Progress = Callable[[int], Any]  # is told how many more units are done
 
@@ -178,7 +178,9 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
     texts = list(read_shard(text_shard))
     sentences = [split_sentences(text) for text in texts]
     flat = [sentence for document in sentences for sentence in document]
-    encoded = iter([encoding.ids for encoding in tokenizer.encode_batch(flat, add_special_tokens=False)])
+    # older versions of tokenizers lack the fast one
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    encoded = iter([encoding.ids for encoding in encode(flat, add_special_tokens=False)])
     parts: dict[str, tuple[list[list[int]], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
     for text, document in zip(texts, sentences):
         ids = [piece for piece in itertools.islice(encoded, len(document)) if piece]

@@ -137,11 +137,11 @@ def group_rows(rows: Iterable[str], count: int) -> Iterator[str]:
         yield "\n".join(" ".join(row.split()) for row in group)
 
 
-def _hub(which: dict[str, str]) -> Iterable[dict[str, str]]:
+def _hub(which: dict[str, str]) -> Iterator[dict[str, str]]:
     from datasets import load_dataset
 
     try:
-        return load_dataset(streaming=True, **which)
+        yield from load_dataset(streaming=True, **which)
     except Exception as error:  # the hub client raises many kinds; all of them mean the same to the user
         raise DataError(
             f"cannot read dataset {which['path']!r} from the Hugging Face hub: {first_line(error)}"
