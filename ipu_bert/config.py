@@ -50,8 +50,17 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
     errors: list[str] = []
     for override in overrides:
         _override(tree, override, errors)
-    config = _build(tree, errors)
-    config.run.name = config.run.name or path.stem
+    return _checked(_build(tree, errors), path.stem, errors)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The checked config of nested plain values, as `as_dict` gives them."""
+    errors: list[str] = []
+    return _checked(_build(tree, errors), "run", errors)
+
+
+def _checked(config: Config, name: str, errors: list[str]) -> Config:
+    config.run.name = config.run.name or name
     config.run.dir = config.run.dir or str(Path("runs") / config.run.name)
     if not errors:
         _resolve(config)
@@ -140,7 +149,7 @@ def _override(tree: dict[str, Any], text: str, errors: list[str]) -> None:
         keys[name] = parsed
 
 
-def _build(tree: dict[str, Any], errors: list[str]) -> Config:
+def _build(tree: Mapping[str, Any], errors: list[str]) -> Config:
     config = Config()
     for section, values in tree.items():
         if not hasattr(config, section):

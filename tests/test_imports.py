@@ -15,7 +15,7 @@ LAYERS = [
     {"optim", "export", "report"},
     {"dynsparse", "checkpoint", "engines"},
     {"assemble", "run_folder"},
-    {"summary", "dry_run"},
+    {"summary", "dry_run", "export_run"},
     {"trainer"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
