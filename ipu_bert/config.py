@@ -25,6 +25,7 @@ import yaml
 
 from ipu_bert.data.source import source_names
 from ipu_bert.distribution import sparsity_by_weight
+from ipu_bert.dynsparse.grow import GROW_RULES
 from ipu_bert.settings import Config
 from ipu_bert.shape import encoder_weights
 from sparse_ops.pattern import block_count
@@ -298,6 +299,8 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
         yield f"{name}: expected a multiple of sparsity.block_size {sparsity.block_size}, found {size}"
     if not undivided:
         yield from _sparse_weight_checks(config)
+    if sparsity.growth not in GROW_RULES:
+        yield f"sparsity.growth: expected one of {', '.join(GROW_RULES)}, found {sparsity.growth!r}"
     if sparsity.method == "dynsparse":
         if sparsity.start >= sparsity.stop:
             yield f"sparsity.start: expected less than sparsity.stop {sparsity.stop}, found {sparsity.start}"
