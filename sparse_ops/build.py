@@ -1,7 +1,7 @@
-"""Compile the native kernels with the system's compiler, once, into a user cache; `python -m sparse_ops.build` does it ahead.
+"""Compile the native kernels with the system's compiler, once, into a cache; `python -m sparse_ops.build` does it ahead.
 
-The library is plain C++17 behind a C interface: it knows nothing of torch, so one build serves every torch. Its file
-name is a digest of the sources, the flags, the compiler's version and this processor's features, so that a change of any
+The library is plain C++17 behind a C interface: it knows nothing of torch, so one build serves every torch. Its
+file name is a digest of the sources, the flags, the compiler's version and this processor's features, so that a change of any
 makes a new file and nothing compiled for one processor is loaded on another.
 
 Environment: CXX the compiler (default: the first of g++, clang++, c++ found), SPARSE_OPS_CACHE the folder (default:
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Tuple
+from typing import Iterator, NamedTuple
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
 COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")
@@ -36,13 +36,13 @@ class Unit(NamedTuple):
 
     name: str
     source: str
-    flags: Tuple[str, ...]
+    flags: tuple[str, ...]
 
 
-def units() -> List[Unit]:
+def units() -> list[Unit]:
     """What the library is made of. The kernels are compiled once per instruction level, each in its own namespace."""
-    levels = [("portable", 4, ())]
-    common: Tuple[str, ...] = ()
+    levels: list[tuple[str, int, tuple[str, ...]]] = [("portable", 4, ())]
+    common: tuple[str, ...] = ()
     if _X86:
         common = ("-DSPARSE_OPS_X86",)
         wide = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
@@ -55,8 +55,8 @@ def units() -> List[Unit]:
     return [*made, Unit("api", "api.cpp", common), Unit("plan", "plan.cpp", common)]
 
 
-def find_compiler() -> List[str]:
-    """The compiler's command: CXX, or the first of g++, clang++, c++ on the path. Raises BuildError when there is none."""
+def find_compiler() -> list[str]:
+    """The compiler's command: CXX, or the first of g++, clang++, c++ found. Raises BuildError when there is none."""
     named = shlex.split(os.environ.get("CXX", ""))
     for command in [named] if named else [["g++"], ["clang++"], ["c++"]]:
         if shutil.which(command[0]):
@@ -98,7 +98,7 @@ def cache_folder() -> Path:
 
 
 def build() -> Path:
-    """The library's path, compiled now if it is not there. Safe when several processes do it at once. Raises BuildError."""
+    """The library's path, compiled now if not there. Safe when several processes do it at once. Raises BuildError."""
     path = library_path()
     if path.exists():
         return path

@@ -3,11 +3,11 @@
 Names: x [T, in], dy [T, out], values [nnz, b, b] in slot order, bias [out]; T tokens, b in {1, 4, 8, 16}; float32, or
 bfloat16 with sums in float32. Inputs need not be contiguous (a copy is made then); outputs are.
 
-Determinism: equal inputs give bit-equal results for a given thread count and instruction level. `forward` and `grad_input`
-are also equal across thread counts; `grad_values` is not, since each thread sums its own tokens.
+Determinism: equal inputs give bit-equal results for a given thread count and instruction level. `forward` and
+`grad_input` are also equal across thread counts; `grad_values` is not, since each thread sums its own tokens.
 
-Environment: SPARSE_OPS_LEVEL (avx512 | avx2 | portable) forces a lower instruction level; the default is the best that the
-processor has. Threads are torch's own (its OpenMP runtime, torch.get_num_threads() of them).
+Environment: SPARSE_OPS_LEVEL (avx512 | avx2 | portable) forces a lower instruction level; the default is the best that
+the processor has. Threads are torch's own (its OpenMP runtime, torch.get_num_threads() of them).
 """
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
 
 
 def grad_values(x: Tensor, dy: Tensor, index: BlockIndex, block_size: int) -> Tensor:
-    """dW = dY^T X at the existing blocks only: [nnz, b, b] in slot order, in x's dtype. Raises ValueError as `forward`."""
+    """dW = dY^T X at the existing blocks only: [nnz, b, b] in slot order, x's dtype. Raises ValueError as `forward`."""
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block size: expected one of {BLOCK_SIZES}, found {block_size}")
     n_rows, n_cols = index.grid
@@ -89,7 +89,14 @@ def grad_values(x: Tensor, dy: Tensor, index: BlockIndex, block_size: int) -> Te
 
 
 def _product(
-    x: Tensor, values: Tensor, bias: Tensor | None, n_out: int, transposed: bool, ptr: Tensor, slots: Tensor, other: Tensor
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    n_out: int,
+    transposed: bool,
+    ptr: Tensor,
+    slots: Tensor,
+    other: Tensor,
 ) -> Tensor:
     x, values = _contiguous(x), _contiguous(values)
     bias = None if bias is None else _contiguous(bias.float())

@@ -93,7 +93,8 @@ class _Case:
         for name, got, exact, size, n in zip(
             ("forward", "grad_input", "grad_values"), results, self.exact, self.size, self.terms
         ):
-            assert got.dtype == self.dtype and got.shape == exact.shape, name
+            assert got.dtype == self.dtype, name
+            assert got.shape == exact.shape, name
             unit = 2.0**-24
             bound = n * unit / (1 - n * unit) * size
             if self.dtype == torch.bfloat16:
@@ -115,7 +116,7 @@ def test_every_product_matches_float64(b: int, dtype: torch.dtype, level: str, s
 @pytest.mark.parametrize("b", BLOCK_SIZES)
 def test_threads_and_repetition(b: int, threads: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    uneven = torch.cat([torch.zeros(12, dtype=torch.int64), torch.arange(1, 13)])  # one block row holds half of the blocks
+    uneven = torch.cat([torch.zeros(12, dtype=torch.int64), torch.arange(1, 13)])  # row 0 holds half of them
     cols = torch.cat([torch.arange(12), torch.arange(12)])
     case = _Case(BlockPattern((13 * b, 12 * b), b, uneven.int(), cols.int()), 700, torch.float32, generator)
     first = case.results()
@@ -147,7 +148,8 @@ def test_no_tokens_and_no_blocks() -> None:
         assert torch.equal(y, case.bias.expand(5, -1))
         assert not dx.any()
         assert dw.shape == (0, b, b)
-        case = _Case(BlockPattern.random((2 * b, 3 * b), b, 0.0, torch.Generator()), 0, torch.float32, torch.Generator())
+        full = BlockPattern.random((2 * b, 3 * b), b, 0.0, torch.Generator())
+        case = _Case(full, 0, torch.float32, torch.Generator())
         y, dx, dw = case.results()
         assert y.shape == (0, 2 * b)
         assert dx.shape == (0, 3 * b)
@@ -194,9 +196,9 @@ def test_refusals() -> None:
         native.forward(x, torch.ones(3, 2, 2), index, None)
     with pytest.raises(ValueError, match=r"bias: expected \[8\]"):
         native.forward(x, values, index, torch.ones(12))
-    with pytest.raises(ValueError, match="found torch.float64"):
+    with pytest.raises(ValueError, match=r"found torch\.float64"):
         native.forward(x.double(), values.double(), index, None)
-    with pytest.raises(ValueError, match="expected torch.float32"):
+    with pytest.raises(ValueError, match=r"expected torch\.float32"):
         native.forward(x.bfloat16(), values, index, None)
     with pytest.raises(ValueError, match="CPU"):
         native.forward(x.to("meta"), values, index, None)
