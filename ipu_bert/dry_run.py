@@ -1,7 +1,8 @@
 """Everything about a run before it starts: model, sparsity, parameters, FLOPs, memory, steps and data."""
+
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any
 
 from ipu_bert import assemble
 from ipu_bert.config import Config
@@ -9,13 +10,14 @@ from ipu_bert.flops import actual_sparsity, block_total, encoder_flops, sequence
 from ipu_bert.footprint import memory_estimate, parameter_counts
 
 
-def plan(config: Config) -> Dict[str, Any]:
+def plan(config: Config) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
-    The vocabulary counts as large as the config asks for; a small corpus may give fewer pieces.
-    Raises ValueError where a weight cannot have its sparsity.
+    Until the corpus is prepared, its vocabulary counts as large as the config asks for.
+    Raises ValueError where a weight cannot have its sparsity, or a file that is to be read cannot be.
     """
-    shape = assemble.bert_shape(config, config.data.vocab_size)
+    folder, files = assemble.find_data(config)
+    shape = assemble.bert_shape(config, files.vocab_size if files else config.data.vocab_size)
     sparsity, block_size = assemble.weight_sparsity(config), config.sparsity.block_size
     data, train, model = config.data, config.train, config.model
     executed = actual_sparsity(assemble.weights(config), sparsity, block_size)
@@ -38,7 +40,13 @@ def plan(config: Config) -> Dict[str, Any]:
         "tokens": train.steps * train.batch_size * data.sequence_length,
         "learning_rate": assemble.learning_rate(config),
         "pattern_updates": sorted(updater.ratios) if updater else [],
-        "data": vars(data),
+        "data": {
+            **vars(data),
+            "vocab_size": shape.vocab_size,
+            "prepared": folder if files else None,
+            "splits": files.manifest["splits"] if files else None,
+            "unigram_entropy": files.unigram_entropy if files else None,
+        },
         "layers": [
             {
                 "name": weight.name,
@@ -53,7 +61,7 @@ def plan(config: Config) -> Dict[str, Any]:
     }
 
 
-def render(found: Dict[str, Any]) -> str:
+def render(found: dict[str, Any]) -> str:
     """The plan as text for a reader."""
     model, parameters, memory, data = found["model"], found["parameters"], found["memory"], found["data"]
     updates = found["pattern_updates"]
@@ -62,7 +70,7 @@ def render(found: Dict[str, Any]) -> str:
         f"feed-forward {model['intermediate_size']}, {model['heads']} heads, dropout {model['dropout']}",
         "",
         f"data        {data['source']} {data['path'] or ''}".rstrip()
-        + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}",
+        + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}; {_prepared(data)}",
         f"steps       {found['stop_at']:,} of {found['steps']:,}, {found['batch_size']} sequences each "
         f"({found['micro_batch_size']} at a time): {found['sequences']:,} sequences, {found['tokens']:,} tokens",
         f"learning    peak rate {found['learning_rate']:.3g}",
@@ -84,7 +92,14 @@ def render(found: Dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shorten(steps: List[int]) -> str:
+def _prepared(data: dict[str, Any]) -> str:
+    if not data["prepared"]:
+        return "not prepared yet"
+    training = data["splits"]["train"]
+    return f"{training['documents']:,} training documents, {training['tokens']:,} tokens in {data['prepared']}"
+
+
+def _shorten(steps: list[int]) -> str:
     shown = [f"{step:,}" for step in steps]
     return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", shown[-1]])
 

