@@ -202,8 +202,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     notes = [
         "",
         "x: times faster than our dense model in float32, in bfloat16. epsilon: time of a FLOP over a dense one's;",
-        "the sparse step wins below even (dense model of its size), below crit. (dense model of the paper's equal loss).",
-        "encoder: its weights, gradients and moments (live tensors, MB). peak: growth of a fresh process's memory (MB).",
+        "the sparse step wins below even (dense model of its size), below crit. (dense model of equal loss).",
+        "encoder: its weights, gradients and moments (live tensors, MB). peak: memory growth of a fresh process (MB).",
         "kept: samples, - those discarded because their threads had to wait; * too few were undisturbed, so the least",
         "disturbed ones count. transformers computes MLM logits at every position, the others at masked ones only.",
     ]
