@@ -17,6 +17,7 @@ LAYERS = [
     {"assemble", "run_folder"},
     {"summary", "dry_run", "export_run"},
     {"trainer"},
+    {"bench_models", "bench_memory", "bench_step"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 POPTORCH_FILES = {"sparse_ops/ipu.py", "ipu_bert/engines/ipu_engine.py"}
