@@ -1,0 +1,58 @@
+"""What pattern updates did to a layer: explored positions, age of blocks, new blocks removed again (Section 3.1)."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_ops.pattern import BlockPattern
+
+
+class LayerHistory:
+    """The record of one sparse weight; small next to the weight: a bit per block position and an int per slot."""
+
+    def __init__(self, pattern: BlockPattern) -> None:
+        self.positions = pattern.grid[0] * pattern.grid[1]
+        self.bitmap = torch.zeros((self.positions + 7) // 8, dtype=torch.uint8)  # a set bit: was active at any time
+        self.born = torch.zeros(pattern.nnz, dtype=torch.int32)  # the step after which each slot's block was put there
+        self.added = 0  # blocks put down by the last update
+        self._mark(pattern.keys())
+
+    @property
+    def explored_dof(self) -> float:
+        """Share of the dense tensor's positions that were active at any time: the paper's ratio of DOF covered."""
+        return int(np.unpackbits(self.bitmap.numpy()).sum()) / self.positions
+
+    def record(self, slots: Tensor, keys: Tensor, step: int, previous_step: int) -> float | None:
+        """Enter that `slots` moved to positions `keys` after `step`.
+
+        Returns the share of the previous update's new blocks that this one removed, None where there are none.
+        """
+        again = int((self.born[slots] == previous_step).sum())
+        removed_new = again / self.added if self.added else None
+        self._mark(keys)
+        self.born[slots] = step
+        self.added = slots.numel()
+        return removed_new
+
+    def mean_age(self, step: int) -> float:
+        """Mean number of steps since the present blocks were put down."""
+        return float((step - self.born).double().mean())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that resuming needs."""
+        return {"bitmap": self.bitmap, "born": self.born, "added": torch.tensor(self.added)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state; ValueError when it belongs to a layer of another size."""
+        for name in ("bitmap", "born"):
+            mine = getattr(self, name)
+            if state[name].shape != mine.shape:
+                found = list(state[name].shape)
+                raise ValueError(f"pattern history {name}: expected {list(mine.shape)}, found {found}")
+            mine.copy_(state[name])
+        self.added = int(state["added"])
+
+    def _mark(self, keys: Tensor) -> None:
+        positions = keys.numpy()
+        np.bitwise_or.at(self.bitmap.numpy(), positions >> 3, np.uint8(128) >> (positions & 7).astype(np.uint8))

@@ -1,0 +1,190 @@
+"""PatternUpdater: Algorithm 1's update, prune the smallest blocks and re-allocate them, slot by slot and in place."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ipu_bert.dynsparse.explored import LayerHistory
+from ipu_bert.dynsparse.grow import GROW_RULES, NEEDS_GRADIENT, FreePositions, GrowContext
+from ipu_bert.dynsparse.schedules import SCHEDULES
+from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.norms import GradientBlocks, block_norm
+from sparse_ops.pattern import BlockPattern, stable_seed
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What one update did to one weight."""
+
+    moved: int  # blocks
+    blocks: int
+    explored_dof: float
+    removed_new: float | None  # of the blocks the previous update added, the share this one removed
+    mean_age: float  # steps
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one update did; averages over layers as in the paper."""
+
+    step: int
+    update: int  # counted from 1
+    ratio: float  # pr(t)
+    layers: dict[str, LayerUpdate]
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain values for the metrics file."""
+        layers = list(self.layers.values())
+        moved, blocks = sum(x.moved for x in layers), sum(x.blocks for x in layers)
+        removed_new = [x.removed_new for x in layers if x.removed_new is not None]
+        return {
+            "update": self.update,
+            "ratio": self.ratio,
+            "moved": moved,
+            "blocks": blocks,
+            "churn": moved / blocks,
+            "explored_dof": sum(x.explored_dof for x in layers) / len(layers),
+            "removed_new": sum(removed_new) / len(removed_new) if removed_new else None,
+            "mean_age": sum(x.mean_age for x in layers) / len(layers),
+            "layers": {name: dict(vars(x)) for name, x in self.layers.items()},
+        }
+
+
+class PatternUpdater:
+    """Decides when patterns change and changes them; the same on every rank for the same (seed, step, layer name).
+
+    updates: n of Algorithm 1; the run is cut into n parts and patterns change between them, n - 1 times.
+    total_steps: T of the full run. pruning_ratio: pr, the first ratio; `schedule` lets it decay.
+    start, stop: share of the run between which the updates are spread. growth: name of a rule in grow.py.
+    norm: p of Eq. 1. allow_removed: whether a block may return to a position that the same update pruned.
+    """
+
+    def __init__(
+        self,
+        *,
+        updates: int,
+        total_steps: int,
+        pruning_ratio: float,
+        seed: int,
+        schedule: str = "cosine",
+        growth: str = "random",
+        norm: float = 1.0,
+        allow_removed: bool = False,
+        start: float = 0.0,
+        stop: float = 1.0,
+    ) -> None:
+        self._seed, self._norm, self._allow_removed = seed, norm, allow_removed
+        self._rule = GROW_RULES[growth]
+        self.needs_gradient = growth in NEEDS_GRADIENT
+        factor = SCHEDULES[schedule]
+        span = (stop - start) * total_steps
+        self.ratios = {  # step after which an update happens -> pr(t)
+            round(start * total_steps + k * span / updates): pruning_ratio * factor(k / updates)
+            for k in range(1, updates)
+        }
+        self.done = 0
+        self._previous_step = 0
+        self._history: dict[str, LayerHistory] = {}
+
+    def is_due(self, step: int) -> bool:
+        """Whether patterns change after this step (steps count from 1)."""
+        return step in self.ratios
+
+    def blocks_to_move(self, blocks: int, step: int) -> int:
+        """How many of a segment's blocks the update after `step` prunes: pr(t) of them, to the nearest whole block."""
+        return int(self.ratios[step] * blocks + 0.5)
+
+    def track(self, layers: Mapping[str, BlockSparseLinear]) -> None:
+        """Begin the record of explored positions with the patterns at the start of training."""
+        self._history = {name: LayerHistory(layer.pattern) for name, layer in layers.items()}
+
+    @torch.no_grad()
+    def update(
+        self,
+        layers: Mapping[str, BlockSparseLinear],
+        moments: Mapping[str, Sequence[Tensor]],
+        step: int,
+        gradients: Mapping[str, GradientBlocks] | None = None,
+    ) -> UpdateReport:
+        """Prune and re-allocate in every layer; new blocks and their moments start at zero.
+
+        moments: per layer the optimizer's tensors [nnz, b, b] that belong to `values`. gradients: per layer what the
+        growth rule needs of the dense gradient. Raises ValueError when a weight is not finite; then nothing changed.
+        """
+        for name, layer in layers.items():
+            if not bool(torch.isfinite(layer.values).all()):
+                raise ValueError(f"pattern update after step {step}: {name}.values has NaN or inf, expected finite numbers")
+        reports = {}
+        for name, layer in layers.items():
+            gradient = gradients[name] if gradients is not None else None
+            slots, keys = self._choose(name, layer, step, gradient)
+            n_cols = layer.pattern.grid[1]
+            layer.reallocate(slots, keys // n_cols, keys % n_cols)
+            for moment in moments[name]:
+                moment[slots] = 0.0
+            history = self._history[name]
+            removed_new = history.record(slots, keys, step, self._previous_step)
+            reports[name] = LayerUpdate(
+                slots.numel(), layer.values.shape[0], history.explored_dof, removed_new, history.mean_age(step)
+            )
+        self.done += 1
+        self._previous_step = step
+        return UpdateReport(step, self.done, self.ratios[step], reports)
+
+    def _choose(
+        self, name: str, layer: BlockSparseLinear, step: int, gradient: GradientBlocks | None
+    ) -> tuple[Tensor, Tensor]:
+        """The slots to prune and the positions they move to; int64 [n] each."""
+        pattern, norms = layer.pattern, block_norm(layer.values, self._norm).cpu()
+        keys, of_segment = pattern.keys(), pattern.slot_segments()
+        positions = pattern.grid[0] * pattern.grid[1] // pattern.segments
+        generator = torch.Generator().manual_seed(stable_seed(self._seed, step, name))
+        all_slots: list[Tensor] = []
+        all_keys: list[Tensor] = []
+        for segment in range(pattern.segments):
+            offset = segment * positions
+            slots = (of_segment == segment).nonzero().flatten()
+            slots = slots[keys[slots].argsort()]  # equal norms are pruned in row-major order, whatever the slots' order
+            count = self.blocks_to_move(slots.numel(), step)
+            if not self._allow_removed:
+                count = min(count, positions - slots.numel())
+            order = norms[slots].argsort(stable=True)
+            pruned, kept = slots[order[:count]], slots[order[count:]]
+            taken = keys[kept if self._allow_removed else slots].sort().values - offset
+            free = FreePositions(taken, positions)
+            context = _context(generator, gradient, pattern, pruned, offset, positions)
+            all_slots.append(pruned)
+            all_keys.append(self._rule(free, count, context) + offset)
+        return torch.cat(all_slots), torch.cat(all_keys)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The record so far, as flat tensors."""
+        state = {f"{name}.{key}": x for name, h in self._history.items() for key, x in h.state_dict().items()}
+        return {**state, "done": torch.tensor(self.done), "previous_step": torch.tensor(self._previous_step)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue a record; `track` must have been called with layers of the same sizes."""
+        for name, history in self._history.items():
+            history.load_state_dict({key: state[f"{name}.{key}"] for key in history.state_dict()})
+        self.done, self._previous_step = int(state["done"]), int(state["previous_step"])
+
+
+def _context(
+    generator: torch.Generator,
+    gradient: GradientBlocks | None,
+    pattern: BlockPattern,
+    pruned: Tensor,
+    offset: int,
+    positions: int,
+) -> GrowContext:
+    """What the rule may use: with a gradient, the best free positions of the segment and the ones just pruned."""
+    if gradient is None:
+        return GrowContext(generator)
+    n_cols = pattern.grid[1]
+    candidates = torch.cat([gradient.rows * n_cols + gradient.cols, pattern.keys()[pruned]]) - offset
+    norms = torch.cat([gradient.norms, gradient.active[pruned]])
+    inside = (candidates >= 0) & (candidates < positions)
+    return GrowContext(generator, candidates[inside], norms[inside])

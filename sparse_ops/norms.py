@@ -1,0 +1,57 @@
+"""Importance of blocks: norms of the weights (Eq. 1), and the dense gradient's largest blocks without forming it."""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparse_ops.pattern import BlockPattern
+from sparse_ops.reference import dense_gradient_strip, strips
+
+NORMS = (1.0, 2.0, math.inf)
+
+
+def block_norm(values: Tensor, p: float) -> Tensor:
+    """L^p norm of each block, p in {1, 2, inf} (Eq. 1). values [..., b, b] of any floating dtype -> float32 [...]."""
+    if p not in NORMS:
+        raise ValueError(f"block norm: expected p = 1, 2 or inf, found {p}")
+    return torch.linalg.vector_norm(values, ord=p, dim=(-2, -1), dtype=torch.float32)
+
+
+class GradientBlocks(NamedTuple):
+    """The free positions with the largest dense gradient, and the gradient's norm at every block that exists."""
+
+    rows: Tensor  # int64 [n], block row
+    cols: Tensor  # int64 [n], block column
+    norms: Tensor  # float32 [n]
+    active: Tensor  # float32 [nnz], in slot order
+
+
+def largest_gradient_blocks(x: Tensor, dy: Tensor, pattern: BlockPattern, count: int, p: float) -> GradientBlocks:
+    """The `count` free positions of each segment where the dense gradient dY^T X has the largest block norm.
+
+    x [T, in], dy [T, out]. This is what gradient growth (RigL) needs. The dense gradient is computed strip by strip and
+    only the best candidates are kept, so memory stays at a strip plus O(count + nnz) even with 1x1 blocks.
+    """
+    b, index = pattern.block_size, pattern.index()
+    active = torch.zeros(pattern.nnz)
+    best = [torch.empty(0) for _ in range(pattern.segments)]
+    keys = [torch.empty(0, dtype=torch.int64) for _ in range(pattern.segments)]
+    n_cols = pattern.grid[1]
+    segment_rows = pattern.grid[0] // pattern.segments
+    for strip in strips(index, b, pattern.segments):
+        norms = block_norm(dense_gradient_strip(x, dy, strip, b), p)
+        rows, cols = index.rows[strip.slots].long() - strip.first_row, index.cols[strip.slots].long()
+        active[strip.slots] = norms[rows, cols]
+        norms[rows, cols] = -1.0  # below every norm: taken positions are no candidates
+        segment = strip.first_row // segment_rows
+        candidates = torch.cat([best[segment], norms.flatten()])
+        strip_keys = torch.arange(strip.n_rows * n_cols) + strip.first_row * n_cols
+        candidate_keys = torch.cat([keys[segment], strip_keys])
+        top = candidates.topk(min(count, candidates.numel())).indices
+        top = top[candidates[top] >= 0]
+        best[segment], keys[segment] = candidates[top], candidate_keys[top]
+    found = torch.cat(keys)
+    return GradientBlocks(found // n_cols, found % n_cols, torch.cat(best), active)
