@@ -116,7 +116,7 @@ class PatternUpdater:
         """
         for name, layer in layers.items():
             if not bool(torch.isfinite(layer.values).all()):
-                raise ValueError(f"pattern update after step {step}: {name}.values has NaN or inf, expected finite numbers")
+                raise ValueError(f"pattern update after step {step}: {name}.values: expected finite, found NaN or inf")
         reports = {}
         for name, layer in layers.items():
             gradient = gradients[name] if gradients is not None else None

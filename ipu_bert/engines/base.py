@@ -1,0 +1,82 @@
+"""What every engine offers: run a step, evaluate, and let the host read and write what lives on the device."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ContextManager, Dict, Mapping, Protocol, Sequence
+
+from torch import Tensor
+
+from ipu_bert.data.batches import Batch
+from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.norms import GradientBlocks
+
+TensorGroups = Dict[str, Dict[str, Tensor]]  # "model", "optimizer", "random" -> tensors by name
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient became NaN or infinite; the weights are those of the step before."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step: mean losses in nats over the step's labels, before the update."""
+
+    mlm_loss: float
+    nsp_loss: float
+    grad_norm: float  # before clipping
+    lr: float
+    gradients: Dict[str, GradientBlocks] | None = None  # per sparse layer, when they were asked for
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Sums over one batch, so that batches can be added up."""
+
+    mlm_sum: float  # nats
+    mlm_count: int  # labels
+    mlm_correct: int
+    nsp_sum: float
+    nsp_count: int
+    nsp_correct: int
+
+    def __add__(self, other: EvalResult) -> EvalResult:
+        return EvalResult(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+
+    def means(self) -> Dict[str, float]:
+        """Mean losses and accuracies."""
+        return {
+            "mlm_loss": self.mlm_sum / self.mlm_count,
+            "nsp_loss": self.nsp_sum / self.nsp_count,
+            "mlm_accuracy": self.mlm_correct / self.mlm_count,
+            "nsp_accuracy": self.nsp_correct / self.nsp_count,
+        }
+
+
+@dataclass(frozen=True)
+class HostState:
+    """Sparse layers and, per layer, the optimizer's tensors [nnz, b, b] of its values, on the host."""
+
+    layers: Mapping[str, BlockSparseLinear]
+    moments: Mapping[str, Sequence[Tensor]]
+
+
+class Engine(Protocol):
+    """How a step runs and where the weights live."""
+
+    def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
+        """One optimizer step. With `gradient_counts` also the dense gradient's largest free blocks, as many a segment.
+
+        Raises NonFiniteError, the weights untouched, when a loss or the gradient is not finite.
+        """
+
+    def eval_step(self, batch: Batch) -> EvalResult:
+        """Losses of a batch without dropout; changes nothing."""
+
+    def host_state(self) -> ContextManager[HostState]:
+        """A context in which slots' values, moments and positions can be read and written; pushes what changed."""
+
+    def state(self) -> TensorGroups:
+        """Everything a checkpoint needs, in canonical slots."""
+
+    def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """Continue after `step`; ValueError when the tensors are those of another model."""

@@ -1,0 +1,176 @@
+"""The engine for CPUs: eager torch, AdamW, and weights that are the live tensors."""
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from ipu_bert.data.batches import Batch
+from ipu_bert.engines.base import EvalResult, HostState, NonFiniteError, StepResult, TensorGroups
+from ipu_bert.engines.gradients import record_gradient_blocks
+from ipu_bert.metrics import Stopwatch
+from ipu_bert.model import IGNORED_LABEL, BertForPreTraining, pretraining_losses, sparse_layers
+from ipu_bert.optim import adamw, group_lasso_, parameter_groups
+from ipu_bert.precision import Precision
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class TorchEngine:
+    """Runs micro-batches forward and backward, adds up gradients, clips, and steps AdamW.
+
+    The losses of a step are means over the step's own labels, so cutting it into micro-batches changes nothing but
+    rounding. lr: peak learning rate; schedule: its factor after so many steps; clip_norm 0: no clipping.
+    """
+
+    def __init__(
+        self,
+        model: BertForPreTraining,
+        *,
+        lr: float,
+        schedule: Callable[[int], float],
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        group_lasso: float,
+        clip_norm: float,
+        micro_batch_size: int,
+        precision: Precision,
+        block_norm: float,
+        seed: int,
+        timer: Stopwatch,
+    ) -> None:
+        self.model = model
+        self._layers = dict(sparse_layers(model))
+        self._parameters = dict(model.named_parameters())
+        self._optimizer = adamw(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps)
+        self._schedule = schedule
+        self._scheduler = LambdaLR(self._optimizer, schedule)
+        self._group_lasso, self._clip_norm = group_lasso, clip_norm or math.inf
+        self._micro_batch_size, self._precision, self._block_norm = micro_batch_size, precision, block_norm
+        self._timer = timer
+        torch.manual_seed(seed)  # dropout draws from torch's own generator
+
+    def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
+        """See Engine. The gradient for growth is that of the step's last micro-batch."""
+        self.model.train()
+        labels = max(1, int((batch.masked_labels != IGNORED_LABEL).sum()))
+        sequences = batch.input_ids.shape[0]
+        mlm_loss = nsp_loss = 0.0
+        gradients = None
+        micro_batches = _split(batch, self._micro_batch_size)
+        for number, micro in enumerate(micro_batches, 1):
+            recording: ContextManager[Any] = nullcontext()
+            if gradient_counts is not None and number == len(micro_batches):
+                recording = record_gradient_blocks(self._layers, gradient_counts, self._block_norm)
+            with recording as gradients:
+                with self._timer("forward"):
+                    losses = self._losses(micro)
+                    mlm, nsp = losses.mlm_sum / labels, losses.nsp_sum / sequences
+                mlm_loss, nsp_loss = mlm_loss + mlm.item(), nsp_loss + nsp.item()
+                if not math.isfinite(mlm_loss + nsp_loss):
+                    self._optimizer.zero_grad()
+                    raise NonFiniteError(f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})")
+                with self._timer("backward"):
+                    ((mlm + nsp) * self._precision.loss_scale).backward()
+        with self._timer("optimizer"):
+            lr, grad_norm = self._scheduler.get_last_lr()[0], self._update_weights()
+        return StepResult(mlm_loss, nsp_loss, grad_norm, lr, gradients)
+
+    def _losses(self, batch: Batch) -> Any:
+        with self._precision.autocast():
+            mlm_logits, nsp_logits = self.model(
+                batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
+            )
+        return pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
+
+    def _update_weights(self) -> float:
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        if self._precision.loss_scale != 1.0:
+            torch._foreach_div_(gradients, self._precision.loss_scale)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_norm))
+        if not math.isfinite(norm):
+            self._optimizer.zero_grad()
+            raise NonFiniteError(f"gradient norm became {norm}")
+        if self._group_lasso:
+            lr = self._scheduler.get_last_lr()[0]
+            group_lasso_((layer.values for layer in self._layers.values()), lr, self._group_lasso)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._scheduler.step()
+        return norm
+
+    @torch.no_grad()
+    def eval_step(self, batch: Batch) -> EvalResult:
+        """See Engine."""
+        self.model.eval()
+        with self._precision.autocast():
+            mlm_logits, nsp_logits = self.model(
+                batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
+            )
+        losses = pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
+        return EvalResult(
+            losses.mlm_sum.item(),
+            int(losses.mlm_count),
+            int((mlm_logits.argmax(-1) == batch.masked_labels).sum()),
+            losses.nsp_sum.item(),
+            batch.next_sentence_labels.numel(),
+            int((nsp_logits.argmax(-1) == batch.next_sentence_labels).sum()),
+        )
+
+    @contextmanager
+    def host_state(self) -> Iterator[HostState]:
+        """The live tensors: what is written here is what the next step uses."""
+        moments = {
+            name: [self._moments(layer.values)[key] for key in MOMENTS] for name, layer in self._layers.items()
+        }
+        yield HostState(self._layers, moments)
+
+    def _moments(self, parameter: Tensor) -> Dict[str, Tensor]:
+        """The optimizer's state of a parameter, made as AdamW would make it where no step has been taken yet."""
+        state = self._optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state.update({key: torch.zeros_like(parameter) for key in MOMENTS})
+        return state
+
+    def state(self) -> TensorGroups:
+        """See Engine: parameters and positions, moments, the step AdamW counts, and torch's generator."""
+        moments = {
+            f"{key}.{name}": self._moments(parameter)[key]
+            for name, parameter in self._parameters.items()
+            for key in MOMENTS
+        }
+        return {
+            "model": {name: tensor.detach() for name, tensor in self.model.state_dict().items()},
+            "optimizer": moments,
+            "random": {"torch": torch.get_rng_state()},
+        }
+
+    def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """See Engine."""
+        wanted = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in groups["model"].items()}
+        for name in sorted(set(wanted) | set(found)):
+            if wanted.get(name) != found.get(name):
+                expected, got = (list(x[name]) if name in x else "no such tensor" for x in (wanted, found))
+                raise ValueError(f"{name}: expected {expected} as in this config's model, found {got}")
+        self.model.load_state_dict(groups["model"])
+        for name, parameter in self._parameters.items():
+            state = self._moments(parameter)
+            state["step"].fill_(step)
+            for key in MOMENTS:
+                state[key].copy_(groups["optimizer"][f"{key}.{name}"])
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        self._scheduler = LambdaLR(self._optimizer, self._schedule, last_epoch=step - 1)
+        torch.set_rng_state(groups["random"]["torch"])
+
+
+def _split(batch: Batch, size: int) -> list[Batch]:
+    parts = (tensor.split(size) for tensor in vars(batch).values())
+    return [Batch(*tensors) for tensors in zip(*parts)]

