@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Dict, List, Sequence
+from typing import Sequence
 
 from ipu_bert.shape import EncoderWeight
 
 DISTRIBUTIONS = ("uniform", "erdos_renyi_kernel")
 
 
-def match_weights(weights: Sequence[EncoderWeight], patterns: Sequence[str]) -> List[EncoderWeight]:
+def match_weights(weights: Sequence[EncoderWeight], patterns: Sequence[str]) -> list[EncoderWeight]:
     """Weights whose name matches any shell pattern (``*``, ``?``, ``[..]``) of ``patterns``, in their own
     order.
 
@@ -22,9 +22,7 @@ def match_weights(weights: Sequence[EncoderWeight], patterns: Sequence[str]) -> 
     for pattern in patterns:
         if not any(fnmatchcase(weight.name, pattern) for weight in weights):
             names = ", ".join(weight.name for weight in weights[:4])
-            raise ValueError(
-                f"sparse layers: pattern {pattern!r} matches no encoder weight; names look like {names}"
-            )
+            raise ValueError(f"sparse layers: pattern {pattern!r} matches no encoder weight; names look like {names}")
     return [weight for weight in weights if any(fnmatchcase(weight.name, pattern) for pattern in patterns)]
 
 
@@ -33,7 +31,7 @@ def sparsity_by_weight(
     sparsity: float,
     distribution: str = "uniform",
     patterns: Sequence[str] = ("*",),
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """Sparsity of every weight that ``patterns`` names; weights left out of the answer are dense.
 
     ``uniform`` gives each weight the same sparsity (the paper, Section 2.1). ``erdos_renyi_kernel`` (RigL,
@@ -52,12 +50,10 @@ def sparsity_by_weight(
         return {weight.name: sparsity for weight in chosen}
     if distribution == "erdos_renyi_kernel":
         return _erdos_renyi_kernel(chosen, sparsity)
-    raise ValueError(
-        f"sparsity distribution: expected one of {', '.join(DISTRIBUTIONS)}, found {distribution!r}"
-    )
+    raise ValueError(f"sparsity distribution: expected one of {', '.join(DISTRIBUTIONS)}, found {distribution!r}")
 
 
-def _erdos_renyi_kernel(weights: Sequence[EncoderWeight], sparsity: float) -> Dict[str, float]:
+def _erdos_renyi_kernel(weights: Sequence[EncoderWeight], sparsity: float) -> dict[str, float]:
     budget = (1.0 - sparsity) * sum(weight.size for weight in weights)
     # density = scale * ratio, so a weight's non-zeros are scale * ratio * size.
     ratio = {
@@ -66,7 +62,7 @@ def _erdos_renyi_kernel(weights: Sequence[EncoderWeight], sparsity: float) -> Di
     }
     size = {weight.name: weight.size for weight in weights}
     free = list(ratio)
-    full: List[str] = []
+    full: list[str] = []
     scale = 0.0
     while free:
         left = budget - sum(size[name] for name in full)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Callable, List, Mapping, NamedTuple, Tuple
+from typing import Callable, Mapping, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +62,7 @@ def dense_linear(name: str, in_features: int, out_features: int, segments: int) 
     return nn.Linear(in_features, out_features)
 
 
-def sparse_linear(
-    block_size: int, sparsity: Mapping[str, float], seed: int, kernel: str = "auto"
-) -> LinearFactory:
+def sparse_linear(block_size: int, sparsity: Mapping[str, float], seed: int, kernel: str = "auto") -> LinearFactory:
     """LinearFactory of the sparse model: block-sparse where ``sparsity[name]`` is above 0, else dense.
 
     The random pattern of a weight depends on (seed, name) alone, so every rank and every machine draws the
@@ -99,14 +97,17 @@ class Embeddings(nn.Module):
 
     def __init__(self, shape: BertShape) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        # As in Hugging Face, looking up [PAD] (id 0) sends no gradient to its row; the tied decoder still does.
+        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size, padding_idx=0)
         self.position_embeddings = nn.Embedding(shape.max_positions, shape.hidden_size)
         self.token_type_embeddings = nn.Embedding(shape.type_vocab, shape.hidden_size)
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        length = input_ids.shape[1]
+        length, positions = input_ids.shape[1], self.position_embeddings.num_embeddings
+        if length > positions:
+            raise ValueError(f"sequence length: expected at most the model's {positions} positions, found {length}")
         embedded = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
         embedded = embedded + self.position_embeddings.weight[:length]
         return self.dropout(self.LayerNorm(embedded))
@@ -180,9 +181,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(
-            EncoderLayer(shape, f"{name}.layer.{i}", linear) for i in range(shape.layers)
-        )
+        self.layer = nn.ModuleList(EncoderLayer(shape, f"{name}.layer.{i}", linear) for i in range(shape.layers))
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
         for layer in self.layer:
@@ -208,9 +207,7 @@ class Bert(nn.Module):
         self.encoder = Encoder(shape, "bert.encoder", linear)
         self.pooler = Pooler(shape)
 
-    def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor
-    ) -> Tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         key_mask = attention_mask.to(torch.bool)[:, None, None, :]
         hidden = self.encoder(self.embeddings(input_ids, token_type_ids), key_mask)
         return hidden, self.pooler(hidden)
@@ -262,9 +259,7 @@ class BertForPreTraining(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Draw every parameter anew, in place; patterns stay."""
-        norms = {
-            id(p) for m in self.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
-        }
+        norms = {id(p) for m in self.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith("bias"):
@@ -272,13 +267,11 @@ class BertForPreTraining(nn.Module):
                 elif id(parameter) in norms:
                     parameter.fill_(1.0)
                 else:
-                    truncated_normal_(
-                        parameter, self.shape.initializer_range, named_generator(seed, f"init/{name}")
-                    )
+                    truncated_normal_(parameter, self.shape.initializer_range, named_generator(seed, f"init/{name}"))
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_positions: Tensor
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Logits of both heads, the MLM head at the masked positions only.
 
         Args:
@@ -291,9 +284,7 @@ class BertForPreTraining(nn.Module):
             mlm_logits [B, P, V], nsp_logits [B, 2] (class 0: the second part follows the first).
         """
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
-        masked = hidden.gather(
-            1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        )  # [B, P, H]
+        masked = hidden.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))  # [B, P, H]
         mlm_logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight)
         return mlm_logits, self.cls.seq_relationship(pooled)
 
@@ -335,6 +326,6 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def sparse_layers(model: nn.Module) -> List[Tuple[str, BlockSparseLinear]]:
+def sparse_layers(model: nn.Module) -> list[tuple[str, BlockSparseLinear]]:
     """(name, layer) of every block-sparse layer, in order of definition."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, BlockSparseLinear)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from sparse_ops.linear import BlockSparseLinear
 # Best learning rate of each dense model on the paper's grid (Table A.11). Medium is a tie at 2e-4 and 4e-4
 # (MLM 2.115 and 2.116); the paper takes 2e-4. Tiny is not in the table: dense_learning_rate gives 2.16e-3 for
 # it, whose nearest point on the paper's grid 1e-4 * 2^m is this.
-DENSE_OPTIMA: Dict[str, float] = {"tiny": 1.6e-3, "mini": 8e-4, "small": 4e-4, "medium": 2e-4, "base": 2e-4}
+DENSE_OPTIMA: dict[str, float] = {"tiny": 1.6e-3, "mini": 8e-4, "small": 4e-4, "medium": 2e-4, "base": 2e-4}
 
 # Standard deviation that the paper initialises weights with; also the scale of its group lasso (Eq. 2).
 WEIGHT_STD = 0.02
@@ -72,8 +72,8 @@ def constant_schedule(warmup_steps: int = 0) -> Callable[[int], float]:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float = 0.01, sparse_weight_decay: Optional[float] = None
-) -> List[Dict[str, Any]]:
+    model: nn.Module, weight_decay: float = 0.01, sparse_weight_decay: float | None = None
+) -> list[dict[str, Any]]:
     """Groups for torch.optim.AdamW: ``sparse`` values, other weight matrices (``dense``), and ``no_decay``.
 
     Decay applies to weight matrices, sparse ones included, and to no bias and no LayerNorm. Each parameter is
@@ -84,8 +84,8 @@ def parameter_groups(
         weight_decay: decoupled, of dense and sparse weights.
         sparse_weight_decay: of sparse values if not the same (the paper tunes it alone, Figure 6).
     """
-    sparse: Set[int] = set()
-    norms: Set[int] = set()
+    sparse: set[int] = set()
+    norms: set[int] = set()
     for module in model.modules():
         if isinstance(module, BlockSparseLinear):
             sparse.add(id(module.values))
@@ -96,7 +96,7 @@ def parameter_groups(
         "dense": weight_decay,
         "no_decay": 0.0,
     }
-    members: Dict[str, List[Tuple[str, nn.Parameter]]] = {group: [] for group in decay}
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {group: [] for group in decay}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -120,7 +120,7 @@ def parameter_groups(
 
 
 def adamw(
-    groups: List[Dict[str, Any]], lr: float, betas: Tuple[float, float] = (0.9, 0.999), eps: float = 1e-6
+    groups: list[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6
 ) -> torch.optim.AdamW:
     """AdamW over ``parameter_groups``, in torch's fused form where it has one.
 

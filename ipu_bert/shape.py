@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class BertShape:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        errors: List[str] = []
+        errors: list[str] = []
         for name in (
             "layers",
             "hidden_size",
@@ -41,9 +40,7 @@ class BertShape:
             if getattr(self, name) < 1:
                 errors.append(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.heads >= 1 and self.hidden_size % self.heads:
-            errors.append(
-                f"hidden_size must be a multiple of heads, found {self.hidden_size} and {self.heads}"
-            )
+            errors.append(f"hidden_size must be a multiple of heads, found {self.hidden_size} and {self.heads}")
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 errors.append(f"{name} must be in [0, 1), found {getattr(self, name)}")
@@ -59,7 +56,7 @@ class EncoderWeight:
     """One fully connected encoder weight: ``shape`` is (out, in); ``segments`` equal row parts are pruned apart."""
 
     name: str
-    shape: Tuple[int, int]
+    shape: tuple[int, int]
     segments: int = 1
 
     @property
@@ -68,13 +65,13 @@ class EncoderWeight:
         return self.shape[0] * self.shape[1]
 
     @property
-    def segment_shape(self) -> Tuple[int, int]:
+    def segment_shape(self) -> tuple[int, int]:
         """(out, in) of one segment: what the paper calls a weight tensor."""
         return self.shape[0] // self.segments, self.shape[1]
 
 
-def encoder_weights(layers: int, hidden_size: int, intermediate_size: int) -> List[EncoderWeight]:
-    """Every weight that the paper sparsifies, in order of use; query, key and value are one weight of three segments."""
+def encoder_weights(layers: int, hidden_size: int, intermediate_size: int) -> list[EncoderWeight]:
+    """Every weight the paper sparsifies, in order of use; query, key and value are one weight of 3 segments."""
     found = []
     for i in range(layers):
         layer = f"bert.encoder.layer.{i}"
@@ -88,7 +85,7 @@ def encoder_weights(layers: int, hidden_size: int, intermediate_size: int) -> Li
 
 
 # (layers, hidden size) of the BERT family (Turc et al. 2019); feed-forward 4 x hidden, hidden / 64 heads.
-FAMILY: Dict[str, Tuple[int, int]] = {
+FAMILY: dict[str, tuple[int, int]] = {
     "tiny": (2, 128),
     "mini": (4, 256),
     "small": (4, 512),

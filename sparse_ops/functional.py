@@ -26,14 +26,21 @@ def block_linear(
     Raises ValueError when a shape, a dtype, a device or the kernel's name is wrong.
     """
     index = pattern.index() if isinstance(pattern, BlockPattern) else pattern
-    if x.device.type == "cpu" and torch.is_autocast_cpu_enabled():
-        dtype = torch.get_autocast_cpu_dtype()
+    dtype = _autocast_dtype(x)
+    if dtype is not None:
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check(x, values, index, bias, kernel)
     tokens = x.reshape(-1, x.shape[-1])
     y = _OPERATORS.forward(tokens, values, bias, list(index), kernel)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for, if it is on; torch 2.0, which has no name for it, only runs on the IPU."""
+    if not hasattr(torch, "get_autocast_dtype") or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def _check(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, kernel: str) -> None:

@@ -197,7 +197,8 @@ def _pointer(index: Tensor, length: int) -> Tensor:
     return pointer.int()
 
 
-def stable_seed(*parts: object) -> int:
-    """A 63-bit seed from plain values, the same in every process (Python's own hash is not)."""
+def named_generator(*parts: object) -> torch.Generator:
+    """A CPU generator that depends on plain values alone: not on process, machine, or what was drawn before."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    # torch's CPU generator is seeded by 32 bits; more would be cut off silently.
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

@@ -12,7 +12,7 @@ from ipu_bert.dynsparse.grow import GROW_RULES, NEEDS_GRADIENT, FreePositions, G
 from ipu_bert.dynsparse.schedules import SCHEDULES
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.norms import GradientBlocks, block_norm
-from sparse_ops.pattern import BlockPattern, stable_seed
+from sparse_ops.pattern import BlockPattern, named_generator
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class PatternUpdater:
         pattern, norms = layer.pattern, block_norm(layer.values, self._norm).cpu()
         keys, of_segment = pattern.keys(), pattern.slot_segments()
         positions = pattern.grid[0] * pattern.grid[1] // pattern.segments
-        generator = torch.Generator().manual_seed(stable_seed(self._seed, step, name))
+        generator = named_generator(self._seed, step, name)
         all_slots: list[Tensor] = []
         all_keys: list[Tensor] = []
         for segment in range(pattern.segments):

@@ -1,0 +1,234 @@
+"""Batches for masked-LM and next-sentence prediction; any batch can be had without the ones before it.
+
+How a sequence is made (BERT's create_pretraining_data, as a pure function of the example number):
+- Every document is cut once into chunks of about S - 3 tokens (chunks.py). An epoch visits every chunk once.
+- One example in ten is short: sentences from somewhere in the chunk up to a random target length.
+- The sentences are split at a random boundary. The first part is A. Half of the time B is the second part;
+else
+  B is text from a random place of another document, as long as what is left of the target.
+- Too long a pair loses tokens one by one from the longer part, at either end by a coin.
+What BERT puts back when B is random (the chunk's second part) is not put back here, for then an example would
+depend on the ones before. Nothing is lost systematically all the same: coin, boundary and truncation are
+drawn anew for every example, so in the next epoch the same chunk is cut elsewhere, and random B's come from
+everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .chunks import EpochOrder, chunk_starts
+from .errors import DataError
+from .masking import choose_tokens, mask_tokens
+from .token_files import SPLITS, TokenFiles
+
+HELDOUT_SEED = 1790  # evaluation is on the same sequences in every run, whatever the run's seed
+_DRAWS = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch of B sequences of S tokens with P places for predictions; int64 unless said.
+
+    input_ids [B, S]: [CLS] A [SEP] B [SEP] [PAD]..., masked. token_type_ids [B, S]: 1 for B and its [SEP].
+    attention_mask [B, S] bool: True = token, False = padding. masked_positions [B, P]: ascending, unused
+    places 0. masked_labels [B, P]: the original ids, unused places -100. next_sentence_labels [B]: 0 = B
+    follows A, 1 = random.
+    """
+
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    masked_positions: torch.Tensor
+    masked_labels: torch.Tensor
+    next_sentence_labels: torch.Tensor
+
+
+class BatchStream:
+    """An endless stream of batches of one split. batch(index) depends on the constructor's values and index
+    only.
+
+    split: "train" or "heldout"; for "heldout" HELDOUT_SEED takes the place of `seed`. batch_size: sequences
+    in a batch. sequence_length: S. max_predictions: P. mask_probability: share of tokens to predict.
+    whole_word: mask all pieces of a word or none. short_sequence_probability: share of short examples. seed:
+    an int from 0 on. Raises DataError for a split with fewer than 2 documents, or fewer sequences than one
+    batch.
+
+    In memory: 8 bytes per sequence of the corpus (chunk starts) and 4 (the epoch's order); tokens and offsets
+    of sentences and documents are memory-mapped.
+    """
+
+    def __init__(
+        self,
+        token_files: TokenFiles,
+        split: str,
+        batch_size: int,
+        sequence_length: int = 128,
+        max_predictions: int = 20,
+        mask_probability: float = 0.15,
+        whole_word: bool = True,
+        short_sequence_probability: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        _check(
+            batch_size, sequence_length, max_predictions, mask_probability, short_sequence_probability, seed
+        )
+        arrays = token_files.split(split)
+        self.split = split
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.max_predictions = max_predictions
+        self._mask_probability = mask_probability
+        self._short_probability = short_sequence_probability
+        # plain views: a memmap object costs several times as much per slice
+        self._tokens = np.asarray(arrays.tokens)
+        self._sentences = np.asarray(arrays.sentences)
+        self._documents = np.asarray(arrays.documents)
+        if len(self._documents) < 3:
+            raise DataError(
+                f"{token_files.directory}: corpus too small: expected at least 2 documents in split {split}, "
+                f"found {len(self._documents) - 1}"
+            )
+        self._chunks = chunk_starts(self._sentences, self._documents, sequence_length - 3)
+        if self.sequences_per_epoch < batch_size:
+            raise DataError(
+                f"{token_files.directory}: corpus too small: expected at least one batch of {batch_size} "
+                f"sequences of {sequence_length} tokens in split {split}, found {self.sequences_per_epoch}"
+            )
+        used = HELDOUT_SEED if split == "heldout" else seed
+        self._key = np.random.SeedSequence([used, SPLITS.index(split)]).generate_state(2, np.uint64)
+        self._order = EpochOrder(self.sequences_per_epoch, self._key)
+        special = token_files.special_ids()
+        self._pad, self._cls, self._sep, self._mask = (
+            special[f"[{n}]"] for n in ("PAD", "CLS", "SEP", "MASK")
+        )
+        pieces = token_files.vocabulary()
+        self._continues = np.array([whole_word and piece.startswith("##") for piece in pieces])
+        self._replaceable = np.setdiff1d(np.arange(len(pieces)), list(special.values()))
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """Number of chunks: each is visited once before any is visited again."""
+        return len(self._chunks) - 1
+
+    def batch(self, index: int) -> Batch:
+        """Batch number `index` (from 0): examples index * batch_size and following."""
+        if index < 0:
+            raise ValueError(f"batch index: expected 0 or more, found {index}")
+        size, width, places = self.batch_size, self.sequence_length, self.max_predictions
+        ids = np.full((size, width), self._pad, np.int64)
+        length_a = np.empty(size, np.int64)
+        length_b = np.empty(size, np.int64)
+        is_random = np.empty(size, np.int64)
+        draws = np.empty((size, width + 2 * places))
+        for row in range(size):
+            example = index * size + row
+            generator = self._generator(example)
+            is_random[row], (a, a_end), (b, b_end) = self._layout(self._order[example], generator)
+            length_a[row], length_b[row] = a_end - a, b_end - b
+            ids[row, 1 : 1 + a_end - a] = self._tokens[a:a_end]
+            ids[row, 2 + a_end - a : 2 + a_end - a + b_end - b] = self._tokens[b:b_end]
+            generator.random(out=draws[row])
+        rows, place = np.arange(size), np.arange(width)
+        middle, lengths = (length_a + 1)[:, None], length_a + length_b + 3
+        ids[rows, 0] = self._cls
+        ids[rows, length_a + 1] = ids[rows, lengths - 1] = self._sep
+        attention = place < lengths[:, None]
+        maskable = (place > 0) & (place != middle) & (place < (lengths - 1)[:, None])
+        # the first token after [CLS] or [SEP] starts a word even if truncation left it the rest of one
+        starts = maskable & (~self._continues[ids] | (place == 1) | (place == middle + 1))
+        chosen = choose_tokens(starts, maskable, lengths, draws[:, :width], places, self._mask_probability)
+        kind, replacement = draws[:, width : width + places], draws[:, width + places :]
+        inputs, positions, labels = mask_tokens(ids, chosen, kind, replacement, self._mask, self._replaceable)
+        return Batch(
+            input_ids=torch.from_numpy(inputs),
+            token_type_ids=torch.from_numpy((attention & (place > middle)).astype(np.int64)),
+            attention_mask=torch.from_numpy(attention),
+            masked_positions=torch.from_numpy(positions),
+            masked_labels=torch.from_numpy(labels),
+            next_sentence_labels=torch.from_numpy(is_random),
+        )
+
+    def _generator(self, example: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=self._key, counter=[0, example, 0, 0]))
+
+    def _layout(
+        self, chunk: int, generator: np.random.Generator
+    ) -> tuple[bool, tuple[int, int], tuple[int, int]]:
+        """(B is random, token range of A, token range of B) of an example made from a chunk."""
+        short, length, begin, cut, coin, other, place = generator.random(_DRAWS).tolist()
+        most = self.sequence_length - 3
+        target = most
+        first, last = int(self._chunks[chunk]), int(self._chunks[chunk + 1])
+        if short < self._short_probability:
+            target = 2 + int(length * (most - 1))
+            if last - first > 2:
+                first += int(begin * (last - first - 1))
+                last = max(first + 2, self._run(first, last, target))
+        count = last - first
+        is_random = count == 1 or coin < 0.5
+        split = last if count == 1 else first + 1 + int(cut * (count - 1))
+        a, a_end = int(self._sentences[first]), int(self._sentences[split])
+        if is_random:
+            own = int(np.searchsorted(self._documents, first, "right")) - 1
+            document = int(other * (len(self._documents) - 2))
+            document += document >= own
+            first, end = int(self._documents[document]), int(self._documents[document + 1])
+            split = first + int(place * (end - first))
+            last = self._run(split, end, target - (a_end - a))
+        b, b_end = int(self._sentences[split]), int(self._sentences[last])
+        keep_a, keep_b = shares(a_end - a, b_end - b, most)
+        a, a_end = _truncate(a, a_end, keep_a, generator)
+        b, b_end = _truncate(b, b_end, keep_b, generator)
+        return is_random, (a, a_end), (b, b_end)
+
+    def _run(self, first: int, end: int, tokens: int) -> int:
+        """End of the shortest run of sentences from `first` that holds `tokens` tokens: one at least, within
+        end."""
+        offsets = self._sentences[first + 1 : end + 1]
+        wanted = int(self._sentences[first]) + tokens
+        return min(first + 1 + int(np.searchsorted(offsets, wanted, "left")), end)
+
+
+def shares(length_a: int, length_b: int, most: int) -> tuple[int, int]:
+    """What is left of A and B when tokens are taken one by one from the longer (B if equal) until `most`
+    remain."""
+    if length_a + length_b <= most:
+        return length_a, length_b
+    if length_a <= most // 2:
+        return length_a, most - length_a
+    if length_b <= most // 2:
+        return most - length_b, length_b
+    return most - most // 2, most // 2
+
+
+def _truncate(begin: int, end: int, keep: int, generator: np.random.Generator) -> tuple[int, int]:
+    """`keep` tokens of a range: each surplus one is taken from the front or the back by a coin."""
+    surplus = end - begin - keep
+    front = int(generator.binomial(surplus, 0.5)) if surplus else 0
+    return begin + front, begin + front + keep
+
+
+def _check(
+    batch_size: int,
+    sequence_length: int,
+    max_predictions: int,
+    mask_probability: float,
+    short: float,
+    seed: int,
+) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or more, found {batch_size}")
+    if sequence_length < 8:
+        raise ValueError(f"sequence_length: expected 8 or more, found {sequence_length}")
+    if not 1 <= max_predictions <= sequence_length - 3:
+        raise ValueError(f"max_predictions: expected 1 to sequence_length - 3, found {max_predictions}")
+    if not 0.0 < mask_probability < 1.0:
+        raise ValueError(f"mask_probability: expected a number between 0 and 1, found {mask_probability}")
+    if not 0.0 <= short <= 1.0:
+        raise ValueError(f"short_sequence_probability: expected a number from 0 to 1, found {short}")
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, found {seed}")

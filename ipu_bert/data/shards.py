@@ -1,0 +1,283 @@
+"""The stages between a source and token files; each leaves finished shards that a restarted run keeps.
+
+1. spool: documents are written to text shards of a few MB (JSON strings, one per line), in the order of the
+source.
+2. tokenise: each text shard becomes a token shard, by worker processes; a shard's content depends on nothing
+but its text.
+3. merge: token shards are appended in order, with offsets, counts and checksums.
+
+A shard appears by rename when it is complete. Memory: one shard per worker, and the vocabulary's counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+from typing import Any, BinaryIO, Callable, Iterable, Iterator
+
+import numpy as np
+
+from .errors import DataError
+from .sentences import split_sentences
+from .token_files import OFFSETS, SPLITS, sha256_of, split_files, token_dtype
+from .tokenizer import load_tokenizer
+
+SHARD_BYTES = 8 << 20
+HASH_RANGE = 1 << 64
+Progress = Callable[[int], Any]  # is told how many more units are done
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A file written aside, synced, and renamed to `path` when the block ends without an exception."""
+    aside = f"{path}.{os.getpid()}.tmp"
+    with open(aside, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: str, content: Any) -> None:
+    """Writes JSON aside and renames it."""
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def document_hash(text: str) -> int:
+    """uint64 of a document's words, case and white space aside: the same text always falls into the same
+    split."""
+    return int.from_bytes(_digest(text)[:8], "little")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
+
+
+# 1. spool
+
+
+def spool(documents: Iterable[str], folder: str, shard_bytes: int, progress: Progress) -> list[str]:
+    """Writes documents that hold any word to `folder`/00000.jsonl and so on; returns the paths. Continues a
+    stopped run."""
+    os.makedirs(folder, exist_ok=True)
+    finished = os.path.join(folder, "finished.json")
+    paths, already = [], 0
+    for number in itertools.count():
+        path = _shard(folder, number)
+        if not os.path.exists(path + ".json"):
+            break
+        paths.append(path)
+        already += _read_json(path + ".json")["read"]
+    if os.path.exists(finished):
+        return paths
+    progress(already)
+    iterator = itertools.islice(iter(documents), already, None)
+    for number in itertools.count(len(paths)):
+        path = _shard(folder, number)
+        if not _spool_one(iterator, path, shard_bytes, progress):
+            break
+        paths.append(path)
+    write_json(finished, {"shards": len(paths)})
+    return paths
+
+
+def _spool_one(documents: Iterator[str], path: str, shard_bytes: int, progress: Progress) -> bool:
+    """One text shard and, last, the facts about it; False if no document was left."""
+    read = kept = size = 0
+    ends = _Ends()
+    with replacing(path) as file:
+        for text in documents:
+            read += 1
+            progress(1)
+            if text.strip():
+                line = json.dumps(text).encode() + b"\n"
+                file.write(line)
+                ends.add([document_hash(text)])
+                kept += 1
+                size += len(line)
+            if size >= shard_bytes:
+                break
+    if not read:
+        os.unlink(path)
+        return False
+    facts = {"read": read, "documents": kept, "bytes": size, "lowest": ends.lowest, "highest": ends.highest}
+    write_json(path + ".json", facts)
+    return True
+
+
+class _Ends:
+    """The two lowest and two highest of all different hashes seen."""
+
+    def __init__(self) -> None:
+        self.lowest: list[int] = []
+        self.highest: list[int] = []
+
+    def add(self, hashes: Iterable[int]) -> None:
+        for value in hashes:
+            if len(self.lowest) < 2 or value < self.lowest[-1]:
+                self.lowest = sorted({*self.lowest, value})[:2]
+            if len(self.highest) < 2 or value > self.highest[0]:
+                self.highest = sorted({*self.highest, value})[-2:]
+
+
+def heldout_below(text_shards: list[str], heldout_fraction: float) -> int:
+    """Documents whose hash is below the result are held out: about heldout_fraction of them, and at least two
+    different ones on either side. Raises DataError for fewer than four different documents."""
+    ends, count = _Ends(), 0
+    for path in text_shards:
+        facts = _read_json(path + ".json")
+        count += facts["documents"]
+        ends.add(facts["lowest"] + facts["highest"])
+    different = len({*ends.lowest, *ends.highest})
+    if different < 4:
+        raise DataError(
+            f"corpus too small: expected at least 4 different documents (2 to train on, 2 held out), "
+            f"found {different} in {count} document(s)"
+        )
+    wanted = int(heldout_fraction * HASH_RANGE)
+    return min(max(wanted, ends.lowest[1] + 1), ends.highest[0])
+
+
+def training_texts(text_shards: list[str], below: int, max_bytes: int) -> Iterator[str]:
+    """Texts of the training documents; of a corpus above max_bytes a sample by hash of about that size."""
+    total = sum(_read_json(path + ".json")["bytes"] for path in text_shards)
+    share = min(1.0, max_bytes / max(1, total))
+    for path in text_shards:
+        for text in read_shard(path):
+            digest = _digest(text)
+            chosen = share == 1.0 or int.from_bytes(digest[8:16], "little") < share * HASH_RANGE
+            if chosen and int.from_bytes(digest[:8], "little") >= below:
+                yield text
+
+
+def read_shard(path: str) -> Iterator[str]:
+    """The documents of one text shard."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+# 2. tokenise
+
+
+def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int) -> str:
+    """Text shard -> token shard, a folder with SPLIT.tokens.bin (ids), SPLIT.sentences.bin (tokens of each
+    sentence) and SPLIT.documents.bin (sentences of each document). Returns its path; does nothing if it is
+    there."""
+    path = os.path.join(folder, os.path.basename(text_shard)[: -len(".jsonl")])
+    if os.path.isdir(path):
+        return path
+    tokenizer = load_tokenizer(tokenizer_path)
+    dtype = token_dtype(tokenizer.get_vocab_size())
+    texts = list(read_shard(text_shard))
+    sentences = [split_sentences(text) for text in texts]
+    flat = [sentence for document in sentences for sentence in document]
+    encoded = iter([encoding.ids for encoding in tokenizer.encode_batch(flat, add_special_tokens=False)])
+    parts: dict[str, tuple[list[list[int]], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
+    for text, document in zip(texts, sentences):
+        ids = [piece for piece in itertools.islice(encoded, len(document)) if piece]
+        if ids:
+            tokens, lengths, counts = parts["heldout" if document_hash(text) < below else "train"]
+            tokens.extend(ids)
+            lengths.extend(map(len, ids))
+            counts.append(len(ids))
+    aside = f"{path}.{os.getpid()}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    os.makedirs(aside)
+    for split, (tokens, lengths, counts) in parts.items():
+        arrays = {
+            "tokens": np.fromiter(itertools.chain.from_iterable(tokens), dtype),
+            "sentences": np.array(lengths, OFFSETS),
+            "documents": np.array(counts, OFFSETS),
+        }
+        for part, name in split_files(split).items():
+            with open(os.path.join(aside, name), "wb") as file:
+                file.write(arrays[part].tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+    os.replace(aside, path)
+    return path
+
+
+# 3. merge
+
+
+def merge(
+    token_shards: list[str], out: str, vocab_size: int, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Appends the token shards of each split in `out`. Returns counts {split: {documents, sentences, tokens}}
+    and token counts by id {split: int64 [vocab_size]}. Raises DataError for a split with fewer than 2
+    documents."""
+    sizes: dict[str, Any] = {}
+    unigrams: dict[str, Any] = {}
+    for split in SPLITS:
+        names = split_files(split)
+        counts = np.zeros(vocab_size, np.int64)
+        size = {"documents": 0, "sentences": 0, "tokens": 0}
+        with contextlib.ExitStack() as stack:
+            files = {
+                part: stack.enter_context(replacing(os.path.join(out, name))) for part, name in names.items()
+            }
+            for part in ("sentences", "documents"):
+                files[part].write(np.zeros(1, OFFSETS).tobytes())
+            for shard in token_shards:
+                tokens = np.fromfile(os.path.join(shard, names["tokens"]), token_dtype(vocab_size))
+                lengths = np.fromfile(os.path.join(shard, names["sentences"]), OFFSETS)
+                per_document = np.fromfile(os.path.join(shard, names["documents"]), OFFSETS)
+                files["tokens"].write(tokens.tobytes())
+                files["sentences"].write((np.cumsum(lengths) + size["tokens"]).astype(OFFSETS).tobytes())
+                files["documents"].write(
+                    (np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes()
+                )
+                counts += np.bincount(tokens, minlength=vocab_size)
+                size["tokens"] += len(tokens)
+                size["sentences"] += len(lengths)
+                size["documents"] += len(per_document)
+                progress(1)
+        if size["documents"] < 2:
+            raise DataError(
+                f"corpus too small: expected at least 2 documents in split {split}, found {size['documents']}"
+            )
+        sizes[split], unigrams[split] = size, counts
+    return sizes, unigrams
+
+
+def unigram_baseline(
+    train: np.ndarray, heldout: np.ndarray, not_predicted: Iterable[int]
+) -> dict[str, float]:
+    """What knowing only word frequencies is worth on held-out text: the loss that a trained model must beat.
+
+    train, heldout: int [vocab] token counts. heldout_cross_entropy, in nats: -sum_i q_i log p_i, q the
+    held-out split's frequencies, p_i = (train_i + 1) / (sum_j train_j + predictable ids), over ids that are
+    ever to be predicted (all but not_predicted). heldout_accuracy: the share of held-out tokens that are the
+    training split's most frequent id.
+    """
+    keep = np.ones(len(train), bool)
+    keep[list(not_predicted)] = False
+    seen, asked = train[keep].astype(np.float64), heldout[keep].astype(np.float64)
+    log_p = np.log(seen + 1.0) - math.log(seen.sum() + len(seen))
+    return {
+        "heldout_cross_entropy": float(-(asked * log_p).sum() / asked.sum()),
+        "heldout_accuracy": float(asked[seen.argmax()] / asked.sum()),
+    }
+
+
+def file_entries(folder: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes", "sha256"}} of the named files, for the manifest."""
+    paths = {name: os.path.join(folder, name) for name in names}
+    return {name: {"bytes": os.path.getsize(path), "sha256": sha256_of(path)} for name, path in paths.items()}
+
+
+def _shard(folder: str, number: int) -> str:
+    return os.path.join(folder, f"{number:05d}.jsonl")
+
+
+def _read_json(path: str) -> Any:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

@@ -1,0 +1,354 @@
+"""What a run says about itself: one record (a dict) goes to every sink that listens.
+
+A record has "kind" ("start", "train", "eval", "update", "resume" or "end") and "step"; the rest are numbers,
+or dicts of numbers. Sinks do not know each other. JSON Lines are the truth that the report is made from;
+TensorBoard, W&B and the console (console.py) are views of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    Mapping,
+    Protocol,
+    Sequence,
+    Union,
+)
+
+PathLike = Union[str, Path]
+Record = Dict[str, Any]
+
+PHASES = ("data", "forward", "backward", "optimizer", "update", "evaluation", "checkpoint")
+
+
+# ---------------------------------------------------------------- plain values and files
+
+
+def to_plain(value: Any) -> Any:
+    """`value` as strict JSON can hold it: NaN and infinities become None, array scalars Python numbers.
+
+    TypeError names a value that is none of dict, list, tuple, str, bool, number, path or None.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item"):
+        return to_plain(value.item())  # raises for an array of more than one element
+    raise TypeError(f"a record holds numbers, text, lists and dicts; found {type(value).__name__}: {value!r}")
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Strict JSON text of `value` (see `to_plain`); never a bare NaN."""
+    return json.dumps(to_plain(value), allow_nan=False, indent=indent)
+
+
+def write_aside(path: PathLike, data: bytes) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        if aside.exists():
+            aside.unlink()
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _parse_line(line: bytes) -> Record:
+    record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    if not isinstance(record, dict):
+        raise ValueError("expected a JSON object")
+    return record
+
+
+def read_metrics(path: PathLike) -> list[Record]:
+    """The records of a metrics.jsonl, in order.
+
+    A last line torn by a killed process is dropped; any other line that is not a strict JSON object is a
+    ValueError that names it.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_parse_line(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            found = f"{line[:60]!r} ({error})"
+            raise ValueError(f"{path}, line {number}: expected one JSON object, found {found}") from error
+    return records
+
+
+# ---------------------------------------------------------------- sinks
+
+
+class Sink(Protocol):
+    """Something that takes records."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Take one record; it is complete when this returns."""
+
+    def close(self) -> None:
+        """Flush and release; called once."""
+
+
+class Metrics:
+    """Fans each record out to the sinks; a context manager that closes them, also when the run fails."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks = list(sinks)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Send one record; ValueError when "kind" (text) or "step" (integer) is missing."""
+        step = record.get("step")
+        if not isinstance(record.get("kind"), str) or not isinstance(step, int) or isinstance(step, bool):
+            raise ValueError(f"a record needs a 'kind' and an integer 'step'; found {dict(record)!r}")
+        for sink in self.sinks:
+            sink.write(record)
+
+    def close(self) -> None:
+        """Close every sink, even if one of them fails; the first failure is raised at the end."""
+        failure: BaseException | None = None
+        while self.sinks:
+            try:
+                self.sinks.pop(0).close()
+            except Exception as error:  # the other sinks must still flush what they hold
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class JsonlSink:
+    """Appends each record as one strict JSON line, on disk for any reader as soon as `write` returns.
+
+    `resume_step=k` first cuts away every record after step k (and a torn last line), so that the resumed
+    run's records follow on without duplicates; the file is rewritten aside and renamed. Without it the file
+    must not exist or be empty: a run never writes into another one's metrics.
+    """
+
+    def __init__(self, path: PathLike, resume_step: int | None = None) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if resume_step is not None:
+            kept = read_metrics(self.path) if self.path.exists() else []
+            lines = [dumps(record) + "\n" for record in kept if record.get("step", 0) <= resume_step]
+            write_aside(self.path, "".join(lines).encode("utf-8"))
+        elif self.path.exists() and self.path.stat().st_size > 0:
+            raise ValueError(
+                f"{self.path} already holds the metrics of a run; expected a new run directory. "
+                "Resume that run, or choose another run.dir"
+            )
+        self._file = open(self.path, "ab")  # noqa: SIM115 - lives as long as the sink
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._file.write((dumps(record) + "\n").encode("utf-8"))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush to the disk itself and close."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+_GROUPS = {"train": "train", "eval": "heldout", "update": "pattern"}
+_BOOKKEEPING = ("kind", "step")
+
+
+def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(tag, value) of every finite number in a train, eval or update record, nested dicts with "/" between.
+
+    For instance train/mlm_loss, train/seconds/forward, heldout/mlm_loss, pattern/layers/NAME/explored_dof.
+    """
+    group = _GROUPS.get(record["kind"])
+    if group is None:
+        return
+    stack: list[tuple[str, Any]] = [(group, {k: v for k, v in record.items() if k not in _BOOKKEEPING})]
+    while stack:
+        tag, value = stack.pop()
+        if isinstance(value, Mapping):
+            stack.extend((f"{tag}/{key}", value[key]) for key in reversed(list(value)))
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            yield tag, float(value)
+
+
+class TensorBoardSink:
+    """Scalars for TensorBoard. `resume_step=k` hides what an earlier process logged after step k."""
+
+    def __init__(self, directory: PathLike, resume_step: int | None = None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "TensorBoard logging is on and the package 'tensorboard' is not installed; "
+                "install it (pip install tensorboard) or switch it off in the config's log section"
+            ) from error
+        # TensorBoard drops events at or after purge_step: step k itself stays.
+        purge = None if resume_step is None else resume_step + 1
+        self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add the record's numbers at its step."""
+        for tag, value in scalars(to_plain(record)):
+            self._writer.add_scalar(tag, value, record["step"])
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Scalars for Weights & Biases, which is imported only here.
+
+    `run_id` lets a resumed run continue its own page; charts use the record's step as their axis, so a
+    resumed run may go back behind what was logged before.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        name: str,
+        directory: PathLike,
+        config: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                "W&B logging was asked for and the package 'wandb' is not installed; "
+                "install it (pip install wandb) or switch it off in the config's log section"
+            ) from error
+        resume = None if run_id is None else "allow"
+        self._run: Any = wandb.init(
+            project=project,
+            name=name,
+            dir=str(directory),
+            config=to_plain(config or {}),
+            id=run_id,
+            resume=resume,
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Log the record's numbers."""
+        values = dict(scalars(to_plain(record)))
+        if values:
+            self._run.log({**values, "step": record["step"]})
+
+    def close(self) -> None:
+        """Finish the W&B run."""
+        self._run.finish()
+
+
+# ---------------------------------------------------------------- time and memory
+
+
+class Stopwatch:
+    """Cumulative wall-clock seconds per phase of a run: `with timer("forward"): ...`.
+
+    A phase inside another one pauses the outer, so the phases never add up to more than the time that passed.
+    `seconds` continues from an earlier process's totals.
+    """
+
+    def __init__(
+        self, seconds: Mapping[str, float] | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {phase: 0.0 for phase in PHASES}
+        for phase, value in (seconds or {}).items():
+            self._seconds[self._known(phase)] = float(value)
+        self._active: list[str] = []
+        self._since = 0.0
+
+    @staticmethod
+    def _known(phase: str) -> str:
+        if phase not in PHASES:
+            raise ValueError(f"unknown phase {phase!r}; expected one of {', '.join(PHASES)}")
+        return phase
+
+    def _switch(self) -> None:
+        now = self._clock()
+        if self._active:
+            self._seconds[self._active[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the time of the `with` body as `phase`; ValueError for a phase that is not in PHASES."""
+        self._known(phase)
+        self._switch()
+        self._active.append(phase)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._active.pop()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """A copy of the totals so far; the open phase counts up to its last switch only."""
+        return dict(self._seconds)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory this process has had, in bytes."""
+    try:
+        # VmHWM belongs to this program alone; getrusage keeps the parent's peak across fork and exec.
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

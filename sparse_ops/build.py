@@ -1,0 +1,168 @@
+"""Compile the native kernels with the system's compiler, once, into a user cache; `python -m sparse_ops.build` does it ahead.
+
+The library is plain C++17 behind a C interface: it knows nothing of torch, so one build serves every torch. Its file
+name is a digest of the sources, the flags, the compiler's version and this processor's features, so that a change of any
+makes a new file and nothing compiled for one processor is loaded on another.
+
+Environment: CXX the compiler (default: the first of g++, clang++, c++ found), SPARSE_OPS_CACHE the folder (default:
+$XDG_CACHE_HOME/sparse_ops or ~/.cache/sparse_ops; a new temporary folder where that cannot be written).
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Iterator, List, NamedTuple, Tuple
+
+SOURCES = Path(__file__).parent / "csrc" / "cpu"
+COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+class BuildError(RuntimeError):
+    """The kernels could not be compiled; the message says why."""
+
+
+class Unit(NamedTuple):
+    """One compilation: a source file and the flags that make it this unit."""
+
+    name: str
+    source: str
+    flags: Tuple[str, ...]
+
+
+def units() -> List[Unit]:
+    """What the library is made of. The kernels are compiled once per instruction level, each in its own namespace."""
+    levels = [("portable", 4, ())]
+    common: Tuple[str, ...] = ()
+    if _X86:
+        common = ("-DSPARSE_OPS_X86",)
+        wide = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+        levels.insert(0, ("avx2", 8, ("-mavx2", "-mfma")))
+        levels.insert(0, ("avx512", 16, ("-mavx2", "-mfma", *wide)))
+    made = [
+        Unit(name, "level.cpp", (f"-DSPARSE_OPS_LEVEL={name}", f"-DSPARSE_OPS_LANES={lanes}", *flags))
+        for name, lanes, flags in levels
+    ]
+    return [*made, Unit("api", "api.cpp", common), Unit("plan", "plan.cpp", common)]
+
+
+def find_compiler() -> List[str]:
+    """The compiler's command: CXX, or the first of g++, clang++, c++ on the path. Raises BuildError when there is none."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [["g++"], ["clang++"], ["c++"]]:
+        if shutil.which(command[0]):
+            return command
+    wanted = named[0] if named else "g++, clang++ or c++"
+    raise BuildError(f"no C++ compiler: expected {wanted} on the path (or set CXX), found none")
+
+
+def library_path() -> Path:
+    """Where the library for these sources, flags, compiler and processor belongs. Raises BuildError."""
+    compiler = find_compiler()
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
+    if version.returncode:
+        raise BuildError(f"{shlex.join(compiler)} --version failed: {version.stderr.strip()}")
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    described = (units(), COMMON_FLAGS, compiler, version.stdout, platform.machine(), cpu_features())
+    digest.update(repr(described).encode())
+    return cache_folder() / f"kernels-{digest.hexdigest()[:24]}.so"
+
+
+def cpu_features() -> str:
+    """The processor's instruction sets, as the system lists them (its name where there is no list)."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return " ".join(sorted(line.split(":", 1)[1].split()))
+    return platform.processor()
+
+
+def cache_folder() -> Path:
+    """The folder that keeps compiled libraries; not necessarily there yet."""
+    named = os.environ.get("SPARSE_OPS_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "sparse_ops"
+
+
+def build() -> Path:
+    """The library's path, compiled now if it is not there. Safe when several processes do it at once. Raises BuildError."""
+    path = library_path()
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:  # for this process only: a folder that others can write is no place to load code from
+        path = Path(tempfile.mkdtemp(prefix="sparse_ops-")) / path.name
+    try:
+        with _locked(path.with_suffix(".lock")):
+            if not path.exists():  # another process may have made it while this one waited
+                _compile(path)
+    except OSError as error:
+        raise BuildError(f"cannot write the kernels to {path.parent}: {error}") from error
+    return path
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock; the system frees it when a process dies, so a crash leaves nothing to clean up."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks here: two builds at once cost time, and the rename keeps them correct
+        yield
+        return
+    with open(path, "a", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(path: Path) -> None:
+    compiler, start = find_compiler(), time.monotonic()
+    print(f"sparse_ops: compiling CPU kernels with {compiler[0]}, once, into {path.parent}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+        objects, running = [], []
+        for unit in units():
+            target = os.path.join(folder, unit.name + ".o")
+            command = [*compiler, *COMMON_FLAGS, *unit.flags, "-c", str(SOURCES / unit.source), "-o", target]
+            objects.append(target)
+            running.append((command, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
+        failures = [(command, process.communicate()[1], process.returncode) for command, process in running]
+        library = os.path.join(folder, path.name)
+        link = [*compiler, "-shared", "-o", library, *objects, "-lpthread"]
+        if not any(code for _, _, code in failures):
+            linked = subprocess.run(link, capture_output=True, text=True, check=False)
+            failures.append((link, linked.stderr, linked.returncode))
+        for command, message, code in failures:
+            if code:
+                raise BuildError(f"{shlex.join(command)} failed with {code}:\n{message[-2000:]}")
+        os.replace(library, path)
+    print(f"sparse_ops: compiled in {time.monotonic() - start:.1f} s", file=sys.stderr)
+
+
+def main() -> int:
+    """Compile ahead and print where; exit status 1 and the reason when that fails."""
+    try:
+        print(build())
+    except BuildError as error:
+        print(f"sparse_ops: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

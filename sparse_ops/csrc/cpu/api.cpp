@@ -1,0 +1,223 @@
+// The C interface that Python calls through ctypes: chooses a level, makes the visiting order, shares the work out.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "plan.hpp"
+
+#define EXPORT __attribute__((visibility("default")))
+
+namespace portable { extern const Level level; }
+#ifdef SPARSE_OPS_X86
+namespace avx2 { extern const Level level; }
+namespace avx512 { extern const Level level; }
+#endif
+
+namespace {
+
+struct Workspace {  // mapped by hand: whole pages of 2 MB where the system has them, and none given back between calls
+    char* data = nullptr;
+    size_t size = 0;
+    char* get(size_t bytes) {
+        if (bytes > size) {
+            release();
+            constexpr size_t kHuge = size_t(2) << 20;
+            size_t wanted = (bytes + kHuge - 1) / kHuge * kHuge;
+            void* p = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (p == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+            madvise(p, wanted, MADV_HUGEPAGE);
+#endif
+            data = (char*)p;
+            size = wanted;
+        }
+        return data;
+    }
+    void release() {
+        if (data) munmap(data, size);
+        data = nullptr, size = 0;
+    }
+    ~Workspace() { release(); }
+};
+
+const Level& level_of(int number) {
+#ifdef SPARSE_OPS_X86
+    if (number == 2) return avx512::level;
+    if (number == 1) return avx2::level;
+#endif
+    return portable::level;
+}
+
+// GOMP_parallel of the OpenMP runtime that torch runs on, so that these threads are torch's own; null: start threads.
+typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
+
+// Call work(part) for every part, on at most `threads` threads. Correct whatever number of threads really comes.
+void for_each_part(Parallel parallel, int threads, int64_t parts, const std::function<void(int64_t)>& work) {
+    struct Shared {
+        const std::function<void(int64_t)>& work;
+        int64_t parts, next;
+    } shared{work, parts, 0};
+    auto run = [](void* data) {
+        Shared& s = *(Shared*)data;
+        for (int64_t part; (part = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.parts;) s.work(part);
+    };
+    int count = (int)std::min<int64_t>(threads, parts);
+    if (count <= 1) {
+        run(&shared);
+    } else if (parallel) {
+        parallel(run, &shared, (unsigned)count, 0);
+    } else {
+        std::vector<std::thread> others;
+        for (int i = 1; i < count; ++i) others.emplace_back(run, (void*)&shared);
+        run(&shared);
+        for (std::thread& t : others) t.join();
+    }
+}
+
+float from_half(uint16_t bits) {
+    uint32_t u = (uint32_t)bits << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+uint16_t to_half(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if ((u & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// Sum the threads' parts in their order and put them where the slots are: [nnz, size] in the output's type.
+template <class T, class Convert>
+void scatter(const std::vector<const float*>& parts, int64_t first, int64_t last, const int32_t* slots, int64_t size,
+             T* out, Convert convert) {
+    for (int64_t k = first; k < last; ++k) {
+        if (slots[k] < 0) continue;
+        T* to = out + slots[k] * size;
+        for (int64_t j = 0; j < size; ++j) {
+            float sum = parts[0][k * size + j];
+            for (size_t p = 1; p < parts.size(); ++p) sum += parts[p][k * size + j];
+            to[j] = convert(sum);
+        }
+    }
+}
+
+}  // namespace
+
+char* thread_workspace(size_t bytes) {
+    static thread_local Workspace workspace;
+    return workspace.get(bytes);
+}
+
+extern "C" {
+
+// 2: AVX-512, 1: AVX2, 0: portable; the best this processor and its operating system run.
+EXPORT int sparse_ops_best_level() {
+#ifdef SPARSE_OPS_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+// y[tokens, n_out] = x[tokens, n_in] W^T + bias, W given by one side of its index; `transposed`: by the other, for dX.
+// half: x, y and values are bfloat16. bias float32 [n_out] or null. Returns 0, or -1 when memory runs out.
+EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const void* values, int64_t tokens, int64_t n_in,
+                       int64_t n_out, int64_t block, int transposed, int half, const int32_t* ptr, const int32_t* slots,
+                       const int32_t* other, int level_number, int threads, Parallel parallel) try {
+    if (tokens == 0) return 0;
+    const Level& level = level_of(level_number);
+    Side side{n_out / block, ptr, slots, other};
+    static thread_local Workspace converted;
+    const float* weights = (const float*)values;
+    if (half) {
+        int64_t n = side.nnz() * block * block;
+        float* w = (float*)converted.get((n + 16) * sizeof(float));
+        for (int64_t i = 0; i < n; ++i) w[i] = from_half(((const uint16_t*)values)[i]);
+        weights = w;
+    }
+    int64_t next = 0, panels = (tokens + level.product_panel(block) - 1) / level.product_panel(block);
+    Product job{};
+    job.x = x, job.y = y, job.bias = bias, job.values = weights;
+    job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block;
+    job.transposed = transposed, job.half = half, job.ptr = ptr, job.next = &next;
+    auto run = [&](int64_t parts) {
+        for_each_part(parallel, threads, std::min<int64_t>(parts, threads), [&](int64_t) { level.product(job); });
+    };
+    if (block == 1) {
+        int64_t chunk = 20480 / (level.product_panel(1) * 4);
+        ScalarOrder order(side, n_in, chunk, weights);
+        job.scalar = order.plan;
+        run(panels);
+    } else {
+        // With few panels the block rows are shared out too; each part then packs the panel for itself.
+        int64_t rows_of_a_line = (16 + block - 1) / block;
+        int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line + 1);
+        BlockOrder order(side, n_groups);
+        job.entries = order.entries.data();
+        job.groups = order.groups.data(), job.n_groups = n_groups;
+        run(panels * n_groups);
+    }
+    return 0;
+} catch (const std::exception&) {
+    return -1;
+}
+
+// out[nnz, block, block] = dy^T x at the blocks, in slot order. half: x, dy and out are bfloat16.
+EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t tokens, int64_t n_in, int64_t n_out,
+                        int64_t block, int half, const int32_t* rows, const int32_t* cols, const int32_t* row_ptr,
+                        const int32_t* row_slots, const int32_t* col_ptr, const int32_t* col_slots, int level_number,
+                        int threads, Parallel parallel) try {
+    const Level& level = level_of(level_number);
+    Side by_row{n_out / block, row_ptr, row_slots, cols}, by_col{n_in / block, col_ptr, col_slots, rows};
+    Gradient job{};
+    job.x = x, job.dy = dy, job.n_in = n_in, job.n_out = n_out, job.block = block, job.half = half, job.ptr = row_ptr;
+    job.stream_x = n_out <= n_in;
+    job.panel = level.gradient_panel(block, block == 1 ? std::min(n_in, n_out) : n_in);
+    int64_t n_blocks = by_row.nnz();
+    const int32_t* slots = row_slots;
+    std::vector<BlockOrder> blocks;
+    std::vector<PairOrder> pairs;
+    if (block == 1) {
+        job.chunk = 24576 / (job.panel * 4);
+        pairs.emplace_back(job.stream_x ? by_row : by_col, job.stream_x ? n_in : n_out, job.chunk);
+        const PairOrder& order = pairs.back();
+        job.pairs = order.pairs.data(), job.chunk_ptr = order.chunk_ptr.data();
+        job.n_chunks = (int64_t)order.chunk_ptr.size() - 1;
+        n_blocks = (int64_t)order.slots.size(), slots = order.slots.data();
+    } else {
+        blocks.emplace_back(by_row, 1);
+        job.entries = blocks.back().entries.data();
+    }
+    int64_t size = block * block, panels = (tokens + job.panel - 1) / job.panel;
+    int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels)), length = n_blocks * size + 16;
+    static thread_local Workspace workspace;
+    float* sums = (float*)workspace.get(parts * length * sizeof(float));
+    std::vector<const float*> all;
+    for (int64_t p = 0; p < parts; ++p) all.push_back(sums + p * length);
+    for_each_part(parallel, threads, parts, [&](int64_t p) {
+        memset(sums + p * length, 0, length * sizeof(float));
+        int64_t first = panels * p / parts * job.panel, last = std::min(tokens, panels * (p + 1) / parts * job.panel);
+        level.gradient(job, first, last, sums + p * length);
+    });
+    for_each_part(parallel, threads, n_blocks * size < 16384 ? 1 : threads, [&](int64_t p) {
+        int64_t n = n_blocks * size < 16384 ? 1 : threads, first = n_blocks * p / n, last = n_blocks * (p + 1) / n;
+        if (half)
+            scatter(all, first, last, slots, size, (uint16_t*)out, to_half);
+        else
+            scatter(all, first, last, slots, size, (float*)out, [](float f) { return f; });
+    });
+    return 0;
+} catch (const std::exception&) {
+    return -1;
+}
+
+}  // extern "C"

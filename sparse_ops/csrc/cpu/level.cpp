@@ -1,0 +1,54 @@
+// Compiled once per level, each time with other instruction flags and in a namespace of its own.
+// Nothing here may be shared with code of another level, so no standard library beyond compile-time types.
+#include "gradient.hpp"
+#include "product.hpp"
+#include "product_1x1.hpp"
+
+namespace SPARSE_OPS_LEVEL {
+
+static int64_t product_panel_tokens(int64_t block) {
+    switch (block) {
+        case 16: return kVectors<16> * W;
+        case 8: return kVectors<8> * W;
+        case 4: return kVectors<4> * W;
+        default: return kScalarPanel;
+    }
+}
+
+// Long panels write the sums back less often; all of a panel's inputs should stay in L2.
+static int64_t gradient_panel_tokens(int64_t block, int64_t n_resident) {
+    if (block == 8) return 64;
+    return n_resident <= 1024 ? 128 : 64;
+}
+
+template <class T>
+static void product_of(const Product& job) {
+    switch (job.block) {
+        case 16: product_transposed<16, T>(job); break;
+        case 8: product_transposed<8, T>(job); break;
+        case 4: product_transposed<4, T>(job); break;
+        default: product_scalars<T>(job);
+    }
+}
+
+template <class T>
+static void gradient_of(const Gradient& job, int64_t first, int64_t last, float* sums) {
+    constexpr int B16 = W < 16 ? W : 16, B8 = W < 8 ? W : 8;
+    switch (job.block) {
+        case 16: gradient_blocks<B16, 16 / B16, T>(job, first, last, sums); break;
+        case 8: gradient_blocks<B8, 8 / B8, T>(job, first, last, sums); break;
+        case 4: gradient_blocks<4, 1, T>(job, first, last, sums); break;
+        default: gradient_pairs<T>(job, first, last, sums);
+    }
+}
+
+static void product(const Product& job) { job.half ? product_of<bf16>(job) : product_of<float>(job); }
+
+static void gradient(const Gradient& job, int64_t first, int64_t last, float* sums) {
+    job.half ? gradient_of<bf16>(job, first, last, sums) : gradient_of<float>(job, first, last, sums);
+}
+
+extern const Level level;
+const Level level = {W, product_panel_tokens, gradient_panel_tokens, product, gradient};
+
+}  // namespace SPARSE_OPS_LEVEL

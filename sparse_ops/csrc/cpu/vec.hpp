@@ -1,0 +1,111 @@
+// One vector of floats, as wide as the level this file is compiled for. GCC and Clang vector extensions, so that the
+// same source serves AVX-512, AVX2 and whatever the compiler's baseline has.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#ifndef SPARSE_OPS_LANES
+#error "compile with -DSPARSE_OPS_LANES=16 (AVX-512), 8 (AVX2) or 4 (portable)"
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+namespace SPARSE_OPS_LEVEL {
+
+constexpr int W = SPARSE_OPS_LANES;
+typedef float V __attribute__((vector_size(4 * W)));
+typedef float VU __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef uint16_t HU __attribute__((vector_size(2 * W), aligned(2), may_alias));
+struct bf16 {
+    uint16_t bits;
+};
+
+INLINE V load(const float* p) { return *(const VU*)p; }
+INLINE void store(float* p, V v) { *(VU*)p = v; }
+INLINE V broadcast(float s) { return s - V{}; }
+
+INLINE V load(const bf16* p) { return (V)(__builtin_convertvector(*(const HU*)p, U) << 16); }
+INLINE void store(bf16* p, V v) {  // to nearest, ties to even; a NaN stays a NaN
+    U u = (U)v;
+    U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    U is_nan = (U)((u & 0x7fffffff) > 0x7f800000);
+    *(HU*)p = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), HU);
+}
+
+// The first n < W elements; the rest is zero, or left alone in memory.
+template <class T>
+INLINE V load_some(const T* p, int n) {
+    T part[W] = {};
+    memcpy(part, p, n * sizeof(T));
+    return load(part);
+}
+template <class T>
+INLINE void store_some(T* p, V v, int n) {
+    T part[W];
+    store(part, v);
+    memcpy(p, part, n * sizeof(T));
+}
+
+// Lanes whose bit S is clear hold pair (a, b)'s groups at the low (or high) side of S: the step of a transposition.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE2(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#endif
+#endif
+#ifndef SHUFFLE2
+#define SHUFFLE2(a, b, ...) __builtin_shuffle(a, b, I{__VA_ARGS__})
+#endif
+template <int S, size_t... J>
+INLINE V low_sides(V a, V b, std::index_sequence<J...>) {
+    return SHUFFLE2(a, b, (((int)J & S) ? W + (int)J - S : (int)J)...);
+}
+template <int S, size_t... J>
+INLINE V high_sides(V a, V b, std::index_sequence<J...>) {
+    return SHUFFLE2(a, b, (((int)J & S) ? W + (int)J : (int)J + S)...);
+}
+using Lanes = std::make_index_sequence<W>;
+
+// Transpose K = W / B vectors as a K x K matrix of groups of B lanes.
+template <int B, int S = W / 2>
+INLINE void transpose(V (&a)[W / B]) {
+    if constexpr (S >= B) {
+        constexpr int K = W / B, D = S / B;
+#pragma GCC unroll 16
+        for (int i = 0; i < K; ++i) {
+            if (i & D) continue;
+            V lo = low_sides<S>(a[i], a[i + D], Lanes{});
+            V hi = high_sides<S>(a[i], a[i + D], Lanes{});
+            a[i] = lo;
+            a[i + D] = hi;
+        }
+        transpose<B, S / 2>(a);
+    }
+}
+
+// Group k (of B lanes) of the result is the sum over the groups of a[k].
+template <int B, int N = W / B>
+INLINE V sum_groups(V (&a)[W / B]) {
+    if constexpr (N == 1) {
+        return a[0];
+    } else {
+        constexpr int S = N / 2 * B;
+#pragma GCC unroll 8
+        for (int i = 0; i < N / 2; ++i)
+            a[i] = low_sides<S>(a[i], a[i + N / 2], Lanes{}) + high_sides<S>(a[i], a[i + N / 2], Lanes{});
+        return sum_groups<B, N / 2>(a);
+    }
+}
+
+// out[o] = v with every group of B lanes filled with the group's element o, for o in [E, B).
+template <int B, int E, size_t... J>
+INLINE void spread(V v, float* out, std::index_sequence<J...> lanes) {
+    if constexpr (E < B) {
+        store(out + E * W, SHUFFLE2(v, v, ((int)J / B * B + E)...));
+        spread<B, E + 1>(v, out, lanes);
+    }
+}
+
+}  // namespace SPARSE_OPS_LEVEL

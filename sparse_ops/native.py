@@ -1,0 +1,188 @@
+"""The native CPU kernels: the same three products as sparse_ops.reference, compiled (sparse_ops.build) and fast.
+
+Names: x [T, in], dy [T, out], values [nnz, b, b] in slot order, bias [out]; T tokens, b in {1, 4, 8, 16}; float32, or
+bfloat16 with sums in float32. Inputs need not be contiguous (a copy is made then); outputs are.
+
+Determinism: equal inputs give bit-equal results for a given thread count and instruction level. `forward` and `grad_input`
+are also equal across thread counts; `grad_values` is not, since each thread sums its own tokens.
+
+Environment: SPARSE_OPS_LEVEL (avx512 | avx2 | portable) forces a lower instruction level; the default is the best that the
+processor has. Threads are torch's own (its OpenMP runtime, torch.get_num_threads() of them).
+"""
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import warnings
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from sparse_ops import build
+from sparse_ops.pattern import BLOCK_SIZES, BlockIndex
+
+NAME = "native"
+LEVELS = ("portable", "avx2", "avx512")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@functools.lru_cache(maxsize=None)
+def available() -> bool:
+    """Whether the kernels can be used here; compiles them at the first call. Warns once, with the reason, when not."""
+    try:
+        _library()
+    except (build.BuildError, OSError) as error:
+        warnings.warn(f"native kernels are not available, products run in plain torch: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def supports(x: Tensor, block_size: int) -> bool:
+    """Whether the native kernels take this input (a CPU tensor of a supported dtype) and block size."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and block_size in BLOCK_SIZES
+
+
+def level() -> str:
+    """The instruction level in use: the processor's best, or a lower one named by SPARSE_OPS_LEVEL.
+
+    Raises ValueError when the name is unknown or the processor does not have it.
+    """
+    return LEVELS[_level(os.environ.get("SPARSE_OPS_LEVEL", ""))]
+
+
+def forward(x: Tensor, values: Tensor, index: BlockIndex, bias: Optional[Tensor]) -> Tensor:
+    """Y = X W^T + bias: [T, out]. Raises ValueError when a shape, dtype or device is wrong."""
+    block = _check_values(values, index)
+    n_rows, n_cols = index.grid
+    _check("x", x, (x.shape[0], n_cols * block), values)
+    if bias is not None:
+        _check("bias", bias, (n_rows * block,), values)
+    return _product(x, values, bias, n_rows * block, False, index.row_ptr, index.row_slots, index.cols)
+
+
+def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
+    """dX = dY W: [T, in]. Raises ValueError when a shape, dtype or device is wrong."""
+    block = _check_values(values, index)
+    n_rows, n_cols = index.grid
+    _check("dy", dy, (dy.shape[0], n_rows * block), values)
+    return _product(dy, values, None, n_cols * block, True, index.col_ptr, index.col_slots, index.rows)
+
+
+def grad_values(x: Tensor, dy: Tensor, index: BlockIndex, block_size: int) -> Tensor:
+    """dW = dY^T X at the existing blocks only: [nnz, b, b] in slot order, in x's dtype. Raises ValueError as `forward`."""
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block size: expected one of {BLOCK_SIZES}, found {block_size}")
+    n_rows, n_cols = index.grid
+    _check("x", x, (x.shape[0], n_cols * block_size), x)
+    _check("dy", dy, (x.shape[0], n_rows * block_size), x)
+    _check_index(index)
+    x, dy = _contiguous(x), _contiguous(dy)
+    out = x.new_empty(index.rows.numel(), block_size, block_size)
+    half = int(x.dtype == torch.bfloat16)
+    status = _library().sparse_ops_gradient(
+        x.data_ptr(), dy.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], dy.shape[1], block_size, half,
+        *(tensor.data_ptr() for tensor in index), *_threads()
+    )  # fmt: skip
+    return _done(status, out)
+
+
+def _product(
+    x: Tensor, values: Tensor, bias: Optional[Tensor], n_out: int, transposed: bool, ptr: Tensor, slots: Tensor, other: Tensor
+) -> Tensor:
+    x, values = _contiguous(x), _contiguous(values)
+    bias = None if bias is None else _contiguous(bias.float())
+    y = x.new_empty(x.shape[0], n_out)
+    half = int(x.dtype == torch.bfloat16)
+    status = _library().sparse_ops_product(
+        x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr(), values.data_ptr(),
+        x.shape[0], x.shape[1], n_out, values.shape[-1], int(transposed), half,
+        ptr.data_ptr(), slots.data_ptr(), other.data_ptr(), *_threads()
+    )  # fmt: skip
+    return _done(status, y)
+
+
+def _done(status: int, result: Tensor) -> Tensor:
+    if status:
+        raise MemoryError("native kernels: out of memory for a workspace")
+    return result
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous()
+
+
+def _check_values(values: Tensor, index: BlockIndex) -> int:
+    nnz = index.rows.numel()
+    block = values.shape[-1] if values.dim() == 3 else 0
+    if block not in BLOCK_SIZES or values.shape != (nnz, block, block):
+        raise ValueError(f"values: expected [{nnz}, b, b] with b in {BLOCK_SIZES}, found {list(values.shape)}")
+    _check_index(index)
+    return block
+
+
+def _check_index(index: BlockIndex) -> None:
+    for name, tensor in zip(index._fields, index):
+        if tensor.dtype != torch.int32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise ValueError(
+                f"index {name}: expected contiguous int32 on the CPU, found {tensor.dtype} on {tensor.device}"
+            )
+
+
+def _check(name: str, tensor: Tensor, shape: "tuple[int, ...]", like: Tensor) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: expected {list(shape)}, found {list(tensor.shape)}")
+    if tensor.device.type != "cpu" or like.device.type != "cpu":
+        raise ValueError(f"{name}: expected a CPU tensor and CPU values, found {tensor.device} and {like.device}")
+    if tensor.dtype not in DTYPES or tensor.dtype != like.dtype:
+        raise ValueError(f"{name}: expected {like.dtype} as the values (one of {DTYPES}), found {tensor.dtype}")
+
+
+@functools.lru_cache(maxsize=None)
+def _library() -> Any:
+    return _declare(ctypes.CDLL(str(build.build())))
+
+
+def _declare(library: Any) -> Any:
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    tail = [number, number, pointer]
+    library.sparse_ops_product.argtypes = [pointer] * 4 + [size] * 4 + [number] * 2 + [pointer] * 3 + tail
+    library.sparse_ops_gradient.argtypes = [pointer] * 3 + [size] * 4 + [number] + [pointer] * 6 + tail
+    return library
+
+
+@functools.lru_cache(maxsize=None)
+def _level(named: str) -> int:
+    best = _library().sparse_ops_best_level()
+    if not named:
+        return int(best)
+    if named not in LEVELS or LEVELS.index(named) > best:
+        raise ValueError(f"SPARSE_OPS_LEVEL: expected one of {LEVELS[: best + 1]} on this processor, found {named!r}")
+    return LEVELS.index(named)
+
+
+def _threads() -> "tuple[int, int, Optional[int]]":
+    return _level(os.environ.get("SPARSE_OPS_LEVEL", "")), torch.get_num_threads(), _torch_parallel()
+
+
+@functools.lru_cache(maxsize=None)
+def _torch_parallel() -> Optional[int]:
+    """Address of GOMP_parallel in the OpenMP runtime that torch has loaded, so that its threads are shared.
+
+    A runtime of our own would be a second set of threads that spin while torch's want the cores. None (threads are
+    started per call) where torch runs on something else.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+            loaded = sorted({line.split(maxsplit=5)[5].rstrip("\n") for line in file if "omp" in line and "/" in line})
+    except OSError:
+        return None
+    torch_folder = os.path.dirname(os.path.dirname(torch.__file__))
+    for path in sorted(loaded, key=lambda p: not p.startswith(torch_folder)):
+        if os.path.basename(path).startswith(("libgomp", "libiomp", "libomp")):
+            try:
+                return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
+            except (OSError, AttributeError):
+                continue
+    return None

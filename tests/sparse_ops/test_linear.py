@@ -1,0 +1,90 @@
+"""BlockSparseLinear: re-allocation in place, state dict, dense conversions."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparse_ops import BlockPattern, BlockSparseLinear
+
+
+def layer_of(seed: int, segments: int = 1) -> BlockSparseLinear:
+    pattern = BlockPattern.random((48, 32), 8, 0.6, torch.Generator().manual_seed(seed), segments)
+    layer = BlockSparseLinear(pattern)
+    torch.nn.init.normal_(layer.values)
+    return layer
+
+
+def free_position(layer: BlockSparseLinear, segment: int = 0) -> tuple[int, int]:
+    taken = set(zip(layer.rows.tolist(), layer.cols.tolist()))
+    height = layer.pattern.grid[0] // layer.segments
+    rows = range(segment * height, (segment + 1) * height)
+    return next((r, c) for r in rows for c in range(layer.pattern.grid[1]) if (r, c) not in taken)
+
+
+def test_reallocate_moves_in_place_and_zeroes(seed):
+    layer = layer_of(seed)
+    before, objects = layer.values.detach().clone(), {name: id(t) for name, t in layer.named_parameters()}
+    pointers = [t.data_ptr() for t in (layer.values, layer.rows, layer.cols, *layer.index)]
+    row, col = free_position(layer)
+    layer.reallocate(torch.tensor([2]), torch.tensor([row]), torch.tensor([col]))
+    assert (int(layer.rows[2]), int(layer.cols[2])) == (row, col)
+    assert not layer.values[2].any()
+    others = torch.arange(layer.values.shape[0]) != 2
+    assert torch.equal(layer.values[others], before[others])
+    assert [t.data_ptr() for t in (layer.values, layer.rows, layer.cols, *layer.index)] == pointers
+    assert {name: id(t) for name, t in layer.named_parameters()} == objects
+    for mine, rebuilt in zip(layer.index, layer.pattern.index()):
+        assert torch.equal(mine, rebuilt)
+
+
+def test_two_slots_may_swap_positions(seed):
+    layer = layer_of(seed)
+    slots = torch.tensor([0, 1])
+    rows, cols = layer.rows[slots].flip(0), layer.cols[slots].flip(0)
+    layer.reallocate(slots, rows, cols)
+    assert torch.equal(layer.rows[slots], rows)
+
+
+def test_a_taken_position_is_refused_and_nothing_changes(seed):
+    layer = layer_of(seed)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    with pytest.raises(ValueError, match="has two slots"):
+        layer.reallocate(torch.tensor([0]), layer.rows[1:2], layer.cols[1:2])
+    assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
+
+
+def test_a_block_may_not_leave_its_segment(seed):
+    layer = layer_of(seed, segments=3)
+    slot = int((layer.pattern.slot_segments() == 0).nonzero()[0])
+    row, col = free_position(layer, segment=1)
+    with pytest.raises(ValueError, match="stay in its segment"):
+        layer.reallocate(torch.tensor([slot]), torch.tensor([row]), torch.tensor([col]))
+
+
+def test_state_dict_carries_the_pattern(seed):
+    first, second = layer_of(seed), layer_of(seed + 1)
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(5, 32)
+    assert torch.equal(first(x), second(x))
+    assert sorted(first.state_dict()) == ["bias", "cols", "rows", "values"]
+
+
+def test_a_state_dict_with_impossible_positions_is_refused(seed):
+    layer = layer_of(seed)
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    state["rows"][0] = 99
+    with pytest.raises(ValueError, match=r"rows: expected block coordinates in \[0, 6\)"):
+        layer.load_state_dict(state)
+
+
+def test_dense_and_back(seed):
+    layer = layer_of(seed)
+    values, dense = layer.values.detach().clone(), layer.to_dense()
+    assert int((dense != 0).sum()) == values.numel()
+    r, c = int(layer.rows[3]), int(layer.cols[3])
+    assert torch.equal(dense[8 * r : 8 * r + 8, 8 * c : 8 * c + 8], values[3])
+    layer.values.data.zero_()
+    layer.from_dense(dense)
+    assert torch.equal(layer.values, values)
+    with pytest.raises(ValueError, match=r"weight: expected \[48, 32\], found \[32, 48\]"):
+        layer.from_dense(dense.t())
