@@ -108,6 +108,14 @@ class IpuBlockSparseLinear(nn.Module):
         self.nz_values.copy_(encoded.arrays[0])
         return encoded.arrays[1:]
 
+    def _apply(self, fn: Any, *args: Any) -> IpuBlockSparseLinear:
+        # .float(), .to(dtype) and the like must not turn codes into numbers.
+        bits = self.meta_info
+        super()._apply(fn, *args)
+        if self.meta_info.dtype != torch.float16:
+            self.meta_info = bits
+        return self
+
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
         return (

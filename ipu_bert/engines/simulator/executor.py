@@ -113,7 +113,7 @@ class PoplarExecutor:
             raise SimulatorError("the simulated IPUs are held by another executable: detachFromDevice() it first")
         _attached.append(self)
         self._upload()
-        self._write_optimizer_state(attach=True)
+        self._write_optimizer_state()
 
     def detachFromDevice(self) -> None:  # noqa: N802
         """Read back everything and give the device up."""
@@ -175,6 +175,16 @@ class PoplarExecutor:
             with self._host_access():
                 self._device_optimizer.configure(optimizer)
 
+    @property
+    def rng_state(self) -> list[int]:
+        """State of the device's random numbers."""
+        state: list[int] = self._rng.tolist()
+        return state
+
+    @rng_state.setter
+    def rng_state(self, state: list[int]) -> None:
+        self._rng = torch.tensor(state, dtype=torch.uint8)
+
     @torch.no_grad()
     def _upload(self) -> None:
         with self._host_access():
@@ -205,7 +215,7 @@ class PoplarExecutor:
         return {"ipu_state": state, "ipu_param": {"lossScaling": self._device_optimizer.loss_scaling}}
 
     @torch.no_grad()
-    def _write_optimizer_state(self, attach: bool = False) -> None:
+    def _write_optimizer_state(self) -> None:
         optimizer = self._optimizer
         if optimizer is None or not optimizer.ipu_state_is_dirty:
             return
@@ -217,8 +227,7 @@ class PoplarExecutor:
             self._refuse_old_layout(name, tensor, device[name])
             device[name].copy_(tensor)
         optimizer.ipu_state_is_dirty = False
-        if not attach:
-            self._relaid.clear()
+        self._relaid.clear()
         self.transfers.up(self._streamed_bytes())
 
     def _refuse_old_layout(self, name: str, tensor: Tensor, device: Tensor) -> None:

@@ -104,7 +104,7 @@ def custom_op(
     trace = _traces[-1]
     trace.sparse.append((plan, meta_info, nz))
     (example,) = example_outputs
-    y = BlockLinear.apply(x, meta_info, nz, plan, trace.rounding)
+    y: Tensor = BlockLinear.apply(x, meta_info, nz, plan, trace.rounding)
     if y.shape != example.shape or y.dtype != example.dtype:
         raise SimulatorError(f"{plan.layer}: the example output is {example.dtype} {list(example.shape)}, not y's")
     return [y]
@@ -112,7 +112,9 @@ def custom_op(
 
 def identity_loss(x: Tensor, reduction: str) -> Tensor:
     """Marks the loss that training minimises."""
-    reduced = {"sum": x.sum, "mean": x.mean, "none": x.clone}[reduction]()
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"identity_loss: expected sum, mean or none, found {reduction!r}")
+    reduced = x.sum() if reduction == "sum" else x.mean() if reduction == "mean" else x.clone()
     if _traces:
         _traces[-1].losses.append(reduced)
     return reduced
