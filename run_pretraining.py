@@ -1,23 +1,23 @@
 """Pre-train BERT with dynamic block sparsity.
 
-    python run_pretraining.py --config quickstart                        the small run of the README
-    python run_pretraining.py --config my.yaml train.steps=500           a file of your own, one setting changed
-    python run_pretraining.py --config quickstart --dry-run              what would be trained, then stop
-    python run_pretraining.py --config quickstart --resume               go on where the newest checkpoint stands
+python run_pretraining.py --config quickstart                        the small run of the README
+python run_pretraining.py --config my.yaml train.steps=500           a file of your own, one setting changed
+python run_pretraining.py --config quickstart --dry-run              what would be trained, then stop
+python run_pretraining.py --config quickstart --resume               go on where the newest checkpoint stands
 """
+
 from __future__ import annotations
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import List
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Parse, load the config, run; every error a user can cause ends in one line a thing and an exit status above 0."""
     options = _parser().parse_intermixed_args(argv)
     if options.resume and "=" in options.resume and not Path(options.resume).exists():
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="latest",
         metavar="PATH",
-        help="continue from a checkpoint or a run's folder; without PATH (or `latest`) from this run's newest checkpoint",
+        help="continue from a checkpoint or a run's folder; without PATH, or with `latest`, from this run's newest",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan of the run and stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as one JSON object")
@@ -68,14 +68,14 @@ def _dry_run(config: Config, as_json: bool) -> int:
 
 
 def _train(config: Config, resume: str | None) -> int:
-    from ipu_bert.trainer import Interrupted, Trainer
+    from ipu_bert.trainer import InterruptedRunError, Trainer
 
     start = None
     if resume is not None:
         start = checkpoint.find(Path(config.run.dir if resume == "latest" else resume))
     try:
         folder = Trainer(config, start).run()
-    except Interrupted as stop:
+    except InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.number
     print(f"report: {folder / 'report.md'}")

@@ -1,8 +1,9 @@
 """From a checked config to the objects of a run; the only place where settings become arguments."""
+
 from __future__ import annotations
 
 import math
-from typing import Callable, Dict, List
+from typing import Callable
 
 import torch
 
@@ -73,13 +74,13 @@ def bert_shape(config: Config, vocab_size: int) -> BertShape:
     )
 
 
-def weights(config: Config) -> List[EncoderWeight]:
+def weights(config: Config) -> list[EncoderWeight]:
     """The encoder's weight matrices."""
     model = config.model
     return encoder_weights(model.layers, model.hidden_size, model.intermediate_size)
 
 
-def weight_sparsity(config: Config) -> Dict[str, float]:
+def weight_sparsity(config: Config) -> dict[str, float]:
     """Sparsity by weight; a weight that is not named is dense."""
     sparsity = config.sparsity
     if sparsity.method == "dense":

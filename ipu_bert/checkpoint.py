@@ -1,4 +1,5 @@
 """Checkpoints: safetensors and JSON in one folder per step, written aside, checksummed, renamed when complete."""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,7 +8,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Mapping
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -58,7 +59,7 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
     return final
 
 
-def load(path: Path) -> Tuple[Dict[str, Dict[str, Tensor]], Dict[str, Any]]:
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors by group and the info of a checkpoint folder; CheckpointError when a byte of it is not as written."""
     try:
         state = json.loads((path / _STATE).read_text())
@@ -83,7 +84,7 @@ def load(path: Path) -> Tuple[Dict[str, Dict[str, Tensor]], Dict[str, Any]]:
     return groups, state
 
 
-def complete(folder: Path) -> List[Tuple[int, Path]]:
+def complete(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of the complete checkpoints in a folder, oldest first by number."""
     if not folder.is_dir():
         return []
@@ -116,7 +117,7 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
         raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(differing))
 
 
-def _describe(path: Path) -> Dict[str, Any]:
+def _describe(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for part in iter(lambda: file.read(1 << 20), b""):

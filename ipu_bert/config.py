@@ -1,4 +1,5 @@
 """YAML and key=value overrides to a checked Config; every error of a config is reported at once."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,8 +23,11 @@ from typing import (
 
 import yaml
 
+from ipu_bert.data.source import source_names
+from ipu_bert.distribution import sparsity_by_weight
 from ipu_bert.settings import Config
-from sparse_ops.pattern import block_count, check_grid
+from ipu_bert.shape import encoder_weights
+from sparse_ops.pattern import block_count
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
@@ -269,6 +273,8 @@ def _cross_checks(config: Config) -> Iterator[str]:
         yield f"optim.lr: expected a number or auto, found {optim.lr!r}"
     elif not isinstance(optim.lr, str) and optim.lr <= 0:
         yield f"optim.lr: expected more than 0, found {optim.lr}"
+    if data.source not in source_names():
+        yield f"data.source: expected one of {', '.join(source_names())}, found {data.source!r}"
     if data.source == "files" and not data.path:
         yield "data.path: expected a file or folder with source files, found nothing"
     if sparsity.method != "dense":
@@ -278,17 +284,11 @@ def _cross_checks(config: Config) -> Iterator[str]:
 def _sparsity_checks(config: Config) -> Iterator[str]:
     model, sparsity = config.model, config.sparsity
     sizes = (("model.hidden_size", model.hidden_size), ("model.intermediate_size", model.intermediate_size))
-    divides = True
-    for name, size in sizes:
-        if size % sparsity.block_size:
-            divides = False
-            yield f"{name}: expected a multiple of sparsity.block_size {sparsity.block_size}, found {size}"
-    if divides and sparsity.distribution == "uniform":
-        try:
-            check_grid((model.hidden_size, model.hidden_size), sparsity.block_size)
-            block_count((model.hidden_size, model.hidden_size), sparsity.block_size, sparsity.sparsity)
-        except ValueError as error:
-            yield f"sparsity.sparsity: {error}"
+    undivided = [(name, size) for name, size in sizes if size % sparsity.block_size]
+    for name, size in undivided:
+        yield f"{name}: expected a multiple of sparsity.block_size {sparsity.block_size}, found {size}"
+    if not undivided:
+        yield from _sparse_weight_checks(config)
     if sparsity.method == "dynsparse":
         if sparsity.start >= sparsity.stop:
             yield f"sparsity.start: expected less than sparsity.stop {sparsity.stop}, found {sparsity.start}"
@@ -297,6 +297,23 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
                 f"sparsity.updates: expected at most one per step, {config.train.steps} step(s) from start to stop, "
                 f"found {sparsity.updates}"
             )
+
+
+def _sparse_weight_checks(config: Config) -> Iterator[str]:
+    """Whether the names match weights and every sparse weight keeps a block; the first that does not is reported."""
+    model, sparsity = config.model, config.sparsity
+    weights = encoder_weights(model.layers, model.hidden_size, model.intermediate_size)
+    try:
+        chosen = sparsity_by_weight(weights, sparsity.sparsity, sparsity.distribution, sparsity.layers)
+    except ValueError as error:
+        yield f"sparsity.layers: {error}"
+        return
+    for weight in weights:
+        try:
+            block_count(weight.shape, sparsity.block_size, chosen.get(weight.name, 0.0), weight.segments)
+        except ValueError as error:
+            yield f"sparsity.sparsity: {error}"
+            return
 
 
 def reference_page() -> str:

@@ -1,7 +1,8 @@
 """Everything about a run before it starts: model, sparsity, parameters, FLOPs, memory, steps and data."""
+
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any
 
 from ipu_bert import assemble
 from ipu_bert.config import Config
@@ -9,7 +10,7 @@ from ipu_bert.flops import actual_sparsity, block_total, encoder_flops, sequence
 from ipu_bert.footprint import memory_estimate, parameter_counts
 
 
-def plan(config: Config) -> Dict[str, Any]:
+def plan(config: Config) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
     The vocabulary counts as large as the config asks for; a small corpus may give fewer pieces.
@@ -53,7 +54,7 @@ def plan(config: Config) -> Dict[str, Any]:
     }
 
 
-def render(found: Dict[str, Any]) -> str:
+def render(found: dict[str, Any]) -> str:
     """The plan as text for a reader."""
     model, parameters, memory, data = found["model"], found["parameters"], found["memory"], found["data"]
     updates = found["pattern_updates"]
@@ -84,7 +85,7 @@ def render(found: Dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shorten(steps: List[int]) -> str:
+def _shorten(steps: list[int]) -> str:
     shown = [f"{step:,}" for step in steps]
     return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", shown[-1]])
 

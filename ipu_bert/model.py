@@ -5,7 +5,6 @@ Sizes in comments: B sequences, S tokens each, P masked positions, H hidden, N h
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Callable, Mapping, NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ipu_bert.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
 from sparse_ops.linear import BlockSparseLinear
-from sparse_ops.pattern import BlockPattern
+from sparse_ops.pattern import BlockPattern, named_generator
 
 __all__ = [
     "FAMILY",
@@ -26,7 +25,6 @@ __all__ = [
     "PretrainingLosses",
     "dense_linear",
     "encoder_weights",
-    "named_generator",
     "pretraining_losses",
     "sparse_layers",
     "sparse_linear",
@@ -37,13 +35,6 @@ IGNORED_LABEL = -100
 
 # (name, in_features, out_features, segments) -> a module that maps [*, in] to [*, out] and has a bias.
 LinearFactory = Callable[[str, int, int, int], nn.Module]
-
-
-def named_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator that depends on (seed, name) alone: not on process, machine, or order of construction."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    # torch's CPU generator is seeded by 32 bits; more would be cut off silently.
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> Tensor:

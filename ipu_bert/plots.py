@@ -52,13 +52,9 @@ class PatternChange:
                 found = f"rows {r.shape} and columns {c.shape}"
                 raise ValueError(f"{self.layer} at the {when}: expected two [nnz] arrays, found {found}")
             if r.size and (r.min() < 0 or c.min() < 0 or r.max() >= rows or c.max() >= cols):
-                raise ValueError(
-                    f"{self.layer} at the {when}: a block lies outside the {rows} x {cols} block grid"
-                )
+                raise ValueError(f"{self.layer} at the {when}: a block lies outside the {rows} x {cols} block grid")
         if self.segment_names and rows % len(self.segment_names):
-            raise ValueError(
-                f"{self.layer}: {len(self.segment_names)} segments do not divide {rows} block rows"
-            )
+            raise ValueError(f"{self.layer}: {len(self.segment_names)} segments do not divide {rows} block rows")
 
     def positions(self, when: str) -> tuple[np.ndarray, np.ndarray]:
         """(rows, cols), int64 [nnz], at the "start" or the "end"."""
@@ -132,13 +128,11 @@ def _thousands(axes: Axes) -> None:
 # ---------------------------------------------------------------- losses
 
 
-def _loss_panel(
-    axes: Axes, steps: np.ndarray, train: np.ndarray, held_steps: np.ndarray, held: np.ndarray
-) -> None:
-    span = max(1, len(train) // 40) | 1  # odd, so that the mean is centred
+def _loss_panel(axes: Axes, steps: np.ndarray, train: np.ndarray, held_steps: np.ndarray, held: np.ndarray) -> None:
+    span = max(1, len(train) // 24) | 1  # odd, so that the mean is centred
     if span > 2:
         axes.plot(steps, train, color=BLUE, alpha=0.25, linewidth=0.9, label="training, each logged step")
-        axes.plot(steps, smooth(train, span), color=BLUE, linewidth=1.8, label=f"training, mean of {span}")
+        axes.plot(steps, smooth(train, span), color=BLUE, linewidth=1.8, label=f"training, mean over {span} of them")
     else:
         axes.plot(steps, train, color=BLUE, linewidth=1.6, marker=".", label="training, each logged step")
     if len(held):
@@ -166,9 +160,7 @@ def mlm_headline(final: float | None, entropy: float | None) -> str:
     if entropy is None:
         return f"Held-out masked-LM loss ends at {final:.2f} nats"
     relation = "below" if final < entropy else "ABOVE"
-    return (
-        f"Held-out masked-LM loss ends at {final:.2f}, {abs(entropy - final):.2f} {relation} word frequencies"
-    )
+    return f"Held-out masked-LM loss ends at {final:.2f}, {abs(entropy - final):.2f} {relation} word frequencies"
 
 
 def loss_figure(
@@ -210,9 +202,7 @@ def loss_figure(
         _clean(axes)
         _thousands(axes)
     handles, labels = top.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=_SIZE - 1
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=_SIZE - 1)
     return figure
 
 
@@ -243,14 +233,10 @@ def pattern_updates_figure(
     figure = Figure(figsize=(9.0, 6.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
 
-    top.plot(
-        x, explored, color=BLUE, linewidth=1.8, marker="o", markersize=4, label="explored DOF, mean of layers"
-    )
+    top.plot(x, explored, color=BLUE, linewidth=1.8, marker="o", markersize=4, label="explored DOF, mean of layers")
     if len(layer_low) == len(layer_high) == len(x):
         low, high = _numbers(layer_low), _numbers(layer_high)
-        top.fill_between(
-            x, low, high, color=BLUE, alpha=0.2, linewidth=0, label="least to most explored layer"
-        )
+        top.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0, label="least to most explored layer")
     if density is not None:
         top.axhline(density, color="black", linestyle="--", linewidth=1.3, label="_start")
         _beside(top, density, f"start\npattern:\n{_percent(density)}")
@@ -280,9 +266,7 @@ def pattern_updates_figure(
     )
     survived = removed[np.isfinite(removed)]
     if len(survived):
-        _title(
-            bottom, f"On average {_percent(survived.mean())} of new blocks were removed by the next update"
-        )
+        _title(bottom, f"On average {_percent(survived.mean())} of new blocks were removed by the next update")
     else:
         _title(bottom, "Share of blocks that each update moved")
     bottom.set_ylabel("share of blocks", fontsize=_SIZE)
@@ -318,9 +302,7 @@ def pattern_image(occupied: np.ndarray, stayed: np.ndarray, other: str) -> np.nd
 def _pattern_panel(axes: Axes, image: np.ndarray, change: PatternChange, aspect: float) -> None:
     rows, cols = change.grid
     fine = max(rows, cols) > 400  # smaller than a pixel: let the renderer average
-    axes.imshow(
-        image, aspect=aspect, extent=(0, cols, rows, 0), interpolation="antialiased" if fine else "nearest"
-    )
+    axes.imshow(image, aspect=aspect, extent=(0, cols, rows, 0), interpolation="antialiased" if fine else "nearest")
     if max(rows, cols) <= 80:  # thin gaps, so that neighbouring blocks can be counted
         axes.set_xticks(np.arange(cols + 1), minor=True)
         axes.set_yticks(np.arange(rows + 1), minor=True)
@@ -365,9 +347,7 @@ def pattern_start_end_figure(change: PatternChange) -> Figure:
     header, footer, width = 1.0, 0.6, 3.5
     height = width * tall + header + footer + 0.7
     figure = Figure(figsize=(2 * width + 1.6, height))
-    figure.set_layout_engine(
-        "constrained", rect=(0, footer / height, 1, 1 - (header - 0.25 + footer) / height)
-    )
+    figure.set_layout_engine("constrained", rect=(0, footer / height, 1, 1 - (header - 0.25 + footer) / height))
     left, right = figure.subplots(1, 2)
     _pattern_panel(left, pattern_image(before, stayed, OLD), change, tall * cols / rows)
     _pattern_panel(right, pattern_image(after, stayed, ORANGE), change, tall * cols / rows)
@@ -380,9 +360,7 @@ def pattern_start_end_figure(change: PatternChange) -> Figure:
     right.set_title(ending, fontsize=_SIZE + 0.5)
 
     says = (
-        f"{new:,} of {total:,} blocks ended in a new place"
-        if new
-        else f"All {total:,} blocks ended where they began"
+        f"{new:,} of {total:,} blocks ended in a new place" if new else f"All {total:,} blocks ended where they began"
     )
     figure.text(0.5, 1 - 0.12 / height, says, ha="center", va="top", fontsize=_TITLE + 1, fontweight="bold")
     holds = f"{total:,} blocks of {change.block_size} x {change.block_size} on {rows} x {cols} places"

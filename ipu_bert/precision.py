@@ -1,4 +1,5 @@
 """One frozen precision policy, applied by the engine; master weights and moments stay float32."""
+
 from __future__ import annotations
 
 from contextlib import nullcontext

@@ -1,10 +1,10 @@
 """The folder of a run: whose it is, what it was called with, and the files that metrics go to."""
+
 from __future__ import annotations
 
 import fcntl
 from pathlib import Path
 from types import TracebackType
-from typing import List
 
 import yaml
 
@@ -31,7 +31,7 @@ class RunFolder:
         self._lock = _lock(self.path)
         write_aside(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False).encode())
         last = config.train.stop_at or config.train.steps
-        sinks: List[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]
+        sinks: list[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]
         if config.log.tensorboard:
             sinks.append(TensorBoardSink(self.path / "tensorboard", resume_step))
         if config.log.wandb:

@@ -1,4 +1,5 @@
 """The settings of a run, section by section; docs/config.md is made from these dataclasses."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -152,7 +153,11 @@ class EngineSettings:
     """What runs the steps."""
 
     name: str = setting("torch", "engine", choices=("torch",))
-    kernel: str = setting("auto", "code that multiplies block-sparse weights", choices=("auto", "torch"))
+    kernel: str = setting(
+        "auto",
+        "code that multiplies block-sparse weights; `auto`: native where it can be compiled",
+        choices=("auto", "native", "torch"),
+    )
     threads: int = setting(0, "CPU threads; 0: torch's default", low=0)
 
 

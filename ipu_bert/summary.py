@@ -1,11 +1,12 @@
 """What a finished run leaves behind: the numbers that only the trainer knows, gathered for the report."""
+
 from __future__ import annotations
 
 import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Mapping
 
 import torch
 
@@ -44,7 +45,7 @@ def write_outcome(
     flops = sequence_flops(shape, config.data.sequence_length, config.data.max_predictions, executed)
     sequences = totals.steps * config.train.batch_size
     reading = totals.seconds["data"]
-    summary: Dict[str, Any] = {
+    summary: dict[str, Any] = {
         "name": config.run.name,
         "config": as_dict(config),
         "model": {**vars(shape), "method": config.sparsity.method},

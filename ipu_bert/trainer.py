@@ -1,4 +1,5 @@
 """The loop: step, update patterns, evaluate, log, save. Steps count from 1 and are saved after they are done."""
+
 from __future__ import annotations
 
 import signal
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
@@ -18,7 +19,7 @@ from ipu_bert.summary import RunTotals, write_outcome
 from sparse_ops.norms import GradientBlocks
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """The run was asked to stop by a signal and has saved the step it was at."""
 
     def __init__(self, number: int, saved: Path) -> None:
@@ -54,7 +55,7 @@ class Trainer:
     def run(self) -> Path:
         """Train to the last step or `train.stop_at`, then evaluate, save and report; returns the run's folder.
 
-        Raises Interrupted after SIGINT or SIGTERM, and NonFiniteError when a loss becomes NaN.
+        Raises InterruptedRunError after SIGINT or SIGTERM, and NonFiniteError when a loss becomes NaN.
         """
         config = self.config
         with RunFolder(config, self.step if self._resumed else None, self.data.unigram_entropy) as folder:
@@ -68,7 +69,7 @@ class Trainer:
             write_outcome(folder.path, config, self.data, totals, host.layers)
         return folder.path
 
-    def _loop(self, metrics: Metrics) -> Dict[str, float]:
+    def _loop(self, metrics: Metrics) -> dict[str, float]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
         config, last = self.config, self.config.train.stop_at or self.config.train.steps
         self._write(metrics, "resume" if self._resumed else "start")
@@ -79,7 +80,7 @@ class Trainer:
             if self.step % config.log.every == 0 or self.step == last:
                 mark = self._write_train(metrics, result, mark)
             if self._signal:
-                raise Interrupted(self._signal, self._save())
+                raise InterruptedRunError(self._signal, self._save())
             if self.step == last or _every(config.eval.every, self.step):
                 heldout = self._evaluate(metrics)
             if self.step == last or _every(config.checkpoint.every, self.step):
@@ -102,7 +103,7 @@ class Trainer:
             self._update_patterns(metrics, result.gradients)
         return result
 
-    def _gradient_counts(self, step: int) -> Dict[str, int] | None:
+    def _gradient_counts(self, step: int) -> dict[str, int] | None:
         """Per layer how many blocks a segment may need, where the growth rule goes by the dense gradient."""
         assert self.updater is not None
         if not self.updater.needs_gradient:
@@ -120,7 +121,7 @@ class Trainer:
             report = self.updater.update(host.layers, host.moments, self.step, gradients)
         self._write(metrics, "update", **report.as_record(), seconds=time.monotonic() - before)
 
-    def _evaluate(self, metrics: Metrics) -> Dict[str, float]:
+    def _evaluate(self, metrics: Metrics) -> dict[str, float]:
         stream = self.heldout_stream
         in_one_pass = -(-stream.sequences_per_epoch // self.config.train.batch_size)
         batches = range(min(self.config.eval.batches, in_one_pass))

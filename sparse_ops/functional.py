@@ -1,4 +1,5 @@
 """block_linear: the product with a block-sparse weight as a torch operator with a fake and an autograd formula."""
+
 from __future__ import annotations
 
 from typing import Any, Callable, NamedTuple
@@ -6,10 +7,10 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_ops import reference
+from sparse_ops import native, reference
 from sparse_ops.pattern import BlockIndex, BlockPattern
 
-KERNELS = ("auto", "torch")
+KERNELS = ("auto", "native", "torch")
 
 
 def block_linear(
@@ -62,21 +63,28 @@ def _check(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, ke
         raise ValueError(f"kernel: expected one of {KERNELS}, found {kernel!r}")
 
 
-def _select(kernel: str, x: Tensor) -> Any:
-    """The kernel module for this call; the seam where native code plugs in."""
+def _select(kernel: str, x: Tensor, block_size: int) -> Any:
+    """The kernel module for this call: native code where it can be had and takes the input, else plain torch."""
+    if kernel == "torch":
+        return reference
+    if native.supports(x, block_size) and native.available():
+        return native
+    if kernel == "native":
+        wanted = "a C++ compiler and float32 or bfloat16 on the CPU"
+        raise ValueError(f"kernel native: expected {wanted}, found {x.dtype} on {x.device}")
     return reference
 
 
 def _forward(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str) -> Tensor:
-    return _select(kernel, x).forward(x, values, BlockIndex(*index), bias)
+    return _select(kernel, x, values.shape[-1]).forward(x, values, BlockIndex(*index), bias)
 
 
 def _grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str) -> Tensor:
-    return _select(kernel, dy).grad_input(dy, values, BlockIndex(*index))
+    return _select(kernel, dy, values.shape[-1]).grad_input(dy, values, BlockIndex(*index))
 
 
 def _grad_values(x: Tensor, dy: Tensor, index: list[Tensor], block_size: int, kernel: str) -> Tensor:
-    return _select(kernel, x).grad_values(x, dy, BlockIndex(*index), block_size)
+    return _select(kernel, x, block_size).grad_values(x, dy, BlockIndex(*index), block_size)
 
 
 class _Operators(NamedTuple):
@@ -111,9 +119,7 @@ class _BlockLinear(torch.autograd.Function):
     """The operator for torch releases without torch.library.custom_op (torch 2.0, which PopTorch pins)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str) -> Tensor:
         y = _forward(x, values, bias, index, kernel)
         _setup_context(ctx, (x, values, bias, index, kernel), y)
         return y

@@ -1,4 +1,5 @@
 """BlockSparseLinear: a linear layer whose weight exists only at its blocks, and whose blocks can be re-allocated."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -81,9 +82,7 @@ class BlockSparseLinear(nn.Module):
     def from_dense(self, weight: Tensor) -> None:
         """Take the values at this layer's blocks from a dense weight [out, in]; what lies elsewhere is left out."""
         if tuple(weight.shape) != (self.out_features, self.in_features):
-            raise ValueError(
-                f"weight: expected [{self.out_features}, {self.in_features}], found {list(weight.shape)}"
-            )
+            raise ValueError(f"weight: expected [{self.out_features}, {self.in_features}], found {list(weight.shape)}")
         b = self.block_size
         blocks = weight.reshape(self.out_features // b, b, self.in_features // b, b).transpose(1, 2)
         self.values.copy_(blocks[self.rows.long(), self.cols.long()])

@@ -15,7 +15,7 @@ import ctypes
 import functools
 import os
 import warnings
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def level() -> str:
     return LEVELS[_level(os.environ.get("SPARSE_OPS_LEVEL", ""))]
 
 
-def forward(x: Tensor, values: Tensor, index: BlockIndex, bias: Optional[Tensor]) -> Tensor:
+def forward(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None) -> Tensor:
     """Y = X W^T + bias: [T, out]. Raises ValueError when a shape, dtype or device is wrong."""
     block = _check_values(values, index)
     n_rows, n_cols = index.grid
@@ -89,7 +89,7 @@ def grad_values(x: Tensor, dy: Tensor, index: BlockIndex, block_size: int) -> Te
 
 
 def _product(
-    x: Tensor, values: Tensor, bias: Optional[Tensor], n_out: int, transposed: bool, ptr: Tensor, slots: Tensor, other: Tensor
+    x: Tensor, values: Tensor, bias: Tensor | None, n_out: int, transposed: bool, ptr: Tensor, slots: Tensor, other: Tensor
 ) -> Tensor:
     x, values = _contiguous(x), _contiguous(values)
     bias = None if bias is None else _contiguous(bias.float())
@@ -130,7 +130,7 @@ def _check_index(index: BlockIndex) -> None:
             )
 
 
-def _check(name: str, tensor: Tensor, shape: "tuple[int, ...]", like: Tensor) -> None:
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: expected {list(shape)}, found {list(tensor.shape)}")
     if tensor.device.type != "cpu" or like.device.type != "cpu":
@@ -162,12 +162,12 @@ def _level(named: str) -> int:
     return LEVELS.index(named)
 
 
-def _threads() -> "tuple[int, int, Optional[int]]":
+def _threads() -> tuple[int, int, int | None]:
     return _level(os.environ.get("SPARSE_OPS_LEVEL", "")), torch.get_num_threads(), _torch_parallel()
 
 
 @functools.lru_cache(maxsize=None)
-def _torch_parallel() -> Optional[int]:
+def _torch_parallel() -> int | None:
     """Address of GOMP_parallel in the OpenMP runtime that torch has loaded, so that its threads are shared.
 
     A runtime of our own would be a second set of threads that spin while torch's want the cores. None (threads are

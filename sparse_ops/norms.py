@@ -1,4 +1,5 @@
 """Importance of blocks: norms of the weights (Eq. 1), and the dense gradient's largest blocks without forming it."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """Where the blocks of a block-sparse weight are: positions, exact counts, validation, kernel index, checksum."""
+
 from __future__ import annotations
 
 import hashlib
@@ -51,8 +52,7 @@ class BlockPattern:
         for name, index, limit in (("rows", self.rows, grid[0]), ("cols", self.cols, grid[1])):
             if index.dtype != torch.int32 or index.dim() != 1 or index.shape != self.rows.shape:
                 raise ValueError(
-                    f"pattern {name}: expected int32 [{self.rows.numel()}], "
-                    f"found {index.dtype} {list(index.shape)}"
+                    f"pattern {name}: expected int32 [{self.rows.numel()}], found {index.dtype} {list(index.shape)}"
                 )
             if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < limit):
                 raise ValueError(

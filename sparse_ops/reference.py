@@ -7,6 +7,7 @@ products at every size tried.
 
 Names: x [T, in], dy [T, out], values [nnz, b, b], all of one floating dtype; T tokens.
 """
+
 from __future__ import annotations
 
 from typing import Iterator, NamedTuple

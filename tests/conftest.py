@@ -1,4 +1,5 @@
 """Fresh random inputs in every run; the seed is printed when a test fails, and TEST_SEED repeats it."""
+
 from __future__ import annotations
 
 import os

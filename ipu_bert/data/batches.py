@@ -3,10 +3,9 @@
 How a sequence is made (BERT's create_pretraining_data, as a pure function of the example number):
 - Every document is cut once into chunks of about S - 3 tokens (chunks.py). An epoch visits every chunk once.
 - One example in ten is short: sentences from somewhere in the chunk up to a random target length.
-- The sentences are split at a random boundary. The first part is A. Half of the time B is the second part;
-else
-  B is text from a random place of another document, as long as what is left of the target.
-- Too long a pair loses tokens one by one from the longer part, at either end by a coin.
+- The sentences are split at a random boundary; the first part is A. Half of the time B is the second part,
+  else text from a random place of another document, as long as what is left of the target.
+- Too long a pair loses tokens one by one from the longer part, the surplus at random from both its ends.
 What BERT puts back when B is random (the chunk's second part) is not put back here, for then an example would
 depend on the ones before. Nothing is lost systematically all the same: coin, boundary and truncation are
 drawn anew for every example, so in the next epoch the same chunk is cut elsewhere, and random B's come from
@@ -48,8 +47,7 @@ class Batch:
 
 
 class BatchStream:
-    """An endless stream of batches of one split. batch(index) depends on the constructor's values and index
-    only.
+    """An endless stream of batches of one split; batch(index) depends on the values given here and on index.
 
     split: "train" or "heldout"; for "heldout" HELDOUT_SEED takes the place of `seed`. batch_size: sequences
     in a batch. sequence_length: S. max_predictions: P. mask_probability: share of tokens to predict.
@@ -73,9 +71,7 @@ class BatchStream:
         short_sequence_probability: float = 0.1,
         seed: int = 0,
     ) -> None:
-        _check(
-            batch_size, sequence_length, max_predictions, mask_probability, short_sequence_probability, seed
-        )
+        _check(batch_size, sequence_length, max_predictions, mask_probability, short_sequence_probability, seed)
         arrays = token_files.split(split)
         self.split = split
         self.batch_size = batch_size
@@ -102,9 +98,7 @@ class BatchStream:
         self._key = np.random.SeedSequence([used, SPLITS.index(split)]).generate_state(2, np.uint64)
         self._order = EpochOrder(self.sequences_per_epoch, self._key)
         special = token_files.special_ids()
-        self._pad, self._cls, self._sep, self._mask = (
-            special[f"[{n}]"] for n in ("PAD", "CLS", "SEP", "MASK")
-        )
+        self._pad, self._cls, self._sep, self._mask = (special[f"[{n}]"] for n in ("PAD", "CLS", "SEP", "MASK"))
         pieces = token_files.vocabulary()
         self._continues = np.array([whole_word and piece.startswith("##") for piece in pieces])
         self._replaceable = np.setdiff1d(np.arange(len(pieces)), list(special.values()))
@@ -155,9 +149,7 @@ class BatchStream:
     def _generator(self, example: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=self._key, counter=[0, example, 0, 0]))
 
-    def _layout(
-        self, chunk: int, generator: np.random.Generator
-    ) -> tuple[bool, tuple[int, int], tuple[int, int]]:
+    def _layout(self, chunk: int, generator: np.random.Generator) -> tuple[bool, tuple[int, int], tuple[int, int]]:
         """(B is random, token range of A, token range of B) of an example made from a chunk."""
         short, length, begin, cut, coin, other, place = generator.random(_DRAWS).tolist()
         most = self.sequence_length - 3
@@ -206,9 +198,13 @@ def shares(length_a: int, length_b: int, most: int) -> tuple[int, int]:
 
 
 def _truncate(begin: int, end: int, keep: int, generator: np.random.Generator) -> tuple[int, int]:
-    """`keep` tokens of a range: each surplus one is taken from the front or the back by a coin."""
+    """`keep` tokens of a range. The surplus goes from both ends, every division equally likely.
+
+    BERT tosses a coin for each token, which takes about half from either end: then the ends of long sentences
+    are hardly ever seen (measured on sotu at length 128: seven times as many tokens unseen after 40 epochs).
+    """
     surplus = end - begin - keep
-    front = int(generator.binomial(surplus, 0.5)) if surplus else 0
+    front = int(generator.integers(surplus + 1)) if surplus else 0
     return begin + front, begin + front + keep
 
 

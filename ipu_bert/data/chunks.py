@@ -21,9 +21,7 @@ def chunk_starts(sentences: np.ndarray, documents: np.ndarray, target: int) -> n
     a chunk of one sentence, every sentence is in exactly one chunk, and no chunk crosses documents. Memory:
     the result and blocks of about a million sentences.
     """
-    parts = [
-        np.fromiter(_walk(block, first), np.int64) for first, block in _blocks(sentences, documents, target)
-    ]
+    parts = [np.fromiter(_walk(block, first), np.int64) for first, block in _blocks(sentences, documents, target)]
     return np.concatenate([*parts, documents[-1:]]).astype(np.int64)
 
 

@@ -44,13 +44,11 @@ def find_files(paths: Iterable[str]) -> list[str]:
         else:
             matches = [name for name in glob.glob(entry, recursive=True) if os.path.isfile(name)]
         if not matches:
-            raise DataError(
-                f"no text found at {entry!r}: expected a file ({', '.join(SUFFIXES)}), a folder or a glob"
-            )
+            raise DataError(f"no text found at {entry!r}: expected a file ({', '.join(SUFFIXES)}), a folder or a glob")
         for match in sorted(matches):
             if not match.endswith(SUFFIXES):
                 raise DataError(f"{match}: expected a file ending in {', '.join(SUFFIXES)}")
-            found[os.path.realpath(match)] = None
+            found[os.path.abspath(match)] = None
     return list(found)
 
 
@@ -78,18 +76,14 @@ def file_identity(path: str) -> dict[str, Any]:
                 if is_text:
                     if b"\0" in piece:
                         where = size + piece.index(0)
-                        raise DataError(
-                            f"{path}: expected text, found a NUL byte at {where} (a binary file?)"
-                        )
+                        raise DataError(f"{path}: expected text, found a NUL byte at {where} (a binary file?)")
                     blank = not decoder.decode(piece, final=not piece).strip("\ufeff \t\r\n") and blank
                 if not piece:
                     break
                 digest.update(piece)
                 size += len(piece)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8 text, found {error.reason} near byte {size + error.start}"
-        ) from error
+        raise DataError(f"{path}: expected UTF-8 text, found {error.reason} near byte {size + error.start}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if size == 0 or (is_text and blank):
@@ -178,9 +172,7 @@ def _rows(path: str, kind: str, column: str) -> Iterator[str]:
             yield text
     except DataError:
         raise
-    except (
-        Exception
-    ) as error:  # pyarrow and datasets raise many kinds for a file that is not what its name says
+    except Exception as error:  # pyarrow and datasets raise many kinds for a file that is not what its name says
         cause = error.__cause__ or error
         reason = re.sub(r"\s+", " ", str(cause)).strip()[:200]
         raise DataError(f"{path}: cannot be read as {kind}: {reason or type(cause).__name__}") from error

@@ -33,9 +33,7 @@ from .source import Source, make_source, source_names
 from .token_files import FORMAT, MANIFEST, SPLITS, TOKENIZER, TokenFiles, sha256_of, split_files, token_dtype
 from .tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
 
-TOKENIZER_BYTES = (
-    1 << 30
-)  # a vocabulary needs no more text than this; the trainer's memory grows with its words
+TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
 NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -92,6 +90,7 @@ def prepare(
                 progress,
                 shard_bytes,
             )
+        shutil.rmtree(final + ".partial", ignore_errors=True)
     return TokenFiles.open(final)
 
 
@@ -107,14 +106,11 @@ def _build(
     shard_bytes: int,
 ) -> None:
     partial = final + ".partial"
-    result = os.path.join(partial, "result")
-    os.makedirs(result, exist_ok=True)
-
     with _bar("documents", None, progress) as bar:
         text_shards = shards.spool(source.documents(), os.path.join(partial, "text"), shard_bytes, bar.update)
     below = shards.heldout_below(text_shards, heldout_fraction)
 
-    tokenizer_path = os.path.join(result, TOKENIZER)
+    tokenizer_path = os.path.join(partial, TOKENIZER)
     if not os.path.exists(tokenizer_path):
         if vocab_file is not None:
             tokenizer = tokenizer_from_vocab(vocab_file)
@@ -129,12 +125,15 @@ def _build(
     vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
 
     with _bar("tokens, shards", len(text_shards), progress) as bar:
-        token_shards = _tokenise(
-            text_shards, os.path.join(partial, "tokens"), tokenizer_path, below, workers, bar
-        )
+        token_shards = _tokenise(text_shards, os.path.join(partial, "tokens"), tokenizer_path, below, workers, bar)
+    result = os.path.join(partial, "result")
+    shutil.rmtree(result, ignore_errors=True)  # what a killed run left of this stage
+    os.makedirs(result)
     with _bar("writing, shards", len(SPLITS) * len(token_shards), progress) as bar:
         sizes, unigrams = shards.merge(token_shards, result, len(vocab), bar.update)
 
+    with shards.replacing(os.path.join(result, TOKENIZER)) as file, open(tokenizer_path, "rb") as trained:
+        file.write(trained.read())
     names = [TOKENIZER, *(name for split in SPLITS for name in split_files(split).values())]
     entries = shards.file_entries(result, names)
     manifest.update(
@@ -151,7 +150,6 @@ def _build(
     )
     shards.write_json(os.path.join(result, MANIFEST), manifest)
     os.replace(result, final)
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _tokenise(
@@ -230,9 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training."
     )
-    parser.add_argument(
-        "--source", default="sotu", help=f"where the text comes from: {', '.join(source_names())}"
-    )
+    parser.add_argument("--source", default="sotu", help=f"where the text comes from: {', '.join(source_names())}")
     parser.add_argument("--out", default="data", help="folder for prepared text (default: data)")
     parser.add_argument(
         "--paths",
@@ -251,9 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--vocab-size", type=int, default=8192, help="word pieces to train (default: 8192)")
     parser.add_argument("--vocab-file", help="use this vocab.txt instead of training one")
-    parser.add_argument(
-        "--heldout-fraction", type=float, default=0.05, help="share of documents kept for evaluation"
-    )
+    parser.add_argument("--heldout-fraction", type=float, default=0.05, help="share of documents kept for evaluation")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--verify", action="store_true", help="check the result's checksums, too")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -14,7 +14,8 @@ from typing import Iterator
 _TITLES = frozenset(
     re.findall(
         r"\w+",
-        """mr mrs ms messrs mme dr prof rev hon gen col maj capt lt sgt adm gov sen rep pres st mt ft vs cf viz
+        """
+    mr mrs ms messrs mme dr prof rev hon gen col maj capt lt sgt adm gov sen rep pres st mt ft vs cf viz
     vol vols ch sec secs art fig figs pp eds approx jan feb mar apr jun jul aug sept sep oct nov
     dec""",
     )
@@ -24,7 +25,8 @@ _EITHER = frozenset(["co", "inc", "ltd", "corp", "jr", "sr", "etc", "al", "ave",
 _STARTERS = frozenset(
     re.findall(
         r"\w+",
-        """The A An In On At It Its He She We They I You This That These Those There Here But And Or If When While
+        """
+    The A An In On At It Its He She We They I You This That These Those There Here But And Or If When While
     As For From By To With After Before Since Our Their His Her My Under Upon Such No Not All Some Many Most
     What Who How Why Where Let So Then Now Yet Thus However Although Though During Every Each""",
     )
@@ -70,11 +72,7 @@ def _is_end(paragraph: str, start: int, match: re.Match) -> bool:
         return False
     if word.lower() == "no":
         return not follower.isdigit()
-    if (
-        word.lower() in _EITHER
-        or "." in word
-        or (len(word) == 1 and word.isalpha() and word not in ("I", "a"))
-    ):
+    if word.lower() in _EITHER or "." in word or (len(word) == 1 and word.isalpha() and word not in ("I", "a")):
         return follower in _STARTERS
     # "1. The first point": a number that stands at the start of its sentence belongs to what follows
     return not (word.isdigit() and len(word) <= 2 and match.start() - len(word) <= start)

@@ -27,7 +27,7 @@ from .sentences import split_sentences
 from .token_files import OFFSETS, SPLITS, sha256_of, split_files, token_dtype
 from .tokenizer import load_tokenizer
 
-SHARD_BYTES = 8 << 20
+SHARD_BYTES = 4 << 20
 HASH_RANGE = 1 << 64
 Progress = Callable[[int], Any]  # is told how many more units are done
 
@@ -178,7 +178,9 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
     texts = list(read_shard(text_shard))
     sentences = [split_sentences(text) for text in texts]
     flat = [sentence for document in sentences for sentence in document]
-    encoded = iter([encoding.ids for encoding in tokenizer.encode_batch(flat, add_special_tokens=False)])
+    # older versions of tokenizers lack the fast one
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    encoded = iter([encoding.ids for encoding in encode(flat, add_special_tokens=False)])
     parts: dict[str, tuple[list[list[int]], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
     for text, document in zip(texts, sentences):
         ids = [piece for piece in itertools.islice(encoded, len(document)) if piece]
@@ -221,9 +223,7 @@ def merge(
         counts = np.zeros(vocab_size, np.int64)
         size = {"documents": 0, "sentences": 0, "tokens": 0}
         with contextlib.ExitStack() as stack:
-            files = {
-                part: stack.enter_context(replacing(os.path.join(out, name))) for part, name in names.items()
-            }
+            files = {part: stack.enter_context(replacing(os.path.join(out, name))) for part, name in names.items()}
             for part in ("sentences", "documents"):
                 files[part].write(np.zeros(1, OFFSETS).tobytes())
             for shard in token_shards:
@@ -232,9 +232,7 @@ def merge(
                 per_document = np.fromfile(os.path.join(shard, names["documents"]), OFFSETS)
                 files["tokens"].write(tokens.tobytes())
                 files["sentences"].write((np.cumsum(lengths) + size["tokens"]).astype(OFFSETS).tobytes())
-                files["documents"].write(
-                    (np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes()
-                )
+                files["documents"].write((np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes())
                 counts += np.bincount(tokens, minlength=vocab_size)
                 size["tokens"] += len(tokens)
                 size["sentences"] += len(lengths)
@@ -248,9 +246,7 @@ def merge(
     return sizes, unigrams
 
 
-def unigram_baseline(
-    train: np.ndarray, heldout: np.ndarray, not_predicted: Iterable[int]
-) -> dict[str, float]:
+def unigram_baseline(train: np.ndarray, heldout: np.ndarray, not_predicted: Iterable[int]) -> dict[str, float]:
     """What knowing only word frequencies is worth on held-out text: the loss that a trained model must beat.
 
     train, heldout: int [vocab] token counts. heldout_cross_entropy, in nats: -sum_i q_i log p_i, q the

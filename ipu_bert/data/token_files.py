@@ -27,6 +27,7 @@ SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 OFFSETS = np.dtype("<i8")
+AGAIN = "delete this folder and prepare the text again"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -88,9 +89,7 @@ class TokenFiles:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: cannot be read as a manifest: {error!r}") from error
         if found != FORMAT:
-            raise DataError(
-                f"{path}: expected token file format {FORMAT}, found {found}; prepare the text again"
-            )
+            raise DataError(f"{path}: expected token file format {FORMAT}, found {found}; {AGAIN}")
         for name, entry in names.items():
             _check_size(os.path.join(directory, name), entry["bytes"])
         return cls(directory, manifest)
@@ -103,9 +102,7 @@ class TokenFiles:
             _check_size(path, entry["bytes"])
             found = sha256_of(path)
             if found != entry["sha256"]:
-                raise DataError(
-                    f"{path}: expected sha256 {entry['sha256']}, found {found}; prepare the text again"
-                )
+                raise DataError(f"{path}: expected sha256 {entry['sha256']}, found {found}; {AGAIN}")
 
     def split(self, name: str) -> Split:
         """The arrays of split "train" or "heldout", read-only."""
@@ -136,7 +133,7 @@ class TokenFiles:
 
 def _check_size(path: str, expected: int) -> None:
     if not os.path.isfile(path):
-        raise DataError(f"{path}: expected {expected} bytes, found no file; prepare the text again")
+        raise DataError(f"{path}: expected {expected} bytes, found no file; {AGAIN}")
     found = os.path.getsize(path)
     if found != expected:
-        raise DataError(f"{path}: expected {expected} bytes, found {found}; prepare the text again")
+        raise DataError(f"{path}: expected {expected} bytes, found {found}; {AGAIN}")

@@ -15,14 +15,12 @@ ALPHABET = 1000
 
 
 def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> Tokenizer:
-    """Trains a vocabulary of at most `vocab_size` pieces on texts(), which is called twice and streamed both
-    times.
+    """Trains a vocabulary of at most `vocab_size` pieces on texts(), which is called twice and streamed.
 
     The same texts give the same vocabulary, ids included. [PAD] [UNK] [CLS] [SEP] [MASK] are ids 0 to 4. A
-    small text may give fewer pieces than asked: read the size from the result.
+    small text may give fewer pieces than asked: read the size from the result. Raises DataError if vocab_size
+    is too small for the single letters of the text.
     """
-    if vocab_size < 2 * len(SPECIAL_TOKENS):
-        raise DataError(f"vocab_size: expected at least {2 * len(SPECIAL_TOKENS)}, found {vocab_size}")
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     raw: collections.Counter[str] = collections.Counter()
     for text in texts():
@@ -36,10 +34,11 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> Toke
     # merges by these numbers. Naming the pieces of one letter beforehand, in order, leaves it nothing to
     # choose.
     inner = [
-        f"##{c}"
-        for c in sorted(kept)
-        if len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f"a{c}a"))) == 1
+        f"##{c}" for c in sorted(kept) if len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f"a{c}a"))) == 1
     ]
+    needed = len(SPECIAL_TOKENS) + len(inner) + len(kept)
+    if vocab_size < needed:
+        raise DataError(f"vocab_size: expected at least {needed} for this text's letters, found {vocab_size}")
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizer
     trainer = trainers.WordPieceTrainer(
@@ -66,9 +65,7 @@ def tokenizer_from_vocab(path: str) -> Tokenizer:
         raise DataError(f"{path}: cannot be read as a vocabulary: {error}") from error
     missing = [token for token in SPECIAL_TOKENS if token not in pieces]
     if missing:
-        raise DataError(
-            f"{path}: expected the special tokens {' '.join(SPECIAL_TOKENS)}, missing {' '.join(missing)}"
-        )
+        raise DataError(f"{path}: expected the special tokens {' '.join(SPECIAL_TOKENS)}, missing {' '.join(missing)}")
     twice = [piece for piece, count in collections.Counter(pieces).items() if count > 1]
     if twice:
         raise DataError(f"{path}: expected each piece once, found {twice[0]!r} more than once")

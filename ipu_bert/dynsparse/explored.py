@@ -1,4 +1,5 @@
 """What pattern updates did to a layer: explored positions, age of blocks, new blocks removed again (Section 3.1)."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Growth rules: where the blocks that were pruned are put. A rule is one function, registered by name."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

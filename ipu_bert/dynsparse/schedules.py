@@ -1,4 +1,5 @@
 """Pruning-ratio schedules: progress in [0, 1] of the update period -> share of the first pruning ratio, in [0, 1]."""
+
 from __future__ import annotations
 
 import math

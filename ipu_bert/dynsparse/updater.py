@@ -1,4 +1,5 @@
 """PatternUpdater: Algorithm 1's update, prune the smallest blocks and re-allocate them, slot by slot and in place."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """What every engine offers: run a step, evaluate, and let the host read and write what lives on the device."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class StepResult:
     nsp_loss: float
     grad_norm: float  # before clipping
     lr: float
-    gradients: Dict[str, GradientBlocks] | None = None  # per sparse layer, when they were asked for
+    gradients: dict[str, GradientBlocks] | None = None  # per sparse layer, when they were asked for
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class EvalResult:
     def __add__(self, other: EvalResult) -> EvalResult:
         return EvalResult(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
 
-    def means(self) -> Dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Mean losses and accuracies."""
         return {
             "mlm_loss": self.mlm_sum / self.mlm_count,

@@ -1,8 +1,9 @@
 """The dense gradient's largest free blocks, taken while a backward pass runs; the dense gradient is never formed."""
+
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from sparse_ops.norms import GradientBlocks, largest_gradient_blocks
 @contextmanager
 def record_gradient_blocks(
     layers: Mapping[str, BlockSparseLinear], counts: Mapping[str, int], norm: float
-) -> Iterator[Dict[str, GradientBlocks]]:
+) -> Iterator[dict[str, GradientBlocks]]:
     """Fill a dict, per layer, during the one backward pass inside the context."""
-    found: Dict[str, GradientBlocks] = {}
-    handles = [layer.register_forward_hook(_observer(found, name, counts[name], norm)) for name, layer in layers.items()]
+    found: dict[str, GradientBlocks] = {}
+    handles = [
+        layer.register_forward_hook(_observer(found, name, counts[name], norm)) for name, layer in layers.items()
+    ]
     try:
         yield found
     finally:
@@ -25,7 +28,7 @@ def record_gradient_blocks(
             handle.remove()
 
 
-def _observer(found: Dict[str, GradientBlocks], name: str, count: int, norm: float) -> Any:
+def _observer(found: dict[str, GradientBlocks], name: str, count: int, norm: float) -> Any:
     def after_forward(layer: BlockSparseLinear, inputs: Any, output: Tensor) -> None:
         x = inputs[0].detach()
 

@@ -1,9 +1,10 @@
 """The engine for CPUs: eager torch, AdamW, and weights that are the live tensors."""
+
 from __future__ import annotations
 
 import math
 from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping
+from typing import Any, Callable, ContextManager, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ipu_bert.metrics import Stopwatch
 from ipu_bert.model import IGNORED_LABEL, BertForPreTraining, pretraining_losses, sparse_layers
 from ipu_bert.optim import adamw, group_lasso_, parameter_groups
 from ipu_bert.precision import Precision
+from sparse_ops.norms import GradientBlocks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -61,13 +63,13 @@ class TorchEngine:
         labels = max(1, int((batch.masked_labels != IGNORED_LABEL).sum()))
         sequences = batch.input_ids.shape[0]
         mlm_loss = nsp_loss = 0.0
-        gradients = None
+        gradients: dict[str, GradientBlocks] | None = None
         micro_batches = _split(batch, self._micro_batch_size)
         for number, micro in enumerate(micro_batches, 1):
-            recording: ContextManager[Any] = nullcontext()
+            recording: ContextManager[dict[str, GradientBlocks] | None] = nullcontext()
             if gradient_counts is not None and number == len(micro_batches):
                 recording = record_gradient_blocks(self._layers, gradient_counts, self._block_norm)
-            with recording as gradients:
+            with recording as gradients:  # noqa: F811
                 with self._timer("forward"):
                     losses = self._losses(micro)
                     mlm, nsp = losses.mlm_sum / labels, losses.nsp_sum / sequences
@@ -78,7 +80,8 @@ class TorchEngine:
                 with self._timer("backward"):
                     ((mlm + nsp) * self._precision.loss_scale).backward()
         with self._timer("optimizer"):
-            lr, grad_norm = self._scheduler.get_last_lr()[0], self._update_weights()
+            lr = float(self._scheduler.get_last_lr()[0])
+            grad_norm = self._update_weights(lr)
         return StepResult(mlm_loss, nsp_loss, grad_norm, lr, gradients)
 
     def _losses(self, batch: Batch) -> Any:
@@ -88,7 +91,7 @@ class TorchEngine:
             )
         return pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
 
-    def _update_weights(self) -> float:
+    def _update_weights(self, lr: float) -> float:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if self._precision.loss_scale != 1.0:
             torch._foreach_div_(gradients, self._precision.loss_scale)
@@ -97,7 +100,6 @@ class TorchEngine:
             self._optimizer.zero_grad()
             raise NonFiniteError(f"gradient norm became {norm}")
         if self._group_lasso:
-            lr = self._scheduler.get_last_lr()[0]
             group_lasso_((layer.values for layer in self._layers.values()), lr, self._group_lasso)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -125,12 +127,10 @@ class TorchEngine:
     @contextmanager
     def host_state(self) -> Iterator[HostState]:
         """The live tensors: what is written here is what the next step uses."""
-        moments = {
-            name: [self._moments(layer.values)[key] for key in MOMENTS] for name, layer in self._layers.items()
-        }
+        moments = {name: [self._moments(layer.values)[key] for key in MOMENTS] for name, layer in self._layers.items()}
         yield HostState(self._layers, moments)
 
-    def _moments(self, parameter: Tensor) -> Dict[str, Tensor]:
+    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """The optimizer's state of a parameter, made as AdamW would make it where no step has been taken yet."""
         state = self._optimizer.state[parameter]
         if not state:

@@ -1,4 +1,5 @@
 """Algorithm 1: updates worked by hand, schedules, growth rules, the record of explored positions."""
+
 from __future__ import annotations
 
 import math

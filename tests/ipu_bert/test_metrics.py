@@ -206,9 +206,7 @@ def test_metrics_fan_out_and_close_all_even_if_one_fails() -> None:
     assert (a.closed, b.closed) == (1, 1)
 
 
-def test_write_aside_keeps_the_old_file_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_aside_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     write_aside(path, b"old")
 
@@ -253,9 +251,7 @@ def test_tensorboard_events_and_purge_on_resume(tmp_path: Path) -> None:
     assert events.Scalars("train/seconds/forward")[-1].value == 1.5
 
 
-def test_asking_for_wandb_without_it_is_one_clear_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_asking_for_wandb_without_it_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -269,9 +265,7 @@ def test_asking_for_wandb_without_it_is_one_clear_message(
         WandbSink("project", "run", tmp_path)
 
 
-def test_wandb_gets_the_same_numbers_and_can_continue_a_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_gets_the_same_numbers_and_can_continue_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[dict[str, float]] = []
     calls: dict[str, Any] = {}
 
@@ -328,13 +322,10 @@ def test_without_a_terminal_plain_lines_at_sane_intervals() -> None:
     lines = out.getvalue().splitlines()
     steps = [line.split()[1] for line in lines if line.split()[1].endswith("/100")]
     assert steps == ["1/100", "21/100", "41/100", "61/100", "81/100", "100/100"]
-    assert (
-        lines[1] == "step 21/100  mlm 6.500  nsp 0.690  lr 1.00e-04  100 seq/s  40 s left"
-    )  # 79 steps at 0.5 s
+    assert lines[1] == "step 21/100  mlm 6.500  nsp 0.690  lr 1.00e-04  100 seq/s  40 s left"  # 79 steps at 0.5 s
     assert lines[-1].endswith("50 s used")
     assert (
-        "step 40  pattern update 2: moved 24 of 624 blocks (ratio 0.480), DOF explored 15.1 %, "
-        "removed-new ratio 25.0 %"
+        "step 40  pattern update 2: moved 24 of 624 blocks (ratio 0.480), DOF explored 15.1 %, removed-new ratio 25.0 %"
     ) in lines
     assert (
         "step 40  held-out mlm 6.123 (word frequencies alone: 6.450), 12.5 % right;  nsp 0.693, 50.0 % right"

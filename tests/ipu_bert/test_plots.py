@@ -62,7 +62,7 @@ def test_loss_figure_draws_the_numbers_it_was_given(tmp_path: Path, seed: int) -
     figure = loss_figure(steps, mlm, nsp, [0, 100, 200], [9.0, 6.6, 6.25], [0.7, None, 0.65], 6.45)
     top, bottom = figure.axes
     np.testing.assert_array_equal(line(top, "training, each logged step")[1], mlm)
-    np.testing.assert_allclose(line(top, "training, mean of 5")[1][100], mlm[98:103].mean())
+    np.testing.assert_allclose(line(top, "training, mean over 9")[1][100], mlm[96:105].mean())
     np.testing.assert_array_equal(line(top, "held-out text"), [[0, 100, 200], [9.0, 6.6, 6.25]])
     assert set(line(top, "_unigram")[1]) == {6.45}
     assert "alone: 6.45" in words(top)

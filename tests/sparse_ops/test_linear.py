@@ -1,4 +1,5 @@
 """BlockSparseLinear: re-allocation in place, state dict, dense conversions."""
+
 from __future__ import annotations
 
 import pytest

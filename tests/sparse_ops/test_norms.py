@@ -1,4 +1,5 @@
 """Block norms by hand and against torch; the gradient's largest blocks against the dense gradient."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """Patterns: exact counts, uniform sampling, validation, the kernel index by hand."""
+
 from __future__ import annotations
 
 import math

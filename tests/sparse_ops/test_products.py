@@ -1,4 +1,5 @@
 """block_linear and the reference kernel against dense float64, in both directions; what must be refused."""
+
 from __future__ import annotations
 
 import pytest

@@ -39,8 +39,13 @@ static void unpack(const float* in, int64_t panel, int64_t tokens, T* y, int64_t
         transpose<1>(a);
         T* row = y + t * stride;
         if (width == W && t + W <= tokens) {
+            if (((uintptr_t)row | (stride * sizeof(T))) % 64 == 0) {
 #pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) store(row + i * stride, a[i]);
+                for (int i = 0; i < W; ++i) stream(row + i * stride, a[i]);
+            } else {
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i) store(row + i * stride, a[i]);
+            }
         } else {
             for (int i = 0; i < W && t + i < tokens; ++i) store_some(row + i * stride, a[i], width);
         }

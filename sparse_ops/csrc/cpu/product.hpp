@@ -12,9 +12,22 @@ constexpr int kVectors = W == 16 && B == 4 ? 4 : 3;
 template <int B>
 constexpr int kOutputs = W == 16 && B > 4 ? 8 : 4;
 
+// The next panel's raw lines are asked for while this one is multiplied, a few at every block: in bursts they would fill
+// the line buffers that the multiplication needs itself.
+struct Ahead {
+    const char* at;
+    const char* end;
+    template <int LINES>
+    inline void some() {
+#pragma GCC unroll 16
+        for (int i = 0; i < LINES; ++i) __builtin_prefetch(at + i * 64, 0, 2);
+        at = at < end ? at + LINES * 64 : at;
+    }
+};
+
 // Outputs [O, O + R) of one block row over NV vectors of tokens, to out [R][P].
 template <int B, int NV, bool TR, int P>
-INLINE void block_row(const Product& job, int64_t row, int first, const float* panel, float* out) {
+INLINE void block_row(const Product& job, int64_t row, int first, const float* panel, float* out, Ahead& ahead) {
     constexpr int R = kOutputs<B>;
     V acc[R][NV];
 #pragma GCC unroll 16
@@ -27,6 +40,7 @@ INLINE void block_row(const Product& job, int64_t row, int first, const float* p
     for (const Entry* e = job.entries + job.ptr[row]; e < end; ++e) {
         const float* x = panel + (int64_t)e->source * (B * P);
         const float* w = job.values + (int64_t)e->slot * (B * B) + (TR ? first : first * B);
+        if (first == 0) ahead.some<B == 16 ? 16 : B / 2 - 1>();
         const float* next_x = panel + (int64_t)e[1].source * (B * P);
         const float* next_w = job.values + (int64_t)e[4].slot * (B * B);
 #pragma GCC unroll 4
@@ -54,20 +68,25 @@ INLINE void block_row(const Product& job, int64_t row, int first, const float* p
 
 template <int B, int NV, bool TR, class T>
 static void product_panel(const Product& job, int64_t first_token, int64_t tokens, int64_t row, int64_t last_row,
-                          const T* next, int64_t next_elements, const float* panel, float* stage) {
+                          Ahead ahead, const float* panel, float* stage) {
     constexpr int P = kVectors<B> * W, F = B > W ? B : W;
-    int64_t rows = last_row - row, done = 0;
     T* y = (T*)job.y + first_token * job.n_out;
     for (int64_t f = row * B; row < last_row; f += F) {
         float* out = stage;
-        for (int part = 0; part < F / B && row < last_row; ++part, ++row, ++done, out += B * P) {
-            prefetch_rows(next, next_elements, done, rows);
-            for (int o = 0; o < B; o += kOutputs<B>) block_row<B, NV, TR, P>(job, row, o, panel, out);
+        for (int part = 0; part < F / B && row < last_row; ++part, ++row, out += B * P) {
+            for (int o = 0; o < B; o += kOutputs<B>) block_row<B, NV, TR, P>(job, row, o, panel, out, ahead);
         }
         int64_t end = row * B;
         for (int64_t g = f; g < end; g += W)
             unpack(stage + (g - f) * P, P, tokens, y + g, job.n_out, (int)(end - g < W ? end - g : W));
     }
+}
+
+template <int P, class T>
+INLINE Ahead next_panel(const Product& job, const T* x, int64_t index) {
+    int64_t first = index * P < job.tokens ? index * P : job.tokens;
+    int64_t last = first + P < job.tokens ? first + P : job.tokens;
+    return {(const char*)(x + first * job.n_in), (const char*)(x + last * job.n_in)};
 }
 
 template <int B, bool TR, class T>
@@ -84,16 +103,14 @@ static void product_blocks(const Product& job) {
         if (packed != index) pack<1>((const T*)job.x + first * job.n_in, job.n_in, 0, job.n_in, tokens, P, panel);
         packed = index;
         mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
-        int64_t ahead = mine < jobs && mine / job.n_groups != index ? mine / job.n_groups * P : job.tokens;
-        int64_t next_tokens = job.tokens - ahead < P ? job.tokens - ahead : P;
-        const T* next = (const T*)job.x + ahead * job.n_in;
-        int64_t next_elements = next_tokens * job.n_in, row = job.groups[group], last = job.groups[group + 1];
+        Ahead ahead = next_panel<P>(job, (const T*)job.x, mine < jobs ? mine / job.n_groups : panels);
+        int64_t row = job.groups[group], last = job.groups[group + 1];
         if (tokens > 2 * W)
-            product_panel<B, NV, TR>(job, first, tokens, row, last, next, next_elements, panel, stage);
+            product_panel<B, NV, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
         else if (tokens > W)
-            product_panel<B, 2, TR>(job, first, tokens, row, last, next, next_elements, panel, stage);
+            product_panel<B, 2, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
         else
-            product_panel<B, 1, TR>(job, first, tokens, row, last, next, next_elements, panel, stage);
+            product_panel<B, 1, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
     }
 }
 

@@ -35,6 +35,16 @@ INLINE void store(bf16* p, V v) {  // to nearest, ties to even; a NaN stays a Na
     *(HU*)p = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), HU);
 }
 
+// A store of a whole cache line that does not read it first.
+INLINE void stream(float* p, V v) {
+#if SPARSE_OPS_LANES == 16
+    __builtin_ia32_movntps512(p, v);
+#else
+    store(p, v);
+#endif
+}
+INLINE void stream(bf16* p, V v) { store(p, v); }
+
 // The first n < W elements; the rest is zero, or left alone in memory.
 template <class T>
 INLINE V load_some(const T* p, int n) {

@@ -1,0 +1,27 @@
+# Two commands: `make pretrain` trains the quickstart, `make test` checks everything. Both need Python 3.11 and g++ only.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: pretrain test lint docs clean
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+pretrain: $(VENV)/ready
+	$(RUN) run_pretraining.py --config quickstart
+
+test: lint
+	$(RUN) -m pytest
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+docs: $(VENV)/ready
+	$(RUN) -m ipu_bert.config > docs/config.md
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

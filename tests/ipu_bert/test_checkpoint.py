@@ -1,0 +1,107 @@
+"""Checkpoints: atomic, newest by number, every damage refused with the file named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipu_bert import checkpoint
+from ipu_bert.checkpoint import CheckpointError
+
+GROUPS = {"model": {"w": torch.arange(6.0).view(2, 3)}, "random": {"torch": torch.get_rng_state()}}
+
+
+def save(folder: Path, step: int, keep: int = 0) -> Path:
+    return checkpoint.save(folder, step, GROUPS, {"note": "x"}, keep)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    groups, info = checkpoint.load(save(tmp_path, 12))
+    assert torch.equal(groups["model"]["w"], GROUPS["model"]["w"])
+    assert torch.equal(groups["random"]["torch"], GROUPS["random"]["torch"])
+    assert (info["step"], info["note"]) == (12, "x")
+
+
+def test_the_newest_is_found_by_number_and_old_ones_go(tmp_path):
+    for step in (95, 1000, 120_000_000):
+        save(tmp_path, step, keep=2)
+    assert [step for step, _ in checkpoint.complete(tmp_path)] == [1000, 120_000_000]
+    assert checkpoint.find(tmp_path).name == "step_120000000"
+
+
+def test_a_path_means_itself_a_run_or_its_checkpoints(tmp_path):
+    saved = save(tmp_path / "checkpoints", 3)
+    assert checkpoint.find(saved) == checkpoint.find(tmp_path) == checkpoint.find(tmp_path / "checkpoints") == saved
+    with pytest.raises(CheckpointError, match=r"expected .*elsewhere to be or to hold a complete checkpoint"):
+        checkpoint.find(tmp_path / "elsewhere")
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 3)
+    checkpoint.save(tmp_path, 3, {"model": {"w": torch.zeros(1)}}, {}, 0)
+    assert checkpoint.load(checkpoint.find(tmp_path))[0]["model"]["w"].tolist() == [0.0]
+    assert sorted(os.listdir(tmp_path)) == ["step_00000003"]
+
+
+def test_a_write_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
+    saved = save(tmp_path, 3)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 4, keep=1)
+    assert checkpoint.find(tmp_path) == saved
+    assert os.listdir(tmp_path) == ["step_00000003"]
+    checkpoint.load(saved)
+
+
+def test_a_folder_that_a_killed_process_left_is_not_a_checkpoint(tmp_path):
+    saved = save(tmp_path, 3)
+    (tmp_path / ".step_00000004.1.tmp").mkdir()
+    (tmp_path / "step_00000005").mkdir()
+    assert checkpoint.find(tmp_path) == saved
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda path: os.truncate(path / "model.safetensors", 40),
+            r"model.safetensors: expected \d+ bytes, found 40: it is cut",
+        ),
+        (lambda path: (path / "random.safetensors").unlink(), "expected random.safetensors, found no such file"),
+        (lambda path: flip(path / "model.safetensors"), "model.safetensors: its SHA-256 is not the one"),
+        (lambda path: (path / "state.json").write_text("{"), "state.json"),
+        (lambda path: edit(path / "state.json", format=99), "expected format 1, found 99"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, message):
+    path = save(tmp_path, 3)
+    damage(path)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(path)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_no_pickle_is_in_a_checkpoint(tmp_path):
+    assert sorted(os.listdir(save(tmp_path, 3))) == ["model.safetensors", "random.safetensors", "state.json"]
+
+
+def test_another_run_is_refused_with_every_difference(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a: expected 1, found 2; b: expected None, found 3"):
+        checkpoint.check_same_run(tmp_path, {"a": 1, "c": 4}, {"a": 2, "b": 3, "c": 4})

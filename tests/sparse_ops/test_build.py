@@ -1,0 +1,137 @@
+"""Compiling on first use: the cache's key, two processes at once, no compiler, an unwritable cache."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparse_ops import build
+
+_PRODUCT = """
+import sys, warnings, torch
+from sparse_ops import native
+from sparse_ops.functional import block_linear
+from sparse_ops.pattern import BlockPattern
+torch.set_num_threads(1)
+index = BlockPattern.random((8, 12), 4, 0.5, torch.Generator().manual_seed(0)).index()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        y = block_linear(torch.ones(3, 12), torch.ones(3, 4, 4), index)
+assert y.sum() == 3 * 3 * 16, y
+print("native" if native.available() else "torch", len(caught), *(str(w.message) for w in caught))
+"""
+
+
+def _has_compiler() -> bool:
+    try:
+        build.find_compiler()
+    except build.BuildError:
+        return False
+    return True
+
+
+needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler here")
+
+
+def _environment(**changes: str) -> dict[str, str]:
+    root = str(Path(build.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **changes}
+
+
+def _start(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *command], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+@needs_compiler
+def test_two_first_uses_at_once_compile_once(tmp_path: Path) -> None:
+    environment = _environment(SPARSE_OPS_CACHE=str(tmp_path / "cache"))
+    both = [_start(environment, "-c", _PRODUCT) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [out.split()[:2] for out, _ in outputs] == [["native", "0"]] * 2, outputs
+    assert sum(err.count("compiling CPU kernels") for _, err in outputs) == 1
+    kept = [path.suffix for path in (tmp_path / "cache").iterdir()]
+    assert sorted(kept) == [".lock", ".so"]
+    again, error = _start(environment, "-m", "sparse_ops.build").communicate(timeout=60)
+    assert Path(again.strip()).parent == tmp_path / "cache"
+    assert "compiling" not in error
+
+
+def test_no_compiler_means_one_warning_and_the_torch_path(tmp_path: Path) -> None:
+    environment = _environment(SPARSE_OPS_CACHE=str(tmp_path), PATH=str(tmp_path), CXX="")
+    out, error = _start(environment, "-c", _PRODUCT).communicate(timeout=60)
+    assert out.split()[:2] == ["torch", "1"], error
+    assert "no C++ compiler" in out
+    ahead = _start(environment, "-m", "sparse_ops.build")
+    _, error = ahead.communicate(timeout=60)
+    assert ahead.returncode == 1
+    assert "no C++ compiler: expected g++, clang++ or c++" in error
+
+
+def test_a_compiler_that_fails_means_one_warning_and_the_torch_path(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo broken 1.0 && exit 0\necho no such flag >&2; exit 3\n")
+    broken.chmod(0o755)
+    environment = _environment(SPARSE_OPS_CACHE=str(tmp_path / "cache"), CXX=str(broken))
+    out, _ = _start(environment, "-c", _PRODUCT).communicate(timeout=60)
+    assert out.split()[:2] == ["torch", "1"]
+    assert "failed with 3" in out
+    assert "no such flag" in out
+    assert not list((tmp_path / "cache").glob("*.so"))
+    assert not list((tmp_path / "cache").glob("build-*"))
+
+
+def test_a_cache_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere, so the folder's parent is a file: that stops everyone."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(build, "_compile", lambda path: path.write_bytes(b"library"))
+    monkeypatch.setattr(build, "library_path", lambda: build.cache_folder() / "kernels-0.so")
+    path = build.build()
+    assert path.read_bytes() == b"library"
+    assert tmp_path not in path.parents
+
+
+@needs_compiler
+def test_the_key_follows_sources_flags_compiler_and_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path))
+    first = build.library_path()
+    assert build.library_path() == first
+    assert first.parent == tmp_path
+    keys = {first.name}
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "cpu_features", lambda: "another processor")
+        keys.add(build.library_path().name)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "COMMON_FLAGS", ("-O2",))
+        keys.add(build.library_path().name)
+    with monkeypatch.context() as patch:
+        sources = tmp_path / "sources"
+        sources.mkdir()
+        for path in build.SOURCES.iterdir():
+            (sources / path.name).write_bytes(path.read_bytes() + b"// changed\n")
+        patch.setattr(build, "SOURCES", sources)
+        keys.add(build.library_path().name)
+    with monkeypatch.context() as patch:
+        wrapper = tmp_path / "compiler"
+        wrapper.write_text("#!/bin/sh\necho another 9.9\n")
+        wrapper.chmod(0o755)
+        patch.setenv("CXX", str(wrapper))
+        keys.add(build.library_path().name)
+    assert len(keys) == 5
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_OPS_CACHE", "/somewhere")
+    assert build.cache_folder() == Path("/somewhere")
+    monkeypatch.delenv("SPARSE_OPS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert build.cache_folder() == Path("/caches/sparse_ops")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert build.cache_folder() == Path.home() / ".cache" / "sparse_ops"
