@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipu_bert.model import BertForPreTraining, sparse_layers
+from ipu_bert.placement import stage_layers
 from sparse_ops.ipu import IpuBlockSparseLinear
 from sparse_ops.ipu_layout import Encoder, LayerPlan
 from sparse_ops.linear import BlockSparseLinear
@@ -35,18 +36,10 @@ class Stage:
 
 
 def pipeline_stages(layers_per_ipu: Sequence[int]) -> list[Stage]:
-    """Embeddings, then encoder layers in order, then heads; embeddings and heads on IPU 0, as they share a weight."""
-    if len(layers_per_ipu) == 1:
-        return [Stage("all", 0, tuple(range(layers_per_ipu[0])), embeddings=True, heads=True)]
-    stages, first = [], 0
-    for ipu, count in enumerate(layers_per_ipu):
-        layers = tuple(range(first, first + count))
-        first += count
-        if ipu == 0:
-            stages.append(Stage("embeddings", 0, layers, embeddings=True))
-        elif layers:
-            stages.append(Stage(f"encoder{ipu}", ipu, layers))
-    return [*stages, Stage("heads", 0, heads=True)]
+    """The stages of `placement.stage_layers`; the first has the embeddings and the last the heads."""
+    plan = stage_layers(layers_per_ipu)
+    last = len(plan) - 1
+    return [Stage(*stage, embeddings=i == 0, heads=i == last) for i, stage in enumerate(plan)]
 
 
 class IpuSelfAttention(nn.Module):

@@ -183,8 +183,8 @@ def test_float32_is_the_torch_engine_across_pattern_updates(seed: int, changes: 
 def test_fp16_stays_within_what_half_allows(seed: int) -> None:
     run = make_run(half=True, layers_per_ipu=(1, 1), micro_batch_size=2, gradient_accumulation=6)
     torch_engine, ipu_engine, losses = run_both(seed, run, steps=5, loss_scale=512.0)
-    # A logit sums rounding errors of about (products with 64 / 16 partial sums + other operations) x 3 places x 2 layers,
-    # ~60 roundings of relative size u = 2^-11 that add up as a random walk on values of size 4; a mean of log
+    # A logit sums rounding errors of (products with 64 / 16 partial sums and other operations) at 3 places in 2 layers:
+    # about 60 roundings of relative size u = 2^-11 that add up as a random walk on values of size 4. A mean of log
     # probabilities is wrong by at most twice a logit's error. Steps of lr = 0.01 on slightly wrong gradients add less.
     u = 2.0**-11
     bound = 2 * 4 * 60**0.5 * u

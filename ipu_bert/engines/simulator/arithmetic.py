@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 PARTIAL_WIDTH = 16
+_CUT_OFF = 1 << 13
 _aten = torch.ops.aten
 
 _MATRIX_PRODUCTS = {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default}
@@ -49,10 +50,12 @@ class Rounding:
     def __call__(self, x: Tensor) -> Tensor:
         if self._generator is None:
             return x.to(torch.float16)
-        exponent = torch.frexp(x).exponent.clamp(min=-13)  # below 2^-14 a half's step stays the same
-        step = torch.ldexp(torch.ones_like(x), exponent - 11)
-        draw = torch.rand(x.shape, generator=self._generator)
-        rounded = torch.floor(x / step + draw) * step
+        # A half has 13 bits of mantissa fewer: add a random part of what is cut off, then cut. Below 2^-14 halves have a
+        # fixed step of 2^-24 instead.
+        draw = torch.randint(_CUT_OFF, x.shape, dtype=torch.int32, generator=self._generator)
+        rounded = ((x.contiguous().view(torch.int32) + draw) & -_CUT_OFF).view(torch.float32)
+        small = torch.floor(x * 2.0**24 + draw / _CUT_OFF) * 2.0**-24
+        rounded = torch.where(x.abs() < 2.0**-14, small, rounded)
         return torch.where(torch.isfinite(x), rounded, x).to(torch.float16)
 
     def keep_float(self, x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def test_meta_info_cast_on_the_way(run: Run) -> None:
 
 def test_changed_input_shape(run: Run) -> None:
     x, target = run.inputs()
-    with pytest.raises(sim.SimulatorError, match="compiled for .* found"):
+    with pytest.raises(sim.SimulatorError, match=r"compiled for .* found"):
         run.executor(x[:ROWS], target[:ROWS])
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from sparse_ops.linear import BlockSparseLinear
 
 
-def reference_step(layers: list[BlockSparseLinear], optimizer: torch.optim.Optimizer, x: Tensor, target: Tensor) -> Tensor:
+def reference_step(
+    layers: list[BlockSparseLinear], optimizer: torch.optim.Optimizer, x: Tensor, target: Tensor
+) -> Tensor:
     optimizer.zero_grad()
     loss = reference_loss(layers, x, target)
     loss.backward()
