@@ -6,12 +6,12 @@ the same below autograd, so forward and backward of any model round as they woul
 """
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 PARTIAL_WIDTH = 16
 _CUT_OFF = 1 << 13
@@ -50,8 +50,8 @@ class Rounding:
     def __call__(self, x: Tensor) -> Tensor:
         if self._generator is None:
             return x.to(torch.float16)
-        # A half has 13 bits of mantissa fewer: add a random part of what is cut off, then cut. Below 2^-14 halves have a
-        # fixed step of 2^-24 instead.
+        # A half has 13 bits of mantissa fewer: add a random part of what is cut off, then cut. Below 2^-14 halves have
+        # a fixed step of 2^-24 instead.
         draw = torch.randint(_CUT_OFF, x.shape, dtype=torch.int32, generator=self._generator)
         rounded = ((x.contiguous().view(torch.int32) + draw) & -_CUT_OFF).view(torch.float32)
         small = torch.floor(x * 2.0**24 + draw / _CUT_OFF) * 2.0**-24
@@ -80,7 +80,7 @@ class HalfArithmetic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        tensors = [x for x in _leaves(args) if isinstance(x, Tensor)]
         if not any(x.dtype == torch.float16 for x in tensors):
             to_half = func is _aten._to_copy.default and kwargs.get("dtype") == torch.float16
             if to_half and tensors[0].is_floating_point():
@@ -118,6 +118,15 @@ class HalfArithmetic(TorchDispatchMode):
         if bias is not None:
             total = self._round.keep_float(total) + kwargs.get("beta", 1) * bias.float()
         return self._round(total)
+
+
+def _leaves(args: Any) -> Iterator[Any]:
+    """Positional arguments, lists of tensors opened; operations take no tensors by keyword."""
+    for x in args:
+        if isinstance(x, (list, tuple)):
+            yield from x
+        else:
+            yield x
 
 
 def _widen(x: Any) -> Any:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterator
+from typing import Any, ContextManager, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -320,7 +320,7 @@ class PoplarExecutor:
         trace = Trace(self._rounding)
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
             torch.set_rng_state(self._rng)
-            with HalfArithmetic(self._rounding, half_partials):
+            with self._arithmetic(half_partials):
                 outputs = self._forward(inputs, trace, parameters)
                 if training:
                     if len(trace.losses) != 1:
@@ -330,6 +330,11 @@ class PoplarExecutor:
         if training:
             self._accumulate(parameters, accumulated)
         return [x.detach() for x in outputs]
+
+    def _arithmetic(self, half_partials: bool) -> ContextManager[Any]:
+        if any(p.dtype == torch.float16 for p in self._parameters.values()):
+            return HalfArithmetic(self._rounding, half_partials)
+        return contextlib.nullcontext()
 
     @torch.no_grad()
     def _accumulate(self, parameters: dict[str, Tensor], accumulated: dict[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ipu_bert.engines.simulator.arithmetic import PARTIAL_WIDTH, Rounding, partial_sums
 from ipu_bert.engines.simulator.layout import SimulatedEncoder
@@ -30,6 +31,16 @@ class BlockLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, meta_info: Tensor, nz: Tensor, plan: LayerPlan, rounding: Rounding) -> Tensor:
+        with _disable_current_modes():  # it rounds by itself
+            return BlockLinear._forward(ctx, x, meta_info, nz, plan, rounding)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        with _disable_current_modes():
+            return BlockLinear._backward(ctx, dy)
+
+    @staticmethod
+    def _forward(ctx: Any, x: Tensor, meta_info: Tensor, nz: Tensor, plan: LayerPlan, rounding: Rounding) -> Tensor:
         encoder = SimulatedEncoder()
         rows, cols, place = encoder.places(plan, bits_from_half(meta_info))
         (values,) = encoder.decode(plan, bits_from_half(meta_info), [nz]).arrays
@@ -39,7 +50,7 @@ class BlockLinear(torch.autograd.Function):
         return _as(x, y, rounding)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
+    def _backward(ctx: Any, dy: Tensor) -> Any:
         x, rows, cols, place, values = ctx.saved_tensors
         plan, rounding = ctx.plan, ctx.rounding
         dx = _multiply(dy, values, cols, rows, plan.in_features, plan, rounding)
