@@ -18,6 +18,7 @@ from sparse_ops.ipu_layout import (
     LayerPlan,
     bits_from_half,
     half_from_bits,
+    plain,
     to_slots,
 )
 from sparse_ops.linear import BlockSparseLinear
@@ -93,7 +94,8 @@ class IpuBlockSparseLinear(nn.Module):
 
     def read_slots(self, rows: Tensor, cols: Tensor, moments: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
         """Values, and moments given in device layout [n], as float32 [nnz, b, b] in the slot order of (rows, cols)."""
-        decoded = self._encoder.decode(self.plan, bits_from_half(self.meta_info), [self.nz_values, *moments])
+        arrays = [plain(x) for x in (self.nz_values, *moments)]
+        decoded = self._encoder.decode(self.plan, bits_from_half(self.meta_info), arrays)
         values, *rest = to_slots(self.plan, decoded, rows, cols)
         return values, rest
 

@@ -85,7 +85,12 @@ def half_from_bits(bits: Tensor) -> Tensor:
 
 def bits_from_half(carrier: Tensor) -> Tensor:
     """float16 [m] back to int16 [m]. Never compare or cast the float16 itself: many codes are NaN patterns."""
-    return carrier.detach().contiguous().view(torch.int16)
+    return plain(carrier).contiguous().view(torch.int16)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor without PopTorch's wrapper, which would watch every use of what is made from it."""
+    return tensor.detach().as_subclass(Tensor)
 
 
 def to_slots(plan: LayerPlan, decoded: Decoded, rows: Tensor, cols: Tensor) -> list[Tensor]:

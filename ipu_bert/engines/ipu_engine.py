@@ -108,8 +108,11 @@ class IpuEngine:
             max_grad_norm=clip_norm or None,
         )
         ipus = len(run.layers_per_ipu)
+        # PopTorch wraps a shallow copy, which keeps the flag `training` that the model has when it is wrapped.
+        device_model.train()
         options = training_options(backend, run, self._instances.options(ipus))
         self._trainer = backend.trainingModel(device_model, options=options, optimizer=self._optimizer)
+        device_model.eval()
         options = inference_options(backend, run, self._instances.options(ipus))
         self._evaluator = backend.inferenceModel(device_model, options=options)
         self.transfers = TransferRecord()
@@ -227,6 +230,8 @@ class IpuEngine:
         self.canonical.model.load_state_dict(dict(groups["model"]))
         self._upload(self.canonical.write_all(groups["optimizer"], step))
         self._step = step
+        if "ipu" in groups.get("random", {}):  # not in a checkpoint of the torch engine
+            self._trainer.rng_state = groups["random"]["ipu"].tolist()
         check_same_patterns(self._instances, self.canonical.layers)
 
     def _read_state(self) -> dict[str, Tensor] | None:

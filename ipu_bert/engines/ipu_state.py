@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ipu_bert.model import BertForPreTraining, sparse_layers
 from sparse_ops.ipu import IpuBlockSparseLinear
+from sparse_ops.ipu_layout import plain
 from sparse_ops.linear import BlockSparseLinear
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # canonical names, in PopART's order Accl1, Accl2
@@ -93,7 +94,7 @@ class CanonicalModel:
     def _moments_of(self, name: str, state: State, parameter: Tensor) -> list[Tensor]:
         if state is None:  # no step yet
             return [torch.zeros(parameter.shape) for _ in MOMENTS]
-        return [state[key].float().reshape(parameter.shape) for key in _state_names(name)]
+        return [plain(state[key]).float().reshape(parameter.shape) for key in _state_names(name)]
 
 
 def _state_names(name: str) -> tuple[str, str]:

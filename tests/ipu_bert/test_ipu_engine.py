@@ -32,6 +32,7 @@ SHAPE = BertShape(
     dropout=0.0,
     attention_dropout=0.0,
 )
+SPARSITY = {w.name: 0.5 for w in encoder_weights(SHAPE.layers, SHAPE.hidden_size, SHAPE.intermediate_size)}
 SEQUENCES, TOKENS, LABELS = 12, 16, 3
 EPS = 1e-3  # large, so that a step is a smooth function of the gradient and engines can be compared
 LR = 1e-2
@@ -44,8 +45,7 @@ def _free_device() -> Iterator[None]:
 
 
 def make_model(seed: int, block_size: int = 8) -> BertForPreTraining:
-    names = [w.name for w in encoder_weights(SHAPE.layers, SHAPE.hidden_size, SHAPE.intermediate_size)]
-    model = BertForPreTraining(SHAPE, sparse_linear(block_size, dict.fromkeys(names, 0.5), seed), seed=seed)
+    model = BertForPreTraining(SHAPE, sparse_linear(block_size, SPARSITY, seed), seed=seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1:
@@ -270,6 +270,25 @@ def test_checkpoints_fit_either_engine(seed: int, direction: str) -> None:
     second.load_state(saved, 3)
     found = [second.train_step(make_batch(seed + step)).mlm_loss for step in (3, 4)]
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_resume_repeats_dropout_and_stochastic_rounding(seed: int) -> None:
+    shape = dataclasses.replace(SHAPE, dropout=0.2, attention_dropout=0.1)
+    settings = {"layers_per_ipu": (2,), "micro_batch_size": 6, "gradient_accumulation": 2}
+    run = make_run(half=True, stochastic_rounding=True, **settings)
+
+    def fresh() -> IpuEngine:
+        executor._attached.clear()
+        return make_engine(BertForPreTraining(shape, sparse_linear(8, SPARSITY, seed), seed=seed), run, 512.0)
+
+    whole = fresh()
+    expected = [whole.train_step(make_batch(seed + i)).mlm_loss for i in range(4)]
+    first = fresh()
+    assert [first.train_step(make_batch(seed + i)).mlm_loss for i in range(2)] == expected[:2]
+    saved = copy.deepcopy(first.state())
+    second = fresh()
+    second.load_state(saved, 2)
+    assert [second.train_step(make_batch(seed + i)).mlm_loss for i in range(2, 4)] == expected[2:]
 
 
 def test_refusals(seed: int) -> None:

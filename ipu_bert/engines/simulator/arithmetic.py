@@ -58,6 +58,16 @@ class Rounding:
         rounded = torch.where(x.abs() < 2.0**-14, small, rounded)
         return torch.where(torch.isfinite(x), rounded, x).to(torch.float16)
 
+    @property
+    def state(self) -> list[int]:
+        """Of the generator; empty where there is none."""
+        return [] if self._generator is None else self._generator.get_state().tolist()
+
+    @state.setter
+    def state(self, state: list[int]) -> None:
+        if self._generator is not None:
+            self._generator.set_state(torch.tensor(state, dtype=torch.uint8))
+
     def keep_float(self, x: Tensor) -> Tensor:
         """Rounded, but still stored as float32."""
         return self(x).float()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any, ContextManager, Iterator
 
 import torch
@@ -46,7 +47,9 @@ class PoplarExecutor:
             raise SimulatorError("options: expected outputMode(OutputMode.All)")
         if optimizer is None and options.Training.gradient_accumulation != 1:
             raise SimulatorError("options: inference has no gradient accumulation")
-        self._model, self._options, self._optimizer = model, options, optimizer
+        # A shallow copy, as PopTorch makes: parameters and submodules are shared, but the copy keeps the `training` flag
+        # that the model itself has now.
+        self._model, self._options, self._optimizer = copy.copy(model), options, optimizer
         self._busy = self._dirty_host = False
         self.transfers, self.compilations = Transfers(), 0
         self.stages: list[tuple[str, int]] = []
@@ -177,13 +180,15 @@ class PoplarExecutor:
 
     @property
     def rng_state(self) -> list[int]:
-        """State of the device's random numbers."""
+        """State of the device's random numbers: of dropout, then of stochastic rounding."""
         state: list[int] = self._rng.tolist()
-        return state
+        return state + self._rounding.state
 
     @rng_state.setter
     def rng_state(self, state: list[int]) -> None:
-        self._rng = torch.tensor(state, dtype=torch.uint8)
+        dropout = self._rng.numel()
+        self._rng = torch.tensor(state[:dropout], dtype=torch.uint8)
+        self._rounding.state = state[dropout:]
 
     @torch.no_grad()
     def _upload(self) -> None:
@@ -369,7 +374,7 @@ class PoplarExecutor:
     # --- checks at compilation
 
     def _trace_once(self, inputs: list[Tensor]) -> Trace:
-        trace = Trace(self._rounding)
+        trace = Trace(Rounding())
         placement = VariablePlacement({**self._parameters, **self._buffers}, trace)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), placement, HalfArithmetic(Rounding(), False):
             self._forward(inputs, trace, self._parameters)
