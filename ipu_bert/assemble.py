@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
-from ipu_bert.data.prepare import prepare
+from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.distribution import sparsity_by_weight
 from ipu_bert.dynsparse.updater import PatternUpdater
@@ -29,17 +29,23 @@ NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 def open_data(config: Config, progress: bool) -> TokenFiles:
     """Prepare the corpus, or open it where it has been prepared before."""
     data = config.data
-    return prepare(
-        data.source,
-        data.dir,
-        paths=[data.path] if isinstance(data.path, str) and data.path else data.path,
-        column=data.column,
-        vocab_size=data.vocab_size,
-        vocab_file=data.tokenizer or None,
-        heldout_fraction=data.heldout_fraction,
-        workers=data.workers or None,
-        progress=progress,
-    )
+    return prepare(data.source, data.dir, workers=data.workers or None, progress=progress, **_corpus(config))
+
+
+def find_data(config: Config) -> tuple[str, TokenFiles | None]:
+    """Where the corpus is or will be prepared, and its token files if they are there; nothing is made."""
+    return find_prepared(config.data.source, config.data.dir, **_corpus(config))
+
+
+def _corpus(config: Config) -> dict[str, Any]:
+    data = config.data
+    return {
+        "paths": [data.path] if isinstance(data.path, str) and data.path else data.path,
+        "column": data.column,
+        "vocab_size": data.vocab_size,
+        "vocab_file": data.tokenizer or None,
+        "heldout_fraction": data.heldout_fraction,
+    }
 
 
 def make_stream(config: Config, files: TokenFiles, split: str) -> BatchStream:

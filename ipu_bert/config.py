@@ -25,6 +25,7 @@ import yaml
 
 from ipu_bert.data.source import source_names
 from ipu_bert.distribution import sparsity_by_weight
+from ipu_bert.dynsparse.grow import GROW_RULES
 from ipu_bert.settings import Config
 from ipu_bert.shape import encoder_weights
 from sparse_ops.pattern import block_count
@@ -50,8 +51,17 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
     errors: list[str] = []
     for override in overrides:
         _override(tree, override, errors)
-    config = _build(tree, errors)
-    config.run.name = config.run.name or path.stem
+    return _checked(_build(tree, errors), path.stem, errors)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The checked config of nested plain values, as `as_dict` gives them."""
+    errors: list[str] = []
+    return _checked(_build(tree, errors), "run", errors)
+
+
+def _checked(config: Config, name: str, errors: list[str]) -> Config:
+    config.run.name = config.run.name or name
     config.run.dir = config.run.dir or str(Path("runs") / config.run.name)
     if not errors:
         _resolve(config)
@@ -140,7 +150,7 @@ def _override(tree: dict[str, Any], text: str, errors: list[str]) -> None:
         keys[name] = parsed
 
 
-def _build(tree: dict[str, Any], errors: list[str]) -> Config:
+def _build(tree: Mapping[str, Any], errors: list[str]) -> Config:
     config = Config()
     for section, values in tree.items():
         if not hasattr(config, section):
@@ -325,6 +335,8 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
         yield f"{name}: expected a multiple of sparsity.block_size {sparsity.block_size}, found {size}"
     if not undivided:
         yield from _sparse_weight_checks(config)
+    if sparsity.growth not in GROW_RULES:
+        yield f"sparsity.growth: expected one of {', '.join(GROW_RULES)}, found {sparsity.growth!r}"
     if sparsity.method == "dynsparse":
         if sparsity.start >= sparsity.stop:
             yield f"sparsity.start: expected less than sparsity.stop {sparsity.stop}, found {sparsity.start}"

@@ -14,10 +14,11 @@ from ipu_bert.placement import render as render_placement
 def plan(config: Config) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
-    The vocabulary counts as large as the config asks for; a small corpus may give fewer pieces.
-    Raises ValueError where a weight cannot have its sparsity.
+    Until the corpus is prepared, its vocabulary counts as large as the config asks for.
+    Raises ValueError where a weight cannot have its sparsity, or a file that is to be read cannot be.
     """
-    shape = assemble.bert_shape(config, config.data.vocab_size)
+    folder, files = assemble.find_data(config)
+    shape = assemble.bert_shape(config, files.vocab_size if files else config.data.vocab_size)
     sparsity, block_size = assemble.weight_sparsity(config), config.sparsity.block_size
     data, train, model = config.data, config.train, config.model
     executed = actual_sparsity(assemble.weights(config), sparsity, block_size)
@@ -43,7 +44,13 @@ def plan(config: Config) -> dict[str, Any]:
         "tokens": train.steps * train.batch_size * data.sequence_length,
         "learning_rate": assemble.learning_rate(config),
         "pattern_updates": sorted(updater.ratios) if updater else [],
-        "data": vars(data),
+        "data": {
+            **vars(data),
+            "vocab_size": shape.vocab_size,
+            "prepared": folder if files else None,
+            "splits": files.manifest["splits"] if files else None,
+            "unigram_entropy": files.unigram_entropy if files else None,
+        },
         "layers": [
             {
                 "name": weight.name,
@@ -69,7 +76,7 @@ def render(found: dict[str, Any]) -> str:
         f"feed-forward {model['intermediate_size']}, {model['heads']} heads, dropout {model['dropout']}",
         "",
         f"data        {data['source']} {data['path'] or ''}".rstrip()
-        + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}",
+        + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}; {_prepared(data)}",
         f"steps       {found['stop_at']:,} of {found['steps']:,}, {found['batch_size']} sequences each "
         f"({found['micro_batch_size']} at a time): {found['sequences']:,} sequences, {found['tokens']:,} tokens",
         f"learning    peak rate {found['learning_rate']:.3g}",
@@ -89,6 +96,13 @@ def render(found: dict[str, Any]) -> str:
         shape = "x".join(map(str, layer["shape"]))
         lines.append(f"{layer['name']:<48} {shape:>12} {layer['blocks'] or 'dense':>8} {layer['sparsity']:>9.4f}")
     return "\n".join([*lines, "", found["placement_text"]] if found["placement_text"] else lines)
+
+
+def _prepared(data: dict[str, Any]) -> str:
+    if not data["prepared"]:
+        return "not prepared yet"
+    training = data["splits"]["train"]
+    return f"{training['documents']:,} training documents, {training['tokens']:,} tokens in {data['prepared']}"
 
 
 def _shorten(steps: list[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 import yaml
 
@@ -62,7 +63,7 @@ def _make_room(path: Path) -> None:
     print(f"an earlier run was in {path}; it is in {aside} now")
 
 
-def _lock(path: Path):  # type: ignore[no-untyped-def]
+def _lock(path: Path) -> TextIO:
     """Hold the folder until the file is closed or the process ends."""
     file = open(path / ".lock", "w")  # noqa: SIM115
     try:

@@ -61,7 +61,7 @@ class SparsitySettings:
     pruning_ratio: float = setting(0.5, "pr: share of blocks that the first update moves", low=0, high=1)
     schedule: str = setting("cosine", "how the pruning ratio decays", choices=("cosine", "linear", "constant"))
     norm: str = setting("l1", "block norm that pruning goes by (Eq. 1)", choices=("l1", "l2", "linf"))
-    growth: str = setting("random", "where pruned blocks go; `gradient` is RigL's rule", choices=("random", "gradient"))
+    growth: str = setting("random", "where pruned blocks go: `random`, or `gradient` (RigL's rule)")
     allow_removed: bool = setting(False, "let a block return to a position that the same update pruned")
     start: float = setting(0.0, "share of the run before which patterns do not change", low=0, below=1)
     stop: float = setting(1.0, "share of the run at which the ratio has decayed and updates end", above=0, high=1)

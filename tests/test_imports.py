@@ -9,13 +9,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From what is built on to what builds on it; a module imports only modules before its own line.
 LAYERS = [
-    {"errors", "shape", "settings", "precision", "metrics"},
+    {"shape", "settings", "precision", "metrics", "dynsparse"},
     {"data", "distribution", "console", "plots", "config"},
     {"flops", "footprint", "report_page", "model"},
     {"optim", "export", "report"},
-    {"dynsparse", "checkpoint", "engines"},
+    {"checkpoint", "engines"},
     {"assemble", "run_folder"},
-    {"summary", "dry_run"},
+    {"summary", "dry_run", "export_run"},
     {"trainer"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

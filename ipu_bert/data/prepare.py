@@ -60,25 +60,15 @@ def prepare(
     depend on it, nor on shard_bytes, the text of one unit of work). Raises DataError, one line, for text that
     cannot be used.
     """
-    if not 0.0 < heldout_fraction < 1.0:
-        raise DataError(f"heldout_fraction: expected a number between 0 and 1, found {heldout_fraction}")
     if workers is not None and workers < 1:
         raise DataError(f"workers: expected 1 or more, found {workers}")
     text = make_source(source, paths=paths, column=column, document_words=document_words)
-    if vocab_file is not None:
-        tokenizer_from_vocab(vocab_file)  # refuse a bad one before any work
-    request = {
-        "format": FORMAT,
-        "source": {"name": text.name, **text.identity},
-        "vocabulary": {"trained": vocab_size} if vocab_file is None else {"sha256": sha256_of(vocab_file)},
-        "heldout_fraction": heldout_fraction,
-    }
-    request_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    final = os.path.join(os.fspath(out), f"{text.name}-{request_hash[:12]}")
+    request = _request(text, vocab_size, vocab_file, heldout_fraction)
+    final = _folder(request, out)
     os.makedirs(out, exist_ok=True)
     with _only_one(os.path.join(os.fspath(out), f".{os.path.basename(final)}.lock")):
         if not os.path.exists(final):
-            manifest = {"format": FORMAT, "request": request, "request_sha256": request_hash}
+            manifest = {"format": FORMAT, "request": request, "request_sha256": _digest(request)}
             _build(
                 text,
                 final,
@@ -92,6 +82,48 @@ def prepare(
             )
         shutil.rmtree(final + ".partial", ignore_errors=True)
     return TokenFiles.open(final)
+
+
+def find_prepared(
+    source: str,
+    out: str,
+    *,
+    paths: Iterable[str] = (),
+    column: str = "text",
+    document_words: int | None = None,
+    vocab_size: int = 8192,
+    vocab_file: str | None = None,
+    heldout_fraction: float = 0.05,
+) -> tuple[str, TokenFiles | None]:
+    """The directory that `prepare` would make for these arguments, and its token files if it is there; makes nothing.
+
+    Raises DataError as `prepare` does for a source that cannot be read.
+    """
+    text = make_source(source, paths=paths, column=column, document_words=document_words)
+    final = _folder(_request(text, vocab_size, vocab_file, heldout_fraction), out)
+    return final, TokenFiles.open(final) if os.path.exists(final) else None
+
+
+def _request(text: Source, vocab_size: int, vocab_file: str | None, heldout_fraction: float) -> dict[str, Any]:
+    """Everything that the bytes of the result follow from."""
+    if not 0.0 < heldout_fraction < 1.0:
+        raise DataError(f"heldout_fraction: expected a number between 0 and 1, found {heldout_fraction}")
+    if vocab_file is not None:
+        tokenizer_from_vocab(vocab_file)  # refuse a bad one before any work
+    return {
+        "format": FORMAT,
+        "source": {"name": text.name, **text.identity},
+        "vocabulary": {"trained": vocab_size} if vocab_file is None else {"sha256": sha256_of(vocab_file)},
+        "heldout_fraction": heldout_fraction,
+    }
+
+
+def _digest(request: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def _folder(request: dict[str, Any], out: str) -> str:
+    return os.path.join(os.fspath(out), f"{request['source']['name']}-{_digest(request)[:12]}")
 
 
 def _build(

@@ -50,7 +50,7 @@ class UpdateReport:
             "explored_dof": sum(x.explored_dof for x in layers) / len(layers),
             "removed_new": sum(removed_new) / len(removed_new) if removed_new else None,
             "mean_age": sum(x.mean_age for x in layers) / len(layers),
-            "layers": {name: dict(vars(x)) for name, x in self.layers.items()},
+            "layers": {name: {**vars(x), "churn": x.moved / x.blocks} for name, x in self.layers.items()},
         }
 
 

@@ -122,6 +122,7 @@ def test_all_mistakes_are_reported_together(tmp_path):
         (["optim.lr=0"], "optim.lr: expected more than 0, found 0"),
         (["data.source=files"], "data.path: expected a file or folder"),
         (["data.source=sotuu"], "data.source"),
+        (["sparsity.growth=rigl"], "sparsity.growth: expected one of random, gradient, found 'rigl'"),
         (["data.max_predictions=126"], "data.max_predictions: expected at most 125, found 126"),
         (["sparsity.layers=[nothing.*]"], "sparsity.layers: .*'nothing.*' matches no encoder weight"),
     ],

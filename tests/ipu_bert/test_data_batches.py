@@ -200,6 +200,19 @@ def test_short_sequences(files: TokenFiles) -> None:
     assert mean_length(1.0) < mean_length(0.5) < mean_length(0.0)
 
 
+def test_short_sequences_start_anywhere_in_their_chunk(files: TokenFiles) -> None:
+    training = stream(files, short_sequence_probability=1.0)
+    arrays = files.split("train")
+    chunk = int(np.argmax(np.diff(training._chunks)))
+    first, last = training._chunks[chunk : chunk + 2]
+    assert last - first > 3
+    begins = set()
+    for example in range(300):
+        token = training._layout(chunk, training._generator(example))[1][0]
+        begins.add(int(np.searchsorted(arrays.sentences, token, "right")) - 1)
+    assert begins == set(range(first, last - 1))  # two sentences are left at least
+
+
 def test_over_epochs_every_token_is_seen(files: TokenFiles) -> None:
     """What one epoch cuts off, another shows."""
     training = stream(files, batch_size=1, short_sequence_probability=0.1)

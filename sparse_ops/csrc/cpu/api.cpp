@@ -92,6 +92,9 @@ uint16_t to_half(float f) {
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+// Features in a chunk: three quarters of L1 for a panel of so many tokens.
+int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 24576 / (panel * 4) / 16 * 16); }
+
 // Sum the threads' parts in their order and put them where the slots are: [nnz, size] in the output's type.
 template <class T, class Convert>
 void scatter(const std::vector<const float*>& parts, int64_t first, int64_t last, const int32_t* slots, int64_t size,
@@ -153,8 +156,7 @@ EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const v
         for_each_part(parallel, threads, std::min<int64_t>(parts, threads), [&](int64_t) { level.product(job); });
     };
     if (block == 1) {
-        int64_t chunk = 20480 / (level.product_panel(1) * 4);
-        ScalarOrder order(side, n_in, chunk, weights);
+        ScalarOrder order(side, n_in, chunk_features(level.product_panel(1)), weights);
         job.scalar = order.plan;
         run(panels);
     } else {
@@ -181,13 +183,13 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
     Gradient job{};
     job.x = x, job.dy = dy, job.n_in = n_in, job.n_out = n_out, job.block = block, job.half = half, job.ptr = row_ptr;
     job.stream_x = n_out <= n_in;
-    job.panel = level.gradient_panel(block, block == 1 ? std::min(n_in, n_out) : n_in);
+    job.panel = level.gradient_panel(block);
     int64_t n_blocks = by_row.nnz();
     const int32_t* slots = row_slots;
     std::vector<BlockOrder> blocks;
     std::vector<PairOrder> pairs;
     if (block == 1) {
-        job.chunk = 24576 / (job.panel * 4);
+        job.chunk = chunk_features(job.panel);
         pairs.emplace_back(job.stream_x ? by_row : by_col, job.stream_x ? n_in : n_out, job.chunk);
         const PairOrder& order = pairs.back();
         job.pairs = order.pairs.data(), job.chunk_ptr = order.chunk_ptr.data();

@@ -69,8 +69,8 @@ struct Gradient {
 
 struct Level {
     int lanes;
-    int64_t (*product_panel)(int64_t block);                      // tokens in a panel
-    int64_t (*gradient_panel)(int64_t block, int64_t n_resident);
+    int64_t (*product_panel)(int64_t block);  // tokens in a panel
+    int64_t (*gradient_panel)(int64_t block);
     void (*product)(const Product&);                              // draws jobs until none is left
     void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums);
 };

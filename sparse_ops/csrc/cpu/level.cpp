@@ -15,11 +15,8 @@ static int64_t product_panel_tokens(int64_t block) {
     }
 }
 
-// Long panels write the sums back less often; all of a panel's inputs should stay in L2.
-static int64_t gradient_panel_tokens(int64_t block, int64_t n_resident) {
-    if (block == 8) return 64;
-    return n_resident <= 1024 ? 128 : 64;
-}
+// All of a panel's inputs and the next panel's raw ones should stay in L2.
+static int64_t gradient_panel_tokens(int64_t block) { return block > 1 ? 64 : kPairVectors * W; }
 
 template <class T>
 static void product_of(const Product& job) {

@@ -2,6 +2,18 @@
 
 #include <algorithm>
 
+namespace {
+
+// The chunk of every feature and its place there: a table, since a division per block would cost more than the rest.
+struct Chunks {
+    std::vector<int32_t> of, place;
+    Chunks(int64_t n, int64_t chunk) : of(n), place(n) {
+        for (int64_t i = 0; i < n; ++i) of[i] = (int32_t)(i / chunk), place[i] = (int32_t)(i % chunk);
+    }
+};
+
+}  // namespace
+
 BlockOrder::BlockOrder(const Side& side, int64_t n_groups) : entries(side.nnz() + 8) {
     for (int64_t k = 0; k < side.nnz(); ++k) entries[k] = {side.other[side.slots[k]], side.slots[k]};
     groups.push_back(0);
@@ -15,10 +27,11 @@ BlockOrder::BlockOrder(const Side& side, int64_t n_groups) : entries(side.nnz() 
 
 ScalarOrder::ScalarOrder(const Side& side, int64_t n_other, int64_t chunk, const float* values)
     : rows(8), scalars(side.nnz() + 8) {
+    const Chunks chunks(n_other, chunk);
     int64_t n_chunks = (n_other + chunk - 1) / chunk, n = side.n_rows;
     std::vector<int32_t> counts(n_chunks * n);
     for (int64_t r = 0; r < n; ++r)
-        for (int64_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) ++counts[side.other[side.slots[k]] / chunk * n + r];
+        for (int64_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) ++counts[chunks.of[side.other[side.slots[k]]] * n + r];
     std::vector<int64_t> place(n_chunks * n);  // of a row's first scalar in a chunk
     std::vector<char> step(n_chunks * n, 1);
     std::vector<int32_t> by_count;
@@ -51,8 +64,8 @@ ScalarOrder::ScalarOrder(const Side& side, int64_t n_other, int64_t chunk, const
     for (int64_t r = 0; r < n; ++r)
         for (int64_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) {
             int32_t slot = side.slots[k], source = side.other[slot];
-            int64_t cell = source / chunk * n + r;
-            scalars[place[cell]] = {(int32_t)(source % chunk), values[slot]};
+            int64_t cell = chunks.of[source] * n + r;
+            scalars[place[cell]] = {chunks.place[source], values[slot]};
             place[cell] += step[cell];
         }
     plan = {chunk, n_chunks, run_ptr.data(), runs.data(), rows.data(), scalars.data()};
@@ -60,9 +73,10 @@ ScalarOrder::ScalarOrder(const Side& side, int64_t n_other, int64_t chunk, const
 
 PairOrder::PairOrder(const Side& resident, int64_t n_streamed, int64_t chunk)
     : chunk_ptr((n_streamed + chunk - 1) / chunk + 1) {
+    const Chunks chunks(n_streamed, chunk);
     constexpr int64_t kPad = 16;
     std::vector<int64_t> place(chunk_ptr.size());
-    for (int64_t k = 0; k < resident.nnz(); ++k) ++place[resident.other[resident.slots[k]] / chunk];
+    for (int64_t k = 0; k < resident.nnz(); ++k) ++place[chunks.of[resident.other[resident.slots[k]]]];
     for (size_t c = 0; c + 1 < chunk_ptr.size(); ++c) {
         chunk_ptr[c + 1] = chunk_ptr[c] + (place[c] + kPad - 1) / kPad * kPad;
         place[c] = chunk_ptr[c];
@@ -72,8 +86,8 @@ PairOrder::PairOrder(const Side& resident, int64_t n_streamed, int64_t chunk)
     for (int64_t r = 0; r < resident.n_rows; ++r)
         for (int64_t k = resident.ptr[r]; k < resident.ptr[r + 1]; ++k) {
             int32_t slot = resident.slots[k], other = resident.other[slot];
-            int64_t at = place[other / chunk]++;
-            pairs[at] = {(int32_t)r, (int32_t)(other % chunk)};
+            int64_t at = place[chunks.of[other]]++;
+            pairs[at] = {(int32_t)r, chunks.place[other]};
             slots[at] = slot;
         }
 }

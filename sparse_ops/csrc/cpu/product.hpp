@@ -12,19 +12,6 @@ constexpr int kVectors = W == 16 && B == 4 ? 4 : 3;
 template <int B>
 constexpr int kOutputs = W == 16 && B > 4 ? 8 : 4;
 
-// The next panel's raw lines are asked for while this one is multiplied, a few at every block: in bursts they would fill
-// the line buffers that the multiplication needs itself.
-struct Ahead {
-    const char* at;
-    const char* end;
-    template <int LINES>
-    inline void some() {
-#pragma GCC unroll 16
-        for (int i = 0; i < LINES; ++i) __builtin_prefetch(at + i * 64, 0, 2);
-        at = at < end ? at + LINES * 64 : at;
-    }
-};
-
 // Outputs [O, O + R) of one block row over NV vectors of tokens, to out [R][P].
 template <int B, int NV, bool TR, int P>
 INLINE void block_row(const Product& job, int64_t row, int first, const float* panel, float* out, Ahead& ahead) {
@@ -40,7 +27,7 @@ INLINE void block_row(const Product& job, int64_t row, int first, const float* p
     for (const Entry* e = job.entries + job.ptr[row]; e < end; ++e) {
         const float* x = panel + (int64_t)e->source * (B * P);
         const float* w = job.values + (int64_t)e->slot * (B * B) + (TR ? first : first * B);
-        if (first == 0) ahead.some<B == 16 ? 16 : B / 2 - 1>();
+        ahead.some<B == 16 ? 6 : B / 2 - 1>();
         const float* next_x = panel + (int64_t)e[1].source * (B * P);
         const float* next_w = job.values + (int64_t)e[4].slot * (B * B);
 #pragma GCC unroll 4
@@ -69,24 +56,22 @@ INLINE void block_row(const Product& job, int64_t row, int first, const float* p
 template <int B, int NV, bool TR, class T>
 static void product_panel(const Product& job, int64_t first_token, int64_t tokens, int64_t row, int64_t last_row,
                           Ahead ahead, const float* panel, float* stage) {
-    constexpr int P = kVectors<B> * W, F = B > W ? B : W;
+    constexpr int P = kVectors<B> * W, F = B > W ? B : W, PARTS = F / kOutputs<B>;
+    constexpr int TILES = (F / W * NV + PARTS - 1) / PARTS;
     T* y = (T*)job.y + first_token * job.n_out;
-    for (int64_t f = row * B; row < last_row; f += F) {
-        float* out = stage;
-        for (int part = 0; part < F / B && row < last_row; ++part, ++row, out += B * P) {
-            for (int o = 0; o < B; o += kOutputs<B>) block_row<B, NV, TR, P>(job, row, o, panel, out, ahead);
-        }
-        int64_t end = row * B;
-        for (int64_t g = f; g < end; g += W)
-            unpack(stage + (g - f) * P, P, tokens, y + g, job.n_out, (int)(end - g < W ? end - g : W));
+    Results<T> results;
+    for (int64_t f = row * B, turn = 0; row < last_row; f += F, ++turn) {
+        float* out = stage + turn % 2 * (F * P);
+        float* to = out;
+        for (int part = 0; part < F / B && row < last_row; ++part, ++row, to += B * P)
+            for (int o = 0; o < B; o += kOutputs<B>) {
+                results.some(TILES);
+                block_row<B, NV, TR, P>(job, row, o, panel, to, ahead);
+            }
+        results.all();
+        results = {out, y + f, P, tokens, job.n_out, row * B - f};
     }
-}
-
-template <int P, class T>
-INLINE Ahead next_panel(const Product& job, const T* x, int64_t index) {
-    int64_t first = index * P < job.tokens ? index * P : job.tokens;
-    int64_t last = first + P < job.tokens ? first + P : job.tokens;
-    return {(const char*)(x + first * job.n_in), (const char*)(x + last * job.n_in)};
+    results.all();
 }
 
 template <int B, bool TR, class T>
@@ -99,11 +84,13 @@ static void product_blocks(const Product& job) {
     int64_t mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
     while (mine < jobs) {
         int64_t index = mine / job.n_groups, group = mine % job.n_groups;
-        int64_t first = index * P, tokens = job.tokens - first < P ? job.tokens - first : P;
+        int64_t first = index * P, tokens = smaller(P, job.tokens - first);
         if (packed != index) pack<1>((const T*)job.x + first * job.n_in, job.n_in, 0, job.n_in, tokens, P, panel);
         packed = index;
         mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
-        Ahead ahead = next_panel<P>(job, (const T*)job.x, mine < jobs ? mine / job.n_groups : panels);
+        int64_t ahead_first = mine < jobs ? mine / job.n_groups * P : job.tokens;
+        Ahead ahead;
+        rows_ahead(ahead, (const T*)job.x, job.n_in, ahead_first, smaller(ahead_first + P, job.tokens));
         int64_t row = job.groups[group], last = job.groups[group + 1];
         if (tokens > 2 * W)
             product_panel<B, NV, TR, T>(job, first, tokens, row, last, ahead, panel, stage);

@@ -36,12 +36,14 @@ INLINE void add_rows(const Scalar* s, int count, const float* panel, const int32
 }
 
 static void add_chunk(const ScalarPlan& plan, int64_t chunk, const int32_t*& rows, const Scalar*& s, const float* panel,
-                      float* sums) {
+                      float* sums, AheadChunk& ahead) {
     for (int64_t r = plan.run_ptr[chunk]; r < plan.run_ptr[chunk + 1]; ++r) {
         int count = plan.runs[r].count, n = plan.runs[r].n_rows, i = 0;
         for (; i + 2 <= n; i += 2, rows += 2, s += 2 * count) {
-            __builtin_prefetch(sums + (int64_t)rows[6] * kScalarPanel, 1, 3);
-            __builtin_prefetch(sums + (int64_t)rows[7] * kScalarPanel, 1, 3);
+#pragma GCC unroll 8
+            for (int v = 0; v < 2 * kScalarVectors; ++v)
+                __builtin_prefetch(sums + (int64_t)rows[4 + v % 2] * kScalarPanel + v / 2 * W, 1, 3);
+            ahead.some(2);
             add_rows<2>(s, count, panel, rows, sums);
         }
         for (; i < n; ++i, ++rows, s += count) add_rows<1>(s, count, panel, rows, sums);
@@ -60,8 +62,8 @@ static void product_scalars(const Product& job) {
         int64_t first = mine * P, tokens = job.tokens - first < P ? job.tokens - first : P;
         const T* x = (const T*)job.x + first * job.n_in;
         mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
-        int64_t ahead = mine < panels ? mine * P : job.tokens;
-        int64_t next_tokens = job.tokens - ahead < P ? job.tokens - ahead : P;
+        int64_t next = mine < panels ? mine * P : job.tokens;
+        AheadChunk ahead;
         for (int64_t o = 0; o < job.n_out; ++o) {
             V start = job.bias ? broadcast(job.bias[o]) : V{};
             for (int v = 0; v < kScalarVectors; ++v) store(sums + o * P + v * W, start);
@@ -71,12 +73,14 @@ static void product_scalars(const Product& job) {
         for (int64_t c = 0; c < plan.n_chunks; ++c) {
             int64_t f = c * plan.chunk, end = f + plan.chunk < job.n_in ? f + plan.chunk : job.n_in;
             pack<1>(x, job.n_in, f, end, tokens, P, panel);
-            prefetch_rows((const T*)job.x + ahead * job.n_in, next_tokens * job.n_in, c, plan.n_chunks);
-            add_chunk(plan, c, rows, s, panel, sums);
+            bool last = c + 1 == plan.n_chunks;  // ahead lies the next chunk, after the last one the next panel's first
+            int64_t column = last ? 0 : end;
+            ahead.set((const T*)job.x + (last ? next : first) * job.n_in + column, job.n_in,
+                      smaller(plan.chunk, job.n_in - column), last ? smaller(P, job.tokens - next) : tokens);
+            add_chunk(plan, c, rows, s, panel, sums, ahead);
         }
         T* y = (T*)job.y + first * job.n_out;
-        for (int64_t o = 0; o < job.n_out; o += W)
-            unpack(sums + o * P, P, tokens, y + o, job.n_out, (int)(job.n_out - o < W ? job.n_out - o : W));
+        Results<T>{sums, y, P, tokens, job.n_out, job.n_out}.all();
     }
 }
 
