@@ -26,11 +26,11 @@ from sparse_ops.pattern import BlockPattern
 
 
 def import_poptorch() -> Any:
-    """PopTorch, imported only when an IPU is asked for. Raises RuntimeError that says what to install."""
+    """PopTorch, imported only when an IPU is asked for. Raises ValueError that says what to install."""
     try:
         import poptorch
     except ImportError as error:
-        raise RuntimeError(
+        raise ValueError(
             f"poptorch cannot be imported ({error}): enable a Poplar SDK and install its poptorch wheel, or set "
             "engine.device: simulated"
         ) from None

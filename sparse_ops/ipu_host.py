@@ -125,18 +125,18 @@ class PopsparseEncoder:
 def load_library(path: Path) -> ctypes.CDLL:
     """Load the native library; loading also registers the operation with PopART, so do it before compiling.
 
-    Raises RuntimeError when it is missing, cannot be loaded, or is of another version.
+    Raises ValueError when it is missing, cannot be loaded, or is of another version.
     """
     if not path.is_file():
-        raise RuntimeError(f"{path}: not built: run `python -m sparse_ops.build ipu` where a Poplar SDK is enabled")
+        raise ValueError(f"{path}: not built: run `python -m sparse_ops.build ipu` where a Poplar SDK is enabled")
     try:
         library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise RuntimeError(f"{path}: cannot be loaded ({error}): enable the Poplar SDK it was built with") from None
+        raise ValueError(f"{path}: cannot be loaded ({error}): enable the Poplar SDK it was built with") from None
     library.block_linear_abi.restype = ctypes.c_int64
     version = library.block_linear_abi()
     if version != ABI_VERSION:
-        raise RuntimeError(
+        raise ValueError(
             f"{path}: expected version {ABI_VERSION} of the sparse operation, found {version}: build it again with "
             "`python -m sparse_ops.build ipu`"
         )

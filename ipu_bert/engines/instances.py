@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from typing import Any, Mapping, Sequence
 
 import torch
@@ -66,15 +67,21 @@ def find_instances(device: str) -> Instances:
     return PopdistInstances() if popdist.isPopdistEnvSet() else Instances()
 
 
+def run_folder(folder: str, device: str) -> str:
+    """The run's own folder for instance 0, which writes its files; a scratch folder for every other instance."""
+    instances = find_instances(device)
+    return folder if instances.index == 0 else tempfile.mkdtemp(prefix=f"instance{instances.index}-")
+
+
 def check_same_patterns(instances: Instances, layers: Mapping[str, BlockSparseLinear]) -> str:
-    """The checksum of all patterns; RuntimeError when another instance holds different ones."""
+    """The checksum of all patterns; ValueError when another instance holds different ones."""
     digest = hashlib.sha256()
     for name, layer in layers.items():
         digest.update(name.encode() + layer.pattern.checksum().encode())
     found = instances.gather(digest.hexdigest())
     different = [i for i, checksum in enumerate(found) if checksum != found[0]]
     if different:
-        raise RuntimeError(
+        raise ValueError(
             f"instance {different[0]} holds other patterns than instance 0 (checksums {found[different[0]][:12]} and "
             f"{found[0][:12]}): start all instances with the same config, seed and checkpoint"
         )

@@ -25,7 +25,7 @@ def build_ipu_engine(
     seed: int,
     **optimization: Any,
 ) -> IpuEngine:
-    """The engine for `device`. RuntimeError says what to install, ValueError which settings do not fit."""
+    """The engine for `device`. Raises ValueError that says what to install or which settings do not fit."""
     instances = find_instances(device)
     run = make_run(settings, device, instances, micro_batch_size, half, seed)
     backend, encoder = find_backend(device)

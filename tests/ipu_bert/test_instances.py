@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ipu_bert.engines.instances import Instances, PopdistInstances, check_same_patterns, find_instances
+from ipu_bert.engines.instances import Instances, PopdistInstances, check_same_patterns, find_instances, run_folder
 from ipu_bert.engines.ipu_build import make_run
 from ipu_bert.settings import IpuSettings
 from sparse_ops.linear import BlockSparseLinear
@@ -35,7 +36,7 @@ def test_patterns_that_differ_stop_the_run() -> None:
     mine = check_same_patterns(Instances(), {"a": layer(1)})
     assert check_same_patterns(Two(mine), {"a": layer(1)}) == mine
     theirs = check_same_patterns(Instances(), {"a": layer(2)})
-    with pytest.raises(RuntimeError, match="instance 1 holds other patterns than instance 0"):
+    with pytest.raises(ValueError, match="instance 1 holds other patterns than instance 0"):
         check_same_patterns(Two(theirs), {"a": layer(1)})
     assert check_same_patterns(Instances(), {"b": layer(1)}) != mine, "the name counts"
 
@@ -67,3 +68,13 @@ def test_popdist_and_horovod_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.replicas == 4
     with pytest.raises(ValueError, match=r"ipu\.replicas: expected a multiple of the 4 instances"):
         make_run(IpuSettings(layers_per_ipu=[2], replicas=6), "hardware", found, 2, True, 0)
+
+
+def test_instance_0_writes_the_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    other = Instances()
+    other.index = 3
+    assert run_folder(str(tmp_path), "simulated") == str(tmp_path)
+    monkeypatch.setattr("ipu_bert.engines.instances.find_instances", lambda device: other)
+    scratch = run_folder(str(tmp_path), "hardware")
+    assert scratch != str(tmp_path)
+    assert "instance3-" in scratch
