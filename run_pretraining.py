@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
@@ -73,12 +74,29 @@ def _train(config: Config, resume: str | None) -> int:
     start = None
     if resume is not None:
         start = checkpoint.find(Path(config.run.dir if resume == "latest" else resume))
+    if config.engine.name == "ipu":
+        from ipu_bert.engines.instances import run_folder
+
+        config.run.dir = run_folder(config.run.dir, config.engine.device)
+        if config.engine.device == "offline":
+            return _compile(config)
     try:
         folder = Trainer(config, start).run()
     except InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.number
     print(f"report: {folder / 'report.md'}")
+    return 0
+
+
+def _compile(config: Config) -> int:
+    """Compile for IPUs that are not there, into the executable cache."""
+    from ipu_bert.trainer import Trainer
+
+    trainer = Trainer(config)
+    engine: Any = trainer.engine
+    engine.compile(trainer.train_stream.batch(0))
+    print(f"compiled; executables are kept in {config.ipu.executable_cache or 'no cache: set ipu.executable_cache'}")
     return 0
 
 

@@ -17,6 +17,7 @@ from ipu_bert.engines.base import Engine
 from ipu_bert.metrics import Stopwatch
 from ipu_bert.model import BertForPreTraining, LinearFactory, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, constant_schedule, dense_learning_rate, linear_schedule, sparse_learning_rate
+from ipu_bert.placement import Placement, place
 from ipu_bert.precision import Precision
 from ipu_bert.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
 from sparse_ops.linear import BlockSparseLinear
@@ -153,13 +154,68 @@ def starting_pattern(config: Config, name: str) -> BlockPattern:
     return layer.pattern
 
 
+def make_placement(config: Config, vocab_size: int) -> Placement:
+    """Layers on IPUs, for `engine.name: ipu`."""
+    ipu, train = config.ipu, config.train
+    assert train.micro_batch_size is not None
+    return place(
+        bert_shape(config, vocab_size),
+        weight_sparsity(config),
+        config.sparsity.block_size,
+        layers_per_ipu=ipu.layers_per_ipu,
+        replicas=ipu.replicas,
+        gradient_accumulation=ipu.gradient_accumulation,
+        micro_batch_size=train.micro_batch_size,
+        batch_size=train.batch_size,
+        sequence_length=config.data.sequence_length,
+        max_predictions=config.data.max_predictions,
+        half=config.precision.compute == "float16",
+        recompute=ipu.recompute,
+        optimizer_off_chip=ipu.optimizer_off_chip,
+        optimizer_sharded=ipu.optimizer_sharded,
+        vocabulary_parts=ipu.vocabulary_parts,
+    )
+
+
 def make_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
     """The engine that the config names, with a model at its start."""
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    make = _ipu_engine if config.engine.name == "ipu" else _torch_engine
+    return make(config, vocab_size, timer)
+
+
+def _ipu_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
+    from ipu_bert.engines.ipu_build import build_ipu_engine
+
+    placement = make_placement(config, vocab_size)
+    if placement.problems:
+        raise ValueError("; ".join(placement.problems))
+    optim = config.optim
+    return build_ipu_engine(
+        make_model(config, vocab_size),
+        config.engine.device,
+        config.ipu,
+        micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
+        half=config.precision.compute == "float16",
+        seed=config.run.seed,
+        lr=learning_rate(config),
+        schedule=schedule(config),
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        group_lasso=optim.group_lasso,
+        clip_norm=optim.clip_norm,
+        loss_scale=config.precision.loss_scale,
+        sequence_length=config.data.sequence_length,
+        timer=timer,
+    )
+
+
+def _torch_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
     from ipu_bert.engines.torch_engine import TorchEngine
 
     optim = config.optim
-    if config.engine.threads:
-        torch.set_num_threads(config.engine.threads)
     assert config.train.micro_batch_size is not None
     return TorchEngine(
         make_model(config, vocab_size),

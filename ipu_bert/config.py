@@ -105,7 +105,7 @@ def identity(config: Config) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat.items()
-        if key not in free and key.split(".")[0] not in ("eval", "checkpoint", "engine", "log")
+        if key not in free and key.split(".")[0] not in ("eval", "checkpoint", "engine", "ipu", "log")
     }
 
 
@@ -289,6 +289,42 @@ def _cross_checks(config: Config) -> Iterator[str]:
         yield "data.path: expected a file or folder with source files, found nothing"
     if sparsity.method != "dense":
         yield from _sparsity_checks(config)
+    yield from _engine_checks(config)
+
+
+def _engine_checks(config: Config) -> Iterator[str]:
+    compute, ipu, train = config.precision.compute, config.ipu, config.train
+    if config.engine.name != "ipu":
+        if compute == "float16":
+            yield "precision.compute: expected float32 or bfloat16 on the torch engine, found float16"
+        return
+    assert train.micro_batch_size is not None
+    ipu.layers_per_ipu = ipu.layers_per_ipu or [config.model.layers]
+    factor = ipu.replicas * train.micro_batch_size
+    ipu.gradient_accumulation = ipu.gradient_accumulation or max(1, train.batch_size // factor)
+    if compute == "bfloat16":
+        yield "precision.compute: expected float16 or float32 on the ipu engine, found bfloat16"
+    if sum(ipu.layers_per_ipu) != config.model.layers or min(ipu.layers_per_ipu) < 0:
+        made = f"{ipu.layers_per_ipu}, which make {sum(ipu.layers_per_ipu)}"
+        yield f"ipu.layers_per_ipu: expected counts that add up to model.layers {config.model.layers}, found {made}"
+    if factor * ipu.gradient_accumulation != train.batch_size:
+        yield (
+            f"train.batch_size: expected ipu.replicas {ipu.replicas} x ipu.gradient_accumulation "
+            f"{ipu.gradient_accumulation} x train.micro_batch_size {train.micro_batch_size} = "
+            f"{factor * ipu.gradient_accumulation}, found {train.batch_size}"
+        )
+    if len(ipu.available_memory) not in (1, len(ipu.layers_per_ipu)):
+        yield f"ipu.available_memory: expected 1 or {len(ipu.layers_per_ipu)} shares, found {len(ipu.available_memory)}"
+    if not all(0.0 < share <= 1.0 for share in ipu.available_memory):
+        yield f"ipu.available_memory: expected shares in (0, 1], found {ipu.available_memory}"
+    if config.optim.group_lasso:
+        yield f"optim.group_lasso: expected 0 on the ipu engine, found {config.optim.group_lasso}"
+    if config.sparsity.method == "dynsparse" and config.sparsity.growth == "gradient":
+        yield (
+            "sparsity.growth: expected random on the ipu engine, found gradient: a dense gradient would have to be "
+            "computed "
+            "there in every step"
+        )
 
 
 def _sparsity_checks(config: Config) -> Iterator[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ipu_bert import assemble
-from ipu_bert.config import Config
+from ipu_bert.config import Config, ConfigError
 from ipu_bert.flops import actual_sparsity, block_total, encoder_flops, sequence_flops
 from ipu_bert.footprint import memory_estimate, parameter_counts
+from ipu_bert.placement import render as render_placement
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -24,6 +25,9 @@ def plan(config: Config) -> dict[str, Any]:
     paper = encoder_flops(model.layers, model.hidden_size, model.intermediate_size, data.sequence_length, sparsity)
     whole = sequence_flops(shape, data.sequence_length, data.max_predictions, executed)
     updater = assemble.make_updater(config)
+    placement = assemble.make_placement(config, config.data.vocab_size) if config.engine.name == "ipu" else None
+    if placement is not None and placement.problems:
+        raise ConfigError(placement.problems)
     return {
         "name": config.run.name,
         "method": config.sparsity.method,
@@ -58,6 +62,8 @@ def plan(config: Config) -> dict[str, Any]:
             for weight in assemble.weights(config)
         ],
         "run_dir": config.run.dir,
+        "placement": placement.to_dict() if placement else None,
+        "placement_text": render_placement(placement) if placement else "",
     }
 
 
@@ -89,7 +95,7 @@ def render(found: dict[str, Any]) -> str:
     for layer in found["layers"]:
         shape = "x".join(map(str, layer["shape"]))
         lines.append(f"{layer['name']:<48} {shape:>12} {layer['blocks'] or 'dense':>8} {layer['sparsity']:>9.4f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", found["placement_text"]] if found["placement_text"] else lines)
 
 
 def _prepared(data: dict[str, Any]) -> str:

@@ -115,8 +115,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
         batch, length, size = hidden.shape
-        qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, N, S, D]
+        # Cut along the last axis, not by a permuted view: its gradient is written once, already contiguous.
+        query, key, value = (
+            part.view(batch, length, self.heads, size // self.heads).transpose(1, 2)  # [B, N, S, D]
+            for part in self.qkv(hidden).split(size, dim=-1)
+        )
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0
         )

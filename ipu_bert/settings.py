@@ -144,7 +144,11 @@ class CheckpointSettings:
 class PrecisionSettings:
     """Number formats; weights and moments are float32 on the torch engine."""
 
-    compute: str = setting("float32", "dtype of products and activations", choices=("float32", "bfloat16"))
+    compute: str = setting(
+        "float32",
+        "dtype of products and activations: bfloat16 on the torch engine; float16 (FP16.16) on the ipu engine",
+        choices=("float32", "bfloat16", "float16"),
+    )
     loss_scale: float = setting(1.0, "factor on the loss before the backward pass, divided out of gradients", above=0)
 
 
@@ -152,13 +156,46 @@ class PrecisionSettings:
 class EngineSettings:
     """What runs the steps."""
 
-    name: str = setting("torch", "engine", choices=("torch",))
+    name: str = setting("torch", "`torch`: a CPU; `ipu`: IPUs through PopTorch", choices=("torch", "ipu"))
+    device: str = setting(
+        "simulated",
+        "of the ipu engine: `hardware`; `ipu_model`: Poplar's emulator; `offline`: compile only; `simulated`: no "
+        "SDK needed",
+        choices=("hardware", "ipu_model", "offline", "simulated"),
+    )
     kernel: str = setting(
         "auto",
         "code that multiplies block-sparse weights; `auto`: native where it can be compiled",
         choices=("auto", "native", "torch"),
     )
     threads: int = setting(0, "CPU threads; 0: torch's default", low=0)
+
+
+@dataclass
+class IpuSettings:
+    """How a model is laid over IPUs, with `engine.name: ipu`; `--dry-run` shows what comes of it."""
+
+    layers_per_ipu: List[int] = setting(
+        [],
+        "encoder layers on each IPU of a replica, as 0, 4, 4, 4; embeddings and heads are on the first; empty: one IPU",
+    )
+    replicas: int = setting(1, "copies of the pipeline, over all instances", low=1)
+    gradient_accumulation: int = setting(
+        0, "micro-batches of a replica per step; 0: as many as train.batch_size needs", low=0
+    )
+    available_memory: List[float] = setting(
+        [0.25], "working space of dense products, a share of an IPU; one for all, or one each"
+    )
+    sparse_available_memory: float = setting(0.6, "popsparse's availableMemoryProportion", above=0, high=1)
+    sparse_oversize: float = setting(0.1, "popsparse's metaInfoBucketOversizeProportion", above=0)
+    half_partials: bool = setting(True, "16-bit partial sums with float16; 1x1 blocks have float ones")
+    stochastic_rounding: bool = setting(True, "round float16 stochastically")
+    optimizer_off_chip: bool = setting(True, "keep moments in the host's memory between steps")
+    optimizer_sharded: bool = setting(False, "give each replica a share of the moments")
+    recompute: bool = setting(True, "keep only a layer's input and compute the rest again in the backward pass")
+    vocabulary_parts: int = setting(1, "parts that the vocabulary's product is cut into", low=1)
+    executable_cache: str = setting("", "folder for compiled executables; empty: none")
+    profile_dir: str = setting("", "folder for PopVision profiles; empty: none")
 
 
 @dataclass
@@ -184,4 +221,5 @@ class Config:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    ipu: IpuSettings = field(default_factory=IpuSettings)
     log: LogSettings = field(default_factory=LogSettings)

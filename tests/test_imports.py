@@ -12,11 +12,12 @@ LAYERS = [
     {"shape", "settings", "precision", "metrics", "dynsparse"},
     {"data", "distribution", "console", "plots", "config"},
     {"flops", "footprint", "report_page", "model"},
-    {"optim", "export", "report"},
+    {"optim", "export", "report", "placement_sizes", "placement"},
     {"checkpoint", "engines"},
     {"assemble", "run_folder"},
     {"summary", "dry_run", "export_run"},
     {"trainer"},
+    {"bench_models", "bench_memory", "bench_step"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 POPTORCH_FILES = {"sparse_ops/ipu.py", "ipu_bert/engines/ipu_engine.py"}

@@ -1,0 +1,107 @@
+"""Timing on a machine that others use too: alternate what is compared, see which samples were disturbed, drop those.
+
+Linux tells how long each of our threads was ready to run and had to wait, and how much time the host took from this
+machine. Both come from counters that cost nothing while the code runs, and hold for samples of any length.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Sequence
+
+# A sample counts as disturbed when its threads waited for a core for a larger share of it than this.
+MAX_WAITING = 0.05
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed call: wall-clock seconds, the seconds its threads were kept waiting, and what the call returned."""
+
+    seconds: float
+    waited: float
+    result: Any = None
+
+    @property
+    def waiting(self) -> float:
+        """Time kept waiting as a share of the sample; above 1 when several threads waited at once."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and quartiles of seconds over the samples that count.
+
+    kept and discarded: numbers of samples. disturbed: too few samples were undisturbed, so the least disturbed ones
+    had to do; waiting: the largest share of waiting among those that count.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    kept: int
+    discarded: int
+    disturbed: bool
+    waiting: float
+
+
+def seconds_waited() -> float:
+    """Seconds so far that threads of this process waited for a core and the host ran something else; 0 if unknown."""
+    waited = 0.0
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            try:
+                with open(f"/proc/self/task/{thread}/schedstat", encoding="ascii") as file:
+                    waited += int(file.read().split()[1]) * 1e-9
+            except (OSError, IndexError):
+                continue  # the thread has ended, or the kernel keeps no such count
+        with open("/proc/stat", encoding="ascii") as file:
+            waited += int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        pass
+    return waited
+
+
+def sample(run: Callable[[], Any]) -> Sample:
+    """Run once, timed."""
+    waited, start = seconds_waited(), time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    return Sample(seconds, max(0.0, seconds_waited() - waited), result)
+
+
+def alternate(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, max_rounds: int, max_waiting: float = MAX_WAITING
+) -> dict[str, list[Sample]]:
+    """Time every run once per round, in turn, until each has `repeats` undisturbed samples or `max_rounds` samples.
+
+    Alternating spreads what changes slowly (clock, neighbours) over everything that is compared. Warm up before.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in runs}
+    for _ in range(max_rounds):
+        for name, run in runs.items():
+            if sum(s.waiting <= max_waiting for s in samples[name]) < repeats:
+                samples[name].append(sample(run))
+    return samples
+
+
+def choose(samples: Sequence[Sample], minimum: int = 3, max_waiting: float = MAX_WAITING) -> list[Sample]:
+    """The undisturbed samples, or the `minimum` least disturbed ones where there are fewer of them."""
+    ordered = sorted(samples, key=lambda s: s.waiting)
+    undisturbed = sum(s.waiting <= max_waiting for s in ordered)
+    return ordered[: max(undisturbed, min(minimum, len(ordered)))]
+
+
+def summarize(samples: Sequence[Sample], minimum: int = 3, max_waiting: float = MAX_WAITING) -> Summary:
+    """Median and quartiles of `choose(samples, ...)`; ValueError without samples."""
+    if not samples:
+        raise ValueError("summarize: expected at least one sample, found none")
+    chosen = choose(samples, minimum, max_waiting)
+    seconds = sorted(s.seconds for s in chosen)
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    worst = max(s.waiting for s in chosen)
+    return Summary(
+        statistics.median(seconds), low, high, len(chosen), len(samples) - len(chosen), worst > max_waiting, worst
+    )
