@@ -180,13 +180,13 @@ class IpuEngine:
         sequence_weight = 1.0 / sequences if mean else 1.0
         share = slice(self._instances.index * self.run.sequences, (self._instances.index + 1) * self.run.sequences)
         whole = (
-            batch.input_ids.int(),
-            batch.token_type_ids.int(),
-            batch.attention_mask.int(),
-            batch.masked_positions.int(),
-            batch.masked_labels.where(labelled, torch.zeros_like(batch.masked_labels)).int(),
+            batch.input_ids,
+            batch.token_type_ids,
+            batch.attention_mask.long(),
+            batch.masked_positions,
+            batch.masked_labels.where(labelled, torch.zeros_like(batch.masked_labels)),
             labelled.float() * label_weight,
-            batch.next_sentence_labels.int(),
+            batch.next_sentence_labels,
             torch.full((sequences,), sequence_weight),
         )
         return tuple(x[share] for x in whole)

@@ -104,11 +104,11 @@ class IpuBert(nn.Module):
         """One micro-batch of B sequences.
 
         input_ids, token_type_ids, attention_mask [B, S], masked_positions, masked_labels [B, P] and
-        next_sentence_labels [B] are int32; label_weights [B, P] and sequence_weights [B] float32: what each loss
-        counts.
+        next_sentence_labels [B] are int64, which PopTorch makes int32; label_weights [B, P] and sequence_weights [B]
+        are float32: what each loss counts.
         Training returns the loss and its MLM and NSP parts; otherwise both parts and both weighted hit counts.
         """
-        hidden = mask_bias = torch.empty(0)
+        hidden = mask_bias = input_ids  # replaced by the first stage; nothing may be made outside the blocks
         for stage in self._stages:
             with self._poptorch.Block(stage.name, ipu_id=stage.ipu):
                 if stage.embeddings:
@@ -126,7 +126,7 @@ class IpuBert(nn.Module):
         raise AssertionError("no stage has the heads")
 
     def _heads(self, hidden: Tensor, masked_positions: Tensor) -> tuple[Tensor, Tensor]:
-        one_hot = F.one_hot(masked_positions.long(), hidden.shape[1]).to(hidden.dtype)  # [B, P, S]
+        one_hot = F.one_hot(masked_positions, hidden.shape[1]).to(hidden.dtype)  # [B, P, S]
         masked = torch.matmul(one_hot, hidden).flatten(0, 1)  # [B P, H]
         predictions = self.cls.predictions
         transformed = predictions.transform(masked)
@@ -147,12 +147,11 @@ class IpuBert(nn.Module):
         next_sentence_labels: Tensor,
         sequence_weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        labels, weights = masked_labels.flatten().long(), label_weights.flatten()
-        sequence_labels = next_sentence_labels.long()
+        labels, weights = masked_labels.flatten(), label_weights.flatten()
         mlm = (F.cross_entropy(mlm_logits.float(), labels, reduction="none") * weights).sum()
-        nsp = (F.cross_entropy(nsp_logits.float(), sequence_labels, reduction="none") * sequence_weights).sum()
+        nsp = (F.cross_entropy(nsp_logits.float(), next_sentence_labels, reduction="none") * sequence_weights).sum()
         if self.training:
             return self._poptorch.identity_loss(mlm + nsp, reduction="none"), mlm, nsp
         mlm_hits = ((mlm_logits.argmax(-1) == labels).float() * weights).sum()
-        nsp_hits = ((nsp_logits.argmax(-1) == sequence_labels).float() * sequence_weights).sum()
+        nsp_hits = ((nsp_logits.argmax(-1) == next_sentence_labels).float() * sequence_weights).sum()
         return mlm, mlm_hits, nsp, nsp_hits

@@ -47,8 +47,7 @@ class PoplarExecutor:
             raise SimulatorError("options: expected outputMode(OutputMode.All)")
         if optimizer is None and options.Training.gradient_accumulation != 1:
             raise SimulatorError("options: inference has no gradient accumulation")
-        # A shallow copy, as PopTorch makes: parameters and submodules are shared, but the copy keeps the flag `training`
-        # that the model itself has now.
+        # A shallow copy, as PopTorch makes: parameters and submodules are shared, the flag `training` stays as it is.
         self._model, self._options, self._optimizer = copy.copy(model), options, optimizer
         self._busy = self._dirty_host = False
         self.transfers, self.compilations = Transfers(), 0

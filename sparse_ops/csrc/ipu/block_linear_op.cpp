@@ -11,8 +11,15 @@
 namespace block_linear {
 
 // Not a domain of our own: shape inference looks the version of a domain up in a fixed list.
-const popart::OperatorIdentifier kForwardId = {"ai.graphcore", "BlockSparseLinear", 1};
-const popart::OperatorIdentifier kGradId = {"ai.graphcore", "BlockSparseLinearGrad", 1};
+const popart::OperatorIdentifier &forwardId() {
+  static const popart::OperatorIdentifier id = {"ai.graphcore", "BlockSparseLinear", 1};
+  return id;
+}
+
+const popart::OperatorIdentifier &gradId() {
+  static const popart::OperatorIdentifier id = {"ai.graphcore", "BlockSparseLinearGrad", 1};
+  return id;
+}
 
 namespace {
 
@@ -91,7 +98,7 @@ void BlockLinearOp::appendOutlineAttributes(popart::OpSerialiserBase &os) const 
 }
 
 BlockLinearGradOp::BlockLinearGradOp(const BlockLinearOp &forward)
-    : popart::Op(kGradId, forward.getSettings()), spec_(forward.spec()) {}
+    : popart::Op(gradId(), forward.getSettings()), spec_(forward.spec()) {}
 
 std::unique_ptr<popart::Op> BlockLinearGradOp::clone() const { return std::make_unique<BlockLinearGradOp>(*this); }
 
@@ -144,7 +151,7 @@ const popart::OpDefinition kDefinition(
                                        {"layer", {"*"}}})});
 
 const popart::OpCreator<BlockLinearOp> kCreator(
-    popart::OpDefinitions({{kForwardId, kDefinition}}),
+    popart::OpDefinitions({{forwardId(), kDefinition}}),
     [](const popart::OpCreatorInfo &info) -> std::unique_ptr<popart::Op> {
       using Int = popart::Attributes::Int;
       using String = popart::Attributes::String;

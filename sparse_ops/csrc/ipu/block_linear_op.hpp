@@ -13,8 +13,9 @@
 
 namespace block_linear {
 
-extern const popart::OperatorIdentifier kForwardId;
-extern const popart::OperatorIdentifier kGradId;
+// Functions, because registrations in several files use them before main, in no defined order.
+const popart::OperatorIdentifier &forwardId();
+const popart::OperatorIdentifier &gradId();
 
 class BlockLinearOp : public popart::Op {
 public:

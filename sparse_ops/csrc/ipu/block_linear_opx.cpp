@@ -37,7 +37,7 @@ SparseTensor weights(const poplar::Tensor &metaInfo, const poplar::Tensor &nz) {
 class BlockLinearOpx : public popart::popx::Opx {
 public:
   BlockLinearOpx(popart::Op *op, popart::popx::Devicex *devicex) : popart::popx::Opx(op, devicex) {
-    verifyOp<BlockLinearOp>(op, kForwardId);
+    verifyOp<BlockLinearOp>(op, forwardId());
     inputCreatorPriority = std::numeric_limits<double>::max();
   }
 
@@ -95,7 +95,7 @@ private:
 class BlockLinearGradOpx : public popart::popx::Opx {
 public:
   BlockLinearGradOpx(popart::Op *op, popart::popx::Devicex *devicex) : popart::popx::Opx(op, devicex) {
-    verifyOp<BlockLinearGradOp>(op, kGradId);
+    verifyOp<BlockLinearGradOp>(op, gradId());
   }
 
   void grow(poplar::program::Sequence &prog) const final {
@@ -120,8 +120,8 @@ public:
   }
 };
 
-const popart::popx::OpxCreator<BlockLinearOpx> kForwardCreator(kForwardId);
-const popart::popx::OpxCreator<BlockLinearGradOpx> kGradCreator(kGradId);
+const popart::popx::OpxCreator<BlockLinearOpx> kForwardCreator(forwardId());
+const popart::popx::OpxCreator<BlockLinearGradOpx> kGradCreator(gradId());
 
 } // namespace
 } // namespace block_linear
