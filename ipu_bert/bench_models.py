@@ -9,6 +9,7 @@ import torch
 
 from ipu_bert.data.batches import Batch
 from ipu_bert.engines.torch_engine import TorchEngine
+from ipu_bert.export import hugging_face_config
 from ipu_bert.metrics import Stopwatch
 from ipu_bert.model import IGNORED_LABEL, BertForPreTraining, LinearFactory, dense_linear, sparse_linear
 from ipu_bert.optim import adamw, parameter_groups
@@ -135,18 +136,7 @@ class TransformersTrainer:
         from transformers import BertForPreTraining as Peer
 
         torch.manual_seed(0)
-        self.model = Peer(
-            BertConfig(
-                vocab_size=shape.vocab_size,
-                hidden_size=shape.hidden_size,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                intermediate_size=shape.intermediate_size,
-                max_position_embeddings=shape.max_positions,
-                hidden_dropout_prob=shape.dropout,
-                attention_probs_dropout_prob=shape.attention_dropout,
-            )
-        ).train()
+        self.model = Peer(BertConfig.from_dict(hugging_face_config(shape))).train()
         groups = parameter_groups(self.model, WEIGHT_DECAY)
         self._optimizer = adamw(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS)
         self._timer = timer

@@ -13,9 +13,6 @@ epsilon_critical (Eq. 7) that of a dense model of equal loss, where the paper gi
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -29,7 +26,7 @@ from ipu_bert.bench_models import DENSE_BFLOAT16, DENSE_FLOAT32, IMPLEMENTATIONS
 from ipu_bert.data.batches import Batch
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines.torch_engine import TorchEngine
-from ipu_bert.metrics import Stopwatch
+from ipu_bert.metrics import Stopwatch, dumps, write_aside
 from ipu_bert.shape import FAMILY, BertShape, encoder_weights
 from sparse_ops.sampling import Sample, alternate, choose, summarize
 
@@ -65,13 +62,12 @@ def measure_size(
     }
     states: dict[str, StateBytes] = {}
     for name, trainer in trainers.items():
-        say(f"{size}: warming up {name}")
         if isinstance(trainer, TorchEngine):
+            say(f"{size}: counting the bytes of {name}")
             states[name] = state_bytes(trainer, data)
-        trainer.train_step(data)
-    say(f"{size}: {repeats} rounds of {len(names)} implementations")
+    say(f"{size}: {repeats} rounds of {len(names)} implementations, after one to warm up")
     runs = {name: _phased(trainer, timers[name], data) for name, trainer in trainers.items()}
-    samples = alternate(runs, repeats, max_rounds=2 * repeats)
+    samples = alternate(runs, repeats)
     records = [_record(size, choice, batch, length, samples[choice.name]) for choice in choices]
     for record, choice in zip(records, choices):
         trainer = trainers[choice.name]
@@ -98,6 +94,7 @@ def _phased(trainer: Trainer, timer: Stopwatch, data: Batch) -> Callable[[], dic
 def _record(size: str, choice: Implementation, batch: int, length: int, samples: Sequence[Sample]) -> dict[str, Any]:
     found = summarize(samples)
     chosen = choose(samples)
+    total = sum(s.seconds for s in chosen)
     return {
         "size": size,
         "implementation": choice.name,
@@ -112,7 +109,7 @@ def _record(size: str, choice: Implementation, batch: int, length: int, samples:
         "low": found.low,
         "high": found.high,
         "sequences_per_second": batch / found.seconds,
-        "shares": {p: statistics.median(s.result[p] / s.seconds for s in chosen) for p in PHASES},
+        "shares": {p: sum(s.result[p] for s in chosen) / total for p in PHASES},
         "samples_kept": found.kept,
         "samples_discarded": found.discarded,
         "disturbed": found.disturbed,
@@ -247,18 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     print(table(records))
     if options.json:
-        write_json(options.json, records)
+        write_aside(options.json, dumps(records, indent=1).encode("utf-8"))
     return 0
-
-
-def write_json(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """A list of records, written aside and renamed."""
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(list(records), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _parser() -> argparse.ArgumentParser:

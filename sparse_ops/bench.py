@@ -14,19 +14,19 @@ default: ours and dense everywhere in float32; bfloat16 and the other implementa
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import sys
 import warnings
-from typing import Any, Dict, Iterable, Tuple
+from typing import Any, Callable, Dict, Iterable, Tuple
 
 import torch
 
 from sparse_ops import native
-from sparse_ops.bench_measure import Timing, alternate
-from sparse_ops.bench_peers import ALL_OF_GRADIENT, IMPLEMENTATIONS, OURS_AND_DENSE, PRODUCTS, Problem, prepare
+from sparse_ops.bench_peers import ALL_OF_GRADIENT, IMPLEMENTATIONS, OURS_AND_DENSE, PRODUCTS, Problem, Run, prepare
+from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES
+from sparse_ops.sampling import Summary, alternate, summarize
 
 SHAPES = ((512, 512), (2048, 512), (512, 2048), (768, 768), (3072, 768), (768, 3072))
 TOKENS = (1024, 4096)
@@ -51,7 +51,7 @@ def implementations_for(cell: Cell, quick: bool, full: bool) -> tuple[str, ...]:
     return ("dense", "ours")
 
 
-def measure(cell: Cell, names: Iterable[str], rounds: int, patience: float, seed: int) -> list[Record]:
+def measure(cell: Cell, names: Iterable[str], repeats: int, patience: float, seed: int) -> list[Record]:
     """Check and time the named implementations on one cell. Raises ArithmeticError when a result is wrong."""
     out, inp, tokens, block, density = cell
     problem = Problem(out, inp, tokens, block, density, seed)
@@ -67,9 +67,19 @@ def measure(cell: Cell, names: Iterable[str], rounds: int, patience: float, seed
                     raise
                 print(f"{name} {product}: not available ({str(error).splitlines()[0][:80]})", file=sys.stderr)
                 del functions[name]
-        timings = alternate(functions, rounds, patience)
+        samples = alternate({name: _dropping(run) for name, run in functions.items()}, repeats, patience)
+        timings = {name: summarize(taken) for name, taken in samples.items()}
         records += [_record(cell, problem, product, name, timings) for name in timings]
     return records
+
+
+def _dropping(run: Run) -> Callable[[], None]:
+    """The run without its result, so that samples hold no tensors and the next result takes the same memory."""
+
+    def dropped() -> None:
+        run()
+
+    return dropped
 
 
 def _dtype(name: str) -> str:
@@ -82,7 +92,7 @@ def _check(name: str, problem: Problem, product: str, result: Any) -> None:
         raise ArithmeticError(f"{name} {product}: error {error:.2g} of a typical entry against float64")
 
 
-def _record(cell: Cell, problem: Problem, product: str, name: str, timings: dict[str, Timing]) -> Record:
+def _record(cell: Cell, problem: Problem, product: str, name: str, timings: dict[str, Summary]) -> Record:
     out, inp, tokens, block, density = cell
     timing, dtype = timings[name], _dtype(name)
     is_dense = name.startswith("dense")
@@ -90,15 +100,20 @@ def _record(cell: Cell, problem: Problem, product: str, name: str, timings: dict
     dense = timings["dense" if dtype == "float32" else "dense bf16"]
     return {
         "product": product, "implementation": name, "out": out, "in": inp, "tokens": tokens, "block": block,
-        "density": density, "dtype": dtype, "milliseconds": timing.median * 1e3,
-        "best_milliseconds": timing.best * 1e3, "spread": timing.spread,
-        "gflops": 2.0 * out * inp * tokens * share / timing.median / 1e9,
-        "epsilon": timing.median / dense.median / share, "samples": timing.kept, "samples_taken": timing.taken,
+        "density": density, "dtype": dtype, "milliseconds": timing.seconds * 1e3,
+        "best_milliseconds": timing.best * 1e3, "spread": timing.high / timing.low,
+        "gflops": 2.0 * out * inp * tokens * share / timing.seconds / 1e9,
+        "epsilon": timing.seconds / dense.seconds / share, "samples": timing.kept,
+        "samples_taken": timing.kept + timing.discarded, "disturbed": timing.disturbed,
     }  # fmt: skip
 
 
 def table(records: list[Record]) -> str:
-    """One line per cell and implementation: epsilon, GFLOP/s and spread of the three products."""
+    """One line per cell and implementation: epsilon, GFLOP/s and spread of the three products.
+
+    spread: third quartile over first. kept: samples that count, of all taken; * where too few were undisturbed, so that
+    the least disturbed ones had to do.
+    """
     lines = [f"{'weight':>10} {'T':>5} {'f':>5} {'block':>5} {'implementation':>15} {'epsilon fwd / dX / dW':>24} "
              f"{'GFLOP/s':>15} {'ms':>22} {'spread':>7} kept"]  # fmt: skip
     groups: dict[tuple[Any, ...], dict[str, Record]] = {}
@@ -112,9 +127,9 @@ def table(records: list[Record]) -> str:
         ms = " / ".join(f"{r['milliseconds']:.2f}" if r else "-" for r in found)
         there = [r for r in found if r]
         spread, kept = max(r["spread"] for r in there), sum(r["samples"] for r in there)
-        taken = sum(r["samples_taken"] for r in there)
+        taken, mark = sum(r["samples_taken"] for r in there), "*" if any(r["disturbed"] for r in there) else ""
         cell = f"{f'{out}x{inp}':>10} {tokens:>5} {density:>5} {block:>5}"
-        lines.append(f"{cell} {name:>15} {epsilon:>24} {gflops:>15} {ms:>22} {spread:>7.2f} {kept}/{taken}")
+        lines.append(f"{cell} {name:>15} {epsilon:>24} {gflops:>15} {ms:>22} {spread:>7.2f} {kept}/{taken}{mark}")
     return "\n".join(lines)
 
 
@@ -158,16 +173,6 @@ def plot(records: list[Record], path: str) -> None:
     figure.savefig(path)
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: a fresh result above 32 MB costs more in page faults than its product."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-
-
 def main(arguments: list[str]) -> int:
     """Run the benchmark; exit status 1 when the native kernels cannot be had."""
     parser = argparse.ArgumentParser(prog="python -m sparse_ops.bench", description=(__doc__ or "").splitlines()[0])
@@ -188,7 +193,7 @@ def main(arguments: list[str]) -> int:
     records: list[Record] = []
     for cell in cells(options.quick):
         names = implementations_for(cell, options.quick, options.full)
-        found = measure(cell, names, rounds=9, patience=0.4, seed=options.seed)
+        found = measure(cell, names, repeats=9, patience=0.4, seed=options.seed)
         print(table(found) if not records else table(found).split("\n", 1)[1], flush=True)
         records += found
         if options.json:  # after every cell, so that an interrupted run keeps what it has

@@ -6,6 +6,7 @@ machine. Both come from counters that cost nothing while the code runs, and hold
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -14,6 +15,8 @@ from typing import Any, Callable, Mapping, Sequence
 
 # A sample counts as disturbed when its threads waited for a core for a larger share of it than this.
 MAX_WAITING = 0.05
+# This many samples count even where all were disturbed.
+MINIMUM = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Summary:
-    """Median and quartiles of seconds over the samples that count.
+    """Median, quartiles and least of the seconds of the samples that count.
 
     kept and discarded: numbers of samples. disturbed: too few samples were undisturbed, so the least disturbed ones
     had to do; waiting: the largest share of waiting among those that count.
@@ -41,6 +44,7 @@ class Summary:
     seconds: float
     low: float
     high: float
+    best: float
     kept: int
     discarded: int
     disturbed: bool
@@ -73,29 +77,40 @@ def sample(run: Callable[[], Any]) -> Sample:
 
 
 def alternate(
-    runs: Mapping[str, Callable[[], Any]], repeats: int, max_rounds: int, max_waiting: float = MAX_WAITING
+    runs: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    patience: float = math.inf,
+    minimum: int = MINIMUM,
+    max_waiting: float = MAX_WAITING,
 ) -> dict[str, list[Sample]]:
-    """Time every run once per round, in turn, until each has `repeats` undisturbed samples or `max_rounds` samples.
+    """Call every run once to warm up, then time each once per round, in turn, for at most twice `repeats` rounds.
 
-    Alternating spreads what changes slowly (clock, neighbours) over everything that is compared. Warm up before.
+    A run sits the other rounds out once it has `repeats` undisturbed samples, or `minimum` samples that took more than
+    `patience` seconds together. Alternating spreads what changes slowly (clock, neighbours) over everything that is
+    compared. What a run returns is kept, so one that makes large tensors should return none.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
-    for _ in range(max_rounds):
+    for run in runs.values():
+        run()
+    for _ in range(2 * repeats):
         for name, run in runs.items():
-            if sum(s.waiting <= max_waiting for s in samples[name]) < repeats:
-                samples[name].append(sample(run))
+            taken = samples[name]
+            enough = sum(s.waiting <= max_waiting for s in taken) >= repeats
+            slow = len(taken) >= minimum and sum(s.seconds for s in taken) > patience
+            if not (enough or slow):
+                taken.append(sample(run))
     return samples
 
 
-def choose(samples: Sequence[Sample], minimum: int = 3, max_waiting: float = MAX_WAITING) -> list[Sample]:
+def choose(samples: Sequence[Sample], minimum: int = MINIMUM, max_waiting: float = MAX_WAITING) -> list[Sample]:
     """The undisturbed samples, or the `minimum` least disturbed ones where there are fewer of them."""
     ordered = sorted(samples, key=lambda s: s.waiting)
     undisturbed = sum(s.waiting <= max_waiting for s in ordered)
     return ordered[: max(undisturbed, min(minimum, len(ordered)))]
 
 
-def summarize(samples: Sequence[Sample], minimum: int = 3, max_waiting: float = MAX_WAITING) -> Summary:
-    """Median and quartiles of `choose(samples, ...)`; ValueError without samples."""
+def summarize(samples: Sequence[Sample], minimum: int = MINIMUM, max_waiting: float = MAX_WAITING) -> Summary:
+    """Median, quartiles and least of `choose(samples, ...)`; ValueError without samples."""
     if not samples:
         raise ValueError("summarize: expected at least one sample, found none")
     chosen = choose(samples, minimum, max_waiting)
@@ -103,5 +118,12 @@ def summarize(samples: Sequence[Sample], minimum: int = 3, max_waiting: float = 
     low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     worst = max(s.waiting for s in chosen)
     return Summary(
-        statistics.median(seconds), low, high, len(chosen), len(samples) - len(chosen), worst > max_waiting, worst
+        seconds=statistics.median(seconds),
+        low=low,
+        high=high,
+        best=seconds[0],
+        kept=len(chosen),
+        discarded=len(samples) - len(chosen),
+        disturbed=worst > max_waiting,
+        waiting=worst,
     )

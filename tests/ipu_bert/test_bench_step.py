@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import tracemalloc
 from dataclasses import replace
 
@@ -22,7 +21,6 @@ from ipu_bert.bench_models import (
     random_batch,
 )
 from ipu_bert.dynsparse.updater import PatternUpdater
-from ipu_bert.engines.host_memory import keep_freed_memory
 from ipu_bert.export import to_hugging_face
 from ipu_bert.metrics import Stopwatch
 from ipu_bert.shape import encoder_weights
@@ -163,17 +161,6 @@ def test_a_pattern_update_takes_nothing_of_the_dense_size(block):
     if block > 1:
         assert largest.bytes < smallest // 2
         assert peak < smallest
-
-
-def test_large_temporaries_are_kept_and_not_faulted_in_again():
-    if not keep_freed_memory():
-        pytest.skip("this C library has no mallopt")
-    size = 24 << 20  # float32 elements: 96 MB, above what malloc would take from its heap by default
-    torch.empty(size).fill_(1.0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.empty(size).fill_(1.0)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert faults < (size * 4 // 4096) // 10
 
 
 def test_peak_memory_is_measured_in_a_process_of_its_own():

@@ -1,4 +1,5 @@
 """Keep large freed memory in the process, so that a step does not fault its activations in again and again."""
+
 from __future__ import annotations
 
 import ctypes
@@ -10,9 +11,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> bool:
     """Tell malloc to serve large tensors from the heap and to give nothing back; whether it could be told.
 
-    glibc maps each allocation above 32 MB anew and unmaps it when freed (a threshold cannot be set higher), so every
-    activation of that size costs a page fault per 4 KB, each step. The process stays as large as its peak was. Called
-    once is enough; other C libraries (musl, macOS) are left as they are.
+    glibc maps each allocation above 32 MB anew and unmaps it when freed (not every glibc lets a higher threshold be
+    set), so every activation of that size costs a page fault per 4 KB, each step. The process stays as large as its
+    peak was. Called once is enough; other C libraries (musl, macOS) are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
