@@ -1,8 +1,8 @@
-"""Compile the native kernels with the system's compiler, once, into a cache; `python -m sparse_ops.build` does it ahead.
+"""Compile the native kernels with the system's compiler, once; `python -m sparse_ops.build` does it ahead.
 
 The library is plain C++17 behind a C interface: it knows nothing of torch, so one build serves every torch. Its
-file name is a digest of the sources, the flags, the compiler's version and this processor's features, so that a change of any
-makes a new file and nothing compiled for one processor is loaded on another.
+file name is a digest of the sources, the flags, the compiler's version and this processor's features, so that any
+change makes a new file and nothing compiled for one processor is loaded on another.
 
 Environment: CXX the compiler (default: the first of g++, clang++, c++ found), SPARSE_OPS_CACHE the folder (default:
 $XDG_CACHE_HOME/sparse_ops or ~/.cache/sparse_ops; a new temporary folder where that cannot be written).

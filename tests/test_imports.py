@@ -12,7 +12,7 @@ LAYERS = [
     {"shape", "settings", "precision", "metrics", "dynsparse"},
     {"data", "distribution", "console", "plots", "config"},
     {"flops", "footprint", "report_page", "model"},
-    {"optim", "export", "report"},
+    {"optim", "export", "report", "placement_sizes", "placement"},
     {"checkpoint", "engines"},
     {"assemble", "run_folder"},
     {"summary", "dry_run", "export_run"},

@@ -133,8 +133,8 @@ EXPORT int sparse_ops_best_level() {
 
 // y[tokens, n_out] = x[tokens, n_in] W^T + bias, W given by one side of its index; `transposed`: by the other, for dX.
 // half: x, y and values are bfloat16. bias float32 [n_out] or null. Returns 0, or -1 when memory runs out.
-EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const void* values, int64_t tokens, int64_t n_in,
-                       int64_t n_out, int64_t block, int transposed, int half, const int32_t* ptr, const int32_t* slots,
+EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const void* values, int64_t tokens,
+                       int64_t n_in, int64_t n_out, int64_t block, int transposed, int half, const int32_t* ptr, const int32_t* slots,
                        const int32_t* other, int level_number, int threads, Parallel parallel) try {
     if (tokens == 0) return 0;
     const Level& level = level_of(level_number);

@@ -1,5 +1,6 @@
-// dW = dY^T X at the existing blocks. For blocks of 4, 8 and 16 a vector holds K = W / B tokens of a block's B inputs; it meets
-// the same tokens' output gradient, one output at a time, repeated B times. Sums over the K tokens are made once per panel.
+// dW = dY^T X at the existing blocks. For blocks of 4, 8 and 16 a vector holds K = W / B tokens of a block's B inputs; it
+// meets the same tokens' output gradient, one output at a time, repeated B times. Sums over the K tokens are made once
+// per panel.
 #pragma once
 #include "job.hpp"
 #include "pack.hpp"
@@ -9,7 +10,7 @@ namespace SPARSE_OPS_LEVEL {
 constexpr int kGradientOutputs = W == 16 ? 8 : 4;
 constexpr int kGradientBlocks = 3;
 
-// One panel of G blocks of a row, outputs [O, O + R): blocks' inputs x[g] [tokens][B], gradients either d [tokens][stride]
+// One panel of G blocks of a row, R of their outputs: blocks' inputs x[g] [tokens][B], gradients either d [tokens][B]
 // (K == 1, broadcast from memory) or d [tokens / K][B] vectors (spread before). Adds to sums[g] [B][block].
 template <int B, int G, int R>
 INLINE void accumulate(const float* const* x, const float* d, int64_t tokens, float* const* sums, int row_length,
@@ -120,8 +121,8 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
     }
 }
 
-// 1x1: dot products over a panel's tokens (zeros beyond its last), W blocks at a time so that their sums form one vector.
-constexpr int kPairVectors = 8;
+// 1x1: dot products over a panel's tokens (zeros beyond the last), W blocks at a time so that their sums make a vector.
+constexpr int kPairVectors = 6;
 
 template <class T>
 static void gradient_pairs(const Gradient& job, int64_t first, int64_t last, float* sums) {

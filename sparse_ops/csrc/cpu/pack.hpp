@@ -8,8 +8,8 @@ INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Pack features [first, last) of `tokens` rows of x (row length `stride`) as [feature / B][panel][B] at `out`, with zeros
-// for tokens up to `panel` (a multiple of W / B). `first` is a multiple of W; features end at `stride`.
+// Pack features [first, last) of `tokens` rows of x (row length `stride`) as [feature / B][panel][B] at `out`, with
+// zeros for tokens up to `panel` (a multiple of W / B). `first` is a multiple of W; features end at `stride`.
 template <int B, class T>
 static void pack(const T* x, int64_t stride, int64_t first, int64_t last, int64_t tokens, int64_t panel, float* out) {
     constexpr int K = W / B;
@@ -31,8 +31,8 @@ static void pack(const T* x, int64_t stride, int64_t first, int64_t last, int64_
     }
 }
 
-// Results on their way to memory: features [features][panel] of `tokens` tokens, for y's columns [0, features). They are
-// written W tokens of W features at a time, between blocks, since a burst of stores would stall the multiplication.
+// Results on their way to memory: [features][panel] of `tokens` tokens, for y's columns [0, features). They are written
+// W tokens of W features at a time, between blocks, since a burst of stores would stall the multiplication.
 template <class T>
 struct Results {
     const float* in = nullptr;
@@ -68,8 +68,8 @@ struct Results {
     }
 };
 
-// The next panel's raw lines, asked for while this one is multiplied, a few at every block: in bursts they would fill the
-// line buffers that the multiplication needs itself.
+// The next panel's raw lines, asked for while this one is multiplied, a few at every block: in bursts they would fill
+// the line buffers that the multiplication needs itself.
 struct Ahead {
     const char* at;
     const char* end;

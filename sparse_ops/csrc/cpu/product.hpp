@@ -1,12 +1,12 @@
-// Y = X W^T and dX = dY W for blocks of 4, 8 and 16: lanes are tokens, weights are broadcast scalars, so that both products
-// share this code and the one values array.
+// Y = X W^T and dX = dY W for blocks of 4, 8 and 16: lanes are tokens, weights are broadcast scalars, so that both
+// products share this code and the one values array.
 #pragma once
 #include "job.hpp"
 #include "pack.hpp"
 
 namespace SPARSE_OPS_LEVEL {
 
-// Vectors of tokens in a panel, and outputs of a block that are accumulated at a time: together they fill the registers.
+// Vectors of tokens in a panel, and outputs of a block accumulated at a time: together they fill the registers.
 template <int B>
 constexpr int kVectors = W == 16 && B == 4 ? 4 : 3;
 template <int B>

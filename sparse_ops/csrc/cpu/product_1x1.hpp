@@ -1,5 +1,5 @@
-// Y = X W^T and dX = dY W for 1x1 blocks. A chunk of features of a panel stays in L1 while every output row adds its share;
-// without that each multiply-add would wait for one vector from L2. Two rows of equal count at a time hide the latency.
+// Y = X W^T and dX = dY W for 1x1 blocks. A chunk of features of a panel stays in L1 while every output row adds its
+// share; without that each multiply-add would wait for one vector from L2. Two rows of equal count at a time hide the latency.
 #pragma once
 #include "job.hpp"
 #include "pack.hpp"
