@@ -127,7 +127,7 @@ def make_batch(seed: int) -> Batch:
 
 
 def run_both(
-    seed: int, run: IpuRun, steps: int = 8, loss_scale: float = 1.0
+    seed: int, run: IpuRun, steps: int = 6, loss_scale: float = 1.0
 ) -> tuple[TorchEngine, IpuEngine, list[tuple[float, float]]]:
     """Train both with pattern updates on; the losses of both at each step."""
     model = make_model(seed)
