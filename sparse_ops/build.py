@@ -155,7 +155,11 @@ def _compile(path: Path) -> None:
 
 
 def main() -> int:
-    """Compile ahead and print where; exit status 1 and the reason when that fails."""
+    """Compile ahead and print where; exit status 1 and the reason when that fails. `ipu`: the IPU library instead."""
+    if sys.argv[1:] == ["ipu"]:
+        from sparse_ops import build_ipu
+
+        return build_ipu.main()
     try:
         print(build())
     except BuildError as error:
