@@ -1,4 +1,5 @@
 """Block-sparse weights and the products with them; imports torch and nothing of ipu_bert."""
+
 from sparse_ops.functional import block_linear
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.norms import block_norm

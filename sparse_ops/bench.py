@@ -10,6 +10,7 @@ training run should), so that page faults of large results are not timed.
 
 default: ours and dense everywhere in float32; bfloat16 and the other implementations at density 0.1 and 4096 tokens.
 """
+
 from __future__ import annotations
 
 import argparse

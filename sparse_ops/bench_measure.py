@@ -1,4 +1,5 @@
 """Time functions against each other on a machine that others use too: alternating, with preempted samples discarded."""
+
 from __future__ import annotations
 
 import statistics

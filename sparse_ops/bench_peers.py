@@ -3,6 +3,7 @@
 Each implementation is a function of a Problem and a product's name that returns a function to time, or None where it
 has no such product. The timed function returns the result as it comes; `Problem.error` knows how to read it.
 """
+
 from __future__ import annotations
 
 from typing import Any, Callable, Optional

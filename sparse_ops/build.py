@@ -1,5 +1,7 @@
 """Compile the native kernels with the system's compiler, once; `python -m sparse_ops.build` does it ahead.
 
+`python -m sparse_ops.build ipu` builds the IPU's library instead (build_ipu.py), where an SDK is enabled.
+
 The library is plain C++17 behind a C interface: it knows nothing of torch, so one build serves every torch. Its
 file name is a digest of the sources, the flags, the compiler's version and this processor's features, so that any
 change makes a new file and nothing compiled for one processor is loaded on another.
@@ -7,8 +9,10 @@ change makes a new file and nothing compiled for one processor is loaded on anot
 Environment: CXX the compiler (default: the first of g++, clang++, c++ found), SPARSE_OPS_CACHE the folder (default:
 $XDG_CACHE_HOME/sparse_ops or ~/.cache/sparse_ops; a new temporary folder where that cannot be written).
 """
+
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import os
@@ -21,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Iterator, NamedTuple
+
+from sparse_ops import build_ipu
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
 COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")
@@ -154,19 +160,17 @@ def _compile(path: Path) -> None:
     print(f"sparse_ops: compiled in {time.monotonic() - start:.1f} s", file=sys.stderr)
 
 
-def main() -> int:
-    """Compile ahead and print where; exit status 1 and the reason when that fails. `ipu`: the IPU library instead."""
-    if sys.argv[1:] == ["ipu"]:
-        from sparse_ops import build_ipu
-
-        return build_ipu.main()
+def main(argv: list[str]) -> int:
+    """Compile ahead and print where; exit status 1 and the reason when that fails."""
+    parser = argparse.ArgumentParser(prog="python -m sparse_ops.build", description="Compile native code ahead.")
+    parser.add_argument("target", nargs="?", choices=("cpu", "ipu"), default="cpu", help="default: cpu")
     try:
-        print(build())
-    except BuildError as error:
+        print(build_ipu.build() if parser.parse_args(argv).target == "ipu" else build())
+    except RuntimeError as error:
         print(f"sparse_ops: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,10 +1,10 @@
 """Builds the native library of the IPU path where a Poplar SDK is enabled; says what is missing where none is."""
+
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Mapping
 
@@ -68,17 +68,3 @@ def build() -> Path:
 
 def _folders(environment: Mapping[str, str], *names: str) -> list[Path]:
     return [Path(part) for name in names for part in environment.get(name, "").split(os.pathsep) if part]
-
-
-def main() -> int:
-    """Build and print the path; 1 with the reason on standard error."""
-    try:
-        print(build())
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,6 +3,7 @@
 A pattern is streamed to a compiled executable as a buffer, so changing it never compiles anything. metaInfo's 16-bit
 codes travel as a float16 buffer: PopTorch turns integer buffers into constants of the executable.
 """
+
 from __future__ import annotations
 
 from typing import Any, Sequence

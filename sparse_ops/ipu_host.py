@@ -1,4 +1,5 @@
 """The native library's host functions (csrc/ipu/host.h) through ctypes: popsparse's own encoding of patterns."""
+
 from __future__ import annotations
 
 import ctypes

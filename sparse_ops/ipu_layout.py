@@ -4,6 +4,7 @@ Slots are canonical: positions and values [nnz, b, b] in an order of their own, 
 the same layer as metaInfo (16-bit codes of positions) and nz (values, one-dimensional, padded, in the plan's order).
 An `Encoder` translates; popsparse's own is in `ipu_host.py`, the simulator brings another.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass

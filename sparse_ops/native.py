@@ -9,6 +9,7 @@ Determinism: equal inputs give bit-equal results for a given thread count and in
 Environment: SPARSE_OPS_LEVEL (avx512 | avx2 | portable) forces a lower instruction level; the default is the best that
 the processor has. Threads are torch's own (its OpenMP runtime, torch.get_num_threads() of them).
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -20,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import build
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex
 
 NAME = "native"
@@ -31,9 +31,11 @@ DTYPES = (torch.float32, torch.bfloat16)
 @functools.lru_cache(maxsize=None)
 def available() -> bool:
     """Whether the kernels can be used here; compiles them at the first call. Warns once, with the reason, when not."""
+    from sparse_ops.build import BuildError  # not at the top: `python -m sparse_ops.build` imports this package first
+
     try:
         _library()
-    except (build.BuildError, OSError) as error:
+    except (BuildError, OSError) as error:
         warnings.warn(f"native kernels are not available, products run in plain torch: {error}", stacklevel=2)
         return False
     return True
@@ -148,7 +150,9 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> N
 
 @functools.lru_cache(maxsize=None)
 def _library() -> Any:
-    return _declare(ctypes.CDLL(str(build.build())))
+    from sparse_ops.build import build
+
+    return _declare(ctypes.CDLL(str(build())))
 
 
 def _declare(library: Any) -> Any:

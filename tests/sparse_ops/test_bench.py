@@ -1,4 +1,5 @@
 """The benchmark's arithmetic on tiny problems; nothing here depends on how fast this machine is."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """Compiling on first use: the cache's key, two processes at once, no compiler, an unwritable cache."""
+
 from __future__ import annotations
 
 import os
@@ -74,7 +75,7 @@ def test_no_compiler_means_one_warning_and_the_torch_path(tmp_path: Path) -> Non
 
 def test_a_compiler_that_fails_means_one_warning_and_the_torch_path(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo broken 1.0 && exit 0\necho no such flag >&2; exit 3\n")
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit 0\necho no such flag >&2; exit 3\n')
     broken.chmod(0o755)
     environment = _environment(SPARSE_OPS_CACHE=str(tmp_path / "cache"), CXX=str(broken))
     out, _ = _start(environment, "-c", _PRODUCT).communicate(timeout=60)
@@ -97,9 +98,7 @@ def test_a_cache_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: py
 
 
 @needs_compiler
-def test_the_key_follows_sources_flags_compiler_and_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_follows_sources_flags_compiler_and_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path))
     first = build.library_path()
     assert build.library_path() == first

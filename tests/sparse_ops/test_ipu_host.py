@@ -1,4 +1,5 @@
 """The ctypes binding of the IPU library against a stand-in compiled from host.h; what its build says without an SDK."""
+
 from __future__ import annotations
 
 import re
@@ -107,7 +108,11 @@ def test_build_says_what_is_missing(tmp_path: Path) -> None:
     found = build_ipu.missing({"CPATH": str(tmp_path), "LIBRARY_PATH": str(tmp_path), "PATH": str(tmp_path)})
     assert all(line.startswith("command") for line in found)
     done = subprocess.run(
-        [sys.executable, "-m", "sparse_ops.build_ipu"], capture_output=True, text=True, check=False, cwd=HERE.parents[1]
+        [sys.executable, "-m", "sparse_ops.build", "ipu"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=HERE.parents[1],
     )
     if done.returncode:
         assert "needs an enabled Poplar SDK" in done.stderr

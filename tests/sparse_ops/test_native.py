@@ -1,4 +1,5 @@
 """The native kernels against float64, at every instruction level this processor has."""
+
 from __future__ import annotations
 
 from typing import Iterator
