@@ -18,6 +18,7 @@ test: lint
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
 docs: $(VENV)/ready

@@ -8,6 +8,7 @@ nearest one
 - activations: tensors that a layer's backward pass needs, one copy each; the compiler may keep more or fewer.
 - not counted: code, exchange buffers, working space of products, alignment. `HEADROOM` leaves room for them.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from ipu_bert.shape import BertShape
 TILES, TILE_BYTES = 1472, 624 * 1024
 IPU_BYTES = TILES * TILE_BYTES
 HEADROOM = 0.6  # share of an IPU that counted memory may fill before the report warns
+
 
 @dataclass(frozen=True)
 class StageMemory:

@@ -1,4 +1,5 @@
 """Elements, bytes and FLOPs of a model's parts on an IPU, and what popsparse adds to its sparse weights."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """The processes of a distributed run: poprun starts several, each with its replicas and share of every batch."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,5 @@
 """Finds the device that the config names and builds the IPU engine on it."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -4,6 +4,7 @@ One executable trains and one evaluates; each is compiled once. Patterns are dat
 weights and
 moments, translates them to slots, and when something changed translates back and uploads.
 """
+
 from __future__ import annotations
 
 import math

@@ -4,6 +4,7 @@ Differences to `model.py`, none of which changes the function: sparse layers are
 masked positions are gathered by a product with one-hot rows; the vocabulary's product is cut into parts; losses come as
 weighted sums, the weights being inputs, so that micro-batches and replicas add up to the mean over the whole batch.
 """
+
 from __future__ import annotations
 
 import copy

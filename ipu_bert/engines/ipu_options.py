@@ -1,4 +1,5 @@
 """PopTorch's options from plain values; the same calls for PopTorch and for the simulator."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Between the canonical model on the host and the tensors that PopTorch moves: slots, names and moments."""
+
 from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional

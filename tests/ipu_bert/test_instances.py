@@ -1,4 +1,5 @@
 """Several processes under poprun, with popdist and horovod played by threads of this one."""
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """The IPU engine on the simulated device against the torch engine: the same model, batches and pattern updates."""
+
 from __future__ import annotations
 
 import copy

@@ -1,4 +1,5 @@
 """Whole runs on the simulated device: the torch engine's within rounding, resumed exactly, one compilation."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The placement's figures by hand, and what it refuses."""
+
 from __future__ import annotations
 
 import pytest

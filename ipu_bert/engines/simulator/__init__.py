@@ -3,6 +3,7 @@
 The device has copies of its own and data moves only when told to. What real hardware would do wrong without a word is
 an error here: see `executor.py`. Use this package as if it were the module `poptorch`.
 """
+
 from __future__ import annotations
 
 from ipu_bert.engines.simulator import optim

@@ -4,6 +4,7 @@ An IPU's matrix unit adds up 16 products exactly enough, then rounds the running
 does
 the same below autograd, so forward and backward of any model round as they would there.
 """
+
 from __future__ import annotations
 
 from typing import Any, Callable, Iterator

@@ -1,4 +1,5 @@
 """What the simulator refuses. Real hardware would often go on silently with wrong numbers."""
+
 from __future__ import annotations
 
 

@@ -1,4 +1,5 @@
 """PoplarExecutor of the simulator: device copies, explicit transfers, one compilation, steps in the device's order."""
+
 from __future__ import annotations
 
 import contextlib

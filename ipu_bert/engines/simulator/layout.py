@@ -4,6 +4,7 @@ It is not popsparse's layout and need not be. It differs from slot order in ever
 blocks are hashed to buckets, buckets have empty places, places are shuffled by a permutation that follows from all
 positions together, and a block's elements are column-major. Values laid out for one pattern do not fit another.
 """
+
 from __future__ import annotations
 
 import zlib

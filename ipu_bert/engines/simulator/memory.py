@@ -1,4 +1,5 @@
 """The host's side of the device's memory: what was transferred last, so that lost edits are noticed."""
+
 from __future__ import annotations
 
 from typing import Any, Callable

@@ -1,4 +1,5 @@
 """poptorch.optim.AdamW, as far as it is used here: settings on the host, state on the device."""
+
 from __future__ import annotations
 
 from typing import Any, Iterable

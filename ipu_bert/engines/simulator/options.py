@@ -1,4 +1,5 @@
 """The part of poptorch.Options that the IPU engine sets: the same names, the same freezing, wrong values refused."""
+
 from __future__ import annotations
 
 import enum

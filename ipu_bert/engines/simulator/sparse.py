@@ -1,4 +1,5 @@
 """The sparse operation as the simulated device computes it: positions from metaInfo, values from nz."""
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple

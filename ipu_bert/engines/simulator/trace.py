@@ -1,4 +1,5 @@
 """What the model's code calls while the simulated device runs it: blocks, custom ops, losses, checkpoints."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

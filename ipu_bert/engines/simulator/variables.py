@@ -1,4 +1,5 @@
 """A variable lives on one IPU: the check that PopART makes when it cuts a pipeline."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """Every test gives the simulated device back, and finds the helpers beside it."""
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """A small sparse model, as the IPU engine would build one, for the tests of the simulator."""
+
 from __future__ import annotations
 
 import torch

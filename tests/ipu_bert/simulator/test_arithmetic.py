@@ -1,4 +1,5 @@
 """Rounding of the simulated FP16.16 against float64 worked out here."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Mistakes that real hardware lets pass in silence must fail loudly on the simulator."""
+
 from __future__ import annotations
 
 import copy

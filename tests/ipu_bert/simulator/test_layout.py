@@ -1,4 +1,5 @@
 """The simulator's own device layout, and the bits that carry it."""
+
 from __future__ import annotations
 
 import copy

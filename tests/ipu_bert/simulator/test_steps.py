@@ -1,4 +1,5 @@
 """What the simulated device computes, against the same model on the host; and how it moves data."""
+
 from __future__ import annotations
 
 import pytest
