@@ -231,6 +231,7 @@ def pattern_numbers(records: Sequence[Mapping[str, Any]], parameters: Mapping[st
         "churn": _mean(r.get("churn") for r in updates),
         "mean_age": last.get("mean_age"),
         "seconds_per_update": _mean(r.get("seconds") for r in updates),
+        "transfers": last.get("transfers"),
         "layers": {name: dict(layer) for name, layer in (last.get("layers") or {}).items()},
     }
 

@@ -314,6 +314,8 @@ def _pattern(report: Mapping[str, Any]) -> str:
         )
     if pattern["seconds_per_update"] is not None:
         said += f" An update took {1000 * pattern['seconds_per_update']:.0f} ms."
+    if pattern.get("transfers"):
+        said += _transfers(pattern["transfers"])
     return _join(
         "## How did the pattern change?",
         said,
@@ -324,6 +326,16 @@ def _pattern(report: Mapping[str, Any]) -> str:
             "next one takes back (below).",
         ),
         start_end,
+    )
+
+
+def _transfers(transfers: Mapping[str, Any]) -> str:
+    """What the last update moved between host and device, and how often the executable was compiled."""
+    count = transfers["compilations"]
+    return (
+        f" The last one moved {number(transfers['bytes_down'])} bytes from the device and "
+        f"{number(transfers['bytes_up'])} bytes to it; the training executable was compiled "
+        f"{'once' if count == 1 else f'{count} times'} in the whole run."
     )
 
 

@@ -119,8 +119,7 @@ class Trainer:
         before = time.monotonic()
         with self.timer("update"), self.engine.host_state() as host:
             report = self.updater.update(host.layers, host.moments, self.step, gradients)
-        transfers = getattr(self.engine, "transfers", None)  # of engines whose weights live elsewhere
-        moved = {"transfers": vars(transfers)} if transfers is not None else {}
+        moved = {"transfers": vars(self.engine.transfers)} if self.engine.transfers is not None else {}
         self._write(metrics, "update", **report.as_record(), seconds=time.monotonic() - before, **moved)
 
     def _evaluate(self, metrics: Metrics) -> dict[str, float]:

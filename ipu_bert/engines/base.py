@@ -61,8 +61,21 @@ class HostState:
     moments: Mapping[str, Sequence[Tensor]]
 
 
+@dataclass
+class TransferRecord:
+    """What the last host_state() moved. Bytes as PopART moves them: every transfer is of all streamed variables."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    compilations: int = 0
+
+
 class Engine(Protocol):
     """How a step runs and where the weights live."""
+
+    @property
+    def transfers(self) -> TransferRecord | None:
+        """What the last host_state() moved; None where the weights are the host's own."""
 
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
         """One optimizer step. With `gradient_counts` also the dense gradient's largest free blocks, as many a segment.

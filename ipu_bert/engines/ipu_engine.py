@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ipu_bert.data.batches import Batch
-from ipu_bert.engines.base import EvalResult, HostState, NonFiniteError, StepResult, TensorGroups
+from ipu_bert.engines.base import EvalResult, HostState, NonFiniteError, StepResult, TensorGroups, TransferRecord
 from ipu_bert.engines.instances import Instances, check_same_patterns, find_instances
 from ipu_bert.engines.ipu_model import IpuBert, pipeline_stages
 from ipu_bert.engines.ipu_options import IpuRun, inference_options, training_options
@@ -26,15 +25,6 @@ from ipu_bert.model import IGNORED_LABEL, BertForPreTraining
 from ipu_bert.optim import parameter_groups
 from sparse_ops.ipu_layout import Encoder, LayerPlan
 from sparse_ops.linear import BlockSparseLinear
-
-
-@dataclass
-class TransferRecord:
-    """What the last host_state() moved. Bytes as PopART moves them: every transfer is of all streamed variables."""
-
-    bytes_down: int = 0
-    bytes_up: int = 0
-    compilations: int = 0
 
 
 class IpuEngine:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ipu_bert.data.batches import Batch
-from ipu_bert.engines.base import EvalResult, HostState, NonFiniteError, StepResult, TensorGroups
+from ipu_bert.engines.base import EvalResult, HostState, NonFiniteError, StepResult, TensorGroups, TransferRecord
 from ipu_bert.engines.gradients import record_gradient_blocks
 from ipu_bert.metrics import Stopwatch
 from ipu_bert.model import IGNORED_LABEL, BertForPreTraining, pretraining_losses, sparse_layers
@@ -48,6 +48,7 @@ class TorchEngine:
         timer: Stopwatch,
     ) -> None:
         keep_freed_memory()
+        self.transfers: TransferRecord | None = None
         self.model = model
         self._layers = dict(sparse_layers(model))
         self._parameters = dict(model.named_parameters())

@@ -166,11 +166,21 @@ def test_a_report_worked_by_hand() -> None:
             "churn": 0.35,
             "mean_age": 1.0,
             "seconds_per_update": 0.5,
+            "transfers": None,
         }
     )
     assert report["parameters"]["sparse"] == 1000
     assert report["parameters"]["dense"] == 500
     assert report["peak_memory_bytes"] == 3 * 2**30
+
+
+def test_what_an_update_moved_is_said_where_weights_live_elsewhere() -> None:
+    transfers = {"bytes_down": 2000, "bytes_up": 3000, "compilations": 1}
+    records = [{**r, "transfers": transfers} if r["kind"] == "update" else r for r in RECORDS]
+    page = render_page(build_report(records, SUMMARY))
+    assert "moved 2,000 bytes from the device and 3,000 bytes to it" in page
+    assert "compiled once" in page
+    assert "from the device" not in render_page(build_report(RECORDS, SUMMARY))
 
 
 def test_mean_and_median_against_any_step_times(seed: int) -> None:
