@@ -33,6 +33,9 @@ def main(argv: list[str]) -> int:
         return _fail(*error.errors)
     except (ValueError, ArithmeticError) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 

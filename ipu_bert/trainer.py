@@ -74,7 +74,7 @@ class Trainer:
         config, last = self.config, self.config.train.stop_at or self.config.train.steps
         self._write(metrics, "resume" if self._resumed else "start")
         heldout = self._evaluate(metrics) if self.step in (0, last) else {}
-        mark = (self.step, time.monotonic())
+        mark = (self.step, self._training_clock())
         while self.step < last:
             result = self._train_step(metrics)
             if self.step % config.log.every == 0 or self.step == last:
@@ -132,7 +132,7 @@ class Trainer:
         return means
 
     def _write_train(self, metrics: Metrics, result: StepResult, mark: tuple[int, float]) -> tuple[int, float]:
-        now, data = time.monotonic(), self.config.data
+        now, data = self._training_clock(), self.config.data
         sequences_per_second = (self.step - mark[0]) * self.config.train.batch_size / (now - mark[1])
         self._write(
             metrics,
@@ -150,6 +150,10 @@ class Trainer:
 
     def _write(self, metrics: Metrics, kind: str, **values: Any) -> None:
         metrics.write({"kind": kind, "step": self.step, **values})
+
+    def _training_clock(self) -> float:
+        """A clock in seconds that stands still while the run evaluates or saves."""
+        return time.monotonic() - self.timer.seconds["evaluation"] - self.timer.seconds["checkpoint"]
 
     def _elapsed(self) -> float:
         """Seconds of training over all processes of the run."""
@@ -173,6 +177,9 @@ class Trainer:
     def _load(self, path: Path, groups: checkpoint.Groups, info: Mapping[str, Any]) -> None:
         mine = {**identity(self.config), "tokenizer": self.data.manifest["tokenizer_sha256"]}
         checkpoint.check_same_run(path, mine, info["identity"])
+        last = self.config.train.stop_at or self.config.train.steps
+        if self.step > last:
+            raise checkpoint.CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {self.step}")
         try:
             self.engine.load_state(groups, self.step)
             if self.updater is not None:

@@ -215,6 +215,13 @@ def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path, overrides, messa
         Trainer(tiny(*overrides, f"run.dir={tmp_path / 'other'}"), checkpoint.find(Path(first.run.dir)))
 
 
+def test_a_checkpoint_beyond_the_end_is_refused(tiny):
+    first = tiny("train.stop_at=3")
+    train(first)
+    with pytest.raises(checkpoint.CheckpointError, match="expected a step of at most 2, found 3"):
+        Trainer(tiny("train.stop_at=2"), checkpoint.find(Path(first.run.dir)))
+
+
 def test_a_new_run_moves_an_earlier_one_aside(tiny, capsys):
     config = tiny("train.stop_at=1")
     train(config)
