@@ -7,7 +7,6 @@ from typing import Any, Sequence
 
 import torch
 
-DEVICES = ("hardware", "ipu_model", "offline", "simulated")
 # PopART enumerations that PopTorch takes as numbers (popart/sessionoptions.hpp, 3.4).
 _OVERLAP_MEMORY_OPTIMIZED = 3  # AccumulateOuterFragmentSchedule
 _JUST_IN_TIME = 1  # SubgraphCopyingStrategy
