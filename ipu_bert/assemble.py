@@ -185,13 +185,26 @@ def make_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
     return make(config, vocab_size, timer)
 
 
+def _optimizer(config: Config) -> dict[str, Any]:
+    """What every engine is told about learning rate, AdamW and regularization."""
+    optim = config.optim
+    return {
+        "lr": learning_rate(config),
+        "schedule": schedule(config),
+        "betas": (optim.beta1, optim.beta2),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+        "group_lasso": optim.group_lasso,
+        "clip_norm": optim.clip_norm,
+    }
+
+
 def _ipu_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
     from ipu_bert.engines.ipu_build import build_ipu_engine
 
     placement = make_placement(config, vocab_size)
     if placement.problems:
         raise ValueError("; ".join(placement.problems))
-    optim = config.optim
     return build_ipu_engine(
         make_model(config, vocab_size),
         config.engine.device,
@@ -199,13 +212,7 @@ def _ipu_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
         micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
         half=config.precision.compute == "float16",
         seed=config.run.seed,
-        lr=learning_rate(config),
-        schedule=schedule(config),
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        group_lasso=optim.group_lasso,
-        clip_norm=optim.clip_norm,
+        **_optimizer(config),
         loss_scale=config.precision.loss_scale,
         sequence_length=config.data.sequence_length,
         timer=timer,
@@ -215,17 +222,10 @@ def _ipu_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
 def _torch_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
     from ipu_bert.engines.torch_engine import TorchEngine
 
-    optim = config.optim
     assert config.train.micro_batch_size is not None
     return TorchEngine(
         make_model(config, vocab_size),
-        lr=learning_rate(config),
-        schedule=schedule(config),
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        group_lasso=optim.group_lasso,
-        clip_norm=optim.clip_norm,
+        **_optimizer(config),
         micro_batch_size=config.train.micro_batch_size,
         precision=Precision(config.precision.compute, config.precision.loss_scale),
         block_norm=NORMS[config.sparsity.norm],
