@@ -1,11 +1,16 @@
 """What the benchmark compares: our kernels and every other way to multiply with a sparse weight that is installed.
 
 Each implementation is a function of a Problem and a product's name that returns a function to time, or None where it
-has no such product. The timed function returns the result as it comes; `Problem.error` knows how to read it.
+has no such product. The timed function takes the activations as a network has them, token by token, and returns the
+result as it comes; `Problem.error` knows how to read it. What is made once per pattern (an index, another format of the
+weight) is not timed.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 import torch
@@ -112,50 +117,59 @@ def _torch_csr(problem: Problem, product: str) -> Run | None:
         return None
     if product == "grad_values":
         pattern = problem.mask.to_sparse_csr()
-        order = problem.index.row_slots.long()
-        slots = torch.empty_like(order)
-        slots[order] = torch.arange(order.numel())  # the CSR position of each slot, only to check the result
-        dy, x = problem.dy.t(), problem.x
-        return lambda: _Reordered(torch.sparse.sampled_addmm(pattern, dy, x, beta=0.0).values(), slots)
+        places, dy, x = _csr_places(problem), problem.dy.t(), problem.x
+        return lambda: _Reordered(torch.sparse.sampled_addmm(pattern, dy, x, beta=0.0).values(), places)
     forward = product == "forward"
     csr = (problem.dense if forward else problem.dense.t().contiguous()).to_sparse_csr()
     activations = (problem.x if forward else problem.dy).t()
     return lambda: (csr @ activations).t()
 
 
+def _csr_places(problem: Problem) -> Tensor:
+    """Where CSR keeps each slot's value; int64 [nnz], for 1x1 blocks."""
+    return torch.argsort(problem.index.row_slots)
+
+
 class _Reordered:
     """Values in another order, put into slot order only when looked at."""
 
-    def __init__(self, values: Tensor, slots: Tensor) -> None:
-        self.values, self.slots = values, slots
+    def __init__(self, values: Tensor, places: Tensor) -> None:
+        self.values, self.places = values, places
 
     def __getitem__(self, some: Tensor) -> Tensor:
-        return self.values[self.slots[some]].reshape(-1, 1, 1)
+        return self.values[self.places[some]].reshape(-1, 1, 1)
+
+
+def _csr_or_bsr(problem: Problem, product: str) -> Any:
+    """The matrix that is multiplied with [n, T] activations, in scipy's format. ImportError without scipy."""
+    import scipy.sparse
+
+    weight = problem.dense if product == "forward" else problem.dense.t().contiguous()
+    csr = scipy.sparse.csr_matrix(weight.numpy())
+    return csr.tobsr((problem.block, problem.block)) if problem.block > 1 else csr
 
 
 def _scipy(problem: Problem, product: str) -> Run | None:
-    import scipy.sparse
-
     if product == "grad_values":
         return None
-    weight = scipy.sparse.csr_matrix(problem.dense.numpy())
-    if problem.block > 1:
-        weight = weight.tobsr((problem.block, problem.block))
-    weight = weight if product == "forward" else weight.T
+    weight = _csr_or_bsr(problem, product)
     activations = (problem.x if product == "forward" else problem.dy).numpy()
     return lambda: torch.from_numpy(weight @ activations.T).t()
 
 
 def _mkl(problem: Problem, product: str) -> Run | None:
-    import scipy.sparse
+    if product == "grad_values":
+        return None
+    for library in sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")):  # where pip puts it and no loader looks
+        os.environ.setdefault("MKL_RT", str(library))
+    # Otherwise MKL brings Intel's OpenMP, whose threads go on spinning through the turn of whoever comes next.
+    os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
     from sparse_dot_mkl import dot_product_mkl
 
-    if product == "grad_values" or problem.block > 1:
-        return None
-    weight = problem.dense if product == "forward" else problem.dense.t().contiguous()
-    csr = scipy.sparse.csr_matrix(weight.numpy())
-    activations = (problem.x if product == "forward" else problem.dy).t().contiguous().numpy()
-    return lambda: torch.from_numpy(dot_product_mkl(csr, activations)).t()
+    weight = _csr_or_bsr(problem, product)
+    activations = problem.x if product == "forward" else problem.dy
+    # [n, T] in memory order: with the transposed view MKL takes as long or up to three times longer.
+    return lambda: torch.from_numpy(dot_product_mkl(weight, activations.t().contiguous().numpy())).t()
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {

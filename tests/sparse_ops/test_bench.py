@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,43 @@ def test_a_wrong_result_is_found(product: str, seed: int) -> None:
     assert problem.error(product, result * 1.01, dense=True) > 1e-3
     with pytest.raises(ArithmeticError, match=f"dense {product}: error"):
         bench._check("dense", problem, product, result * 1.01)
+
+
+PACKAGES = {  # the module that a peer imports, the blocks it takes, its products
+    "scipy": ("scipy.sparse", (1, 4, 8, 16), PRODUCTS[:2]),
+    "sparse_dot_mkl": ("sparse_dot_mkl", (1, 4, 8, 16), PRODUCTS[:2]),
+}
+
+
+def check_peer(name: str, blocks: tuple[int, ...], products: tuple[str, ...], tokens: int, seed: int) -> None:
+    """The peer has these products with these blocks and no others, and they are right; some rows have no block."""
+    for block in (1, 4, 8, 16):
+        problem = Problem(32, 48, tokens, block, 0.2, seed)
+        for product in PRODUCTS:
+            run = prepare(name, problem, product)
+            assert (run is not None) == (block in blocks and product in products), (block, product)
+            if run is not None:
+                assert problem.error(product, run(), dense=False) < 1e-5, (block, product)
+
+
+@pytest.mark.parametrize("tokens", [20, 64])
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_installed_package_is_right(name: str, tokens: int, seed: int) -> None:
+    module, blocks, products = PACKAGES[name]
+    if prepare(name, Problem(32, 48, tokens, 1, 0.2, seed), "forward") is None:
+        with pytest.raises(ImportError):
+            importlib.import_module(module)
+        pytest.skip(f"{name} is not installed")
+    check_peer(name, blocks, products, tokens, seed)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_missing_peer_is_left_out(name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGES[name][0], None)
+    for block in (1, 4):
+        problem = Problem(32, 48, 20, block, 0.5, 0)
+        assert [prepare(name, problem, product) for product in PRODUCTS] == [None] * 3
+    assert capfd.readouterr() == ("", "")
 
 
 def test_budget_verdicts() -> None:
