@@ -172,6 +172,24 @@ def _mkl(problem: Problem, product: str) -> Run | None:
     return lambda: torch.from_numpy(dot_product_mkl(weight, activations.t().contiguous().numpy())).t()
 
 
+def _sparseprop(problem: Problem, product: str) -> Run | None:
+    if problem.block > 1:
+        return None
+    from sparseprop.modules import SparseLinear
+
+    layer = SparseLinear(problem.dense)
+    if product == "forward":
+        return lambda: layer(problem.x).detach()
+    x = problem.x.clone().requires_grad_()
+    y, places = layer(x), _csr_places(problem)
+
+    def backward() -> Any:
+        grad_x, grad_values = torch.autograd.grad(y, (x, layer.W_val), problem.dy, retain_graph=True)
+        return grad_x if product == "grad_input" else _Reordered(grad_values, places)
+
+    return backward
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dense": _dense(torch.float32),
     "ours": _ours(torch.float32),
@@ -182,9 +200,11 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "torch CSR": _torch_csr,
     "scipy": _scipy,
     "sparse_dot_mkl": _mkl,
+    "sparseprop": _sparseprop,
 }
 OURS_AND_DENSE = ("dense", "ours", "dense bf16", "ours bf16")
 ALL_OF_GRADIENT = ("dense", "dense bf16", "masked dense")  # their grad_values is [out, in]
+BOTH_GRADIENTS = ("sparseprop",)  # one call makes grad_input and grad_values: each is given half of its time
 
 
 def prepare(name: str, problem: Problem, product: str) -> Run | None:

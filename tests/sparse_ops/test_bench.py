@@ -12,6 +12,7 @@ import torch
 
 from sparse_ops import bench, native
 from sparse_ops.bench_peers import IMPLEMENTATIONS, PRODUCTS, Problem, prepare
+from sparse_ops.sampling import Sample, summarize
 
 needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 
@@ -51,6 +52,7 @@ def test_a_wrong_result_is_found(product: str, seed: int) -> None:
 PACKAGES = {  # the module that a peer imports, the blocks it takes, its products
     "scipy": ("scipy.sparse", (1, 4, 8, 16), PRODUCTS[:2]),
     "sparse_dot_mkl": ("sparse_dot_mkl", (1, 4, 8, 16), PRODUCTS[:2]),
+    "sparseprop": ("sparseprop.modules", (1,), PRODUCTS),
 }
 
 
@@ -83,6 +85,17 @@ def test_a_missing_peer_is_left_out(name: str, monkeypatch: pytest.MonkeyPatch, 
         problem = Problem(32, 48, 20, block, 0.5, 0)
         assert [prepare(name, problem, product) for product in PRODUCTS] == [None] * 3
     assert capfd.readouterr() == ("", "")
+
+
+def test_one_call_for_both_gradients_counts_half_for_each() -> None:
+    cell = (32, 48, 20, 1, 0.5)
+    problem = Problem(*cell, seed=0)
+    timings = {"dense": summarize([Sample(1.0, 0.0)] * 3), "sparseprop": summarize([Sample(3.0, 0.0)] * 3)}
+    epsilon = {p: bench._record(cell, problem, p, "sparseprop", timings)["epsilon"] for p in PRODUCTS}
+    assert epsilon == {"forward": 6.0, "grad_input": 3.0, "grad_values": 3.0}
+    record = bench._record(cell, problem, "grad_input", "sparseprop", timings)
+    assert (record["milliseconds"], record["best_milliseconds"]) == (1500.0, 1500.0)
+    assert record["gflops"] == pytest.approx(2 * 32 * 48 * 20 * 0.5 / 1.5 / 1e9)
 
 
 def test_budget_verdicts() -> None:
