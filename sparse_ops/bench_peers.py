@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 
-from sparse_ops import native
+from sparse_ops import bench_peers_xsmm, native
 from sparse_ops.pattern import BlockPattern
 
 PRODUCTS = ("forward", "grad_input", "grad_values")
@@ -190,6 +190,10 @@ def _sparseprop(problem: Problem, product: str) -> Run | None:
     return backward
 
 
+def _libxsmm(problem: Problem, product: str) -> Run | None:
+    return bench_peers_xsmm.prepare(product, problem.x, problem.dy, problem.values, problem.index)
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dense": _dense(torch.float32),
     "ours": _ours(torch.float32),
@@ -201,6 +205,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "scipy": _scipy,
     "sparse_dot_mkl": _mkl,
     "sparseprop": _sparseprop,
+    "libxsmm": _libxsmm,
 }
 OURS_AND_DENSE = ("dense", "ours", "dense bf16", "ours bf16")
 ALL_OF_GRADIENT = ("dense", "dense bf16", "masked dense")  # their grad_values is [out, in]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_ops import bench, native
+from sparse_ops import bench, bench_peers_xsmm, native
 from sparse_ops.bench_peers import IMPLEMENTATIONS, PRODUCTS, Problem, prepare
 from sparse_ops.sampling import Sample, summarize
 
@@ -78,9 +78,21 @@ def test_an_installed_package_is_right(name: str, tokens: int, seed: int) -> Non
     check_peer(name, blocks, products, tokens, seed)
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("tokens", [20, 64])
+def test_libxsmm_is_right_where_it_is_found(tokens: int, seed: int) -> None:
+    if not bench_peers_xsmm.available():
+        pytest.skip("libxsmm 1.17 is not here")
+    check_peer("libxsmm", (4, 8, 16), PRODUCTS, tokens, seed)
+
+
+@pytest.mark.parametrize("name", [*PACKAGES, "libxsmm"])
 def test_a_missing_peer_is_left_out(name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
-    monkeypatch.setitem(sys.modules, PACKAGES[name][0], None)
+    if name == "libxsmm":
+        monkeypatch.setattr(bench_peers_xsmm, "available", bench_peers_xsmm.available.__wrapped__)
+        monkeypatch.setattr(bench_peers_xsmm, "_libxsmm", bench_peers_xsmm._libxsmm.__wrapped__)
+        monkeypatch.setenv("LIBXSMM", "no/such/library.so")
+    else:
+        monkeypatch.setitem(sys.modules, PACKAGES[name][0], None)
     for block in (1, 4):
         problem = Problem(32, 48, 20, block, 0.5, 0)
         assert [prepare(name, problem, product) for product in PRODUCTS] == [None] * 3
