@@ -95,18 +95,21 @@ uint16_t to_half(float f) {
 // Features in a chunk: three quarters of L1 for a panel of so many tokens.
 int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 24576 / (panel * 4) / 16 * 16); }
 
-// Sum the threads' parts in their order and put them where the slots are: [nnz, size] in the output's type.
+// Sum the threads' parts in their order and put them where the slots are: [nnz, block, block] in the output's type.
+// transposed: the parts hold every block as its transpose.
 template <class T, class Convert>
-void scatter(const std::vector<const float*>& parts, int64_t first, int64_t last, const int32_t* slots, int64_t size,
-             T* out, Convert convert) {
+void scatter(const std::vector<const float*>& parts, int64_t first, int64_t last, const int32_t* slots, int64_t block,
+             bool transposed, T* out, Convert convert) {
+    int64_t size = block * block;
     for (int64_t k = first; k < last; ++k) {
         if (slots[k] < 0) continue;
+        float sum[16 * 16];
+        memcpy(sum, parts[0] + k * size, size * sizeof(float));
+        for (size_t p = 1; p < parts.size(); ++p)
+            for (int64_t j = 0; j < size; ++j) sum[j] += parts[p][k * size + j];
         T* to = out + slots[k] * size;
-        for (int64_t j = 0; j < size; ++j) {
-            float sum = parts[0][k * size + j];
-            for (size_t p = 1; p < parts.size(); ++p) sum += parts[p][k * size + j];
-            to[j] = convert(sum);
-        }
+        for (int64_t i = 0; i < block; ++i)
+            for (int64_t j = 0; j < block; ++j) to[i * block + j] = convert(sum[transposed ? j * block + i : i * block + j]);
     }
 }
 
@@ -164,7 +167,7 @@ EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const v
         int64_t rows_of_a_line = (16 + block - 1) / block;
         int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line + 1);
         BlockOrder order(side, n_groups);
-        job.entries = order.entries.data();
+        job.entries = order.entries.data(), job.end = job.entries + side.nnz();
         job.groups = order.groups.data(), job.n_groups = n_groups;
         run(panels * n_groups);
     }
@@ -180,23 +183,25 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
                         int threads, Parallel parallel) try {
     const Level& level = level_of(level_number);
     Side by_row{n_out / block, row_ptr, row_slots, cols}, by_col{n_in / block, col_ptr, col_slots, rows};
+    bool x_resident = n_in <= n_out;
+    const Side& streamed = x_resident ? by_row : by_col;
     Gradient job{};
-    job.x = x, job.dy = dy, job.n_in = n_in, job.n_out = n_out, job.block = block, job.half = half, job.ptr = row_ptr;
-    job.stream_x = n_out <= n_in;
-    job.panel = level.gradient_panel(block);
-    int64_t n_blocks = by_row.nnz();
-    const int32_t* slots = row_slots;
+    job.resident = x_resident ? x : dy, job.streamed = x_resident ? dy : x;
+    job.n_resident = x_resident ? n_in : n_out, job.n_streamed = x_resident ? n_out : n_in;
+    job.block = block, job.half = half, job.ptr = streamed.ptr, job.panel = level.gradient_panel(block);
+    int64_t n_blocks = streamed.nnz();
+    const int32_t* slots = streamed.slots;
     std::vector<BlockOrder> blocks;
     std::vector<PairOrder> pairs;
     if (block == 1) {
         job.chunk = chunk_features(job.panel);
-        pairs.emplace_back(job.stream_x ? by_row : by_col, job.stream_x ? n_in : n_out, job.chunk);
+        pairs.emplace_back(x_resident ? by_col : by_row, job.n_streamed, job.chunk);
         const PairOrder& order = pairs.back();
         job.pairs = order.pairs.data(), job.chunk_ptr = order.chunk_ptr.data();
         job.n_chunks = (int64_t)order.chunk_ptr.size() - 1;
         n_blocks = (int64_t)order.slots.size(), slots = order.slots.data();
     } else {
-        blocks.emplace_back(by_row, 1);
+        blocks.emplace_back(streamed, 1);
         job.entries = blocks.back().entries.data();
     }
     int64_t size = block * block, panels = (tokens + job.panel - 1) / job.panel;
@@ -213,9 +218,9 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
     for_each_part(parallel, threads, n_blocks * size < 16384 ? 1 : threads, [&](int64_t p) {
         int64_t n = n_blocks * size < 16384 ? 1 : threads, first = n_blocks * p / n, last = n_blocks * (p + 1) / n;
         if (half)
-            scatter(all, first, last, slots, size, (uint16_t*)out, to_half);
+            scatter(all, first, last, slots, block, !x_resident, (uint16_t*)out, to_half);
         else
-            scatter(all, first, last, slots, size, (float*)out, [](float f) { return f; });
+            scatter(all, first, last, slots, block, !x_resident, (float*)out, [](float f) { return f; });
     });
     return 0;
 } catch (const std::exception&) {

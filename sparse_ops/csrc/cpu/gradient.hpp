@@ -1,6 +1,7 @@
-// dW = dY^T X at the existing blocks. For blocks of 4, 8 and 16 a vector holds K = W / B tokens of a block's B inputs; it
-// meets the same tokens' output gradient, one output at a time, repeated B times. Sums over the K tokens are made once
-// per panel.
+// dW = dY^T X at the existing blocks. The narrower of the two is the resident side: a panel of it stays in L2 while the
+// other streams by. For blocks of 4, 8 and 16 a vector is a block's resident features of one token, or of two blocks where a
+// block is half a vector, or of four tokens where it is a quarter; it meets one streamed feature at a time. Sums are
+// [streamed feature][resident feature] in every block.
 #pragma once
 #include "job.hpp"
 #include "pack.hpp"
@@ -8,83 +9,126 @@
 namespace SPARSE_OPS_LEVEL {
 
 constexpr int kGradientOutputs = W == 16 ? 8 : 4;
-constexpr int kGradientBlocks = 3;
+constexpr int kGradientUnits = 3;
 
-// One panel of G blocks of a row, R of their outputs: blocks' inputs x[g] [tokens][B], gradients either d [tokens][B]
-// (K == 1, broadcast from memory) or d [tokens / K][B] vectors (spread before). Adds to sums[g] [B][block].
-template <int B, int G, int R>
-INLINE void accumulate(const float* const* x, const float* d, int64_t tokens, float* const* sums, int row_length,
-                       Ahead& ahead) {
-    constexpr int K = W / B;
-    ahead.turn();
-    const char* line = ahead.at;
-    int64_t step = line < ahead.end ? 64 : 0;
+// How a block of so many features lies in vectors.
+template <int BLOCK>
+struct Units {
+    static constexpr int B = BLOCK < W ? BLOCK : W;             // features of a block in a vector
+    static constexpr int S = BLOCK / B;                         // vectors of a block, each a unit
+    static constexpr bool kPairs = W / B == 2;                  // two blocks in a vector
+    static constexpr int K = kPairs ? 1 : W / B;                // tokens in a vector
+    static constexpr int R = BLOCK < kGradientOutputs ? BLOCK : kGradientOutputs;  // streamed features at a time
+    static constexpr int G = W == 16 && R == 4 ? 6 : kGradientUnits;               // units at a time
+};
+
+// Where a unit's inputs and sums are; `high` is the second block of a pair.
+struct Unit {
+    const float *low, *high;
+    float *sums, *high_sums;
+};
+
+// One panel of G units of a block row and R of its streamed features: inputs [tokens][B], the streamed side d [tokens]
+// [kLine] (broadcast from memory), or where K > 1 as vectors d [tokens / K][BLOCK] (spread before). Adds to the sums.
+template <int BLOCK, int G>
+static __attribute__((noinline)) void accumulate(const Unit* units, const float* d, int64_t tokens) {
+    using U = Units<BLOCK>;
+    constexpr int B = U::B, K = U::K, R = U::R, STRIDE = K == 1 ? kLine : BLOCK * W;
     V acc[G][R] = {};
-    for (int64_t t = 0; t < tokens; t += K, line += step) {
-        __builtin_prefetch(line, 0, 2);
+    const float *low[G], *high[G];
+#pragma GCC unroll 6
+    for (int g = 0; g < G; ++g) low[g] = units[g].low, high[g] = units[g].high;
+    for (int64_t at = 0; at < tokens * B; at += K * B, d += STRIDE) {
         V xv[G];
 #pragma GCC unroll 6
-        for (int g = 0; g < G; ++g) xv[g] = load(x[g] + t * B);
+        for (int g = 0; g < G; ++g) {
+            xv[g] = U::kPairs ? load_halves(low[g] + at, high[g] + at) : load(low[g] + at);
+            pin(xv[g]);
+        }
 #pragma GCC unroll 16
         for (int o = 0; o < R; ++o) {
-            V dv = K == 1 ? broadcast(d[t * B + o]) : load(d + t / K * (B * W) + o * W);
+            V dv = K == 1 ? broadcast(d[o]) : load(d + o * W);
+            pin(dv);
 #pragma GCC unroll 6
-            for (int g = 0; g < G; ++g) acc[g][o] += xv[g] * dv;
+            for (int g = 0; g < G; ++g) multiply_add(acc[g][o], xv[g], dv);
         }
     }
-    ahead.at = line;
 #pragma GCC unroll 6
     for (int g = 0; g < G; ++g) {
-        if constexpr (K == 1) {
+        float *sums = units[g].sums, *high_sums = units[g].high_sums;
+        if constexpr (U::kPairs) {
 #pragma GCC unroll 16
-            for (int o = 0; o < R; ++o) store(sums[g] + o * row_length, load(sums[g] + o * row_length) + acc[g][o]);
+            for (int o = 0; o < R; ++o, sums += BLOCK, high_sums += BLOCK)
+                store_halves(sums, high_sums, load_halves(sums, high_sums) + acc[g][o]);
+        } else if constexpr (K == 1) {
+#pragma GCC unroll 16
+            for (int o = 0; o < R; ++o, sums += BLOCK) store(sums, load(sums) + acc[g][o]);
         } else {
             static_assert(R % K == 0, "outputs come in whole vectors of the result");
 #pragma GCC unroll 4
-            for (int o = 0; o < R; o += K) {
+            for (int o = 0; o < R; o += K, sums += K * BLOCK) {
                 V part[K];
 #pragma GCC unroll 4
                 for (int k = 0; k < K; ++k) part[k] = acc[g][o + k];
-                store(sums[g] + o * B, load(sums[g] + o * B) + sum_groups<B>(part));
+                store(sums, load(sums) + sum_groups<B>(part));
             }
         }
     }
 }
 
-// All blocks of one block row. BLOCK = S * B: a block wider than a vector is S x S parts.
-template <int B, int S>
+template <int BLOCK, int G>
+INLINE void accumulate_some(int n, const Unit* units, const float* d, int64_t tokens) {
+    if constexpr (G > 1) {
+        if (n < G) return accumulate_some<BLOCK, G - 1>(n, units, d, tokens);
+    }
+    accumulate<BLOCK, G>(units, d, tokens);
+}
+
+// What will be needed next: the resident side's next panel, and the streamed side's next few features.
+struct GradientAhead {
+    Ahead resident;
+    AheadChunk streamed;
+    int64_t resident_lines, streamed_lines;  // at a time
+    void some() {
+        resident.some(resident_lines);
+        streamed.some(streamed_lines);
+    }
+};
+
+// All blocks of one row; `unused` takes the sums of a missing second block.
+template <int BLOCK>
 static void gradient_row(const Gradient& job, int64_t row, const float* panel, const float* d, int64_t tokens,
-                         float* sums, Ahead& ahead) {
-    constexpr int BLOCK = S * B, R = B < kGradientOutputs ? B : kGradientOutputs;
-    constexpr int GMAX = R == 4 && W == 16 ? 6 : kGradientBlocks;
-    int64_t units = (int64_t)(job.ptr[row + 1] - job.ptr[row]) * S;
+                         float* sums, float* unused, GradientAhead& ahead) {
+    using U = Units<BLOCK>;
     const Entry* entries = job.entries + job.ptr[row];
     float* row_sums = sums + (int64_t)job.ptr[row] * BLOCK * BLOCK;
-    int64_t passes = (units + GMAX - 1) / GMAX;
+    int64_t blocks = job.ptr[row + 1] - job.ptr[row];
+    int64_t units = U::kPairs ? (blocks + 1) / 2 : blocks * U::S, passes = (units + U::G - 1) / U::G;
     for (int64_t u = 0; u < units; --passes) {
-        const float* x[GMAX];
-        float* to[GMAX];
-        int g = 0, size = (int)((units - u + passes - 1) / passes);  // six blocks by threes, but four by twos
-        for (; g < size; ++g, ++u) {
-            x[g] = panel + ((int64_t)entries[u / S].source * S + u % S) * job.panel * B;
-            to[g] = row_sums + u / S * BLOCK * BLOCK + u % S * B;
+        Unit some[U::G];
+        int n = 0, size = (int)((units - u + passes - 1) / passes);  // six units by threes, but four by twos
+        for (; n < size; ++n, ++u) {
+            int64_t k = U::kPairs ? 2 * u : u / U::S, part = U::kPairs ? 0 : u % U::S;
+            bool paired = U::kPairs && k + 1 < blocks;
+            some[n].low = panel + ((int64_t)entries[k].source * U::S + part) * job.panel * U::B;
+            some[n].high = paired ? panel + (int64_t)entries[k + 1].source * job.panel * U::B : some[n].low;
+            some[n].sums = row_sums + k * BLOCK * BLOCK + part * U::B;
+            some[n].high_sums = paired ? some[n].sums + BLOCK * BLOCK : unused;
         }
-        for (int part = 0; part < S; ++part) {
-            const float* dp = d + part * job.panel * B;
-            for (int o = 0; o < B; o += R) {
-                const float* dv = dp + (B == W ? o : o * W);
-                switch (g) {
-                    case 1: accumulate<B, 1, R>(x, dv, tokens, to, BLOCK, ahead); break;
-                    case 2: accumulate<B, 2, R>(x, dv, tokens, to, BLOCK, ahead); break;
-                    case 3: accumulate<B, 3 <= GMAX ? 3 : 1, R>(x, dv, tokens, to, BLOCK, ahead); break;
-                    case 4: accumulate<B, 4 <= GMAX ? 4 : 1, R>(x, dv, tokens, to, BLOCK, ahead); break;
-                    case 5: accumulate<B, 5 <= GMAX ? 5 : 1, R>(x, dv, tokens, to, BLOCK, ahead); break;
-                    default: accumulate<B, GMAX, R>(x, dv, tokens, to, BLOCK, ahead); break;
-                }
-                for (int k = 0; k < g; ++k) to[k] += R * BLOCK;
-            }
+        for (int o = 0; o < BLOCK; o += U::R) {
+            ahead.some();
+            accumulate_some<BLOCK, U::G>(n, some, d + (U::K == 1 ? o : o * W), tokens);
+            for (int g = 0; g < n; ++g) some[g].sums += U::R * BLOCK, some[g].high_sums += U::R * BLOCK;
         }
     }
+}
+
+// Copy `width` <= kLine features of the streamed side as [tokens][kLine].
+template <class T>
+static void copy_line(const T* d, int64_t stride, int64_t width, int64_t tokens, float* out) {
+    for (int64_t t = 0; t < tokens; ++t, d += stride, out += kLine)
+        for (int64_t f = 0; f < width; f += W)
+            store(out + f, f + W <= width ? load(d + f) : load_some(d + f, (int)(width - f)));
 }
 
 template <int B>
@@ -93,29 +137,43 @@ INLINE void spread_block(const float* d, int64_t tokens, float* out) {
     for (int64_t t = 0; t < tokens; t += K, d += W, out += B * W) spread<B, 0>(load(d), out, Lanes{});
 }
 
-// B: the block size, or W where a block is wider; then S = block / W.
-template <int B, int S, class T>
+template <int BLOCK, class T>
 static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, float* sums) {
-    constexpr int K = W / B, F = S * B > W ? S * B : W;
-    int64_t P = job.panel, n_in = round_up(job.n_in, W);
-    float* panel = (float*)thread_workspace((n_in * P + F * P + (K > 1 ? B * B * P : 0)) * sizeof(float));
-    float* gradients = panel + n_in * P;
-    float* wide = gradients + F * P;
+    using U = Units<BLOCK>;
+    constexpr int B = U::B, K = U::K;
+    int64_t P = job.panel, n_resident = round_up(job.n_resident, W), n_streamed = job.n_streamed;
+    int64_t sizes[] = {n_resident * P, kLine * P, K > 1 ? BLOCK * W * P / K : 0, BLOCK * BLOCK};
+    float* panel = (float*)thread_workspace((sizes[0] + sizes[1] + sizes[2] + sizes[3]) * sizeof(float));
+    float *line = panel + sizes[0], *wide = line + sizes[1], *unused = wide + sizes[2];
+    int64_t groups = (n_streamed + kLine - 1) / kLine, blocks = job.ptr[n_streamed / BLOCK];
+    int64_t calls = (U::kPairs ? blocks / 2 : blocks * U::S) * (BLOCK / U::R) / U::G + 1;
+    const T* resident = (const T*)job.resident;
     for (int64_t t = first; t < last; t += P) {
-        int64_t tokens = smaller(P, last - t), used = round_up(tokens, K);
-        pack<B>((const T*)job.x + t * job.n_in, job.n_in, 0, job.n_in, tokens, P, panel);
-        Ahead ahead;
-        rows_ahead(ahead, (const T*)job.dy, job.n_out, t + tokens, smaller(t + tokens + P, last));
-        rows_ahead(ahead, (const T*)job.x, job.n_in, t + tokens, smaller(t + tokens + P, last), true);
-        const T* dy = (const T*)job.dy + t * job.n_out;
-        for (int64_t f = 0; f < job.n_out; f += F) {
-            int64_t end = f + F < job.n_out ? f + F : job.n_out;
-            if (job.ptr[f / (S * B)] == job.ptr[end / (S * B)]) continue;
-            pack<B>(dy, job.n_out, f, end, tokens, P, gradients);
-            for (int64_t o = f; o < end; o += S * B) {
-                const float* d = gradients + (o - f) * P;
-                if constexpr (K > 1) spread_block<B>(d, used, wide);
-                gradient_row<B, S>(job, o / (S * B), panel, K > 1 ? wide : d, used, sums, ahead);
+        int64_t tokens = smaller(P, last - t), next = t + tokens, next_tokens = smaller(P, last - next);
+        pack<B>(resident + t * job.n_resident, job.n_resident, 0, job.n_resident, tokens, P, panel);
+        GradientAhead ahead;
+        ahead.resident.set(resident, job.n_resident, next, next + next_tokens);
+        ahead.resident_lines = ahead.resident.lines() / calls + 1;
+        ahead.streamed_lines = tokens * groups / calls + 1;
+        const T* streamed = (const T*)job.streamed + t * n_streamed;
+        for (int64_t f = 0; f < n_streamed; f += kLine) {
+            int64_t end = smaller(f + kLine, n_streamed);
+            if (end < n_streamed)
+                ahead.streamed.set(streamed + end, n_streamed, smaller(kLine, n_streamed - end), tokens);
+            else
+                ahead.streamed.set(streamed + tokens * n_streamed, n_streamed, smaller(kLine, n_streamed), next_tokens);
+            if (job.ptr[f / BLOCK] == job.ptr[end / BLOCK]) continue;
+            if constexpr (K == 1)
+                copy_line(streamed + f, n_streamed, end - f, tokens, line);
+            else
+                pack<B>(streamed, n_streamed, f, end, tokens, P, line);
+            for (int64_t o = f; o < end; o += BLOCK) {
+                const float* d = line + (K == 1 ? o - f : (o - f) * P);
+                if constexpr (K > 1) {
+                    spread_block<B>(d, round_up(tokens, K), wide);
+                    d = wide;
+                }
+                gradient_row<BLOCK>(job, o / BLOCK, panel, d, round_up(tokens, K), sums, unused, ahead);
             }
         }
     }
@@ -127,9 +185,9 @@ constexpr int kPairVectors = 6;
 template <class T>
 static void gradient_pairs(const Gradient& job, int64_t first, int64_t last, float* sums) {
     constexpr int P = kPairVectors * W;
-    int64_t n_resident = job.stream_x ? job.n_out : job.n_in, n_streamed = job.stream_x ? job.n_in : job.n_out;
-    const T* resident = (const T*)(job.stream_x ? job.dy : job.x);
-    const T* streamed = (const T*)(job.stream_x ? job.x : job.dy);
+    int64_t n_resident = job.n_resident, n_streamed = job.n_streamed;
+    const T* resident = (const T*)job.resident;
+    const T* streamed = (const T*)job.streamed;
     float* panel = (float*)thread_workspace((round_up(n_resident, W) + round_up(job.chunk, W)) * P * sizeof(float));
     float* part = panel + round_up(n_resident, W) * P;
     for (int64_t t = first; t < last; t += P) {

@@ -41,6 +41,7 @@ struct Product {
     bool half;             // x and y are bfloat16
     const int32_t* ptr;    // [n_out / block + 1] into entries
     const Entry* entries;  // sorted by output block row
+    const Entry* end;      // of the entries
     ScalarPlan scalar;     // instead of entries when block == 1
     const int32_t* groups; // [n_groups + 1]: block rows split into parts of about equal work
     int64_t n_groups;
@@ -48,22 +49,21 @@ struct Product {
 };
 
 struct Pair {
-    int32_t resident;  // block of the side that is packed once per panel
-    int32_t streamed;  // block within the chunk of the other side
+    int32_t resident;  // feature of the side that is packed once per panel
+    int32_t streamed;  // feature within the chunk of the other side
 };
 
 // dW at the existing blocks, summed over a range of tokens into `sums`, float32 in visiting order.
 struct Gradient {
-    const void* x;         // [T, n_in]
-    const void* dy;        // [T, n_out]
-    int64_t n_in, n_out, block;
+    const void* resident;  // [T, n_resident]: x or dy, the narrower
+    const void* streamed;  // [T, n_streamed]
+    int64_t n_resident, n_streamed, block;
     bool half;
-    const int32_t* ptr;    // [n_out / block + 1] into entries
-    const Entry* entries;  // sorted by block row
+    const int32_t* ptr;    // [n_streamed / block + 1] into entries
+    const Entry* entries;  // sorted by streamed block; source is the resident block
     const Pair* pairs;     // 1x1: sorted by chunk of the streamed side
     const int64_t* chunk_ptr;  // 1x1: [n_chunks + 1] into pairs
     int64_t chunk, n_chunks;   // 1x1: streamed features in a chunk
-    bool stream_x;         // 1x1: x is the streamed side, else dy
     int64_t panel;
 };
 

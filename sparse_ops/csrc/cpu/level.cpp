@@ -16,7 +16,7 @@ static int64_t product_panel_tokens(int64_t block) {
 }
 
 // All of a panel's inputs and the next panel's raw ones should stay in L2.
-static int64_t gradient_panel_tokens(int64_t block) { return block > 1 ? 64 : kPairVectors * W; }
+static int64_t gradient_panel_tokens(int64_t block) { return block > 1 ? 48 : kPairVectors * W; }
 
 template <class T>
 static void product_of(const Product& job) {
@@ -30,11 +30,10 @@ static void product_of(const Product& job) {
 
 template <class T>
 static void gradient_of(const Gradient& job, int64_t first, int64_t last, float* sums) {
-    constexpr int B16 = W < 16 ? W : 16, B8 = W < 8 ? W : 8;
     switch (job.block) {
-        case 16: gradient_blocks<B16, 16 / B16, T>(job, first, last, sums); break;
-        case 8: gradient_blocks<B8, 8 / B8, T>(job, first, last, sums); break;
-        case 4: gradient_blocks<4, 1, T>(job, first, last, sums); break;
+        case 16: gradient_blocks<16, T>(job, first, last, sums); break;
+        case 8: gradient_blocks<8, T>(job, first, last, sums); break;
+        case 4: gradient_blocks<4, T>(job, first, last, sums); break;
         default: gradient_pairs<T>(job, first, last, sums);
     }
 }

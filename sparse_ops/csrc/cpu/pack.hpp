@@ -9,91 +9,94 @@ INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Pack features [first, last) of `tokens` rows of x (row length `stride`) as [feature / B][panel][B] at `out`, with
-// zeros for tokens up to `panel` (a multiple of W / B). `first` is a multiple of W; features end at `stride`.
+// zeros for tokens up to `panel` (a multiple of W / B). `first` is a multiple of W; features end at `stride`. A few rows
+// at a time from end to end: rows that lie a power of two apart would throw each other out of the cache otherwise.
 template <int B, class T>
 static void pack(const T* x, int64_t stride, int64_t first, int64_t last, int64_t tokens, int64_t panel, float* out) {
     constexpr int K = W / B;
-    for (int64_t f = first; f < last; f += W, out += W * panel) {
-        int width = stride - f < W ? (int)(stride - f) : W;
-        const T* row = x + f;
-        for (int64_t t = 0; t < panel; t += K, row += K * stride) {
+    for (int64_t t = 0; t < panel; t += K, out += W) {
+        const T* row = x + t * stride;
+        float* to = out;
+        for (int64_t f = first; f < last; f += W, to += W * panel) {
             V a[K];
-            if (width == W && t + K <= tokens) {
-#pragma GCC unroll 16
-                for (int i = 0; i < K; ++i) a[i] = load(row + i * stride);
+            if (stride - f >= W && t + K <= tokens) {
+                load_transposed<B>(row + f, stride, a);
             } else {
-                for (int i = 0; i < K; ++i) a[i] = t + i < tokens ? load_some(row + i * stride, width) : V{};
+                int width = (int)smaller(stride - f, W);
+                for (int i = 0; i < K; ++i) a[i] = t + i < tokens ? load_some(row + i * stride + f, width) : V{};
+                transpose<B>(a);
             }
-            transpose<B>(a);
 #pragma GCC unroll 16
-            for (int i = 0; i < K; ++i) store(out + (i * panel + t) * B, a[i]);
+            for (int i = 0; i < K; ++i) store(to + i * panel * B, a[i]);
         }
     }
 }
 
-// Results on their way to memory: [features][panel] of `tokens` tokens, for y's columns [0, features). They are written
-// W tokens of W features at a time, between blocks, since a burst of stores would stall the multiplication.
+// Results are written in whole cache lines of floats: past the caches where a vector is a line.
+constexpr int kLine = 16;
+template <class T>
+constexpr bool kStreams = W == kLine && std::is_same<T, float>::value;
+
+// Ask for the lines that will be written for tokens [first, last): a store that misses holds up all after it.
+template <class T>
+INLINE void claim_lines(T* y, int64_t stride, int64_t first, int64_t last) {
+    if (kStreams<T>) return;
+    for (int64_t t = first; t < last; ++t) __builtin_prefetch(y + t * stride, 1, 3);
+}
+
+// W tokens of W features of in [features][panel], to y [tokens][stride].
+template <class T>
+INLINE void write_tile(const float* in, int64_t panel, int64_t token, int64_t feature, T* y, int64_t stride) {
+    V a[W];
+    load_transposed<1>(in + feature * panel + token, panel, a);
+    T* row = y + token * stride + feature;
+    if (kStreams<T> && ((uintptr_t)row | (stride * sizeof(T))) % 64 == 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) stream(row + i * stride, a[i]);
+    } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) store(row + i * stride, a[i]);
+    }
+}
+
+// Results on their way to memory: in [features][panel] of `tokens` tokens, for y's columns [0, features).
 template <class T>
 struct Results {
     const float* in = nullptr;
     T* y = nullptr;
-    int64_t panel = 0, tokens = 0, stride = 0, features = 0, token = 0;
+    int64_t panel = 0, tokens = 0, stride = 0, features = 0;
 
-    void one() {
-        V a[W];
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) a[i] = load(in + i * panel + token);
-        transpose<1>(a);
-        T* row = y + token * stride;
-        if (features >= W && token + W <= tokens) {
-            if (((uintptr_t)row | (stride * sizeof(T))) % 64 == 0) {
-#pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) stream(row + i * stride, a[i]);
-            } else {
-#pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) store(row + i * stride, a[i]);
+    bool whole_lines() const { return tokens == panel && features == kLine; }
+    void all() const {
+        for (int64_t t = 0; t < tokens; t += W)
+            for (int64_t f = 0; f < features; f += W) {
+                if (t + W <= tokens && f + W <= features) {
+                    write_tile(in, panel, t, f, y, stride);
+                    continue;
+                }
+                V a[W];
+                load_transposed<1>(in + f * panel + t, panel, a);
+                int width = (int)smaller(features - f, W);
+                for (int64_t i = 0; i < W && t + i < tokens; ++i) store_some(y + (t + i) * stride + f, a[i], width);
             }
-        } else {
-            int width = (int)smaller(features, W);
-            for (int i = 0; i < W && token + i < tokens; ++i) store_some(row + i * stride, a[i], width);
-        }
-        token += W;
-        if (token >= tokens) token = 0, in += W * panel, y += W, features -= W;
-    }
-    void some(int n) {
-        for (; n > 0 && features > 0; --n) one();
-    }
-    void all() {
-        while (features > 0) one();
     }
 };
 
 // The next panel's raw lines, asked for while this one is multiplied, a few at every block: in bursts they would fill
 // the line buffers that the multiplication needs itself.
 struct Ahead {
-    const char* at;
-    const char* end;
-    const char* then = nullptr;  // a second range after the first
-    const char* then_end = nullptr;
+    const char* at = nullptr;
+    const char* end = nullptr;
 
-    // Ask for LINES lines; at the end of the range for its last ones again, which costs little.
-    template <int LINES>
-    inline void some() {
-#pragma GCC unroll 16
-        for (int i = 0; i < LINES; ++i) __builtin_prefetch(at + i * 64, 0, 2);
-        at = at + LINES * 64 < end ? at + LINES * 64 : end - LINES * 64;
+    template <class T>
+    void set(const T* x, int64_t stride, int64_t first, int64_t last) {
+        at = (const char*)(x + first * stride), end = (const char*)(x + last * stride);
     }
-    inline void turn() {
-        if (at >= end && then) at = then, end = then_end, then = nullptr;
+    int64_t lines() const { return (end - at + 63) / 64; }
+    void some(int64_t n) {
+        for (; n > 0 && at < end; --n, at += 64) __builtin_prefetch(at, 0, 2);
     }
 };
-
-template <class T>
-INLINE void rows_ahead(Ahead& ahead, const T* x, int64_t stride, int64_t first, int64_t last, bool second = false) {
-    const char *at = (const char*)(x + first * stride), *end = (const char*)(x + last * stride);
-    (second ? ahead.then : ahead.at) = at;
-    (second ? ahead.then_end : ahead.end) = end;
-}
 
 // The same for a chunk of columns: `width` elements of each of `rows` rows.
 struct AheadChunk {

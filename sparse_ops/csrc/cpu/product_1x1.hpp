@@ -26,7 +26,7 @@ INLINE void add_rows(const Scalar* s, int count, const float* panel, const int32
             const float* x = panel + (int64_t)s[r].source * P;
             V w = broadcast(s[r].weight);
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) acc[r][v] += load(x + v * W) * w;
+            for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], load(x + v * W), w);
         }
     }
 #pragma GCC unroll 2
