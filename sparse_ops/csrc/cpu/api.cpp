@@ -150,27 +150,27 @@ EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const v
         for (int64_t i = 0; i < n; ++i) w[i] = from_half(((const uint16_t*)values)[i]);
         weights = w;
     }
-    int64_t next = 0, panels = (tokens + level.product_panel(block) - 1) / level.product_panel(block);
+    int64_t panel = level.product_panel(block), panels = (tokens + panel - 1) / panel;
+    int64_t n_chunks = (n_in + level.product_chunk(block) - 1) / level.product_chunk(block);
+    int64_t chunk = (n_in + n_chunks * 16 - 1) / (n_chunks * 16) * 16;
+    // With few panels the block rows are shared out too; each part then packs the panel for itself.
+    int64_t rows_of_a_line = (16 + block - 1) / block;
+    int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line + 1);
+    auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
+        for_each_part(parallel, block == 1 ? threads : 1, parts, work);
+    };
+    BlockOrder order(side, block, n_chunks, chunk, panel, block == 1 ? weights : nullptr, n_groups, for_each);
+    int64_t next = 0;
     Product job{};
     job.x = x, job.y = y, job.bias = bias, job.values = weights;
-    job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block;
-    job.transposed = transposed, job.half = half, job.ptr = ptr, job.next = &next;
-    auto run = [&](int64_t parts) {
-        for_each_part(parallel, threads, std::min<int64_t>(parts, threads), [&](int64_t) { level.product(job); });
-    };
-    if (block == 1) {
-        ScalarOrder order(side, n_in, chunk_features(level.product_panel(1)), weights);
-        job.scalar = order.plan;
-        run(panels);
-    } else {
-        // With few panels the block rows are shared out too; each part then packs the panel for itself.
-        int64_t rows_of_a_line = (16 + block - 1) / block;
-        int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line + 1);
-        BlockOrder order(side, n_groups);
-        job.entries = order.entries.data(), job.end = job.entries + side.nnz();
-        job.groups = order.groups.data(), job.n_groups = n_groups;
-        run(panels * n_groups);
-    }
+    job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block, job.n_rows = side.n_rows;
+    job.transposed = transposed, job.half = half;
+    job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
+    job.entries = order.entries.data(), job.end = job.entries + side.nnz();
+    job.order = order.order.data();
+    job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;
+    for_each_part(parallel, threads, std::min<int64_t>(panels * n_groups, threads),
+                  [&](int64_t) { level.product(job); });
     return 0;
 } catch (const std::exception&) {
     return -1;
@@ -191,7 +191,7 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
     job.block = block, job.half = half, job.ptr = streamed.ptr, job.panel = level.gradient_panel(block);
     int64_t n_blocks = streamed.nnz();
     const int32_t* slots = streamed.slots;
-    std::vector<BlockOrder> blocks;
+    job.slots = streamed.slots, job.blocks = streamed.other;
     std::vector<PairOrder> pairs;
     if (block == 1) {
         job.chunk = chunk_features(job.panel);
@@ -200,9 +200,6 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
         job.pairs = order.pairs.data(), job.chunk_ptr = order.chunk_ptr.data();
         job.n_chunks = (int64_t)order.chunk_ptr.size() - 1;
         n_blocks = (int64_t)order.slots.size(), slots = order.slots.data();
-    } else {
-        blocks.emplace_back(streamed, 1);
-        job.entries = blocks.back().entries.data();
     }
     int64_t size = block * block, panels = (tokens + job.panel - 1) / job.panel;
     int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels)), length = n_blocks * size + 16;

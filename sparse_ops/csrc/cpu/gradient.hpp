@@ -100,7 +100,7 @@ template <int BLOCK>
 static void gradient_row(const Gradient& job, int64_t row, const float* panel, const float* d, int64_t tokens,
                          float* sums, float* unused, GradientAhead& ahead) {
     using U = Units<BLOCK>;
-    const Entry* entries = job.entries + job.ptr[row];
+    const int32_t* slots = job.slots + job.ptr[row];
     float* row_sums = sums + (int64_t)job.ptr[row] * BLOCK * BLOCK;
     int64_t blocks = job.ptr[row + 1] - job.ptr[row];
     int64_t units = U::kPairs ? (blocks + 1) / 2 : blocks * U::S, passes = (units + U::G - 1) / U::G;
@@ -110,8 +110,8 @@ static void gradient_row(const Gradient& job, int64_t row, const float* panel, c
         for (; n < size; ++n, ++u) {
             int64_t k = U::kPairs ? 2 * u : u / U::S, part = U::kPairs ? 0 : u % U::S;
             bool paired = U::kPairs && k + 1 < blocks;
-            some[n].low = panel + ((int64_t)entries[k].source * U::S + part) * job.panel * U::B;
-            some[n].high = paired ? panel + (int64_t)entries[k + 1].source * job.panel * U::B : some[n].low;
+            some[n].low = panel + ((int64_t)job.blocks[slots[k]] * U::S + part) * job.panel * U::B;
+            some[n].high = paired ? panel + (int64_t)job.blocks[slots[k + 1]] * job.panel * U::B : some[n].low;
             some[n].sums = row_sums + k * BLOCK * BLOCK + part * U::B;
             some[n].high_sums = paired ? some[n].sums + BLOCK * BLOCK : unused;
         }

@@ -3,31 +3,13 @@
 #include <cstddef>
 #include <cstdint>
 
-// A block in the order in which a kernel visits it.
+// A block of a product, in the order in which it is visited: by output block row, then by input.
 struct Entry {
-    int32_t source;  // block column of W for Y = X W^T, block row for dX = dY W
-    int32_t slot;
-};
-
-// A 1x1 block, gathered with its value: one cache line holds eight in visiting order.
-struct Scalar {
-    int32_t source;  // feature within its chunk
-    float weight;
-};
-
-// Consecutive rows of a chunk that have the same number of 1x1 blocks, so that the inner loop's length is predictable.
-struct Run {
-    int32_t count;   // blocks in each row
-    int32_t n_rows;
-};
-
-struct ScalarPlan {
-    int64_t chunk;            // features in a chunk
-    int64_t n_chunks;
-    const int64_t* run_ptr;   // [n_chunks + 1] into runs
-    const Run* runs;
-    const int32_t* rows;      // rows of all runs, one after the other
-    const Scalar* scalars;    // of two rows at a time interleaved, an odd last row alone
+    int32_t source;  // where its inputs begin in a chunk of a panel, in floats
+    union {
+        int32_t slot;
+        float weight;  // of a 1x1 block, gathered: one cache line holds eight
+    };
 };
 
 // Y[T, n_out] = X[T, n_in] W^T (+ bias), or with `transposed` the product with W itself; W [n_out, n_in] as seen here.
@@ -36,13 +18,14 @@ struct Product {
     void* y;
     const float* bias;     // [n_out] or null
     const float* values;   // [nnz, b, b] in slot order
-    int64_t tokens, n_in, n_out, block;
+    int64_t tokens, n_in, n_out, block, n_rows;  // n_rows = n_out / block
     bool transposed;       // a block's values are read as their transpose
     bool half;             // x and y are bfloat16
-    const int32_t* ptr;    // [n_out / block + 1] into entries
-    const Entry* entries;  // sorted by output block row
-    const Entry* end;      // of the entries
-    ScalarPlan scalar;     // instead of entries when block == 1
+    int64_t chunk, n_chunks;   // input features packed at a time
+    const int32_t* chunk_ptr;  // [n_chunks + 1][n_rows] into entries: where a row's blocks in a chunk begin
+    const Entry* entries;
+    const Entry* end;
+    const int32_t* order;  // [n_rows] for 1x1 blocks: every 16 rows by their number of blocks, so that pairs are alike
     const int32_t* groups; // [n_groups + 1]: block rows split into parts of about equal work
     int64_t n_groups;
     int64_t* next;         // the shared counter from which threads draw jobs (panel, group)
@@ -59,8 +42,9 @@ struct Gradient {
     const void* streamed;  // [T, n_streamed]
     int64_t n_resident, n_streamed, block;
     bool half;
-    const int32_t* ptr;    // [n_streamed / block + 1] into entries
-    const Entry* entries;  // sorted by streamed block; source is the resident block
+    const int32_t* ptr;    // [n_streamed / block + 1] into slots
+    const int32_t* slots;  // [nnz] sorted by streamed block
+    const int32_t* blocks; // [nnz] the resident block of a slot
     const Pair* pairs;     // 1x1: sorted by chunk of the streamed side
     const int64_t* chunk_ptr;  // 1x1: [n_chunks + 1] into pairs
     int64_t chunk, n_chunks;   // 1x1: streamed features in a chunk
@@ -70,6 +54,7 @@ struct Gradient {
 struct Level {
     int lanes;
     int64_t (*product_panel)(int64_t block);  // tokens in a panel
+    int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most
     int64_t (*gradient_panel)(int64_t block);
     void (*product)(const Product&);                              // draws jobs until none is left
     void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums);

@@ -2,7 +2,6 @@
 // Nothing here may be shared with code of another level, so no standard library beyond compile-time types.
 #include "gradient.hpp"
 #include "product.hpp"
-#include "product_1x1.hpp"
 
 namespace SPARSE_OPS_LEVEL {
 
@@ -11,7 +10,15 @@ static int64_t product_panel_tokens(int64_t block) {
         case 16: return kVectors<16> * W;
         case 8: return kVectors<8> * W;
         case 4: return kVectors<4> * W;
-        default: return kScalarPanel;
+        default: return kVectors<1> * W;
+    }
+}
+static int64_t product_chunk(int64_t block) {
+    switch (block) {
+        case 16: return chunk_features<16>();
+        case 8: return chunk_features<8>();
+        case 4: return chunk_features<4>();
+        default: return chunk_features<1>();
     }
 }
 
@@ -24,7 +31,7 @@ static void product_of(const Product& job) {
         case 16: product_transposed<16, T>(job); break;
         case 8: product_transposed<8, T>(job); break;
         case 4: product_transposed<4, T>(job); break;
-        default: product_scalars<T>(job);
+        default: product_blocks<1, false, T>(job);
     }
 }
 
@@ -45,6 +52,6 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
 }
 
 extern const Level level;
-const Level level = {W, product_panel_tokens, gradient_panel_tokens, product, gradient};
+const Level level = {W, product_panel_tokens, product_chunk, gradient_panel_tokens, product, gradient};
 
 }  // namespace SPARSE_OPS_LEVEL

@@ -14,61 +14,44 @@ struct Chunks {
 
 }  // namespace
 
-BlockOrder::BlockOrder(const Side& side, int64_t n_groups) : entries(side.nnz() + 8) {
-    for (int64_t k = 0; k < side.nnz(); ++k) entries[k] = {side.other[side.slots[k]], side.slots[k]};
+BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel,
+                       const float* values, int64_t n_groups, const ForEachPart& for_each_part)
+    : entries(side.nnz() + 8), chunk_ptr((n_chunks + 1) * side.n_rows) {
+    constexpr int64_t kRows = 256;
+    for_each_part((side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
+        for (int64_t r = part * kRows, last = std::min(side.n_rows, r + kRows); r < last; ++r) {
+            int64_t c = 0, first = 0;  // the chunk and its first feature
+            chunk_ptr[r] = side.ptr[r];
+            for (int32_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) {
+                int32_t slot = side.slots[k];
+                int64_t feature = side.other[slot] * block;
+                for (; feature >= first + chunk; first += chunk) chunk_ptr[++c * side.n_rows + r] = k;
+                entries[k].source = (int32_t)((feature - first) * panel);
+                if (values)
+                    entries[k].weight = values[slot];
+                else
+                    entries[k].slot = slot;
+            }
+            while (c < n_chunks) chunk_ptr[++c * side.n_rows + r] = side.ptr[r + 1];
+        }
+    });
+    if (block == 1) {
+        auto fewer = [&](int32_t a, int32_t b) {
+            return side.ptr[a + 1] - side.ptr[a] < side.ptr[b + 1] - side.ptr[b];
+        };
+        for (int64_t r = 0; r < side.n_rows; ++r) order.push_back((int32_t)r);
+        for (int64_t r = 0; r < side.n_rows; r += 16)
+            std::stable_sort(order.begin() + r, order.begin() + std::min(side.n_rows, r + 16), fewer);
+    }
+    const int64_t rows_of_a_line = (16 + block - 1) / block;  // no two parts write to one cache line
     groups.push_back(0);
     for (int64_t g = 1; g <= n_groups; ++g) {  // a row costs its blocks and one more for its outputs
         int64_t work = (side.nnz() + side.n_rows) * g / n_groups, row = groups.back();
-        while (row < side.n_rows && side.ptr[row] + row < work) ++row;
+        while (row < side.n_rows && side.ptr[row] + row < work) row += rows_of_a_line;
         groups.push_back((int32_t)row);
     }
+    for (int32_t& row : groups) row = std::min(row, (int32_t)side.n_rows);
     groups.back() = (int32_t)side.n_rows;
-}
-
-ScalarOrder::ScalarOrder(const Side& side, int64_t n_other, int64_t chunk, const float* values)
-    : rows(8), scalars(side.nnz() + 8) {
-    const Chunks chunks(n_other, chunk);
-    int64_t n_chunks = (n_other + chunk - 1) / chunk, n = side.n_rows;
-    std::vector<int32_t> counts(n_chunks * n);
-    for (int64_t r = 0; r < n; ++r)
-        for (int64_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) ++counts[chunks.of[side.other[side.slots[k]]] * n + r];
-    std::vector<int64_t> place(n_chunks * n);  // of a row's first scalar in a chunk
-    std::vector<char> step(n_chunks * n, 1);
-    std::vector<int32_t> by_count;
-    rows.clear();
-    run_ptr.push_back(0);
-    int64_t at = 0;
-    for (int64_t c = 0; c < n_chunks; ++c) {
-        const int32_t* count = counts.data() + c * n;
-        std::vector<int32_t> first(chunk + 2);
-        for (int64_t r = 0; r < n; ++r) ++first[count[r] + 1];
-        for (int64_t k = 0; k <= chunk; ++k) first[k + 1] += first[k];
-        by_count.resize(n);
-        std::vector<int32_t> cursor(first.begin(), first.end() - 1);
-        for (int64_t r = 0; r < n; ++r) by_count[cursor[count[r]]++] = (int32_t)r;
-        for (int32_t k = 1; k <= chunk; ++k) {
-            int32_t i = first[k], end = first[k + 1];
-            if (i == end) continue;
-            runs.push_back({k, end - i});
-            rows.insert(rows.end(), by_count.begin() + i, by_count.begin() + end);
-            for (; i + 2 <= end; i += 2, at += 2 * k)
-                for (int lane = 0; lane < 2; ++lane) {
-                    place[c * n + by_count[i + lane]] = at + lane;
-                    step[c * n + by_count[i + lane]] = 2;
-                }
-            if (i < end) place[c * n + by_count[i]] = at, at += k;
-        }
-        run_ptr.push_back((int64_t)runs.size());
-    }
-    rows.resize(rows.size() + 8);
-    for (int64_t r = 0; r < n; ++r)
-        for (int64_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) {
-            int32_t slot = side.slots[k], source = side.other[slot];
-            int64_t cell = chunks.of[source] * n + r;
-            scalars[place[cell]] = {chunks.place[source], values[slot]};
-            place[cell] += step[cell];
-        }
-    plan = {chunk, n_chunks, run_ptr.data(), runs.data(), rows.data(), scalars.data()};
 }
 
 PairOrder::PairOrder(const Side& resident, int64_t n_streamed, int64_t chunk)

@@ -1,6 +1,7 @@
 // The order in which a product visits its blocks, made from a pattern's index at every call: linear in the blocks,
 // a few nanoseconds each, and so the values stay in slot order and nothing has to be kept in step with the pattern.
 #pragma once
+#include <functional>
 #include <vector>
 
 #include "job.hpp"
@@ -14,19 +15,17 @@ struct Side {
     int64_t nnz() const { return ptr[n_rows]; }
 };
 
-struct BlockOrder {
-    std::vector<Entry> entries;   // and a few more, which prefetches may look at
-    std::vector<int32_t> groups;  // rows in parts of about equal work
-    BlockOrder(const Side& side, int64_t n_groups);
-};
+// Run work(part) for every part, on the threads that a call has.
+using ForEachPart = std::function<void(int64_t parts, const std::function<void(int64_t)>& work)>;
 
-struct ScalarOrder {
-    std::vector<int64_t> run_ptr;
-    std::vector<Run> runs;
-    std::vector<int32_t> rows;
-    std::vector<Scalar> scalars;
-    ScalarPlan plan;
-    ScalarOrder(const Side& side, int64_t n_other, int64_t chunk, const float* values);
+struct BlockOrder {
+    std::vector<Entry> entries;      // and a few more, which prefetches may look at
+    std::vector<int32_t> chunk_ptr;  // [n_chunks + 1][n_rows]
+    std::vector<int32_t> order;      // 1x1: every 16 rows by their number of blocks
+    std::vector<int32_t> groups;     // rows in parts of about equal work
+    // chunk, panel: features and tokens packed at a time. values: of 1x1 blocks, else null.
+    BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, const float* values,
+               int64_t n_groups, const ForEachPart& for_each_part);
 };
 
 struct PairOrder {

@@ -1,5 +1,5 @@
-// Y = X W^T and dX = dY W for blocks of 4, 8 and 16: lanes are tokens, weights are broadcast scalars, so that both
-// products share this code and the one values array.
+// Y = X W^T and dX = dY W: lanes are tokens, weights are broadcast scalars, so that both products share this code and
+// the one values array. A panel of tokens is packed a chunk of features at a time, and all block rows run over it.
 #pragma once
 #include "job.hpp"
 #include "pack.hpp"
@@ -12,23 +12,44 @@ constexpr int kVectors = W == 16 && B == 4 ? 4 : 3;
 template <int B>
 constexpr int kOutputs = W == 16 && B > 4 ? 8 : 4;
 
-// Outputs [first, first + R) of one block row over NV vectors of tokens, to out [B][P].
-template <int B, int NV, bool TR, int P>
-static __attribute__((noinline)) void block_row(const Product& job, int64_t row, int first, const float* panel, float* out) {
-    constexpr int R = kOutputs<B>, LINES = B * R / kLine;
-    V acc[R][NV];
+template <>
+constexpr int kVectors<1> = 4;
+template <>
+constexpr int kOutputs<1> = 2;  // rows
+
+// What one pass over blocks needs: a chunk's part of a product, for one panel.
+struct Pass {
+    const Product& job;
+    int64_t chunk;
+    const float* panel;
+    const Entry* begin(int64_t row) const { return job.entries + job.chunk_ptr[chunk * job.n_rows + row]; }
+    const Entry* end(int64_t row) const { return begin(row + job.n_rows); }
+};
+
+// Outputs [o, o + R) of a block row start from the sums of the chunks before, or from the bias.
+template <int R, int NV, int P>
+INLINE void start_sums(V (&acc)[R][NV], const Product& job, int64_t output, const float* sums) {
 #pragma GCC unroll 16
     for (int o = 0; o < R; ++o) {
-        V start = job.bias ? broadcast(job.bias[row * B + first + o]) : V{};
+        V bias = job.bias ? broadcast(job.bias[output + o]) : V{};
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[o][v] = start;
+        for (int v = 0; v < NV; ++v) acc[o][v] = sums ? load(sums + o * P + v * W) : bias;
     }
-    const Entry* e = job.entries + job.ptr[row];
-    const Entry* end = job.entries + job.ptr[row + 1];
-    // About a row ahead are the weights that are asked for now, a share of each block at every pass over the row.
-    const Entry* next = end < job.end ? end : e;
+}
+
+// Outputs [first, first + R) of one block row over NV vectors of tokens, to out [B][P]; sums: as `out`, or null.
+template <int B, int NV, bool TR, int P>
+static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, int first, const float* sums,
+                                                float* out) {
+    constexpr int R = kOutputs<B>, LINES = B * R / kLine;
+    const Product& job = pass.job;
+    V acc[R][NV];
+    start_sums<R, NV, P>(acc, job, row * B + first, sums ? sums + first * P : nullptr);
+    const Entry *e = pass.begin(row), *end = pass.end(row);
+    // Asked for now are the weights of the next row, a share of each block at every pass over this one.
+    const Entry* next = row + 1 < job.n_rows ? pass.begin(row + 1) : e;
     for (; e < end; ++e, ++next) {
-        const float* x = panel + (int64_t)e->source * (B * P);
+        const float* x = pass.panel + e->source;
         const float* w = job.values + (int64_t)e->slot * (B * B) + (TR ? first : first * B);
         pin(x), pin(w);
         next = next < job.end ? next : e;
@@ -54,6 +75,51 @@ static __attribute__((noinline)) void block_row(const Product& job, int64_t row,
         for (int v = 0; v < NV; ++v) store(out + (first + o) * P + v * W, acc[o][v]);
 }
 
+// ROWS rows of 1x1 blocks, rows[0] and maybe rows[1]: one alone would wait for its own sums. first: the row of out[0].
+template <int ROWS, int NV, int P>
+static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_t* rows, int64_t first,
+                                                  const float* sums, float* out) {
+    V acc[ROWS][NV];
+    const Entry *e[ROWS], *end[ROWS];
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; ++r) {
+        e[r] = pass.begin(rows[r]), end[r] = pass.end(rows[r]);
+        V bias = pass.job.bias ? broadcast(pass.job.bias[rows[r]]) : V{};
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[r][v] = sums ? load(sums + (rows[r] - first) * P + v * W) : bias;
+    }
+    auto add = [&](int r) __attribute__((always_inline)) {
+        const float* x = pass.panel + e[r]->source;
+        pin(x);
+        V w = broadcast(e[r]->weight);
+        pin(w);
+        ++e[r];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], load(x + v * W), w);
+    };
+    if constexpr (ROWS == 2)
+        for (int64_t both = smaller(end[0] - e[0], end[1] - e[1]); both > 0; --both) add(0), add(1);
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; ++r) {
+        while (e[r] < end[r]) add(r);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) store(out + (rows[r] - first) * P + v * W, acc[r][v]);
+    }
+}
+
+// Outputs [o, o + kOutputs<B>), less where there are no more than `n`, of the rows that begin at `row`; sums and out at `row`.
+template <int B, int NV, bool TR, int P>
+INLINE void run_pass(const Pass& pass, int64_t row, int64_t o, int64_t n, const float* sums, float* out) {
+    if constexpr (B > 1) {
+        int64_t in_row = o / B * (B * P);
+        block_row<B, NV, TR, P>(pass, row + o / B, (int)(o % B), sums ? sums + in_row : nullptr, out + in_row);
+    } else if (n > 1) {
+        scalar_rows<2, NV, P>(pass, pass.job.order + row + o, row, sums, out);
+    } else {
+        scalar_rows<1, NV, P>(pass, pass.job.order + row + o, row, sums, out);
+    }
+}
+
 // Tiles [FIRST, LAST) of a group's results, where everything but the addresses is known when this is compiled.
 template <int FIRST, int LAST, int P, class T>
 INLINE void write_tiles(const float* done, T* to, int64_t stride) {
@@ -64,75 +130,95 @@ INLINE void write_tiles(const float* done, T* to, int64_t stride) {
     }
 }
 
-// Passes [PASS, kLine / R) over kLine / B block rows of a whole panel, while the results of the group before are written
-// in as many parts: no branch between the passes depends on data.
-template <int B, int NV, bool TR, int PASS, class T>
-INLINE void whole_group(const Product& job, int64_t row, const float* panel, float* out, T* y, const float* done, T* to,
+// Passes [N, kLine / R) over the kLine outputs of a group and a whole panel, while the results of the group before are
+// written in as many parts: no branch between the passes depends on data.
+template <int B, int NV, bool TR, int N, class T>
+INLINE void whole_group(const Pass& pass, int64_t row, const float* sums, float* out, T* y, const float* done, T* to,
                         Ahead& ahead, int64_t lines) {
     constexpr int P = NV * W, R = kOutputs<B>, PASSES = kLine / R, TILES = kLine / W * NV;
-    constexpr int A_PASS = (TILES + PASSES - 1) / PASSES, FIRST = PASS * A_PASS, LAST = FIRST + A_PASS;
-    if constexpr (PASS < PASSES) {
+    constexpr int A_PASS = (TILES + PASSES - 1) / PASSES, FIRST = N * A_PASS, LAST = FIRST + A_PASS;
+    if constexpr (N < PASSES) {
         ahead.some(lines);
-        claim_lines(y, job.n_out, P * PASS / PASSES, P * (PASS + 1) / PASSES);
-        write_tiles<FIRST, LAST < TILES ? LAST : TILES, P>(done, to, job.n_out);
-        block_row<B, NV, TR, P>(job, row + PASS * R / B, PASS * R % B, panel, out + PASS * R / B * (B * P));
-        whole_group<B, NV, TR, PASS + 1>(job, row, panel, out, y, done, to, ahead, lines);
+        claim_lines(y, pass.job.n_out, P * N / PASSES, P * (N + 1) / PASSES);
+        write_tiles<FIRST, LAST < TILES ? LAST : TILES, P>(done, to, pass.job.n_out);
+        run_pass<B, NV, TR, P>(pass, row, N * R, R, sums, out);
+        whole_group<B, NV, TR, N + 1>(pass, row, sums, out, y, done, to, ahead, lines);
     }
 }
 
+// The last chunk of a panel: results go to memory.
 template <int B, int NV, bool TR, class T>
-static void product_panel(const Product& job, int64_t first_token, int64_t tokens, int64_t row, int64_t last_row,
-                          Ahead ahead, const float* panel, float* stage) {
+static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t last_row, const float* sums, float* stage,
+                       T* y, Ahead ahead, int64_t lines) {
     constexpr int P = kVectors<B> * W, R = kOutputs<B>, PASSES = kLine / R;
-    if (row == last_row) return;
-    T* y = (T*)job.y + first_token * job.n_out;
-    int64_t lines = ahead.lines() / ((last_row - row) * (B / R)) + 1;
+    int64_t n_out = pass.job.n_out;
     Results<T> done;
     for (int turn = 0; row < last_row; turn = 1 - turn) {
         float* out = stage + turn * (kLine * P);
         int64_t last = smaller(row + kLine / B, last_row);
-        Results<T> next = {out, y + row * B, P, tokens, job.n_out, (last - row) * B};
+        Results<T> next = {out, y + row * B, P, tokens, n_out, (last - row) * B};
+        const float* from = sums ? sums + row * (B * P) : nullptr;
         if (NV * W == P && next.whole_lines() && done.whole_lines()) {
-            whole_group<B, NV, TR, 0>(job, row, panel, out, next.y, done.in, done.y, ahead, lines);
-            row = last;
+            whole_group<B, NV, TR, 0>(pass, row, from, out, next.y, done.in, done.y, ahead, lines);
         } else {
-            for (int pass = 0; row < last; ++row, out += B * P)
-                for (int o = 0; o < B; o += R, ++pass) {
-                    ahead.some(lines);
-                    claim_lines(next.y, job.n_out, tokens * pass / PASSES, tokens * (pass + 1) / PASSES);
-                    block_row<B, NV, TR, P>(job, row, o, panel, out);
-                }
+            for (int64_t o = 0, n = 0; o < next.features; o += R, ++n) {
+                ahead.some(lines);
+                claim_lines(next.y, n_out, tokens * n / PASSES, tokens * (n + 1) / PASSES);
+                run_pass<B, NV, TR, P>(pass, row, o, next.features - o, from, out);
+            }
             done.all();
         }
         done = next;
+        row = last;
     }
     done.all();
+}
+
+// Block rows [row, last_row) of one panel: x and y at its first token; `panel` holds a chunk, `sums` all outputs.
+template <int B, int NV, bool TR, class T>
+static void product_panel(const Product& job, const T* x, T* y, int64_t tokens, int64_t row, int64_t last_row,
+                          Ahead ahead, bool packed, float* panel, float* sums, float* stage) {
+    constexpr int P = kVectors<B> * W, R = kOutputs<B>;
+    int64_t passes = (last_row - row) * B / R + 1, lines = ahead.lines() / (passes * job.n_chunks) + 1;
+    for (int64_t c = 0; c < job.n_chunks; ++c) {
+        if (!packed) pack<1>(x, job.n_in, c * job.chunk, smaller((c + 1) * job.chunk, job.n_in), tokens, P, panel);
+        Pass pass{job, c, panel};
+        if (c + 1 == job.n_chunks) {
+            last_chunk<B, NV, TR, T>(pass, tokens, row, last_row, c > 0 ? sums : nullptr, stage, y, ahead, lines);
+            return;
+        }
+        for (int64_t r = row; r < last_row; r += kLine / B) {
+            int64_t outputs = smaller(kLine, (last_row - r) * B), at = r * (B * P);
+            for (int64_t o = 0; o < outputs; o += R) {
+                ahead.some(lines);
+                run_pass<B, NV, TR, P>(pass, r, o, outputs - o, c > 0 ? sums + at : nullptr, sums + at);
+            }
+        }
+    }
 }
 
 template <int B, bool TR, class T>
 static void product_blocks(const Product& job) {
     constexpr int NV = kVectors<B>, P = NV * W;
-    int64_t n_in = round_up(job.n_in, W);
-    float* stage = (float*)thread_workspace((n_in + 2 * kLine) * P * sizeof(float));
-    float* panel = stage + 2 * kLine * P;
-    int64_t panels = (job.tokens + P - 1) / P, jobs = panels * job.n_groups, packed = -1;
+    int64_t chunk = round_up(job.chunk, W), n_sums = job.n_chunks > 1 ? job.n_out : 0;
+    float* stage = (float*)thread_workspace((chunk + n_sums + 2 * kLine) * P * sizeof(float));
+    float *panel = stage + 2 * kLine * P, *sums = panel + chunk * P;
+    int64_t panels = (job.tokens + P - 1) / P, jobs = panels * job.n_groups, last_panel = -1;
     int64_t mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
     while (mine < jobs) {
         int64_t index = mine / job.n_groups, group = mine % job.n_groups;
         int64_t first = index * P, tokens = smaller(P, job.tokens - first);
-        if (packed != index) pack<1>((const T*)job.x + first * job.n_in, job.n_in, 0, job.n_in, tokens, P, panel);
-        packed = index;
         mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
         int64_t ahead_first = mine < jobs ? mine / job.n_groups * P : job.tokens;
         Ahead ahead;
         ahead.set((const T*)job.x, job.n_in, ahead_first, smaller(ahead_first + P, job.tokens));
-        int64_t row = job.groups[group], last = job.groups[group + 1];
-        if (tokens > 2 * W)
-            product_panel<B, NV, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
-        else if (tokens > W)
-            product_panel<B, 2, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
-        else
-            product_panel<B, 1, TR, T>(job, first, tokens, row, last, ahead, panel, stage);
+        auto run = tokens > 2 * W   ? product_panel<B, NV, TR, T>
+                   : tokens > W     ? product_panel<B, 2, TR, T>
+                                    : product_panel<B, 1, TR, T>;
+        bool packed = job.n_chunks == 1 && index == last_panel;
+        run(job, (const T*)job.x + first * job.n_in, (T*)job.y + first * job.n_out, tokens, job.groups[group],
+            job.groups[group + 1], ahead, packed, panel, sums, stage);
+        last_panel = index;
     }
 }
 
@@ -142,6 +228,13 @@ static void product_transposed(const Product& job) {
         product_blocks<B, true, T>(job);
     else
         product_blocks<B, false, T>(job);
+}
+
+// A chunk of a panel stays in L2 (1x1 in AVX-512: in L1, as every vector of inputs is used by one multiply-add only).
+template <int B>
+static int64_t chunk_features() {
+    constexpr int64_t kBytes = (W == 16 ? (B == 1 ? 24 : 256) : (B == 1 ? 112 : 76)) << 10;
+    return kBytes / (kVectors<B> * W * 4) / kLine * kLine;
 }
 
 }  // namespace SPARSE_OPS_LEVEL
