@@ -92,8 +92,8 @@ uint16_t to_half(float f) {
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// Features in a chunk: three quarters of L1 for a panel of so many tokens.
-int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 24576 / (panel * 4) / 16 * 16); }
+// Streamed features in a chunk of 1x1 blocks: a little more than L1, since larger chunks fill more groups of kDots.
+int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 49152 / (panel * 4) / 16 * 16); }
 
 // Sum the threads' parts in their order and put them where the slots are: [nnz, block, block] in the output's type.
 // transposed: the parts hold every block as its transpose.
@@ -192,14 +192,15 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
     int64_t n_blocks = streamed.nnz();
     const int32_t* slots = streamed.slots;
     job.slots = streamed.slots, job.blocks = streamed.other;
-    std::vector<PairOrder> pairs;
+    auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
+        for_each_part(parallel, threads, parts, work);
+    };
+    std::vector<DotOrder> dots;
     if (block == 1) {
-        job.chunk = chunk_features(job.panel);
-        pairs.emplace_back(x_resident ? by_col : by_row, job.n_streamed, job.chunk);
-        const PairOrder& order = pairs.back();
-        job.pairs = order.pairs.data(), job.chunk_ptr = order.chunk_ptr.data();
-        job.n_chunks = (int64_t)order.chunk_ptr.size() - 1;
-        n_blocks = (int64_t)order.slots.size(), slots = order.slots.data();
+        job.chunk = chunk_features(job.panel), job.n_chunks = (job.n_streamed + job.chunk - 1) / job.chunk;
+        dots.emplace_back(x_resident ? by_col : by_row, job.n_chunks, job.chunk, job.panel, for_each);
+        job.dots = dots.back().groups.data(), job.chunk_ptr = dots.back().chunk_ptr.data();
+        n_blocks = (int64_t)dots.back().slots.size(), slots = dots.back().slots.data();
     }
     int64_t size = block * block, panels = (tokens + job.panel - 1) / job.panel;
     int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels)), length = n_blocks * size + 16;

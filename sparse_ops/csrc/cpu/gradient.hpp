@@ -179,12 +179,46 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
     }
 }
 
-// 1x1: dot products over a panel's tokens (zeros beyond the last), W blocks at a time so that their sums make a vector.
-constexpr int kPairVectors = 6;
+// 1x1: dot products over a panel's tokens (zeros beyond the last). A chunk of the streamed side stays in L1.
+constexpr int kDotVectors = 6;
+
+// The sums of N vectors, in the first lanes, from a vector of N groups of partial sums.
+template <int N, int S = W / N / 2, size_t... J>
+INLINE V fold(V v, std::index_sequence<J...> lanes) {
+    if constexpr (S > 0)
+        return fold<N, S / 2>(v + SHUFFLE2(v, v, ((int)J ^ S)...), lanes);
+    else if constexpr (N < W)
+        return SHUFFLE2(v, v, ((int)J % N * (W / N))...);
+    else
+        return v;
+}
+
+static void dot_group(const DotGroup& group, const float* resident, const float* streamed, float* sums) {
+    constexpr int N = kDots < W ? kDots : W;
+    const float* b = resident + group.resident;
+    V bv[kDotVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kDotVectors; ++v) bv[v] = load_pinned(b + v * W);
+#pragma GCC unroll 2
+    for (int first = 0; first < kDots; first += N) {
+        V dot[N];
+#pragma GCC unroll 8
+        for (int k = 0; k < N; ++k) {
+            const float* a = streamed + group.streamed[first + k];
+            pin(a);
+            dot[k] = load(a) * bv[0];
+#pragma GCC unroll 8
+            for (int v = 1; v < kDotVectors; ++v) multiply_add(dot[k], load(a + v * W), bv[v]);
+        }
+        float part[W];
+        store(part, fold<N>(sum_groups<W / N>(dot), Lanes{}));
+        for (int k = 0; k < N; ++k) sums[first + k] += part[k];
+    }
+}
 
 template <class T>
-static void gradient_pairs(const Gradient& job, int64_t first, int64_t last, float* sums) {
-    constexpr int P = kPairVectors * W;
+static void gradient_dots(const Gradient& job, int64_t first, int64_t last, float* sums) {
+    constexpr int P = kDotVectors * W;
     int64_t n_resident = job.n_resident, n_streamed = job.n_streamed;
     const T* resident = (const T*)job.resident;
     const T* streamed = (const T*)job.streamed;
@@ -201,19 +235,9 @@ static void gradient_pairs(const Gradient& job, int64_t first, int64_t last, flo
                 ahead.set(streamed + t * n_streamed + end, n_streamed, smaller(job.chunk, n_streamed - end), tokens);
             else
                 ahead.set(resident + next * n_resident, n_resident, n_resident, smaller(P, last - next));
-            for (int64_t i = job.chunk_ptr[c]; i < job.chunk_ptr[c + 1]; i += W) {
-                ahead.some(W / 2);
-                V dot[W];
-#pragma GCC unroll 16
-                for (int k = 0; k < W; ++k) {
-                    const float* a = panel + (int64_t)job.pairs[i + k].resident * P;
-                    const float* b = part + (int64_t)job.pairs[i + k].streamed * P;
-                    V sum = load(a) * load(b);
-#pragma GCC unroll 8
-                    for (int v = 1; v < kPairVectors; ++v) sum += load(a + v * W) * load(b + v * W);
-                    dot[k] = sum;
-                }
-                store(sums + i, load(sums + i) + sum_groups<1>(dot));
+            for (int64_t g = job.chunk_ptr[c]; g < job.chunk_ptr[c + 1]; ++g) {
+                ahead.some(2);
+                dot_group(job.dots[g], panel, part, sums + g * kDots);
             }
         }
     }

@@ -31,9 +31,12 @@ struct Product {
     int64_t* next;         // the shared counter from which threads draw jobs (panel, group)
 };
 
-struct Pair {
-    int32_t resident;  // feature of the side that is packed once per panel
-    int32_t streamed;  // feature within the chunk of the other side
+// Some 1x1 blocks of one resident feature, at most kDots; where there are fewer, the last stands again. Places are in
+// floats: of the resident feature in its panel, of the streamed ones in their chunk.
+constexpr int kDots = 8;
+struct DotGroup {
+    int32_t resident;
+    int32_t streamed[kDots];
 };
 
 // dW at the existing blocks, summed over a range of tokens into `sums`, float32 in visiting order.
@@ -45,8 +48,8 @@ struct Gradient {
     const int32_t* ptr;    // [n_streamed / block + 1] into slots
     const int32_t* slots;  // [nnz] sorted by streamed block
     const int32_t* blocks; // [nnz] the resident block of a slot
-    const Pair* pairs;     // 1x1: sorted by chunk of the streamed side
-    const int64_t* chunk_ptr;  // 1x1: [n_chunks + 1] into pairs
+    const DotGroup* dots;      // 1x1: sorted by chunk of the streamed side; sums are [group][kDots]
+    const int64_t* chunk_ptr;  // 1x1: [n_chunks + 1] into dots
     int64_t chunk, n_chunks;   // 1x1: streamed features in a chunk
     int64_t panel;
 };

@@ -23,7 +23,7 @@ static int64_t product_chunk(int64_t block) {
 }
 
 // All of a panel's inputs and the next panel's raw ones should stay in L2.
-static int64_t gradient_panel_tokens(int64_t block) { return block > 1 ? 48 : kPairVectors * W; }
+static int64_t gradient_panel_tokens(int64_t block) { return block > 1 ? 48 : kDotVectors * W; }
 
 template <class T>
 static void product_of(const Product& job) {
@@ -41,7 +41,7 @@ static void gradient_of(const Gradient& job, int64_t first, int64_t last, float*
         case 16: gradient_blocks<16, T>(job, first, last, sums); break;
         case 8: gradient_blocks<8, T>(job, first, last, sums); break;
         case 4: gradient_blocks<4, T>(job, first, last, sums); break;
-        default: gradient_pairs<T>(job, first, last, sums);
+        default: gradient_dots<T>(job, first, last, sums);
     }
 }
 

@@ -4,20 +4,13 @@
 
 namespace {
 
-// The chunk of every feature and its place there: a table, since a division per block would cost more than the rest.
-struct Chunks {
-    std::vector<int32_t> of, place;
-    Chunks(int64_t n, int64_t chunk) : of(n), place(n) {
-        for (int64_t i = 0; i < n; ++i) of[i] = (int32_t)(i / chunk), place[i] = (int32_t)(i % chunk);
-    }
-};
+constexpr int64_t kRows = 256;  // rows of a part
 
 }  // namespace
 
 BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel,
                        const float* values, int64_t n_groups, const ForEachPart& for_each_part)
     : entries(side.nnz() + 8), chunk_ptr((n_chunks + 1) * side.n_rows) {
-    constexpr int64_t kRows = 256;
     for_each_part((side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
         for (int64_t r = part * kRows, last = std::min(side.n_rows, r + kRows); r < last; ++r) {
             int64_t c = 0, first = 0;  // the chunk and its first feature
@@ -54,23 +47,33 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
     groups.back() = (int32_t)side.n_rows;
 }
 
-PairOrder::PairOrder(const Side& resident, int64_t n_streamed, int64_t chunk)
-    : chunk_ptr((n_streamed + chunk - 1) / chunk + 1) {
-    const Chunks chunks(n_streamed, chunk);
-    constexpr int64_t kPad = 16;
-    std::vector<int64_t> place(chunk_ptr.size());
-    for (int64_t k = 0; k < resident.nnz(); ++k) ++place[chunks.of[resident.other[resident.slots[k]]]];
-    for (size_t c = 0; c + 1 < chunk_ptr.size(); ++c) {
-        chunk_ptr[c + 1] = chunk_ptr[c] + (place[c] + kPad - 1) / kPad * kPad;
-        place[c] = chunk_ptr[c];
-    }
-    pairs.resize(chunk_ptr.back());
-    slots.assign(chunk_ptr.back(), -1);
-    for (int64_t r = 0; r < resident.n_rows; ++r)
-        for (int64_t k = resident.ptr[r]; k < resident.ptr[r + 1]; ++k) {
-            int32_t slot = resident.slots[k], other = resident.other[slot];
-            int64_t at = place[chunks.of[other]]++;
-            pairs[at] = {(int32_t)r, chunks.place[other]};
-            slots[at] = slot;
+DotOrder::DotOrder(const Side& side, int64_t n_chunks, int64_t chunk, int64_t panel, const ForEachPart& for_each_part) {
+    const BlockOrder blocks(side, 1, n_chunks, chunk, panel, nullptr, 1, for_each_part);
+    int64_t n = side.n_rows, total = 0;
+    std::vector<int64_t> first(n_chunks * n);  // group of a row in a chunk
+    for (int64_t c = 0; c < n_chunks; ++c) {
+        chunk_ptr.push_back(total);
+        for (int64_t r = 0; r < n; ++r) {
+            first[c * n + r] = total;
+            total += (blocks.chunk_ptr[(c + 1) * n + r] - blocks.chunk_ptr[c * n + r] + kDots - 1) / kDots;
         }
+    }
+    chunk_ptr.push_back(total);
+    groups.resize(total);
+    slots.resize(total * kDots);
+    for_each_part((n + kRows - 1) / kRows, [&](int64_t part) {
+        for (int64_t c = 0; c < n_chunks; ++c)
+            for (int64_t r = part * kRows, last = std::min(n, r + kRows); r < last; ++r) {
+                int64_t g = first[c * n + r];
+                int32_t end = blocks.chunk_ptr[(c + 1) * n + r];
+                for (int32_t k = blocks.chunk_ptr[c * n + r]; k < end; k += kDots, ++g) {
+                    groups[g].resident = (int32_t)(r * panel);
+                    for (int i = 0; i < kDots; ++i) {
+                        const Entry& e = blocks.entries[std::min(k + i, end - 1)];
+                        groups[g].streamed[i] = e.source;
+                        slots[g * kDots + i] = k + i < end ? e.slot : -1;
+                    }
+                }
+            }
+    });
 }

@@ -28,9 +28,10 @@ struct BlockOrder {
                int64_t n_groups, const ForEachPart& for_each_part);
 };
 
-struct PairOrder {
-    std::vector<Pair> pairs;         // chunks padded to whole vectors
-    std::vector<int32_t> slots;      // -1 where padded
-    std::vector<int64_t> chunk_ptr;
-    PairOrder(const Side& resident, int64_t n_streamed, int64_t chunk);
+// dW of 1x1 blocks: a side's rows are the resident features.
+struct DotOrder {
+    std::vector<DotGroup> groups;
+    std::vector<int64_t> chunk_ptr;  // [n_chunks + 1] into groups
+    std::vector<int32_t> slots;      // [groups][kDots], -1 where a group has fewer
+    DotOrder(const Side& side, int64_t n_chunks, int64_t chunk, int64_t panel, const ForEachPart& for_each_part);
 };
