@@ -155,6 +155,8 @@ class Intermediate(nn.Module):
         self.dense = linear(f"{name}.dense", shape.hidden_size, shape.intermediate_size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        if isinstance(self.dense, BlockSparseLinear):
+            return self.dense(hidden, gelu=True)
         return F.gelu(self.dense(hidden))
 
 

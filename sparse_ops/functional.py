@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +20,14 @@ def block_linear(
     pattern: BlockPattern | BlockIndex,
     bias: Tensor | None = None,
     kernel: str = "auto",
+    gelu: bool = False,
 ) -> Tensor:
-    """Y = X W^T + bias, where W [out, in] exists only at its blocks. Differentiable in x, values and bias.
+    """Y = X W^T + bias, or GELU of it, where W [out, in] exists only at its blocks.
 
     x [*, in], values [nnz, b, b] in slot order, bias [out] -> [*, out], all of one floating dtype (under autocast: its
-    dtype). `pattern` may be the index of a pattern, which saves building it again. kernel: one of KERNELS.
+    dtype). `pattern` may be the index of a pattern, which saves building it again. kernel: one of KERNELS. gelu: apply
+    GELU (the exact one, not the tanh form) as results are written; its derivative is kept for the backward pass in the
+    place of its input. Differentiable in x, values and bias.
     Raises ValueError when a shape, a dtype, a device or the kernel's name is wrong.
     """
     index = pattern.index() if isinstance(pattern, BlockPattern) else pattern
@@ -33,8 +37,28 @@ def block_linear(
         bias = None if bias is None else bias.to(dtype)
     _check(x, values, index, bias, kernel)
     tokens = x.reshape(-1, x.shape[-1])
-    y = _OPERATORS.forward(tokens, values, bias, list(index), kernel)
+    if gelu:
+        trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, bias))
+        y, _ = _OPERATORS.forward_gelu(tokens, values, bias, list(index), kernel, trained)
+    else:
+        y = _OPERATORS.forward(tokens, values, bias, list(index), kernel)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@contextmanager
+def observe_gradients(observer: Callable[[BlockIndex, Tensor, Tensor], None]) -> Iterator[None]:
+    """While inside, every product's backward pass calls observer(index, x, dy) before it computes its gradients.
+
+    x [T, in] and dy [T, out], the gradient at X W^T + bias: what a dense gradient dY^T X can be computed from.
+    """
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+_observers: list[Callable[[BlockIndex, Tensor, Tensor], None]] = []
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -79,93 +103,131 @@ def _forward(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor]
     return _select(kernel, x, values.shape[-1]).forward(x, values, BlockIndex(*index), bias)
 
 
+def _forward_gelu(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    return _select(kernel, x, values.shape[-1]).forward_gelu(x, values, BlockIndex(*index), bias, with_slope)
+
+
 def _grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str) -> Tensor:
     return _select(kernel, dy, values.shape[-1]).grad_input(dy, values, BlockIndex(*index))
 
 
-def _grad_values(x: Tensor, dy: Tensor, index: list[Tensor], block_size: int, kernel: str) -> Tensor:
-    return _select(kernel, x, block_size).grad_values(x, dy, BlockIndex(*index), block_size)
+def _grad_values(
+    x: Tensor, dy: Tensor, index: list[Tensor], block_size: int, kernel: str, with_bias: bool
+) -> tuple[Tensor, Tensor]:
+    return _select(kernel, x, block_size).grad_values(x, dy, BlockIndex(*index), block_size, with_bias)
 
 
 class _Operators(NamedTuple):
-    """The three products as autograd sees them."""
+    """The products as autograd sees them."""
 
     forward: Callable[..., Tensor]
+    forward_gelu: Callable[..., tuple[Tensor, Tensor]]
     grad_input: Callable[..., Tensor]
-    grad_values: Callable[..., Tensor]
+    grad_values: Callable[..., tuple[Tensor, Tensor]]
     index_gradient: Callable[[int], Any]  # what backward returns for the index
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, bias, index, kernel = inputs
-    ctx.save_for_backward(x, values, *index)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, values, bias, index, kernel = inputs[:5]
+    slope = output[1] if isinstance(output, tuple) else None
+    if slope is not None:
+        ctx.mark_non_differentiable(slope)
+        ctx.set_materialize_grads(False)
+    ctx.save_for_backward(slope, x, values, *index)
     ctx.kernel, ctx.has_bias = kernel, bias is not None
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, values, *index = ctx.saved_tensors
+def _backward(ctx: Any, dy: Tensor, _: Any = None) -> tuple[Any, ...]:
+    slope, x, values, *index = ctx.saved_tensors
     needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-    dy = dy.contiguous()
-    return (
-        _OPERATORS.grad_input(dy, values, index, ctx.kernel) if needs_x else None,
-        _OPERATORS.grad_values(x, dy, index, values.shape[-1], ctx.kernel) if needs_values else None,
-        dy.sum(0) if ctx.has_bias and needs_bias else None,
-        _OPERATORS.index_gradient(len(index)),
-        None,
-    )
+    dy = dy.contiguous() if slope is None else dy * slope
+    for observer in _observers:
+        observer(BlockIndex(*index), x, dy)
+    dx = _OPERATORS.grad_input(dy, values, index, ctx.kernel) if needs_x else None
+    dw = db = None
+    needs_bias = ctx.has_bias and needs_bias
+    if needs_values:
+        dw, db = _OPERATORS.grad_values(x, dy, index, values.shape[-1], ctx.kernel, needs_bias)
+    elif needs_bias:
+        db = dy.sum(0)
+    rest = (None,) if slope is None else (None, None)
+    return (dx, dw, db if needs_bias else None, _OPERATORS.index_gradient(len(index)), *rest)
 
 
 class _BlockLinear(torch.autograd.Function):
     """The operator for torch releases without torch.library.custom_op (torch 2.0, which PopTorch pins)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str) -> Tensor:
-        y = _forward(x, values, bias, index, kernel)
-        _setup_context(ctx, (x, values, bias, index, kernel), y)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = _forward(*inputs)
+        _setup_context(ctx, inputs, y)
         return y
+
+    backward = staticmethod(_backward)
+
+
+class _BlockLinearGelu(torch.autograd.Function):
+    """The same with GELU."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward_gelu(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
 
     backward = staticmethod(_backward)
 
 
 def _register() -> _Operators:
     """Register the products with torch, so that torch.compile, opcheck and the profiler know them."""
-    namespace, define = "sparse_ops::", torch.library.custom_op
-    forward = define(
-        namespace + "block_linear",
-        _forward,
-        mutates_args=(),
-        schema="(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str kernel) -> Tensor",
-    )
+
+    def define(name: str, function: Callable[..., Any], schema: str) -> Any:
+        return torch.library.custom_op(f"sparse_ops::{name}", function, mutates_args=(), schema=schema)
+
+    product = "Tensor x, Tensor values, Tensor? bias, Tensor[] index, str kernel"
+    forward = define("block_linear", _forward, f"({product}) -> Tensor")
+    forward_gelu = define("block_linear_gelu", _forward_gelu, f"({product}, bool with_slope) -> (Tensor, Tensor)")
     grad_input = define(
-        namespace + "block_linear_grad_input",
-        _grad_input,
-        mutates_args=(),
-        schema="(Tensor dy, Tensor values, Tensor[] index, str kernel) -> Tensor",
+        "block_linear_grad_input", _grad_input, "(Tensor dy, Tensor values, Tensor[] index, str kernel) -> Tensor"
     )
     grad_values = define(
-        namespace + "block_linear_grad_values",
+        "block_linear_grad_values",
         _grad_values,
-        mutates_args=(),
-        schema="(Tensor x, Tensor dy, Tensor[] index, int block_size, str kernel) -> Tensor",
+        "(Tensor x, Tensor dy, Tensor[] index, int block_size, str kernel, bool with_bias) -> (Tensor, Tensor)",
     )
 
     @forward.register_fake
-    def _(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str) -> Tensor:
+    def fake_forward(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str) -> Tensor:
         return x.new_empty(x.shape[0], BlockIndex(*index).grid[0] * values.shape[-1])
 
+    @forward_gelu.register_fake
+    def fake_forward_gelu(
+        x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str, with_slope: bool
+    ) -> tuple[Tensor, Tensor]:
+        y = fake_forward(x, values, bias, index, kernel)
+        return y, torch.empty_like(y) if with_slope else y.new_empty(0)
+
     @grad_input.register_fake
-    def _(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str) -> Tensor:
+    def fake_grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str) -> Tensor:
         return dy.new_empty(dy.shape[0], BlockIndex(*index).grid[1] * values.shape[-1])
 
     @grad_values.register_fake
-    def _(x: Tensor, dy: Tensor, index: list[Tensor], block_size: int, kernel: str) -> Tensor:
-        return x.new_empty(index[0].shape[0], block_size, block_size)
+    def fake_grad_values(
+        x: Tensor, dy: Tensor, index: list[Tensor], block_size: int, kernel: str, with_bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        values = x.new_empty(index[0].shape[0], block_size, block_size)
+        return values, x.new_empty(dy.shape[1] if with_bias else 0)
 
     forward.register_autograd(_backward, setup_context=_setup_context)
-    return _Operators(forward, grad_input, grad_values, lambda length: [None] * length)
+    forward_gelu.register_autograd(_backward, setup_context=_setup_context)
+    return _Operators(forward, forward_gelu, grad_input, grad_values, lambda length: [None] * length)
 
 
 if hasattr(torch.library, "custom_op"):
     _OPERATORS = _register()
 else:
-    _OPERATORS = _Operators(_BlockLinear.apply, _grad_input, _grad_values, lambda length: None)
+    _OPERATORS = _Operators(
+        _BlockLinear.apply, _BlockLinearGelu.apply, _grad_input, _grad_values, lambda length: None
+    )

@@ -46,9 +46,9 @@ class BlockSparseLinear(nn.Module):
         """The kernel index of the present positions."""
         return BlockIndex(*(getattr(self, name) for name in BlockIndex._fields))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [*, in] -> [*, out]."""
-        return block_linear(x, self.values, self.index, self.bias, self.kernel)
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """x [*, in] -> [*, out]; with `gelu` the GELU of it, made as results are written."""
+        return block_linear(x, self.values, self.index, self.bias, self.kernel, gelu)
 
     @torch.no_grad()
     def reallocate(self, slots: Tensor, rows: Tensor, cols: Tensor) -> None:

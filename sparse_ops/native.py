@@ -56,12 +56,30 @@ def level() -> str:
 
 def forward(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None) -> Tensor:
     """Y = X W^T + bias: [T, out]. Raises ValueError when a shape, dtype or device is wrong."""
+    y = _new_output(x, values, index, bias)
+    return _product(x, values, index, y, bias)
+
+
+def forward_gelu(
+    x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """GELU(X W^T + bias) [T, out] and its derivative there [T, out] (empty unless wanted), in the pass that writes them.
+
+    Off by at most 7.5e-8 of |X W^T + bias| (the distribution function's approximation) and rounding. Raises ValueError
+    as `forward`.
+    """
+    y = _new_output(x, values, index, bias)
+    slope = torch.empty_like(y) if with_slope else y.new_empty(0)
+    return _product(x, values, index, y, bias, slope=slope, gelu=True), slope
+
+
+def _new_output(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None) -> Tensor:
     block = _check_values(values, index)
     n_rows, n_cols = index.grid
     _check("x", x, (x.shape[0], n_cols * block), values)
     if bias is not None:
         _check("bias", bias, (n_rows * block,), values)
-    return _product(x, values, bias, n_rows * block, False, index.row_ptr, index.row_slots, index.cols)
+    return x.new_empty(x.shape[0], n_rows * block)
 
 
 def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
@@ -69,11 +87,14 @@ def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
     block = _check_values(values, index)
     n_rows, n_cols = index.grid
     _check("dy", dy, (dy.shape[0], n_rows * block), values)
-    return _product(dy, values, None, n_cols * block, True, index.col_ptr, index.col_slots, index.rows)
+    return _product(dy, values, index, dy.new_empty(dy.shape[0], n_cols * block), transposed=True)
 
 
-def grad_values(x: Tensor, dy: Tensor, index: BlockIndex, block_size: int) -> Tensor:
-    """dW = dY^T X at the existing blocks only: [nnz, b, b] in slot order, x's dtype. Raises ValueError as `forward`."""
+def grad_values(
+    x: Tensor, dy: Tensor, index: BlockIndex, block_size: int, with_bias: bool = False
+) -> tuple[Tensor, Tensor]:
+    """dW = dY^T X at the existing blocks only, [nnz, b, b] in slot order, and the bias's gradient, dY summed over tokens,
+    [out] (empty unless wanted), in one pass; both of x's dtype. Raises ValueError as `forward`."""
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block size: expected one of {BLOCK_SIZES}, found {block_size}")
     n_rows, n_cols = index.grid
@@ -82,34 +103,40 @@ def grad_values(x: Tensor, dy: Tensor, index: BlockIndex, block_size: int) -> Te
     _check_index(index)
     x, dy = _contiguous(x), _contiguous(dy)
     out = x.new_empty(index.rows.numel(), block_size, block_size)
+    bias = x.new_empty(dy.shape[1] if with_bias else 0)
     half = int(x.dtype == torch.bfloat16)
     status = _library().sparse_ops_gradient(
-        x.data_ptr(), dy.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], dy.shape[1], block_size, half,
-        *(tensor.data_ptr() for tensor in index), *_threads()
+        x.data_ptr(), dy.data_ptr(), out.data_ptr(), _address(bias), x.shape[0], x.shape[1], dy.shape[1], block_size,
+        half, *(tensor.data_ptr() for tensor in index), *_threads()
     )  # fmt: skip
-    return _done(status, out)
+    return _done(status, out), bias
 
 
 def _product(
     x: Tensor,
     values: Tensor,
-    bias: Tensor | None,
-    n_out: int,
-    transposed: bool,
-    ptr: Tensor,
-    slots: Tensor,
-    other: Tensor,
+    index: BlockIndex,
+    y: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    gelu: bool = False,
+    transposed: bool = False,
 ) -> Tensor:
     x, values = _contiguous(x), _contiguous(values)
     bias = None if bias is None else _contiguous(bias.float())
-    y = x.new_empty(x.shape[0], n_out)
+    by_row = (index.row_ptr, index.row_slots, index.cols)
+    side = (index.col_ptr, index.col_slots, index.rows) if transposed else by_row
     half = int(x.dtype == torch.bfloat16)
     status = _library().sparse_ops_product(
-        x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr(), values.data_ptr(),
-        x.shape[0], x.shape[1], n_out, values.shape[-1], int(transposed), half,
-        ptr.data_ptr(), slots.data_ptr(), other.data_ptr(), *_threads()
+        x.data_ptr(), y.data_ptr(), _address(slope), int(gelu), _address(bias), values.data_ptr(),
+        x.shape[0], x.shape[1], y.shape[1], values.shape[-1], int(transposed), half,
+        *(tensor.data_ptr() for tensor in side), *_threads()
     )  # fmt: skip
     return _done(status, y)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or not tensor.numel() else tensor.data_ptr()
 
 
 def _done(status: int, result: Tensor) -> Tensor:
@@ -158,8 +185,8 @@ def _library() -> Any:
 def _declare(library: Any) -> Any:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     tail = [number, number, pointer]
-    library.sparse_ops_product.argtypes = [pointer] * 4 + [size] * 4 + [number] * 2 + [pointer] * 3 + tail
-    library.sparse_ops_gradient.argtypes = [pointer] * 3 + [size] * 4 + [number] + [pointer] * 6 + tail
+    library.sparse_ops_product.argtypes = [pointer] * 3 + [number] + [pointer] * 2 + [size] * 4 + [number] * 2 + [pointer] * 3 + tail
+    library.sparse_ops_gradient.argtypes = [pointer] * 4 + [size] * 4 + [number] + [pointer] * 6 + tail
     return library
 
 

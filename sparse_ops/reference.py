@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Iterator, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_ops.pattern import BlockIndex
@@ -34,6 +35,16 @@ def forward(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None) -
     return y
 
 
+def forward_gelu(
+    x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """GELU(X W^T + bias) [T, out] and its derivative there [T, out] (empty unless wanted)."""
+    y = forward(x, values, index, bias)
+    if not with_slope:
+        return F.gelu(y), y.new_empty(0)
+    return F.gelu(y), torch.ops.aten.gelu_backward(torch.ones_like(y), y)
+
+
 def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
     """dX = dY W: [T, in]."""
     dx = dy.new_zeros(dy.shape[0], index.grid[1] * values.shape[-1])
@@ -42,13 +53,15 @@ def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
     return dx
 
 
-def grad_values(x: Tensor, dy: Tensor, index: BlockIndex, block_size: int) -> Tensor:
-    """dW at the existing blocks: [nnz, b, b], in slot order."""
+def grad_values(
+    x: Tensor, dy: Tensor, index: BlockIndex, block_size: int, with_bias: bool = False
+) -> tuple[Tensor, Tensor]:
+    """dW at the existing blocks, [nnz, b, b] in slot order, and dY summed over tokens, [out] (empty unless wanted)."""
     gradient = x.new_zeros(index.rows.numel(), block_size, block_size)
     for strip in strips(index, block_size):
         blocks = dense_gradient_strip(x, dy, strip, block_size)
         gradient[strip.slots] = blocks[index.rows[strip.slots].long() - strip.first_row, index.cols[strip.slots].long()]
-    return gradient
+    return gradient, dy.sum(0) if with_bias else dy.new_empty(0)
 
 
 class Strip(NamedTuple):

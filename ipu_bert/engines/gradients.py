@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator, Mapping
+from typing import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from sparse_ops.functional import observe_gradients
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.norms import GradientBlocks, largest_gradient_blocks
+from sparse_ops.pattern import BlockIndex
 
 
 @contextmanager
@@ -18,26 +20,12 @@ def record_gradient_blocks(
 ) -> Iterator[dict[str, GradientBlocks]]:
     """Fill a dict, per layer, during the one backward pass inside the context."""
     found: dict[str, GradientBlocks] = {}
-    handles = [
-        layer.register_forward_hook(_observer(found, name, counts[name], norm)) for name, layer in layers.items()
-    ]
-    try:
+    names = {layer.rows.data_ptr(): name for name, layer in layers.items()}
+
+    def observer(index: BlockIndex, x: Tensor, dy: Tensor) -> None:
+        name = names[index.rows.data_ptr()]
+        with torch.no_grad():
+            found[name] = largest_gradient_blocks(x.float(), dy.float(), layers[name].pattern, counts[name], norm)
+
+    with observe_gradients(observer):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _observer(found: dict[str, GradientBlocks], name: str, count: int, norm: float) -> Any:
-    def after_forward(layer: BlockSparseLinear, inputs: Any, output: Tensor) -> None:
-        x = inputs[0].detach()
-
-        def after_backward(dy: Tensor) -> None:
-            with torch.no_grad():
-                found[name] = largest_gradient_blocks(
-                    x.flatten(0, -2).float(), dy.flatten(0, -2).float(), layer.pattern, count, norm
-                )
-
-        output.register_hook(after_backward)
-
-    return after_forward

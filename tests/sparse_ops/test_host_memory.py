@@ -14,8 +14,9 @@ def test_large_temporaries_are_kept_and_not_faulted_in_again():
     if not keep_freed_memory():
         pytest.skip("this C library has no mallopt")
     size = 24 << 20  # float32 elements: 96 MB, above what malloc would take from its heap by default
-    torch.empty(size).fill_(1.0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.empty(size).fill_(1.0)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert faults < (size * 4 // 4096) // 10
+    faults = []
+    for _ in range(16):  # a freed aligned block is only found again once its neighbours are free too
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(size).fill_(1.0)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert max(faults[-3:]) < (size * 4 // 4096) // 10, faults

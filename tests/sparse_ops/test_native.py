@@ -73,26 +73,27 @@ class _Case:
         dense = torch.zeros(out // b, inp // b, b, b, dtype=torch.float64)
         dense[self.rows, self.cols] = self.values.double()
         w = dense.transpose(1, 2).reshape(out, inp)
-        self.exact = (x @ w.t() + bias, dy @ w, self.at_blocks(dy.t() @ x))
+        self.exact = (x @ w.t() + bias, dy @ w, self.at_blocks(dy.t() @ x), dy.sum(0))
         self.size = (x.abs() @ w.abs().t() + bias.abs(), dy.abs() @ w.abs(), self.at_blocks(dy.abs().t() @ x.abs()))
-        self.terms = (inp + 1, out, tokens)
+        self.size += (dy.abs().sum(0),)
+        self.terms = (inp + 1, out, tokens, tokens)
 
     def at_blocks(self, gradient: Tensor) -> Tensor:
         b = self.block
         blocks = gradient.reshape(gradient.shape[0] // b, b, gradient.shape[1] // b, b).transpose(1, 2)
         return blocks[self.rows, self.cols]
 
-    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+    def results(self) -> tuple[Tensor, ...]:
         return (
             native.forward(self.x, self.values, self.index, self.bias),
             native.grad_input(self.dy, self.values, self.index),
-            native.grad_values(self.x, self.dy, self.index, self.block),
+            *native.grad_values(self.x, self.dy, self.index, self.block, with_bias=True),
         )
 
-    def check(self, results: tuple[Tensor, Tensor, Tensor]) -> None:
+    def check(self, results: tuple[Tensor, ...]) -> None:
         """|error| <= gamma_n sum |a b|, gamma_n = n u / (1 - n u) (Higham 2002, 3.1), and half a unit for the store."""
         for name, got, exact, size, n in zip(
-            ("forward", "grad_input", "grad_values"), results, self.exact, self.size, self.terms
+            ("forward", "grad_input", "grad_values", "grad_bias"), results, self.exact, self.size, self.terms
         ):
             assert got.dtype == self.dtype, name
             assert got.shape == exact.shape, name
@@ -145,16 +146,18 @@ def test_no_tokens_and_no_blocks() -> None:
     empty = torch.zeros(0, dtype=torch.int32)
     for b in BLOCK_SIZES:
         case = _Case(BlockPattern((2 * b, 3 * b), b, empty, empty), 5, torch.float32, torch.Generator().manual_seed(1))
-        y, dx, dw = case.results()
+        y, dx, dw, db = case.results()
         assert torch.equal(y, case.bias.expand(5, -1))
         assert not dx.any()
         assert dw.shape == (0, b, b)
+        torch.testing.assert_close(db, case.dy.sum(0))
         full = BlockPattern.random((2 * b, 3 * b), b, 0.0, torch.Generator())
         case = _Case(full, 0, torch.float32, torch.Generator())
-        y, dx, dw = case.results()
+        y, dx, dw, db = case.results()
         assert y.shape == (0, 2 * b)
         assert dx.shape == (0, 3 * b)
         assert not dw.any()
+        assert not db.any()
 
 
 @pytest.mark.parametrize("b", BLOCK_SIZES)
@@ -224,5 +227,4 @@ def test_autograd_through_the_native_kernel(b: int, seed: int) -> None:
     leaves = [t.requires_grad_() for t in (case.x, case.values, case.bias)]
     y = block_linear(case.x, case.values, case.index, case.bias, kernel="native")
     dx, dw, db = torch.autograd.grad(y, leaves, case.dy)
-    case.check((y.detach(), dx, dw))
-    torch.testing.assert_close(db, case.dy.sum(0))
+    case.check((y.detach(), dx, dw, db))

@@ -134,9 +134,10 @@ EXPORT int sparse_ops_best_level() {
     return 0;
 }
 
-// y[tokens, n_out] = x[tokens, n_in] W^T + bias, W given by one side of its index; `transposed`: by the other, for dX.
+// y[tokens, n_out] = x[tokens, n_in] W^T + bias, or with `gelu` its GELU, whose derivative goes to slope[tokens, n_out] unless
+// that is null. W is given by one side of its index; `transposed`: by the other, for dX.
 // half: x, y and values are bfloat16. bias float32 [n_out] or null. Returns 0, or -1 when memory runs out.
-EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const void* values, int64_t tokens,
+EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, const float* bias, const void* values, int64_t tokens,
                        int64_t n_in, int64_t n_out, int64_t block, int transposed, int half, const int32_t* ptr, const int32_t* slots,
                        const int32_t* other, int level_number, int threads, Parallel parallel) try {
     if (tokens == 0) return 0;
@@ -162,7 +163,7 @@ EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const v
     BlockOrder order(side, block, n_chunks, chunk, panel, block == 1 ? weights : nullptr, n_groups, for_each);
     int64_t next = 0;
     Product job{};
-    job.x = x, job.y = y, job.bias = bias, job.values = weights;
+    job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.bias = bias, job.values = weights;
     job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block, job.n_rows = side.n_rows;
     job.transposed = transposed, job.half = half;
     job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
@@ -176,8 +177,9 @@ EXPORT int sparse_ops_product(const void* x, void* y, const float* bias, const v
     return -1;
 }
 
-// out[nnz, block, block] = dy^T x at the blocks, in slot order. half: x, dy and out are bfloat16.
-EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t tokens, int64_t n_in, int64_t n_out,
+// out[nnz, block, block] = dy^T x at the blocks, in slot order; bias[n_out] = dy summed over tokens, unless null.
+// half: x, dy, out and bias are bfloat16.
+EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, void* bias, int64_t tokens, int64_t n_in, int64_t n_out,
                         int64_t block, int half, const int32_t* rows, const int32_t* cols, const int32_t* row_ptr,
                         const int32_t* row_slots, const int32_t* col_ptr, const int32_t* col_slots, int level_number,
                         int threads, Parallel parallel) try {
@@ -186,7 +188,7 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
     bool x_resident = n_in <= n_out;
     const Side& streamed = x_resident ? by_row : by_col;
     Gradient job{};
-    job.resident = x_resident ? x : dy, job.streamed = x_resident ? dy : x;
+    job.resident = x_resident ? x : dy, job.streamed = x_resident ? dy : x, job.dy = dy, job.n_out = n_out;
     job.n_resident = x_resident ? n_in : n_out, job.n_streamed = x_resident ? n_out : n_in;
     job.block = block, job.half = half, job.ptr = streamed.ptr, job.panel = level.gradient_panel(block);
     int64_t n_blocks = streamed.nnz();
@@ -202,16 +204,18 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
         job.dots = dots.back().groups.data(), job.chunk_ptr = dots.back().chunk_ptr.data();
         n_blocks = (int64_t)dots.back().slots.size(), slots = dots.back().slots.data();
     }
+    // Of every thread: the blocks' sums, then the bias's.
     int64_t size = block * block, panels = (tokens + job.panel - 1) / job.panel;
-    int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels)), length = n_blocks * size + 16;
+    int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels)), length = (n_blocks * size + n_out + 31) / 16 * 16;
     static thread_local Workspace workspace;
     float* sums = (float*)workspace.get(parts * length * sizeof(float));
     std::vector<const float*> all;
     for (int64_t p = 0; p < parts; ++p) all.push_back(sums + p * length);
     for_each_part(parallel, threads, parts, [&](int64_t p) {
-        memset(sums + p * length, 0, length * sizeof(float));
+        float* mine = sums + p * length;
+        memset(mine, 0, length * sizeof(float));
         int64_t first = panels * p / parts * job.panel, last = std::min(tokens, panels * (p + 1) / parts * job.panel);
-        level.gradient(job, first, last, sums + p * length);
+        level.gradient(job, first, last, mine, bias ? mine + n_blocks * size : nullptr);
     });
     for_each_part(parallel, threads, n_blocks * size < 16384 ? 1 : threads, [&](int64_t p) {
         int64_t n = n_blocks * size < 16384 ? 1 : threads, first = n_blocks * p / n, last = n_blocks * (p + 1) / n;
@@ -220,6 +224,14 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, int64_t
         else
             scatter(all, first, last, slots, block, !x_resident, (float*)out, [](float f) { return f; });
     });
+    for (int64_t o = 0; bias && o < n_out; ++o) {
+        float sum = 0;
+        for (const float* part : all) sum += part[n_blocks * size + o];
+        if (half)
+            ((uint16_t*)bias)[o] = to_half(sum);
+        else
+            ((float*)bias)[o] = sum;
+    }
     return 0;
 } catch (const std::exception&) {
     return -1;

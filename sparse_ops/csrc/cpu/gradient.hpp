@@ -137,8 +137,23 @@ INLINE void spread_block(const float* d, int64_t tokens, float* out) {
     for (int64_t t = 0; t < tokens; t += K, d += W, out += B * W) spread<B, 0>(load(d), out, Lanes{});
 }
 
+// Add rows [0, tokens) of d [tokens][n] to sums [n]: a panel that is still in the cache.
+template <class T>
+static void add_rows(const T* d, int64_t n, int64_t tokens, float* sums) {
+    for (int64_t f = 0; f < n; f += W) {
+        int width = (int)smaller(W, n - f);
+        V sum = load_some(sums + f, width);
+        const T* at = d + f;
+        if (width == W)
+            for (int64_t t = 0; t < tokens; ++t, at += n) sum += load(at);
+        else
+            for (int64_t t = 0; t < tokens; ++t, at += n) sum += load_some(at, width);
+        store_some(sums + f, sum, width);
+    }
+}
+
 template <int BLOCK, class T>
-static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, float* sums) {
+static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, float* sums, float* bias) {
     using U = Units<BLOCK>;
     constexpr int B = U::B, K = U::K;
     int64_t P = job.panel, n_resident = round_up(job.n_resident, W), n_streamed = job.n_streamed;
@@ -176,6 +191,7 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
                 gradient_row<BLOCK>(job, o / BLOCK, panel, d, round_up(tokens, K), sums, unused, ahead);
             }
         }
+        if (bias) add_rows((const T*)job.dy + t * job.n_out, job.n_out, tokens, bias);
     }
 }
 
@@ -217,7 +233,7 @@ static void dot_group(const DotGroup& group, const float* resident, const float*
 }
 
 template <class T>
-static void gradient_dots(const Gradient& job, int64_t first, int64_t last, float* sums) {
+static void gradient_dots(const Gradient& job, int64_t first, int64_t last, float* sums, float* bias) {
     constexpr int P = kDotVectors * W;
     int64_t n_resident = job.n_resident, n_streamed = job.n_streamed;
     const T* resident = (const T*)job.resident;
@@ -240,6 +256,7 @@ static void gradient_dots(const Gradient& job, int64_t first, int64_t last, floa
                 dot_group(job.dots[g], panel, part, sums + g * kDots);
             }
         }
+        if (bias) add_rows((const T*)job.dy + t * job.n_out, job.n_out, tokens, bias);
     }
 }
 

@@ -16,6 +16,8 @@ struct Entry {
 struct Product {
     const void* x;
     void* y;
+    void* slope;           // with gelu: its derivative, as y; or null
+    bool gelu;             // y is the GELU of the product
     const float* bias;     // [n_out] or null
     const float* values;   // [nnz, b, b] in slot order
     int64_t tokens, n_in, n_out, block, n_rows;  // n_rows = n_out / block
@@ -43,6 +45,8 @@ struct DotGroup {
 struct Gradient {
     const void* resident;  // [T, n_resident]: x or dy, the narrower
     const void* streamed;  // [T, n_streamed]
+    const void* dy;        // [T, n_out], one of the two
+    int64_t n_out;
     int64_t n_resident, n_streamed, block;
     bool half;
     const int32_t* ptr;    // [n_streamed / block + 1] into slots
@@ -60,7 +64,8 @@ struct Level {
     int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most
     int64_t (*gradient_panel)(int64_t block);
     void (*product)(const Product&);                              // draws jobs until none is left
-    void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums);
+    // Tokens [first, last) of a gradient, added to `sums`; dy's sum over them to bias [n_out] unless that is null.
+    void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums, float* bias);
 };
 
 // A workspace that a thread keeps: at least `bytes`, aligned to pages, contents undefined.

@@ -36,19 +36,19 @@ static void product_of(const Product& job) {
 }
 
 template <class T>
-static void gradient_of(const Gradient& job, int64_t first, int64_t last, float* sums) {
+static void gradient_of(const Gradient& job, int64_t first, int64_t last, float* sums, float* bias) {
     switch (job.block) {
-        case 16: gradient_blocks<16, T>(job, first, last, sums); break;
-        case 8: gradient_blocks<8, T>(job, first, last, sums); break;
-        case 4: gradient_blocks<4, T>(job, first, last, sums); break;
-        default: gradient_dots<T>(job, first, last, sums);
+        case 16: gradient_blocks<16, T>(job, first, last, sums, bias); break;
+        case 8: gradient_blocks<8, T>(job, first, last, sums, bias); break;
+        case 4: gradient_blocks<4, T>(job, first, last, sums, bias); break;
+        default: gradient_dots<T>(job, first, last, sums, bias);
     }
 }
 
 static void product(const Product& job) { job.half ? product_of<bf16>(job) : product_of<float>(job); }
 
-static void gradient(const Gradient& job, int64_t first, int64_t last, float* sums) {
-    job.half ? gradient_of<bf16>(job, first, last, sums) : gradient_of<float>(job, first, last, sums);
+static void gradient(const Gradient& job, int64_t first, int64_t last, float* sums, float* bias) {
+    job.half ? gradient_of<bf16>(job, first, last, sums, bias) : gradient_of<float>(job, first, last, sums, bias);
 }
 
 extern const Level level;

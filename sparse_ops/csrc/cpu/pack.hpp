@@ -1,6 +1,6 @@
 // Panels: a few tokens of an activation, rearranged so that the inner loops read one vector after the other.
 #pragma once
-#include "vec.hpp"
+#include "gelu.hpp"
 
 namespace SPARSE_OPS_LEVEL {
 
@@ -37,19 +37,30 @@ constexpr int kLine = 16;
 template <class T>
 constexpr bool kStreams = W == kLine && std::is_same<T, float>::value;
 
-// Ask for the lines that will be written for tokens [first, last): a store that misses holds up all after it.
+// Where results go: y [tokens][stride], and with `gelu` the GELU of them, its derivative going to `slope` unless null.
 template <class T>
-INLINE void claim_lines(T* y, int64_t stride, int64_t first, int64_t last) {
-    if (kStreams<T>) return;
-    for (int64_t t = first; t < last; ++t) __builtin_prefetch(y + t * stride, 1, 3);
-}
+struct Target {
+    T* y = nullptr;
+    T* slope = nullptr;
+    int64_t stride = 0;
+    bool gelu = false;
 
-// W tokens of W features of in [features][panel], to y [tokens][stride].
+    Target at(int64_t token, int64_t feature) const {
+        int64_t offset = token * stride + feature;
+        return {y + offset, slope ? slope + offset : nullptr, stride, gelu};
+    }
+    // Ask for the lines that will be written for tokens [first, last): a store that misses holds up all after it.
+    void claim(int64_t first, int64_t last) const {
+        if (kStreams<T>) return;
+        for (int64_t t = first; t < last; ++t) {
+            __builtin_prefetch(y + t * stride, 1, 3);
+            if (slope) __builtin_prefetch(slope + t * stride, 1, 3);
+        }
+    }
+};
+
 template <class T>
-INLINE void write_tile(const float* in, int64_t panel, int64_t token, int64_t feature, T* y, int64_t stride) {
-    V a[W];
-    load_transposed<1>(in + feature * panel + token, panel, a);
-    T* row = y + token * stride + feature;
+INLINE void write_rows(T* row, int64_t stride, const V (&a)[W]) {
     if (kStreams<T> && ((uintptr_t)row | (stride * sizeof(T))) % 64 == 0) {
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) stream(row + i * stride, a[i]);
@@ -59,26 +70,49 @@ INLINE void write_tile(const float* in, int64_t panel, int64_t token, int64_t fe
     }
 }
 
-// Results on their way to memory: in [features][panel] of `tokens` tokens, for y's columns [0, features).
+INLINE void gelu_all(V (&a)[W], V (&slope)[W]) {
+    for (int i = 0; i < W; ++i) gelu(a[i], a[i], slope[i]);
+}
+
+// W tokens of W features of in [features][panel].
+template <class T>
+INLINE void write_tile(const float* in, int64_t panel, const Target<T>& to) {
+    V a[W];
+    load_transposed<1>(in, panel, a);
+    if (to.gelu) {
+        V slope[W];
+        gelu_all(a, slope);
+        if (to.slope) write_rows(to.slope, to.stride, slope);
+    }
+    write_rows(to.y, to.stride, a);
+}
+
+// Results on their way to memory: in [features][panel] of `tokens` tokens, for the target's columns [0, features).
 template <class T>
 struct Results {
     const float* in = nullptr;
-    T* y = nullptr;
-    int64_t panel = 0, tokens = 0, stride = 0, features = 0;
+    Target<T> to;
+    int64_t panel = 0, tokens = 0, features = 0;
 
     bool whole_lines() const { return tokens == panel && features == kLine; }
     void all() const {
         for (int64_t t = 0; t < tokens; t += W)
             for (int64_t f = 0; f < features; f += W) {
-                if (t + W <= tokens && f + W <= features) {
-                    write_tile(in, panel, t, f, y, stride);
-                    continue;
-                }
-                V a[W];
-                load_transposed<1>(in + f * panel + t, panel, a);
-                int width = (int)smaller(features - f, W);
-                for (int64_t i = 0; i < W && t + i < tokens; ++i) store_some(y + (t + i) * stride + f, a[i], width);
+                const float* tile = in + f * panel + t;
+                if (t + W <= tokens && f + W <= features)
+                    write_tile(tile, panel, to.at(t, f));
+                else
+                    some(tile, to.at(t, f), smaller(W, tokens - t), (int)smaller(W, features - f));
             }
+    }
+    void some(const float* tile, const Target<T>& at, int64_t rows, int width) const {
+        V a[W], slope[W];
+        load_transposed<1>(tile, panel, a);
+        if (to.gelu) gelu_all(a, slope);
+        for (int64_t i = 0; i < rows; ++i) {
+            store_some(at.y + i * at.stride, a[i], width);
+            if (at.slope) store_some(at.slope + i * at.stride, slope[i], width);
+        }
     }
 };
 

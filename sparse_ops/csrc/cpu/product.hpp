@@ -122,48 +122,47 @@ INLINE void run_pass(const Pass& pass, int64_t row, int64_t o, int64_t n, const 
 
 // Tiles [FIRST, LAST) of a group's results, where everything but the addresses is known when this is compiled.
 template <int FIRST, int LAST, int P, class T>
-INLINE void write_tiles(const float* done, T* to, int64_t stride) {
+INLINE void write_tiles(const float* done, const Target<T>& to) {
     if constexpr (FIRST < LAST) {
-        constexpr int ACROSS = kLine / W;
-        write_tile(done, P, FIRST / ACROSS * W, FIRST % ACROSS * W, to, stride);
-        write_tiles<FIRST + 1, LAST, P>(done, to, stride);
+        constexpr int ACROSS = kLine / W, TOKEN = FIRST / ACROSS * W, FEATURE = FIRST % ACROSS * W;
+        write_tile(done + FEATURE * P + TOKEN, P, to.at(TOKEN, FEATURE));
+        write_tiles<FIRST + 1, LAST, P>(done, to);
     }
 }
 
 // Passes [N, kLine / R) over the kLine outputs of a group and a whole panel, while the results of the group before are
 // written in as many parts: no branch between the passes depends on data.
 template <int B, int NV, bool TR, int N, class T>
-INLINE void whole_group(const Pass& pass, int64_t row, const float* sums, float* out, T* y, const float* done, T* to,
-                        Ahead& ahead, int64_t lines) {
+INLINE void whole_group(const Pass& pass, int64_t row, const float* sums, float* out, const Target<T>& next,
+                        const float* done, const Target<T>& to, Ahead& ahead, int64_t lines) {
     constexpr int P = NV * W, R = kOutputs<B>, PASSES = kLine / R, TILES = kLine / W * NV;
     constexpr int A_PASS = (TILES + PASSES - 1) / PASSES, FIRST = N * A_PASS, LAST = FIRST + A_PASS;
     if constexpr (N < PASSES) {
         ahead.some(lines);
-        claim_lines(y, pass.job.n_out, P * N / PASSES, P * (N + 1) / PASSES);
-        write_tiles<FIRST, LAST < TILES ? LAST : TILES, P>(done, to, pass.job.n_out);
+        next.claim(P * N / PASSES, P * (N + 1) / PASSES);
+        write_tiles<FIRST, LAST < TILES ? LAST : TILES, P>(done, to);
         run_pass<B, NV, TR, P>(pass, row, N * R, R, sums, out);
-        whole_group<B, NV, TR, N + 1>(pass, row, sums, out, y, done, to, ahead, lines);
+        whole_group<B, NV, TR, N + 1>(pass, row, sums, out, next, done, to, ahead, lines);
     }
 }
 
 // The last chunk of a panel: results go to memory.
 template <int B, int NV, bool TR, class T>
 static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t last_row, const float* sums, float* stage,
-                       T* y, Ahead ahead, int64_t lines) {
+                       const Target<T>& to, Ahead ahead, int64_t lines) {
     constexpr int P = kVectors<B> * W, R = kOutputs<B>, PASSES = kLine / R;
-    int64_t n_out = pass.job.n_out;
     Results<T> done;
     for (int turn = 0; row < last_row; turn = 1 - turn) {
         float* out = stage + turn * (kLine * P);
         int64_t last = smaller(row + kLine / B, last_row);
-        Results<T> next = {out, y + row * B, P, tokens, n_out, (last - row) * B};
+        Results<T> next = {out, to.at(0, row * B), P, tokens, (last - row) * B};
         const float* from = sums ? sums + row * (B * P) : nullptr;
         if (NV * W == P && next.whole_lines() && done.whole_lines()) {
-            whole_group<B, NV, TR, 0>(pass, row, from, out, next.y, done.in, done.y, ahead, lines);
+            whole_group<B, NV, TR, 0>(pass, row, from, out, next.to, done.in, done.to, ahead, lines);
         } else {
             for (int64_t o = 0, n = 0; o < next.features; o += R, ++n) {
                 ahead.some(lines);
-                claim_lines(next.y, n_out, tokens * n / PASSES, tokens * (n + 1) / PASSES);
+                next.to.claim(tokens * n / PASSES, tokens * (n + 1) / PASSES);
                 run_pass<B, NV, TR, P>(pass, row, o, next.features - o, from, out);
             }
             done.all();
@@ -174,9 +173,9 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
     done.all();
 }
 
-// Block rows [row, last_row) of one panel: x and y at its first token; `panel` holds a chunk, `sums` all outputs.
+// Block rows [row, last_row) of one panel: x and `to` at its first token; `panel` holds a chunk, `sums` all outputs.
 template <int B, int NV, bool TR, class T>
-static void product_panel(const Product& job, const T* x, T* y, int64_t tokens, int64_t row, int64_t last_row,
+static void product_panel(const Product& job, const T* x, const Target<T>& to, int64_t tokens, int64_t row, int64_t last_row,
                           Ahead ahead, bool packed, float* panel, float* sums, float* stage) {
     constexpr int P = kVectors<B> * W, R = kOutputs<B>;
     int64_t passes = (last_row - row) * B / R + 1, lines = ahead.lines() / (passes * job.n_chunks) + 1;
@@ -184,7 +183,7 @@ static void product_panel(const Product& job, const T* x, T* y, int64_t tokens, 
         if (!packed) pack<1>(x, job.n_in, c * job.chunk, smaller((c + 1) * job.chunk, job.n_in), tokens, P, panel);
         Pass pass{job, c, panel};
         if (c + 1 == job.n_chunks) {
-            last_chunk<B, NV, TR, T>(pass, tokens, row, last_row, c > 0 ? sums : nullptr, stage, y, ahead, lines);
+            last_chunk<B, NV, TR, T>(pass, tokens, row, last_row, c > 0 ? sums : nullptr, stage, to, ahead, lines);
             return;
         }
         for (int64_t r = row; r < last_row; r += kLine / B) {
@@ -203,6 +202,7 @@ static void product_blocks(const Product& job) {
     int64_t chunk = round_up(job.chunk, W), n_sums = job.n_chunks > 1 ? job.n_out : 0;
     float* stage = (float*)thread_workspace((chunk + n_sums + 2 * kLine) * P * sizeof(float));
     float *panel = stage + 2 * kLine * P, *sums = panel + chunk * P;
+    const Target<T> all = {(T*)job.y, (T*)job.slope, job.n_out, job.gelu};
     int64_t panels = (job.tokens + P - 1) / P, jobs = panels * job.n_groups, last_panel = -1;
     int64_t mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
     while (mine < jobs) {
@@ -212,11 +212,9 @@ static void product_blocks(const Product& job) {
         int64_t ahead_first = mine < jobs ? mine / job.n_groups * P : job.tokens;
         Ahead ahead;
         ahead.set((const T*)job.x, job.n_in, ahead_first, smaller(ahead_first + P, job.tokens));
-        auto run = tokens > 2 * W   ? product_panel<B, NV, TR, T>
-                   : tokens > W     ? product_panel<B, 2, TR, T>
-                                    : product_panel<B, 1, TR, T>;
+        auto run = tokens > W ? product_panel<B, NV, TR, T> : product_panel<B, 1, TR, T>;
         bool packed = job.n_chunks == 1 && index == last_panel;
-        run(job, (const T*)job.x + first * job.n_in, (T*)job.y + first * job.n_out, tokens, job.groups[group],
+        run(job, (const T*)job.x + first * job.n_in, all.at(first, 0), tokens, job.groups[group],
             job.groups[group + 1], ahead, packed, panel, sums, stage);
         last_panel = index;
     }
