@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -45,20 +46,40 @@ class Unit(NamedTuple):
     flags: tuple[str, ...]
 
 
+_WIDE = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+
+
+class Level(NamedTuple):
+    """An instruction level: lanes of a float vector, compiler flags, what the processor's list of features must have."""
+
+    name: str
+    lanes: int
+    flags: tuple[str, ...]
+    features: tuple[str, ...]
+
+
+LEVELS = (
+    # -O2: a vector of four leaves so many of them that -O3 takes twice as long to compile, for little.
+    Level("portable", 4, ("-O2",), ()),
+    Level("avx2", 8, ("-mavx2", "-mfma"), ("avx2", "fma")),
+    Level("avx512", 16, _WIDE, ("avx512f", "avx512bw", "avx512dq", "avx512vl")),
+    Level("avx512_bf16", 16, ("-DSPARSE_OPS_PAIRS", "-mavx512bf16", *_WIDE), ("avx512_bf16",)),
+)
+
+
 def units() -> list[Unit]:
-    """What the library is made of. The kernels are compiled once per instruction level, each in its own namespace."""
-    levels: list[tuple[str, int, tuple[str, ...]]] = [("portable", 4, ())]
-    common: tuple[str, ...] = ()
+    """What the library is made of: the kernels once per level that this processor has, each in its own namespace."""
+    levels = LEVELS[:1]
     if _X86:
-        common = ("-DSPARSE_OPS_X86",)
-        wide = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
-        levels.insert(0, ("avx2", 8, ("-mavx2", "-mfma")))
-        levels.insert(0, ("avx512", 16, ("-mavx2", "-mfma", *wide)))
+        found = set(cpu_features().split())
+        known = {"sse2"} <= found  # else there is no list here, and the library finds out when it is loaded
+        levels = tuple(itertools.takewhile(lambda level: not known or found >= set(level.features), LEVELS))
     made = [
-        Unit(name, "level.cpp", (f"-DSPARSE_OPS_LEVEL={name}", f"-DSPARSE_OPS_LANES={lanes}", *flags))
-        for name, lanes, flags in levels
+        Unit(x.name, "level.cpp", (f"-DSPARSE_OPS_LEVEL={x.name}", f"-DSPARSE_OPS_LANES={x.lanes}", *x.flags))
+        for x in reversed(levels)  # the slowest to compile first
     ]
-    return [*made, Unit("api", "api.cpp", common), Unit("plan", "plan.cpp", common)]
+    count = (f"-DSPARSE_OPS_LEVELS={len(levels)}",)
+    return [*made, Unit("api", "api.cpp", count), Unit("plan", "plan.cpp", ())]
 
 
 def find_compiler() -> list[str]:

@@ -139,8 +139,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.kernel, ctx.has_bias = kernel, bias is not None
 
 
-def _backward(ctx: Any, dy: Tensor, _: Any = None) -> tuple[Any, ...]:
+def _backward(ctx: Any, dy: Tensor | None, _: Any = None) -> tuple[Any, ...]:
     slope, x, values, *index = ctx.saved_tensors
+    rest = (None,) if slope is None else (None, None)
+    if dy is None:  # nobody wants the gradient of a result that has a slope
+        return (None, None, None, _OPERATORS.index_gradient(len(index)), *rest)
     needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
     dy = dy.contiguous() if slope is None else dy * slope
     for observer in _observers:
@@ -152,7 +155,6 @@ def _backward(ctx: Any, dy: Tensor, _: Any = None) -> tuple[Any, ...]:
         dw, db = _OPERATORS.grad_values(x, dy, index, values.shape[-1], ctx.kernel, needs_bias)
     elif needs_bias:
         db = dy.sum(0)
-    rest = (None,) if slope is None else (None, None)
     return (dx, dw, db if needs_bias else None, _OPERATORS.index_gradient(len(index)), *rest)
 
 
@@ -228,6 +230,4 @@ def _register() -> _Operators:
 if hasattr(torch.library, "custom_op"):
     _OPERATORS = _register()
 else:
-    _OPERATORS = _Operators(
-        _BlockLinear.apply, _BlockLinearGelu.apply, _grad_input, _grad_values, lambda length: None
-    )
+    _OPERATORS = _Operators(_BlockLinear.apply, _BlockLinearGelu.apply, _grad_input, _grad_values, lambda length: None)

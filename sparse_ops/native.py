@@ -6,7 +6,7 @@ bfloat16 with sums in float32. Inputs need not be contiguous (a copy is made the
 Determinism: equal inputs give bit-equal results for a given thread count and instruction level. `forward` and
 `grad_input` are also equal across thread counts; `grad_values` is not, since each thread sums its own tokens.
 
-Environment: SPARSE_OPS_LEVEL (avx512 | avx2 | portable) forces a lower instruction level; the default is the best that
+Environment: SPARSE_OPS_LEVEL (avx512_bf16 | avx512 | avx2 | portable) forces a lower instruction level; the default is the best that
 the processor has. Threads are torch's own (its OpenMP runtime, torch.get_num_threads() of them).
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex
 
 NAME = "native"
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # the last: AVX-512, and AVX512_BF16 for bfloat16 products
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -185,7 +185,9 @@ def _library() -> Any:
 def _declare(library: Any) -> Any:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     tail = [number, number, pointer]
-    library.sparse_ops_product.argtypes = [pointer] * 3 + [number] + [pointer] * 2 + [size] * 4 + [number] * 2 + [pointer] * 3 + tail
+    library.sparse_ops_product.argtypes = (
+        [pointer] * 3 + [number] + [pointer] * 2 + [size] * 4 + [number] * 2 + [pointer] * 3 + tail
+    )
     library.sparse_ops_gradient.argtypes = [pointer] * 4 + [size] * 4 + [number] + [pointer] * 6 + tail
     return library
 

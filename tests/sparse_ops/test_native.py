@@ -6,16 +6,14 @@ from typing import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from native_cases import DTYPES, TOKENS, Case, patterns
 
 from sparse_ops import native
 from sparse_ops.functional import block_linear
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
-
-DTYPES = (torch.float32, torch.bfloat16)
-TOKENS = (1, 7, 129)
 
 
 def _levels() -> tuple[str, ...]:
@@ -36,83 +34,15 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def _shuffled(pattern: BlockPattern, generator: torch.Generator) -> BlockPattern:
-    order = torch.randperm(pattern.nnz, generator=generator)
-    return BlockPattern(pattern.shape, pattern.block_size, pattern.rows[order], pattern.cols[order], pattern.segments)
-
-
-def _patterns(b: int, generator: torch.Generator) -> list[BlockPattern]:
-    """Sparse with shuffled slots; empty block rows and columns; one block; full; wider than a chunk of 1x1 blocks."""
-    sparse = BlockPattern.random((9 * b, 7 * b), b, 0.6, generator)
-    rows, cols = torch.tensor([1, 1, 5], dtype=torch.int32), torch.tensor([6, 2, 2], dtype=torch.int32)
-    one = torch.tensor([2], dtype=torch.int32)
-    return [
-        _shuffled(sparse, generator),
-        BlockPattern((8 * b, 9 * b), b, rows, cols),
-        BlockPattern((3 * b, 4 * b), b, one, one + 1),
-        _shuffled(BlockPattern.random((3 * b, 5 * b), b, 0.0, generator), generator),
-        _shuffled(BlockPattern.random((112, 272), b, 0.8, generator), generator),
-        _shuffled(BlockPattern.random((272, 80), b, 0.8, generator), generator),
-    ]
-
-
-class _Case:
-    """One problem, its float64 results, and the sums of absolute products that bound the rounding of any order."""
-
-    def __init__(self, pattern: BlockPattern, tokens: int, dtype: torch.dtype, generator: torch.Generator) -> None:
-        (out, inp), b = pattern.shape, pattern.block_size
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(dtype)
-
-        self.index, self.block, self.dtype, self.tokens = pattern.index(), b, dtype, tokens
-        self.x, self.dy, self.values = normal(tokens, inp), normal(tokens, out), normal(pattern.nnz, b, b)
-        self.bias = normal(out)
-        self.rows, self.cols = pattern.rows.long(), pattern.cols.long()
-        x, dy, bias = self.x.double(), self.dy.double(), self.bias.double()
-        dense = torch.zeros(out // b, inp // b, b, b, dtype=torch.float64)
-        dense[self.rows, self.cols] = self.values.double()
-        w = dense.transpose(1, 2).reshape(out, inp)
-        self.exact = (x @ w.t() + bias, dy @ w, self.at_blocks(dy.t() @ x), dy.sum(0))
-        self.size = (x.abs() @ w.abs().t() + bias.abs(), dy.abs() @ w.abs(), self.at_blocks(dy.abs().t() @ x.abs()))
-        self.size += (dy.abs().sum(0),)
-        self.terms = (inp + 1, out, tokens, tokens)
-
-    def at_blocks(self, gradient: Tensor) -> Tensor:
-        b = self.block
-        blocks = gradient.reshape(gradient.shape[0] // b, b, gradient.shape[1] // b, b).transpose(1, 2)
-        return blocks[self.rows, self.cols]
-
-    def results(self) -> tuple[Tensor, ...]:
-        return (
-            native.forward(self.x, self.values, self.index, self.bias),
-            native.grad_input(self.dy, self.values, self.index),
-            *native.grad_values(self.x, self.dy, self.index, self.block, with_bias=True),
-        )
-
-    def check(self, results: tuple[Tensor, ...]) -> None:
-        """|error| <= gamma_n sum |a b|, gamma_n = n u / (1 - n u) (Higham 2002, 3.1), and half a unit for the store."""
-        for name, got, exact, size, n in zip(
-            ("forward", "grad_input", "grad_values", "grad_bias"), results, self.exact, self.size, self.terms
-        ):
-            assert got.dtype == self.dtype, name
-            assert got.shape == exact.shape, name
-            unit = 2.0**-24
-            bound = n * unit / (1 - n * unit) * size
-            if self.dtype == torch.bfloat16:
-                bound = bound + (exact.abs() + bound) * 2.0**-8
-            excess = (got.double() - exact).abs() - bound
-            assert bool((excess <= 0).all()), f"{name}: error exceeds its bound by {float(excess.max()):.3g}"
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("b", BLOCK_SIZES)
 def test_every_product_matches_float64(b: int, dtype: torch.dtype, level: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for pattern in _patterns(b, generator):
+    for pattern in patterns(b, generator):
         for tokens in TOKENS:
-            case = _Case(pattern, tokens, dtype, generator)
+            case = Case(pattern, tokens, dtype, generator)
             case.check(case.results())
+            case.check_gelu(*case.gelu())
 
 
 @pytest.mark.parametrize("b", BLOCK_SIZES)
@@ -120,7 +50,7 @@ def test_threads_and_repetition(b: int, threads: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     uneven = torch.cat([torch.zeros(12, dtype=torch.int64), torch.arange(1, 13)])  # row 0 holds half of them
     cols = torch.cat([torch.arange(12), torch.arange(12)])
-    case = _Case(BlockPattern((13 * b, 12 * b), b, uneven.int(), cols.int()), 700, torch.float32, generator)
+    case = Case(BlockPattern((13 * b, 12 * b), b, uneven.int(), cols.int()), 700, torch.float32, generator)
     first = case.results()
     case.check(first)
     for _ in range(3):
@@ -137,7 +67,7 @@ def test_without_a_shared_openmp_runtime(seed: int, monkeypatch: pytest.MonkeyPa
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     generator = torch.Generator().manual_seed(seed)
-    case = _Case(BlockPattern.random((64, 48), 8, 0.5, generator), 300, torch.float32, generator)
+    case = Case(BlockPattern.random((64, 48), 8, 0.5, generator), 300, torch.float32, generator)
     case.check(case.results())
     torch.set_num_threads(before)
 
@@ -145,14 +75,14 @@ def test_without_a_shared_openmp_runtime(seed: int, monkeypatch: pytest.MonkeyPa
 def test_no_tokens_and_no_blocks() -> None:
     empty = torch.zeros(0, dtype=torch.int32)
     for b in BLOCK_SIZES:
-        case = _Case(BlockPattern((2 * b, 3 * b), b, empty, empty), 5, torch.float32, torch.Generator().manual_seed(1))
+        case = Case(BlockPattern((2 * b, 3 * b), b, empty, empty), 5, torch.float32, torch.Generator().manual_seed(1))
         y, dx, dw, db = case.results()
         assert torch.equal(y, case.bias.expand(5, -1))
         assert not dx.any()
         assert dw.shape == (0, b, b)
         torch.testing.assert_close(db, case.dy.sum(0))
         full = BlockPattern.random((2 * b, 3 * b), b, 0.0, torch.Generator())
-        case = _Case(full, 0, torch.float32, torch.Generator())
+        case = Case(full, 0, torch.float32, torch.Generator())
         y, dx, dw, db = case.results()
         assert y.shape == (0, 2 * b)
         assert dx.shape == (0, 3 * b)
@@ -163,7 +93,7 @@ def test_no_tokens_and_no_blocks() -> None:
 @pytest.mark.parametrize("b", BLOCK_SIZES)
 def test_inputs_that_are_not_contiguous(b: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    case = _Case(BlockPattern.random((4 * b, 6 * b), b, 0.5, generator), 21, torch.float32, generator)
+    case = Case(BlockPattern.random((4 * b, 6 * b), b, 0.5, generator), 21, torch.float32, generator)
     case.x, case.dy = case.x.t().contiguous().t(), case.dy.repeat_interleave(2, 1)[:, ::2]
     case.values = case.values.transpose(0, 2).contiguous().transpose(0, 2)
     case.bias = case.bias.repeat_interleave(3)[::3]
@@ -177,7 +107,7 @@ def test_special_values_stay_where_they_belong() -> None:
     for b in BLOCK_SIZES:
         pattern = BlockPattern.random((16, 32), b, 0.0, generator)
         for dtype in DTYPES:
-            case = _Case(pattern, 20, dtype, generator)
+            case = Case(pattern, 20, dtype, generator)
             x = case.x.clone()
             x[3, 5] = float("nan")
             y = native.forward(x, case.values, case.index, case.bias)
@@ -185,6 +115,21 @@ def test_special_values_stay_where_they_belong() -> None:
             assert bool(y[3].isnan().all())
             assert torch.equal(y[4:], clean[4:])
             assert torch.equal(y[:3], clean[:3])
+
+
+def test_gelu_far_out_and_without_its_slope() -> None:
+    """x itself, or zero, where the distribution function is one or zero; a NaN stays one; y does not depend on the slope."""
+    pattern = BlockPattern((4, 4), 4, torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+    x = torch.tensor([[0.0, 30.0, -30.0, 1e20], [float("nan")] * 4])
+    args = (x, torch.eye(4)[None], pattern.index())
+    y, slope = native.forward_gelu(x[:1], *args[1:], None, True)
+    assert y[0, [0, 1, 3]].tolist() == x[0, [0, 1, 3]].tolist()
+    assert abs(y[0, 2]) < 1e-30
+    torch.testing.assert_close(slope[0], torch.tensor([0.5, 1.0, 0.0, 1.0]), rtol=0, atol=1e-6)
+    assert native.forward_gelu(x[1:], *args[1:], None, True)[0].isnan().all()
+    alone, nothing = native.forward_gelu(x[:1], *args[1:], None, False)
+    assert torch.equal(alone, y)
+    assert nothing.numel() == 0
 
 
 def test_refusals() -> None:
@@ -223,8 +168,13 @@ def test_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("b", BLOCK_SIZES)
 def test_autograd_through_the_native_kernel(b: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    case = _Case(BlockPattern.random((4 * b, 6 * b), b, 0.5, generator), 17, torch.float32, generator)
+    case = Case(BlockPattern.random((4 * b, 6 * b), b, 0.5, generator), 17, torch.float32, generator)
     leaves = [t.requires_grad_() for t in (case.x, case.values, case.bias)]
     y = block_linear(case.x, case.values, case.index, case.bias, kernel="native")
     dx, dw, db = torch.autograd.grad(y, leaves, case.dy)
     case.check((y.detach(), dx, dw, db))
+    activated = block_linear(case.x, case.values, case.index, case.bias, kernel="native", gelu=True)
+    expected = torch.autograd.grad(F.gelu(block_linear(case.x, case.values, case.index, case.bias)), leaves, case.dy)
+    # Slopes differ by 1e-6 at most, sums have at most 24 terms of size 1 to 10.
+    for got, wanted in zip(torch.autograd.grad(activated, leaves, case.dy), expected):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparse_ops import BlockPattern, BlockSparseLinear, block_linear, reference
+from sparse_ops.functional import observe_gradients
 
 CASES = [  # shape, block size, sparsity, segments
     ((48, 32), 1, 0.9, 1),
@@ -82,6 +83,35 @@ def test_gradcheck_and_opcheck(seed, case):
     assert torch.autograd.gradcheck(lambda x, v, b: block_linear(x, v, layer.index, b), inputs)
     operator = torch.ops.sparse_ops.block_linear.default
     torch.library.opcheck(operator, (*inputs, list(layer.index), "torch"))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_gradcheck_and_opcheck_with_gelu(seed, case):
+    layer, x, dy = make(seed, *case, tokens=3)
+    inputs = (x.requires_grad_(), layer.values, layer.bias)
+    dense = torch.nn.functional.gelu(x @ layer.to_dense().t() + layer.bias)
+    torch.testing.assert_close(layer(x, gelu=True), dense, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x, v, b: block_linear(x, v, layer.index, b, gelu=True), inputs)
+    operator = torch.ops.sparse_ops.block_linear_gelu.default
+    torch.library.opcheck(operator, (*inputs, list(layer.index), "torch", True))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, gelu=True), dense, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gradients_can_be_observed_where_the_product_ends(seed, gelu):
+    layer, x, dy = make(seed, (32, 64), 8, 0.5, 1)
+    seen = []
+    with observe_gradients(lambda *what: seen.append(what)):
+        layer(x, gelu=gelu).backward(dy)
+    layer(x, gelu=gelu).backward(dy)  # no longer
+    [(index, seen_x, seen_dy)] = seen
+    assert index.rows.data_ptr() == layer.rows.data_ptr()
+    assert torch.equal(seen_x, x)
+    before = (x @ layer.to_dense().t() + layer.bias).requires_grad_()
+    after = torch.nn.functional.gelu(before) if gelu else before.clone()
+    (expected,) = torch.autograd.grad(after, before, dy)
+    torch.testing.assert_close(seen_dy, expected, rtol=0, atol=1e-12)
 
 
 def test_no_gradient_is_computed_that_nobody_wants(seed):

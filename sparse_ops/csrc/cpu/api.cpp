@@ -13,10 +13,9 @@
 #define EXPORT __attribute__((visibility("default")))
 
 namespace portable { extern const Level level; }
-#ifdef SPARSE_OPS_X86
 namespace avx2 { extern const Level level; }
 namespace avx512 { extern const Level level; }
-#endif
+namespace avx512_bf16 { extern const Level level; }
 
 namespace {
 
@@ -46,11 +45,21 @@ struct Workspace {  // mapped by hand: whole pages of 2 MB where the system has 
 };
 
 const Level& level_of(int number) {
-#ifdef SPARSE_OPS_X86
-    if (number == 2) return avx512::level;
-    if (number == 1) return avx2::level;
+#if SPARSE_OPS_LEVELS > 2
+    if (number >= 2) return avx512::level;
+#endif
+#if SPARSE_OPS_LEVELS > 1
+    if (number >= 1) return avx2::level;
 #endif
     return portable::level;
+}
+
+// The level of a product: with pairs of bfloat16 numbers where the processor multiplies those.
+const Level& product_level(int number, bool half, int64_t block) {
+#if SPARSE_OPS_LEVELS > 3
+    if (number == 3 && half && block > 1) return avx512_bf16::level;
+#endif
+    return level_of(number);
 }
 
 // GOMP_parallel of the OpenMP runtime that torch runs on, so that these threads are torch's own; null: start threads.
@@ -122,16 +131,20 @@ char* thread_workspace(size_t bytes) {
 
 extern "C" {
 
-// 2: AVX-512, 1: AVX2, 0: portable; the best this processor and its operating system run.
+// 3: AVX-512 with AVX512_BF16, 2: AVX-512, 1: AVX2, 0: portable; the best of those compiled (SPARSE_OPS_LEVELS of them)
+// that this processor and its operating system run.
 EXPORT int sparse_ops_best_level() {
-#ifdef SPARSE_OPS_X86
+    int best = 0;
+#if SPARSE_OPS_LEVELS > 1
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        best = 1;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+            best = __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+    }
 #endif
-    return 0;
+    return best < SPARSE_OPS_LEVELS ? best : SPARSE_OPS_LEVELS - 1;
 }
 
 // y[tokens, n_out] = x[tokens, n_in] W^T + bias, or with `gelu` its GELU, whose derivative goes to slope[tokens, n_out] unless
@@ -141,15 +154,22 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
                        int64_t n_in, int64_t n_out, int64_t block, int transposed, int half, const int32_t* ptr, const int32_t* slots,
                        const int32_t* other, int level_number, int threads, Parallel parallel) try {
     if (tokens == 0) return 0;
-    const Level& level = level_of(level_number);
+    const Level& level = product_level(level_number, half, block);
     Side side{n_out / block, ptr, slots, other};
     static thread_local Workspace converted;
     const float* weights = (const float*)values;
-    if (half) {
+    if (half && (level.pairs == 1 || transposed)) {
+        const uint16_t* from = (const uint16_t*)values;
         int64_t n = side.nnz() * block * block;
-        float* w = (float*)converted.get((n + 16) * sizeof(float));
-        for (int64_t i = 0; i < n; ++i) w[i] = from_half(((const uint16_t*)values)[i]);
-        weights = w;
+        char* to = converted.get((n + 16) * sizeof(float));
+        weights = (const float*)to;
+        if (level.pairs == 1)
+            for (int64_t i = 0; i < n; ++i) ((float*)to)[i] = from_half(from[i]);
+        else  // rows 2i and 2i + 1 of every block side by side
+            for (int64_t row = 0; row < side.nnz() * block; row += 2)
+                for (int64_t o = 0; o < block; ++o)
+                    for (int64_t k = 0; k < 2; ++k)
+                        ((uint16_t*)to)[row * block + 2 * o + k] = from[(row + k) * block + o];
     }
     int64_t panel = level.product_panel(block), panels = (tokens + panel - 1) / panel;
     int64_t n_chunks = (n_in + level.product_chunk(block) - 1) / level.product_chunk(block);
@@ -160,7 +180,7 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
     auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
         for_each_part(parallel, block == 1 ? threads : 1, parts, work);
     };
-    BlockOrder order(side, block, n_chunks, chunk, panel, block == 1 ? weights : nullptr, n_groups, for_each);
+    BlockOrder order(side, block, n_chunks, chunk, panel, level.pairs, block == 1 ? weights : nullptr, n_groups, for_each);
     int64_t next = 0;
     Product job{};
     job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.bias = bias, job.values = weights;

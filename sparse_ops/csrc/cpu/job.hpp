@@ -19,7 +19,9 @@ struct Product {
     void* slope;           // with gelu: its derivative, as y; or null
     bool gelu;             // y is the GELU of the product
     const float* bias;     // [n_out] or null
-    const float* values;   // [nnz, b, b] in slot order
+    // [nnz, b, b] in slot order, float32; where a level takes pairs: bfloat16, and with `transposed` every block as
+    // [b / 2, b, 2], so that two inputs of an output lie side by side.
+    const float* values;
     int64_t tokens, n_in, n_out, block, n_rows;  // n_rows = n_out / block
     bool transposed;       // a block's values are read as their transpose
     bool half;             // x and y are bfloat16
@@ -60,6 +62,7 @@ struct Gradient {
 
 struct Level {
     int lanes;
+    int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has `product`
     int64_t (*product_panel)(int64_t block);  // tokens in a panel
     int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most
     int64_t (*gradient_panel)(int64_t block);

@@ -1,6 +1,8 @@
 // Compiled once per level, each time with other instruction flags and in a namespace of its own.
 // Nothing here may be shared with code of another level, so no standard library beyond compile-time types.
+#ifndef SPARSE_OPS_PAIRS
 #include "gradient.hpp"
+#endif
 #include "product.hpp"
 
 namespace SPARSE_OPS_LEVEL {
@@ -22,18 +24,28 @@ static int64_t product_chunk(int64_t block) {
     }
 }
 
-// All of a panel's inputs and the next panel's raw ones should stay in L2.
-static int64_t gradient_panel_tokens(int64_t block) { return block > 1 ? 48 : kDotVectors * W; }
-
 template <class T>
 static void product_of(const Product& job) {
     switch (job.block) {
         case 16: product_transposed<16, T>(job); break;
         case 8: product_transposed<8, T>(job); break;
         case 4: product_transposed<4, T>(job); break;
+#ifndef SPARSE_OPS_PAIRS
         default: product_blocks<1, false, T>(job);
+#endif
     }
 }
+
+extern const Level level;
+
+#ifdef SPARSE_OPS_PAIRS
+
+const Level level = {W, 2, product_panel_tokens, product_chunk, nullptr, product_of<bf16>, nullptr};
+
+#else
+
+// All of a panel's inputs and the next panel's raw ones should stay in L2.
+static int64_t gradient_panel_tokens(int64_t block) { return block > 1 ? 48 : kDotVectors * W; }
 
 template <class T>
 static void gradient_of(const Gradient& job, int64_t first, int64_t last, float* sums, float* bias) {
@@ -51,7 +63,8 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
     job.half ? gradient_of<bf16>(job, first, last, sums, bias) : gradient_of<float>(job, first, last, sums, bias);
 }
 
-extern const Level level;
-const Level level = {W, product_panel_tokens, product_chunk, gradient_panel_tokens, product, gradient};
+const Level level = {W, 1, product_panel_tokens, product_chunk, gradient_panel_tokens, product, gradient};
+
+#endif
 
 }  // namespace SPARSE_OPS_LEVEL

@@ -70,20 +70,25 @@ INLINE void write_rows(T* row, int64_t stride, const V (&a)[W]) {
     }
 }
 
-INLINE void gelu_all(V (&a)[W], V (&slope)[W]) {
+static __attribute__((noinline)) void gelu_all(V (&a)[W], V (&slope)[W]) {
     for (int i = 0; i < W; ++i) gelu(a[i], a[i], slope[i]);
+}
+
+template <class T>
+static __attribute__((noinline)) void write_gelu_tile(const float* in, int64_t panel, const Target<T>& to) {
+    V a[W], slope[W];
+    load_transposed<1>(in, panel, a);
+    gelu_all(a, slope);
+    write_rows(to.y, to.stride, a);
+    if (to.slope) write_rows(to.slope, to.stride, slope);
 }
 
 // W tokens of W features of in [features][panel].
 template <class T>
 INLINE void write_tile(const float* in, int64_t panel, const Target<T>& to) {
     V a[W];
+    if (to.gelu) return write_gelu_tile(in, panel, to);
     load_transposed<1>(in, panel, a);
-    if (to.gelu) {
-        V slope[W];
-        gelu_all(a, slope);
-        if (to.slope) write_rows(to.slope, to.stride, slope);
-    }
     write_rows(to.y, to.stride, a);
 }
 

@@ -8,7 +8,7 @@ constexpr int64_t kRows = 256;  // rows of a part
 
 }  // namespace
 
-BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel,
+BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, int pairs,
                        const float* values, int64_t n_groups, const ForEachPart& for_each_part)
     : entries(side.nnz() + 8), chunk_ptr((n_chunks + 1) * side.n_rows) {
     for_each_part((side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
@@ -19,7 +19,7 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
                 int32_t slot = side.slots[k];
                 int64_t feature = side.other[slot] * block;
                 for (; feature >= first + chunk; first += chunk) chunk_ptr[++c * side.n_rows + r] = k;
-                entries[k].source = (int32_t)((feature - first) * panel);
+                entries[k].source = (int32_t)((feature - first) / pairs * panel);
                 if (values)
                     entries[k].weight = values[slot];
                 else
@@ -48,7 +48,7 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
 }
 
 DotOrder::DotOrder(const Side& side, int64_t n_chunks, int64_t chunk, int64_t panel, const ForEachPart& for_each_part) {
-    const BlockOrder blocks(side, 1, n_chunks, chunk, panel, nullptr, 1, for_each_part);
+    const BlockOrder blocks(side, 1, n_chunks, chunk, panel, 1, nullptr, 1, for_each_part);
     int64_t n = side.n_rows, total = 0;
     std::vector<int64_t> first(n_chunks * n);  // group of a row in a chunk
     for (int64_t c = 0; c < n_chunks; ++c) {

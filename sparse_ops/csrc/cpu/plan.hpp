@@ -23,9 +23,9 @@ struct BlockOrder {
     std::vector<int32_t> chunk_ptr;  // [n_chunks + 1][n_rows]
     std::vector<int32_t> order;      // 1x1: every 16 rows by their number of blocks
     std::vector<int32_t> groups;     // rows in parts of about equal work
-    // chunk, panel: features and tokens packed at a time. values: of 1x1 blocks, else null.
-    BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, const float* values,
-               int64_t n_groups, const ForEachPart& for_each_part);
+    // chunk, panel: features and tokens packed at a time, pairs: features in a float. values: of 1x1 blocks, else null.
+    BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, int pairs,
+               const float* values, int64_t n_groups, const ForEachPart& for_each_part);
 };
 
 // dW of 1x1 blocks: a side's rows are the resident features.

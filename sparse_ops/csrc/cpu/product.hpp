@@ -17,6 +17,15 @@ constexpr int kVectors<1> = 4;
 template <>
 constexpr int kOutputs<1> = 2;  // rows
 
+// Inputs that a multiply-add takes: a pair of bfloat16 numbers is packed, moved and broadcast as one float.
+#ifdef SPARSE_OPS_PAIRS
+template <class T>
+constexpr int kPairs = std::is_same<T, bf16>::value ? 2 : 1;
+#else
+template <class T>
+constexpr int kPairs = 1;
+#endif
+
 // What one pass over blocks needs: a chunk's part of a product, for one panel.
 struct Pass {
     const Product& job;
@@ -38,10 +47,10 @@ INLINE void start_sums(V (&acc)[R][NV], const Product& job, int64_t output, cons
 }
 
 // Outputs [first, first + R) of one block row over NV vectors of tokens, to out [B][P]; sums: as `out`, or null.
-template <int B, int NV, bool TR, int P>
+template <int B, int NV, bool TR, int P, int PAIRS>
 static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, int first, const float* sums,
                                                 float* out) {
-    constexpr int R = kOutputs<B>, LINES = B * R / kLine;
+    constexpr int R = kOutputs<B>, K = B / PAIRS, LINES = (K * R + kLine - 1) / kLine;
     const Product& job = pass.job;
     V acc[R][NV];
     start_sums<R, NV, P>(acc, job, row * B + first, sums ? sums + first * P : nullptr);
@@ -50,22 +59,24 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
     const Entry* next = row + 1 < job.n_rows ? pass.begin(row + 1) : e;
     for (; e < end; ++e, ++next) {
         const float* x = pass.panel + e->source;
-        const float* w = job.values + (int64_t)e->slot * (B * B) + (TR ? first : first * B);
+        const float* w = job.values + (int64_t)e->slot * (K * B) + (TR ? first : first * K);
         pin(x), pin(w);
         next = next < job.end ? next : e;
-        const float* ask = job.values + (int64_t)next->slot * (B * B) + first * B;
+        const float* ask = job.values + (int64_t)next->slot * (K * B) + first * K;
 #pragma GCC unroll 8
         for (int line = 0; line < LINES; ++line) __builtin_prefetch(ask + line * kLine, 0, 3);
 #pragma GCC unroll 16
-        for (int i = 0; i < B; ++i) {
+        for (int i = 0; i < K; ++i) {
             V xv[NV];
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) xv[v] = load_pinned(x + i * P + v * W);
 #pragma GCC unroll 16
             for (int o = 0; o < R; ++o) {
-                V s = broadcast(TR ? w[i * B + o] : w[o * B + i]);
+                const float* at = w + (TR ? i * B + o : o * K + i);
+                V s = PAIRS == 2 ? broadcast_pair(at) : broadcast(*at);
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) multiply_add(acc[o][v], xv[v], s);
+                for (int v = 0; v < NV; ++v)
+                    PAIRS == 2 ? multiply_add_pairs(acc[o][v], xv[v], s) : multiply_add(acc[o][v], xv[v], s);
             }
         }
     }
@@ -108,11 +119,11 @@ static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_
 }
 
 // Outputs [o, o + kOutputs<B>), less where there are no more than `n`, of the rows that begin at `row`; sums and out at `row`.
-template <int B, int NV, bool TR, int P>
+template <int B, int NV, bool TR, int P, class T>
 INLINE void run_pass(const Pass& pass, int64_t row, int64_t o, int64_t n, const float* sums, float* out) {
     if constexpr (B > 1) {
         int64_t in_row = o / B * (B * P);
-        block_row<B, NV, TR, P>(pass, row + o / B, (int)(o % B), sums ? sums + in_row : nullptr, out + in_row);
+        block_row<B, NV, TR, P, kPairs<T>>(pass, row + o / B, (int)(o % B), sums ? sums + in_row : nullptr, out + in_row);
     } else if (n > 1) {
         scalar_rows<2, NV, P>(pass, pass.job.order + row + o, row, sums, out);
     } else {
@@ -141,7 +152,7 @@ INLINE void whole_group(const Pass& pass, int64_t row, const float* sums, float*
         ahead.some(lines);
         next.claim(P * N / PASSES, P * (N + 1) / PASSES);
         write_tiles<FIRST, LAST < TILES ? LAST : TILES, P>(done, to);
-        run_pass<B, NV, TR, P>(pass, row, N * R, R, sums, out);
+        run_pass<B, NV, TR, P, T>(pass, row, N * R, R, sums, out);
         whole_group<B, NV, TR, N + 1>(pass, row, sums, out, next, done, to, ahead, lines);
     }
 }
@@ -163,7 +174,7 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
             for (int64_t o = 0, n = 0; o < next.features; o += R, ++n) {
                 ahead.some(lines);
                 next.to.claim(tokens * n / PASSES, tokens * (n + 1) / PASSES);
-                run_pass<B, NV, TR, P>(pass, row, o, next.features - o, from, out);
+                run_pass<B, NV, TR, P, T>(pass, row, o, next.features - o, from, out);
             }
             done.all();
         }
@@ -180,7 +191,12 @@ static void product_panel(const Product& job, const T* x, const Target<T>& to, i
     constexpr int P = kVectors<B> * W, R = kOutputs<B>;
     int64_t passes = (last_row - row) * B / R + 1, lines = ahead.lines() / (passes * job.n_chunks) + 1;
     for (int64_t c = 0; c < job.n_chunks; ++c) {
-        if (!packed) pack<1>(x, job.n_in, c * job.chunk, smaller((c + 1) * job.chunk, job.n_in), tokens, P, panel);
+        if (!packed) {
+            constexpr int64_t PAIRS = kPairs<T>;
+            using Packed = typename std::conditional<PAIRS == 2, float, T>::type;
+            int64_t first = c * job.chunk, end = smaller(first + job.chunk, job.n_in);
+            pack<1>((const Packed*)x, job.n_in / PAIRS, first / PAIRS, end / PAIRS, tokens, P, panel);
+        }
         Pass pass{job, c, panel};
         if (c + 1 == job.n_chunks) {
             last_chunk<B, NV, TR, T>(pass, tokens, row, last_row, c > 0 ? sums : nullptr, stage, to, ahead, lines);
@@ -190,7 +206,7 @@ static void product_panel(const Product& job, const T* x, const Target<T>& to, i
             int64_t outputs = smaller(kLine, (last_row - r) * B), at = r * (B * P);
             for (int64_t o = 0; o < outputs; o += R) {
                 ahead.some(lines);
-                run_pass<B, NV, TR, P>(pass, r, o, outputs - o, c > 0 ? sums + at : nullptr, sums + at);
+                run_pass<B, NV, TR, P, T>(pass, r, o, outputs - o, c > 0 ? sums + at : nullptr, sums + at);
             }
         }
     }
@@ -212,9 +228,9 @@ static void product_blocks(const Product& job) {
         int64_t ahead_first = mine < jobs ? mine / job.n_groups * P : job.tokens;
         Ahead ahead;
         ahead.set((const T*)job.x, job.n_in, ahead_first, smaller(ahead_first + P, job.tokens));
-        auto run = tokens > W ? product_panel<B, NV, TR, T> : product_panel<B, 1, TR, T>;
         bool packed = job.n_chunks == 1 && index == last_panel;
-        run(job, (const T*)job.x + first * job.n_in, all.at(first, 0), tokens, job.groups[group],
+        product_panel<B, NV, TR, T>(
+            job, (const T*)job.x + first * job.n_in, all.at(first, 0), tokens, job.groups[group],
             job.groups[group + 1], ahead, packed, panel, sums, stage);
         last_panel = index;
     }

@@ -34,14 +34,14 @@ INLINE V broadcast(float s) { return s - V{}; }
 // Keep a value in a register here. GCC otherwise folds one load into several multiply-adds, each of which then loads
 // again, and spills accumulators that it renames: together a third of the speed of the loops below.
 INLINE void pin(V& v) {
-#if SPARSE_OPS_LANES == 16
+#if defined(__AVX512F__)
     asm("" : "+v"(v));
-#elif defined(__SSE__)
+#elif defined(__SSE__) && (SPARSE_OPS_LANES == 4 || (SPARSE_OPS_LANES == 8 && defined(__AVX__)))
     asm("" : "+x"(v));
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && SPARSE_OPS_LANES == 4
     asm("" : "+w"(v));
 #else
-    (void)v;
+    (void)v;  // a vector of several registers
 #endif
 }
 INLINE void pin(const float*& p) { asm("" : "+r"(p)); }  // one base address instead of one per unrolled access
@@ -55,6 +55,23 @@ INLINE void multiply_add(V& sum, V a, V b) {
     pin(sum);
 }
 
+// Two bfloat16 numbers of each lane at a time: sum += a.low * b.low + a.high * b.high in float32.
+INLINE void multiply_add_pairs(V& sum, V a, V b) {
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512BF16__)
+    sum = (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    U x = (U)a, y = (U)b;
+    sum += (V)(x << 16) * (V)(y << 16);
+    sum += (V)(x & 0xffff0000) * (V)(y & 0xffff0000);
+#endif
+    pin(sum);
+}
+INLINE V broadcast_pair(const float* p) {  // as bits: what two numbers make as one float may be a signalling NaN
+    uint32_t bits;
+    memcpy(&bits, p, sizeof(bits));
+    return (V)(bits - U{});
+}
+
 INLINE V load(const bf16* p) { return (V)(__builtin_convertvector(*(const HU*)p, U) << 16); }
 INLINE void store(bf16* p, V v) {  // to nearest, ties to even; a NaN stays a NaN
     U u = (U)v;
@@ -65,7 +82,7 @@ INLINE void store(bf16* p, V v) {  // to nearest, ties to even; a NaN stays a Na
 
 // A store of a whole cache line that does not read it first.
 INLINE void stream(float* p, V v) {
-#if SPARSE_OPS_LANES == 16
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
     __builtin_ia32_movntps512(p, v);
 #else
     store(p, v);
@@ -75,10 +92,10 @@ INLINE void stream(bf16* p, V v) { store(p, v); }
 
 // Half a vector from each of two places, and back.
 INLINE V load_halves(const float* low, const float* high) {
-#if SPARSE_OPS_LANES == 16
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
     __m512d v = _mm512_castpd256_pd512(_mm256_loadu_pd((const double*)low));
     return (V)_mm512_insertf64x4(v, _mm256_loadu_pd((const double*)high), 1);
-#elif SPARSE_OPS_LANES == 8
+#elif SPARSE_OPS_LANES == 8 && defined(__AVX__)
     return (V)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
 #else
     float v[W];
@@ -145,8 +162,7 @@ INLINE void transpose(V (&a)[W / B]) {
 // K = W / B rows of W elements, `stride` apart, transposed as K x K groups of B lanes.
 template <int B, class T>
 INLINE void load_transposed(const T* p, int64_t stride, V (&a)[W / B]) {
-#if SPARSE_OPS_LANES == 8
-    if constexpr (B == 1 && std::is_same<T, float>::value) {
+    if constexpr (W == 8 && B == 1 && std::is_same<T, float>::value) {
         // The step across halves is made by the loads, so that only half of the shuffles of `transpose` are left.
 #pragma GCC unroll 8
         for (int i = 0; i < W; ++i) {
@@ -156,7 +172,6 @@ INLINE void load_transposed(const T* p, int64_t stride, V (&a)[W / B]) {
         transpose<1, 2>(a);
         return;
     }
-#endif
 #pragma GCC unroll 16
     for (int i = 0; i < W / B; ++i) a[i] = load(p + i * stride);
     transpose<B>(a);

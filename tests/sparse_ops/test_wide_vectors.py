@@ -1,0 +1,49 @@
+"""The sixteen-lane kernels on any processor: the source of the AVX-512 levels, compiled without their instructions."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+from native_cases import DTYPES, TOKENS, Case, patterns
+
+from sparse_ops import build, native
+from sparse_ops.pattern import BLOCK_SIZES
+
+pytestmark = pytest.mark.skipif(not native.available() or not build._X86, reason="no C++ compiler, or not x86-64")
+
+
+@pytest.fixture(scope="module")
+def wide_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """A library whose AVX-512 levels need only what every x86-64 processor has."""
+    everything = " ".join(("sse2", *(feature for level in build.LEVELS for feature in level.features)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "cpu_features", lambda: everything)
+        units = build.units()
+    assert [unit.name for unit in units[:2]] == ["avx512_bf16", "avx512"]
+    plain = [u._replace(flags=tuple(flag for flag in u.flags if not flag.startswith("-m"))) for u in units[:2]]
+    path = Path(tmp_path_factory.mktemp("wide")) / "kernels.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "units", lambda: [*plain, *units[2:]])
+        patch.setattr(build, "COMMON_FLAGS", ("-O1", "-Wno-psabi", *build.COMMON_FLAGS[1:]))
+        build._compile(path)
+    return native._declare(ctypes.CDLL(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "level"), [*((d, "avx512") for d in DTYPES), (torch.bfloat16, "avx512_bf16")], ids=str
+)
+@pytest.mark.parametrize("b", BLOCK_SIZES)
+def test_sixteen_lanes_match_float64(
+    b: int, dtype: torch.dtype, level: str, wide_library: ctypes.CDLL, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_library", lambda: wide_library)
+    monkeypatch.setattr(native, "_level", lambda named: native.LEVELS.index(level))
+    generator = torch.Generator().manual_seed(seed)
+    for pattern in patterns(b, generator):
+        for tokens in TOKENS:
+            case = Case(pattern, tokens, dtype, generator)
+            case.check(case.results())
+            case.check_gelu(*case.gelu())
