@@ -50,7 +50,7 @@ _WIDE = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl
 
 
 class Level(NamedTuple):
-    """An instruction level: lanes of a float vector, compiler flags, what the processor's list of features must have."""
+    """An instruction level: lanes of a float vector, compiler flags, and the processor's features that it needs."""
 
     name: str
     lanes: int
@@ -69,7 +69,7 @@ LEVELS = (
 
 def units() -> list[Unit]:
     """What the library is made of: the kernels once per level that this processor has, each in its own namespace."""
-    levels = LEVELS[:1]
+    levels: tuple[Level, ...] = LEVELS[:1]
     if _X86:
         found = set(cpu_features().split())
         known = {"sse2"} <= found  # else there is no list here, and the library finds out when it is loaded

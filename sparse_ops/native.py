@@ -6,8 +6,8 @@ bfloat16 with sums in float32. Inputs need not be contiguous (a copy is made the
 Determinism: equal inputs give bit-equal results for a given thread count and instruction level. `forward` and
 `grad_input` are also equal across thread counts; `grad_values` is not, since each thread sums its own tokens.
 
-Environment: SPARSE_OPS_LEVEL (avx512_bf16 | avx512 | avx2 | portable) forces a lower instruction level; the default is the best that
-the processor has. Threads are torch's own (its OpenMP runtime, torch.get_num_threads() of them).
+Environment: SPARSE_OPS_LEVEL (avx512_bf16 | avx512 | avx2 | portable) forces a lower instruction level; the default is
+the best that the processor has. Threads are torch's own (its OpenMP runtime, torch.get_num_threads() of them).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def forward(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None) -
 def forward_gelu(
     x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    """GELU(X W^T + bias) [T, out] and its derivative there [T, out] (empty unless wanted), in the pass that writes them.
+    """GELU(X W^T + bias) [T, out] and its derivative there [T, out] (empty unless wanted), made as they are written.
 
     Off by at most 7.5e-8 of |X W^T + bias| (the distribution function's approximation) and rounding. Raises ValueError
     as `forward`.
@@ -93,8 +93,11 @@ def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
 def grad_values(
     x: Tensor, dy: Tensor, index: BlockIndex, block_size: int, with_bias: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """dW = dY^T X at the existing blocks only, [nnz, b, b] in slot order, and the bias's gradient, dY summed over tokens,
-    [out] (empty unless wanted), in one pass; both of x's dtype. Raises ValueError as `forward`."""
+    """dW = dY^T X at the existing blocks only, [nnz, b, b] in slot order, and the bias's gradient in the same pass.
+
+    The latter is dY summed over tokens, [out], or empty unless wanted. Both of x's dtype. Raises ValueError as
+    `forward`.
+    """
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block size: expected one of {BLOCK_SIZES}, found {block_size}")
     n_rows, n_cols = index.grid

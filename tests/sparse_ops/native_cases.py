@@ -1,4 +1,4 @@
-"""Problems for native kernels: patterns of every awkward kind, their float64 results, and what rounding may do to them."""
+"""Problems for native kernels: awkward patterns, their float64 results, and what rounding may do to those."""
 
 from __future__ import annotations
 

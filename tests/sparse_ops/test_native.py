@@ -118,7 +118,7 @@ def test_special_values_stay_where_they_belong() -> None:
 
 
 def test_gelu_far_out_and_without_its_slope() -> None:
-    """x itself, or zero, where the distribution function is one or zero; a NaN stays one; y does not depend on the slope."""
+    """x itself, or zero, where Phi is one or zero; a NaN stays one; y does not depend on the slope."""
     pattern = BlockPattern((4, 4), 4, torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
     x = torch.tensor([[0.0, 30.0, -30.0, 1e20], [float("nan")] * 4])
     args = (x, torch.eye(4)[None], pattern.index())

@@ -87,7 +87,7 @@ def test_gradcheck_and_opcheck(seed, case):
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_gradcheck_and_opcheck_with_gelu(seed, case):
-    layer, x, dy = make(seed, *case, tokens=3)
+    layer, x, _ = make(seed, *case, tokens=3)
     inputs = (x.requires_grad_(), layer.values, layer.bias)
     dense = torch.nn.functional.gelu(x @ layer.to_dense().t() + layer.bias)
     torch.testing.assert_close(layer(x, gelu=True), dense, rtol=0, atol=1e-12)
