@@ -37,6 +37,29 @@ def test_records_hold_what_the_issue_asks(block: int, seed: int) -> None:
     json.dumps(records)
 
 
+@needs_native
+def test_what_takes_long_is_run_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SLOW_CALL", 0.0)
+    calls: list[str] = []
+    real = bench.prepare
+
+    def counted(name: str, problem: Problem, product: str) -> object:
+        run = real(name, problem, product)
+        assert run is not None
+        return lambda: (calls.append(f"{name} {product}"), run())[1]
+
+    monkeypatch.setattr(bench, "prepare", counted)
+    slow: dict[object, Sample] = {}
+    names = ("dense", "ours", "dense bf16", "ours bf16", "masked dense")
+    first = bench.measure((32, 48, 20, 4, 0.5), names, 3, 0.1, seed, slow)
+    assert calls.count("dense bf16 forward") == calls.count("masked dense forward") == 1 < calls.count("dense forward")
+    assert {key[0] for key in slow} == {"dense bf16"}
+    second = bench.measure((32, 48, 20, 8, 0.5), names, 3, 0.1, seed, slow)
+    assert calls.count("dense bf16 forward") == 1 < calls.count("masked dense forward")
+    taken = [[r["milliseconds"] for r in found if r["implementation"] == "dense bf16"] for found in (first, second)]
+    assert taken[0] == taken[1]
+
+
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_a_wrong_result_is_found(product: str, seed: int) -> None:
     problem = Problem(32, 48, 20, 4, 0.5, seed)

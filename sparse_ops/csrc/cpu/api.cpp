@@ -118,7 +118,8 @@ void scatter(const std::vector<const float*>& parts, int64_t first, int64_t last
             for (int64_t j = 0; j < size; ++j) sum[j] += parts[p][k * size + j];
         T* to = out + slots[k] * size;
         for (int64_t i = 0; i < block; ++i)
-            for (int64_t j = 0; j < block; ++j) to[i * block + j] = convert(sum[transposed ? j * block + i : i * block + j]);
+            for (int64_t j = 0; j < block; ++j)
+                to[i * block + j] = convert(sum[transposed ? j * block + i : i * block + j]);
     }
 }
 
@@ -147,12 +148,13 @@ EXPORT int sparse_ops_best_level() {
     return best < SPARSE_OPS_LEVELS ? best : SPARSE_OPS_LEVELS - 1;
 }
 
-// y[tokens, n_out] = x[tokens, n_in] W^T + bias, or with `gelu` its GELU, whose derivative goes to slope[tokens, n_out] unless
-// that is null. W is given by one side of its index; `transposed`: by the other, for dX.
+// y[tokens, n_out] = x[tokens, n_in] W^T + bias, or with `gelu` its GELU, whose derivative goes to slope[tokens, n_out]
+// unless that is null. W is given by one side of its index; `transposed`: by the other, for dX.
 // half: x, y and values are bfloat16. bias float32 [n_out] or null. Returns 0, or -1 when memory runs out.
-EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, const float* bias, const void* values, int64_t tokens,
-                       int64_t n_in, int64_t n_out, int64_t block, int transposed, int half, const int32_t* ptr, const int32_t* slots,
-                       const int32_t* other, int level_number, int threads, Parallel parallel) try {
+EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, const float* bias, const void* values,
+                              int64_t tokens, int64_t n_in, int64_t n_out, int64_t block, int transposed, int half,
+                              const int32_t* ptr, const int32_t* slots, const int32_t* other, int level_number,
+                              int threads, Parallel parallel) try {
     if (tokens == 0) return 0;
     const Level& level = product_level(level_number, half, block);
     Side side{n_out / block, ptr, slots, other};
@@ -180,7 +182,8 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
     auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
         for_each_part(parallel, block == 1 ? threads : 1, parts, work);
     };
-    BlockOrder order(side, block, n_chunks, chunk, panel, level.pairs, block == 1 ? weights : nullptr, n_groups, for_each);
+    const float* gathered = block == 1 ? weights : nullptr;
+    BlockOrder order(side, block, n_chunks, chunk, panel, level.pairs, gathered, n_groups, for_each);
     int64_t next = 0;
     Product job{};
     job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.bias = bias, job.values = weights;
@@ -199,10 +202,10 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
 
 // out[nnz, block, block] = dy^T x at the blocks, in slot order; bias[n_out] = dy summed over tokens, unless null.
 // half: x, dy, out and bias are bfloat16.
-EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, void* bias, int64_t tokens, int64_t n_in, int64_t n_out,
-                        int64_t block, int half, const int32_t* rows, const int32_t* cols, const int32_t* row_ptr,
-                        const int32_t* row_slots, const int32_t* col_ptr, const int32_t* col_slots, int level_number,
-                        int threads, Parallel parallel) try {
+EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, void* bias, int64_t tokens, int64_t n_in,
+                               int64_t n_out, int64_t block, int half, const int32_t* rows, const int32_t* cols,
+                               const int32_t* row_ptr, const int32_t* row_slots, const int32_t* col_ptr,
+                               const int32_t* col_slots, int level_number, int threads, Parallel parallel) try {
     const Level& level = level_of(level_number);
     Side by_row{n_out / block, row_ptr, row_slots, cols}, by_col{n_in / block, col_ptr, col_slots, rows};
     bool x_resident = n_in <= n_out;
@@ -226,7 +229,8 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, void* b
     }
     // Of every thread: the blocks' sums, then the bias's.
     int64_t size = block * block, panels = (tokens + job.panel - 1) / job.panel;
-    int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels)), length = (n_blocks * size + n_out + 31) / 16 * 16;
+    int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels));
+    int64_t length = (n_blocks * size + n_out + 31) / 16 * 16;
     static thread_local Workspace workspace;
     float* sums = (float*)workspace.get(parts * length * sizeof(float));
     std::vector<const float*> all;

@@ -1,4 +1,4 @@
-// GELU and its derivative together: both need the normal distribution function and its density, which is what takes time.
+// GELU and its derivative together: both need the normal distribution function and its density, which take the time.
 #pragma once
 #include "vec.hpp"
 

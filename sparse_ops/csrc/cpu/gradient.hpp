@@ -1,7 +1,7 @@
 // dW = dY^T X at the existing blocks. The narrower of the two is the resident side: a panel of it stays in L2 while the
-// other streams by. For blocks of 4, 8 and 16 a vector is a block's resident features of one token, or of two blocks where a
-// block is half a vector, or of four tokens where it is a quarter; it meets one streamed feature at a time. Sums are
-// [streamed feature][resident feature] in every block.
+// other streams by. For blocks of 4, 8 and 16 a vector is a block's resident features of one token, or those of two
+// blocks where a block is half a vector, or of four tokens where it is a quarter; it meets one streamed feature at a
+// time. Sums are [streamed feature][resident feature] in every block.
 #pragma once
 #include "job.hpp"
 #include "pack.hpp"
@@ -16,8 +16,8 @@ template <int BLOCK>
 struct Units {
     static constexpr int B = BLOCK < W ? BLOCK : W;             // features of a block in a vector
     static constexpr int S = BLOCK / B;                         // vectors of a block, each a unit
-    static constexpr bool kPairs = W / B == 2;                  // two blocks in a vector
-    static constexpr int K = kPairs ? 1 : W / B;                // tokens in a vector
+    static constexpr bool kTwoBlocks = W / B == 2;              // two blocks in a vector
+    static constexpr int K = kTwoBlocks ? 1 : W / B;                // tokens in a vector
     static constexpr int R = BLOCK < kGradientOutputs ? BLOCK : kGradientOutputs;  // streamed features at a time
     static constexpr int G = W == 16 && R == 4 ? 6 : kGradientUnits;               // units at a time
 };
@@ -42,7 +42,7 @@ static __attribute__((noinline)) void accumulate(const Unit* units, const float*
         V xv[G];
 #pragma GCC unroll 6
         for (int g = 0; g < G; ++g) {
-            xv[g] = U::kPairs ? load_halves(low[g] + at, high[g] + at) : load(low[g] + at);
+            xv[g] = U::kTwoBlocks ? load_halves(low[g] + at, high[g] + at) : load(low[g] + at);
             pin(xv[g]);
         }
 #pragma GCC unroll 16
@@ -56,7 +56,7 @@ static __attribute__((noinline)) void accumulate(const Unit* units, const float*
 #pragma GCC unroll 6
     for (int g = 0; g < G; ++g) {
         float *sums = units[g].sums, *high_sums = units[g].high_sums;
-        if constexpr (U::kPairs) {
+        if constexpr (U::kTwoBlocks) {
 #pragma GCC unroll 16
             for (int o = 0; o < R; ++o, sums += BLOCK, high_sums += BLOCK)
                 store_halves(sums, high_sums, load_halves(sums, high_sums) + acc[g][o]);
@@ -103,13 +103,13 @@ static void gradient_row(const Gradient& job, int64_t row, const float* panel, c
     const int32_t* slots = job.slots + job.ptr[row];
     float* row_sums = sums + (int64_t)job.ptr[row] * BLOCK * BLOCK;
     int64_t blocks = job.ptr[row + 1] - job.ptr[row];
-    int64_t units = U::kPairs ? (blocks + 1) / 2 : blocks * U::S, passes = (units + U::G - 1) / U::G;
+    int64_t units = U::kTwoBlocks ? (blocks + 1) / 2 : blocks * U::S, passes = (units + U::G - 1) / U::G;
     for (int64_t u = 0; u < units; --passes) {
         Unit some[U::G];
         int n = 0, size = (int)((units - u + passes - 1) / passes);  // six units by threes, but four by twos
         for (; n < size; ++n, ++u) {
-            int64_t k = U::kPairs ? 2 * u : u / U::S, part = U::kPairs ? 0 : u % U::S;
-            bool paired = U::kPairs && k + 1 < blocks;
+            int64_t k = U::kTwoBlocks ? 2 * u : u / U::S, part = U::kTwoBlocks ? 0 : u % U::S;
+            bool paired = U::kTwoBlocks && k + 1 < blocks;
             some[n].low = panel + ((int64_t)job.blocks[slots[k]] * U::S + part) * job.panel * U::B;
             some[n].high = paired ? panel + (int64_t)job.blocks[slots[k + 1]] * job.panel * U::B : some[n].low;
             some[n].sums = row_sums + k * BLOCK * BLOCK + part * U::B;
@@ -161,7 +161,7 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
     float* panel = (float*)thread_workspace((sizes[0] + sizes[1] + sizes[2] + sizes[3]) * sizeof(float));
     float *line = panel + sizes[0], *wide = line + sizes[1], *unused = wide + sizes[2];
     int64_t groups = (n_streamed + kLine - 1) / kLine, blocks = job.ptr[n_streamed / BLOCK];
-    int64_t calls = (U::kPairs ? blocks / 2 : blocks * U::S) * (BLOCK / U::R) / U::G + 1;
+    int64_t calls = (U::kTwoBlocks ? blocks / 2 : blocks * U::S) * (BLOCK / U::R) / U::G + 1;
     const T* resident = (const T*)job.resident;
     for (int64_t t = first; t < last; t += P) {
         int64_t tokens = smaller(P, last - t), next = t + tokens, next_tokens = smaller(P, last - next);
@@ -195,7 +195,7 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
     }
 }
 
-// 1x1: dot products over a panel's tokens (zeros beyond the last). A chunk of the streamed side stays in L1.
+// 1x1: dot products over a panel's tokens (zeros beyond the last), of a chunk of the streamed side at a time.
 constexpr int kDotVectors = 6;
 
 // The sums of N vectors, in the first lanes, from a vector of N groups of partial sums.

@@ -118,12 +118,14 @@ static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_
     }
 }
 
-// Outputs [o, o + kOutputs<B>), less where there are no more than `n`, of the rows that begin at `row`; sums and out at `row`.
+// Outputs [o, o + kOutputs<B>), less where there are no more than `n`, of the rows that begin at `row`, as do sums and
+// out.
 template <int B, int NV, bool TR, int P, class T>
 INLINE void run_pass(const Pass& pass, int64_t row, int64_t o, int64_t n, const float* sums, float* out) {
     if constexpr (B > 1) {
         int64_t in_row = o / B * (B * P);
-        block_row<B, NV, TR, P, kPairs<T>>(pass, row + o / B, (int)(o % B), sums ? sums + in_row : nullptr, out + in_row);
+        const float* from = sums ? sums + in_row : nullptr;
+        block_row<B, NV, TR, P, kPairs<T>>(pass, row + o / B, (int)(o % B), from, out + in_row);
     } else if (n > 1) {
         scalar_rows<2, NV, P>(pass, pass.job.order + row + o, row, sums, out);
     } else {
@@ -168,7 +170,7 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
         int64_t last = smaller(row + kLine / B, last_row);
         Results<T> next = {out, to.at(0, row * B), P, tokens, (last - row) * B};
         const float* from = sums ? sums + row * (B * P) : nullptr;
-        if (NV * W == P && next.whole_lines() && done.whole_lines()) {
+        if (next.whole_lines() && done.whole_lines()) {
             whole_group<B, NV, TR, 0>(pass, row, from, out, next.to, done.in, done.to, ahead, lines);
         } else {
             for (int64_t o = 0, n = 0; o < next.features; o += R, ++n) {
@@ -186,8 +188,8 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
 
 // Block rows [row, last_row) of one panel: x and `to` at its first token; `panel` holds a chunk, `sums` all outputs.
 template <int B, int NV, bool TR, class T>
-static void product_panel(const Product& job, const T* x, const Target<T>& to, int64_t tokens, int64_t row, int64_t last_row,
-                          Ahead ahead, bool packed, float* panel, float* sums, float* stage) {
+static void product_panel(const Product& job, const T* x, const Target<T>& to, int64_t tokens, int64_t row,
+                          int64_t last_row, Ahead ahead, bool packed, float* panel, float* sums, float* stage) {
     constexpr int P = kVectors<B> * W, R = kOutputs<B>;
     int64_t passes = (last_row - row) * B / R + 1, lines = ahead.lines() / (passes * job.n_chunks) + 1;
     for (int64_t c = 0; c < job.n_chunks; ++c) {
@@ -229,11 +231,11 @@ static void product_blocks(const Product& job) {
         Ahead ahead;
         ahead.set((const T*)job.x, job.n_in, ahead_first, smaller(ahead_first + P, job.tokens));
         bool packed = job.n_chunks == 1 && index == last_panel;
-        product_panel<B, NV, TR, T>(
-            job, (const T*)job.x + first * job.n_in, all.at(first, 0), tokens, job.groups[group],
-            job.groups[group + 1], ahead, packed, panel, sums, stage);
+        product_panel<B, NV, TR, T>(job, (const T*)job.x + first * job.n_in, all.at(first, 0), tokens,
+                                    job.groups[group], job.groups[group + 1], ahead, packed, panel, sums, stage);
         last_panel = index;
     }
+    stream_end();
 }
 
 template <int B, class T>

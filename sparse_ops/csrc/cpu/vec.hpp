@@ -89,6 +89,12 @@ INLINE void stream(float* p, V v) {
 #endif
 }
 INLINE void stream(bf16* p, V v) { store(p, v); }
+// Before another thread may read what was streamed.
+INLINE void stream_end() {
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
+    __builtin_ia32_sfence();
+#endif
+}
 
 // Half a vector from each of two places, and back.
 INLINE V load_halves(const float* low, const float* high) {
