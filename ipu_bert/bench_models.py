@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +45,18 @@ IMPLEMENTATIONS = {
     ]
 }
 DEFAULT = [name for name in IMPLEMENTATIONS if not (name.startswith("sparse") and name.endswith("bfloat16"))]
+
+
+def bfloat16_slowdown() -> float:
+    """How many times longer a dense product takes in bfloat16 than in float32; large without instructions for it."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+        x @ w
+        start = time.perf_counter()
+        x @ w
+        seconds.append(time.perf_counter() - start)
+    return seconds[1] / seconds[0]
 
 
 class Trainer(Protocol):

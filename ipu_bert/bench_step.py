@@ -39,6 +39,9 @@ PAPER_LOSS = {
 }
 PAPER_SPARSITY, PAPER_LENGTH = 0.9, 128
 
+# Where bfloat16 takes so many times as long as float32, its steps would take minutes.
+MAX_SLOWDOWN = 10.0
+
 
 def measure_size(
     size: str,
@@ -224,9 +227,19 @@ def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
     return f"{value * scale:.{digits}f}" if value else "-"
 
 
+def default_implementations(slowdown: float) -> list[str]:
+    """What is compared unless asked for; without bfloat16 where that takes MAX_SLOWDOWN times as long or more."""
+    if slowdown < MAX_SLOWDOWN:
+        return bench_models.DEFAULT
+    print(f"{DENSE_BFLOAT16}: left out, as a product takes {slowdown:.0f} times float32's time here", file=sys.stderr)
+    return [name for name in bench_models.DEFAULT if name != DENSE_BFLOAT16]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options = _parser().parse_args(arguments)
+    if options.implementations is None:
+        options.implementations = default_implementations(bench_models.bfloat16_slowdown())
     if options.threads:
         torch.set_num_threads(options.threads)
     records: list[dict[str, Any]] = []
@@ -254,9 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sizes", nargs="+", choices=list(FAMILY), default=list(FAMILY), metavar="SIZE", help=f"{list(FAMILY)}"
     )
-    parser.add_argument(
-        "--implementations", nargs="+", choices=known, default=bench_models.DEFAULT, metavar="NAME", help=f"of {known}"
-    )
+    parser.add_argument("--implementations", nargs="+", choices=known, default=None, metavar="NAME", help=f"of {known}")
     parser.add_argument("--batch", type=int, default=8, help="sequences (default 8; the target is stated for 32)")
     parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
     parser.add_argument("--masked", type=int, default=20, help="masked positions of a sequence")

@@ -50,6 +50,15 @@ def test_transformers_takes_the_same_step_as_our_dense_model(seed):
     assert moved > 0.9 * len(theirs)
 
 
+def test_bfloat16_is_left_out_by_default_only_where_it_takes_minutes(capsys):
+    assert bench_step.default_implementations(3.0) == bench_models.DEFAULT
+    assert capsys.readouterr().err == ""
+    rest = bench_step.default_implementations(50.0)
+    assert [name for name in bench_models.DEFAULT if name not in rest] == [bench_models.DENSE_BFLOAT16]
+    assert "dense bfloat16: left out, as a product takes 50 times float32's time here" in capsys.readouterr().err
+    assert bench_models.bfloat16_slowdown() > 0.0
+
+
 def test_random_batches_are_valid_and_partly_padded(seed):
     batch = random_batch(SHAPE, batch=21, length=32, masked=5, seed=seed)
     lengths = batch.attention_mask.sum(1)

@@ -104,5 +104,15 @@ class Case:
         assert bool((excess <= 0).all()), f"{name}: error exceeds its bound by {float(excess.max()):.3g}"
 
 
+def check_all(b: int, dtype: torch.dtype, seed: int) -> None:
+    """Every product, with and without GELU, on every pattern and number of tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    for pattern in patterns(b, generator):
+        for tokens in TOKENS:
+            case = Case(pattern, tokens, dtype, generator)
+            case.check(case.results())
+            case.check_gelu(*case.gelu())
+
+
 def _gamma(n: int) -> float:
     return n * UNIT / (1 - n * UNIT)

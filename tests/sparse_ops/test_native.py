@@ -7,7 +7,7 @@ from typing import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from native_cases import DTYPES, TOKENS, Case, patterns
+from native_cases import DTYPES, Case, check_all
 
 from sparse_ops import native
 from sparse_ops.functional import block_linear
@@ -37,12 +37,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("b", BLOCK_SIZES)
 def test_every_product_matches_float64(b: int, dtype: torch.dtype, level: str, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for pattern in patterns(b, generator):
-        for tokens in TOKENS:
-            case = Case(pattern, tokens, dtype, generator)
-            case.check(case.results())
-            case.check_gelu(*case.gelu())
+    check_all(b, dtype, seed)
 
 
 @pytest.mark.parametrize("b", BLOCK_SIZES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from native_cases import DTYPES, TOKENS, Case, patterns
+from native_cases import DTYPES, check_all
 
 from sparse_ops import build, native
 from sparse_ops.pattern import BLOCK_SIZES
@@ -41,9 +41,4 @@ def test_sixteen_lanes_match_float64(
 ) -> None:
     monkeypatch.setattr(native, "_library", lambda: wide_library)
     monkeypatch.setattr(native, "_level", lambda named: native.LEVELS.index(level))
-    generator = torch.Generator().manual_seed(seed)
-    for pattern in patterns(b, generator):
-        for tokens in TOKENS:
-            case = Case(pattern, tokens, dtype, generator)
-            case.check(case.results())
-            case.check_gelu(*case.gelu())
+    check_all(b, dtype, seed)
