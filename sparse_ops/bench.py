@@ -189,20 +189,23 @@ def plot(records: list[Record], path: str) -> None:
 
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
+    names = dict.fromkeys(r["implementation"] for r in records if not r["implementation"].startswith("dense"))
+    shown: dict[str, Any] = {}
     for axes, product in zip(figure.subplots(1, len(PRODUCTS), sharey=True), PRODUCTS):
-        for name in dict.fromkeys(r["implementation"] for r in records if not r["implementation"].startswith("dense")):
+        for number, name in enumerate(names):
             points: dict[int, list[float]] = {}
             for r in records:
                 if (r["implementation"], r["product"], r["density"]) == (name, product, 0.1):
                     points.setdefault(r["block"], []).append(r["epsilon"])
             if points:
-                axes.plot(list(points), [sorted(e)[len(e) // 2] for e in points.values()], marker="o", label=name)
-        axes.plot(list(BUDGET), list(BUDGET.values()), "k*", label="paper's budget")
+                medians = [sorted(e)[len(e) // 2] for e in points.values()]
+                shown[name] = axes.plot(list(points), medians, marker="o", color=f"C{number}")[0]
+        shown["paper's budget"] = axes.plot(list(BUDGET), list(BUDGET.values()), "k*")[0]
         axes.axhline(1.0, color="grey", linewidth=0.8)
         axes.set(title=product, xlabel="block size", xscale="log", yscale="log")
         axes.set_xticks(BLOCK_SIZES, [str(b) for b in BLOCK_SIZES])
     figure.axes[0].set_ylabel("epsilon at density 0.1 (median over weights)")
-    figure.axes[-1].legend(fontsize="small")
+    figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize="small")
     figure.savefig(path)
 
 
