@@ -227,7 +227,9 @@ def _register() -> _Operators:
     return _Operators(forward, forward_gelu, grad_input, grad_values, lambda length: [None] * length)
 
 
-if hasattr(torch.library, "custom_op"):
-    _OPERATORS = _register()
-else:
-    _OPERATORS = _Operators(_BlockLinear.apply, _BlockLinearGelu.apply, _grad_input, _grad_values, lambda length: None)
+def _plain() -> _Operators:
+    """The products for torch releases without torch.library.custom_op."""
+    return _Operators(_BlockLinear.apply, _BlockLinearGelu.apply, _grad_input, _grad_values, lambda length: None)
+
+
+_OPERATORS = _register() if hasattr(torch.library, "custom_op") else _plain()
