@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr int64_t kRows = 32;  // rows of a part
+constexpr int64_t kRows = 256;  // rows of a part
 
 }  // namespace
 
