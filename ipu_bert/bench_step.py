@@ -237,7 +237,10 @@ def default_implementations(slowdown: float) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: expected a file in a folder that is there")
     if options.implementations is None:
         options.implementations = default_implementations(bench_models.bfloat16_slowdown())
     if options.threads:

@@ -220,6 +220,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=0, help="default: torch's")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    for name, path in (("json", options.json), ("plot", options.plot)):
+        if path and not os.path.isdir(os.path.dirname(path) or "."):
+            parser.error(f"--{name} {path}: expected a file in a folder that is there")
     if not native.available():
         return 1
     if options.threads:

@@ -59,6 +59,12 @@ def test_bfloat16_is_left_out_by_default_only_where_it_takes_minutes(capsys):
     assert bench_models.bfloat16_slowdown() > 0.0
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench_step.main(["--sizes", "tiny", "--json", str(tmp_path / "missing" / "file")])
+    assert "missing/file: expected a file in a folder that is there" in capsys.readouterr().err
+
+
 def test_random_batches_are_valid_and_partly_padded(seed):
     batch = random_batch(SHAPE, batch=21, length=32, masked=5, seed=seed)
     lengths = batch.attention_mask.sum(1)

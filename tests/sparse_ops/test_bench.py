@@ -37,6 +37,15 @@ def test_records_hold_what_the_issue_asks(block: int, seed: int) -> None:
     json.dumps(records)
 
 
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--quick", option, str(tmp_path / "missing" / "file")])
+    assert f"{option} {tmp_path}/missing/file: expected a file in a folder that is there" in capsys.readouterr().err
+
+
 @needs_native
 def test_what_takes_long_is_run_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SLOW_CALL", 0.0)
