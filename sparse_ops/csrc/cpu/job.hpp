@@ -61,7 +61,6 @@ struct Gradient {
 };
 
 struct Level {
-    int lanes;
     int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has `product`
     int64_t (*product_panel)(int64_t block);  // tokens in a panel
     int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most
