@@ -123,6 +123,35 @@ void scatter(const std::vector<const float*>& parts, int64_t first, int64_t last
     }
 }
 
+void widen(const uint16_t* from, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] = from_half(from[i]);
+}
+
+// Rows 2i and 2i + 1 of every block side by side.
+void pair_rows(const uint16_t* from, int64_t blocks, int64_t block, uint16_t* to) {
+    for (int64_t row = 0; row < blocks * block; row += 2)
+        for (int64_t o = 0; o < block; ++o)
+            for (int64_t k = 0; k < 2; ++k) to[row * block + 2 * o + k] = from[(row + k) * block + o];
+}
+
+// Blocks [first, last) of the order in which they are visited as [input][output]; stored as [output][input], or with
+// `transposed` the other way round.
+constexpr int64_t kGathered = 64;  // blocks at a time
+template <class T, class Convert>
+void gather(const T* values, const Entry* order, int64_t first, int64_t last, bool transposed, float* out,
+            Convert convert) {
+    constexpr int64_t B = 16;
+    for (int64_t k = first; k < last; ++k) {
+        const T* from = values + order[k].slot * (B * B);
+        float* to = out + k * (B * B);
+        if (transposed)
+            for (int64_t i = 0; i < B * B; ++i) to[i] = convert(from[i]);
+        else
+            for (int64_t i = 0; i < B; ++i)
+                for (int64_t o = 0; o < B; ++o) to[i * B + o] = convert(from[o * B + i]);
+    }
+}
+
 }  // namespace
 
 char* thread_workspace(size_t bytes) {
@@ -158,23 +187,9 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
     if (tokens == 0) return 0;
     const Level& level = product_level(level_number, half, block);
     Side side{n_out / block, ptr, slots, other};
-    static thread_local Workspace converted;
-    const float* weights = (const float*)values;
-    if (half && (level.pairs == 1 || transposed)) {
-        const uint16_t* from = (const uint16_t*)values;
-        int64_t n = side.nnz() * block * block;
-        char* to = converted.get((n + 16) * sizeof(float));
-        weights = (const float*)to;
-        if (level.pairs == 1)
-            for (int64_t i = 0; i < n; ++i) ((float*)to)[i] = from_half(from[i]);
-        else  // rows 2i and 2i + 1 of every block side by side
-            for (int64_t row = 0; row < side.nnz() * block; row += 2)
-                for (int64_t o = 0; o < block; ++o)
-                    for (int64_t k = 0; k < 2; ++k)
-                        ((uint16_t*)to)[row * block + 2 * o + k] = from[(row + k) * block + o];
-    }
+    const bool by_output = lanes_are_outputs(block, level.pairs);
     int64_t panel = level.product_panel(block), panels = (tokens + panel - 1) / panel;
-    int64_t n_chunks = (n_in + level.product_chunk(block) - 1) / level.product_chunk(block);
+    int64_t most = by_output ? n_in : level.product_chunk(block), n_chunks = (n_in + most - 1) / most;
     int64_t chunk = (n_in + n_chunks * 16 - 1) / (n_chunks * 16) * 16;
     // With few panels the block rows are shared out too; each part then packs the panel for itself.
     int64_t rows_of_a_line = (16 + block - 1) / block;
@@ -182,14 +197,35 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
     auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
         for_each_part(parallel, block == 1 ? threads : 1, parts, work);
     };
+    static thread_local Workspace workspace;
+    const float* weights = (const float*)values;
+    if (half && !by_output && (level.pairs == 1 || transposed)) {
+        float* to = (float*)workspace.get((side.nnz() * block * block + 16) * sizeof(float));
+        if (level.pairs == 1)
+            widen((const uint16_t*)values, side.nnz() * block * block, to);
+        else
+            pair_rows((const uint16_t*)values, side.nnz(), block, (uint16_t*)to);
+        weights = to;
+    }
     const float* gathered = block == 1 ? weights : nullptr;
-    BlockOrder order(side, block, n_chunks, chunk, panel, level.pairs, gathered, n_groups, for_each);
+    BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, gathered, n_groups, for_each);
+    if (by_output) {
+        float* to = (float*)workspace.get(side.nnz() * block * block * sizeof(float));
+        for_each_part(parallel, threads, (side.nnz() + kGathered - 1) / kGathered, [&](int64_t part) {
+            int64_t first = part * kGathered, last = std::min(side.nnz(), first + kGathered);
+            if (half)
+                gather((const uint16_t*)values, order.entries.data(), first, last, transposed, to, from_half);
+            else
+                gather((const float*)values, order.entries.data(), first, last, transposed, to, [](float f) { return f; });
+        });
+        weights = to;
+    }
     int64_t next = 0;
     Product job{};
     job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.bias = bias, job.values = weights;
     job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block, job.n_rows = side.n_rows;
     job.transposed = transposed, job.half = half;
-    job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
+    job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
     job.entries = order.entries.data(), job.end = job.entries + side.nnz();
     job.order = order.order.data();
     job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;

@@ -12,6 +12,9 @@ struct Entry {
     };
 };
 
+// Whether Y and dX of such blocks have outputs as lanes: a cache line of them. The others have tokens.
+static constexpr bool lanes_are_outputs(int64_t block, int pairs) { return block == 16 && pairs == 1; }
+
 // Y[T, n_out] = X[T, n_in] W^T (+ bias), or with `transposed` the product with W itself; W [n_out, n_in] as seen here.
 struct Product {
     const void* x;
@@ -19,12 +22,14 @@ struct Product {
     void* slope;           // with gelu: its derivative, as y; or null
     bool gelu;             // y is the GELU of the product
     const float* bias;     // [n_out] or null
-    // [nnz, b, b] in slot order, float32; where a level takes pairs: bfloat16, and with `transposed` every block as
-    // [b / 2, b, 2], so that two inputs of an output lie side by side.
+    // [nnz, b, b] in slot order, float32; where lanes are outputs: in the order of the visits, every block
+    // [input][output]; where a level takes pairs: bfloat16, and with `transposed` every block as [b / 2, b, 2], so that
+    // two inputs of an output lie side by side.
     const float* values;
     int64_t tokens, n_in, n_out, block, n_rows;  // n_rows = n_out / block
     bool transposed;       // a block's values are read as their transpose
     bool half;             // x and y are bfloat16
+    int64_t panel;             // tokens at a time
     int64_t chunk, n_chunks;   // input features packed at a time
     const int32_t* chunk_ptr;  // [n_chunks + 1][n_rows] into entries: where a row's blocks in a chunk begin
     const Entry* entries;

@@ -1,8 +1,8 @@
 // Y = X W^T and dX = dY W: lanes are tokens, weights are broadcast scalars, so that both products share this code and
 // the one values array. A panel of tokens is packed a chunk of features at a time, and all block rows run over it.
 #pragma once
-#include "job.hpp"
 #include "pack.hpp"
+#include "share.hpp"
 
 namespace SPARSE_OPS_LEVEL {
 
@@ -221,29 +221,18 @@ static void product_blocks(const Product& job) {
     float* stage = (float*)thread_workspace((chunk + n_sums + 2 * kLine) * P * sizeof(float));
     float *panel = stage + 2 * kLine * P, *sums = panel + chunk * P;
     const Target<T> all = {(T*)job.y, (T*)job.slope, job.n_out, job.gelu};
-    int64_t panels = (job.tokens + P - 1) / P, jobs = panels * job.n_groups, last_panel = -1;
-    int64_t mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
-    while (mine < jobs) {
-        int64_t index = mine / job.n_groups, group = mine % job.n_groups;
-        int64_t first = index * P, tokens = smaller(P, job.tokens - first);
-        mine = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
-        int64_t ahead_first = mine < jobs ? mine / job.n_groups * P : job.tokens;
+    int64_t last_panel = -1;
+    Share share(job);
+    while (share.next()) {
+        const int64_t first = share.first, ahead_first = share.ahead_first();
         Ahead ahead;
-        ahead.set((const T*)job.x, job.n_in, ahead_first, smaller(ahead_first + P, job.tokens));
-        bool packed = job.n_chunks == 1 && index == last_panel;
-        product_panel<B, NV, TR, T>(job, (const T*)job.x + first * job.n_in, all.at(first, 0), tokens,
-                                    job.groups[group], job.groups[group + 1], ahead, packed, panel, sums, stage);
-        last_panel = index;
+        ahead.set((const T*)job.x, job.n_in, ahead_first, share.end(ahead_first));
+        bool packed = job.n_chunks == 1 && share.index == last_panel;
+        product_panel<B, NV, TR, T>(job, (const T*)job.x + first * job.n_in, all.at(first, 0), share.tokens, share.row,
+                                    share.last_row, ahead, packed, panel, sums, stage);
+        last_panel = share.index;
     }
     stream_end();
-}
-
-template <int B, class T>
-static void product_transposed(const Product& job) {
-    if (job.transposed)
-        product_blocks<B, true, T>(job);
-    else
-        product_blocks<B, false, T>(job);
 }
 
 // A chunk of a panel stays in L2 (1x1 in AVX-512: in L1, as every vector of inputs is used by one multiply-add only).

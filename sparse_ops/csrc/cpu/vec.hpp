@@ -35,9 +35,9 @@ INLINE V broadcast(float s) { return s - V{}; }
 // again, and spills accumulators that it renames: together a third of the speed of the loops below.
 INLINE void pin(V& v) {
 #if defined(__AVX512F__)
-    asm("" : "+v"(v));
+    asm volatile("" : "+v"(v));
 #elif defined(__SSE__) && (SPARSE_OPS_LANES == 4 || (SPARSE_OPS_LANES == 8 && defined(__AVX__)))
-    asm("" : "+x"(v));
+    asm volatile("" : "+x"(v));
 #elif defined(__aarch64__) && SPARSE_OPS_LANES == 4
     asm("" : "+w"(v));
 #else
@@ -50,9 +50,16 @@ INLINE V load_pinned(const float* p) {
     pin(v);
     return v;
 }
+// In place: given the choice, GCC overwrites a factor, and then needs one more register.
 INLINE void multiply_add(V& sum, V a, V b) {
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
+    asm volatile("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#elif SPARSE_OPS_LANES == 8 && defined(__FMA__)
+    asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
     sum += a * b;
     pin(sum);
+#endif
 }
 
 // Two bfloat16 numbers of each lane at a time: sum += a.low * b.low + a.high * b.high in float32.
