@@ -224,7 +224,7 @@ static void dot_group(const DotGroup& group, const float* resident, const float*
             pin(a);
             dot[k] = load(a) * bv[0];
 #pragma GCC unroll 8
-            for (int v = 1; v < kDotVectors; ++v) multiply_add(dot[k], load(a + v * W), bv[v]);
+            for (int v = 1; v < kDotVectors; ++v) multiply_add(dot[k], a + v * W, bv[v]);
         }
         float part[W];
         store(part, fold<N>(sum_groups<W / N>(dot), Lanes{}));

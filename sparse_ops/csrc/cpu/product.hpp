@@ -106,7 +106,7 @@ static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_
         pin(w);
         ++e[r];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], load(x + v * W), w);
+        for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], x + v * W, w);
     };
     if constexpr (ROWS == 2)
         for (int64_t both = smaller(end[0] - e[0], end[1] - e[1]); both > 0; --both) add(0), add(1);

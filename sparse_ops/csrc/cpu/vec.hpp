@@ -61,6 +61,15 @@ INLINE void multiply_add(V& sum, V a, V b) {
     pin(sum);
 #endif
 }
+INLINE void multiply_add(V& sum, const float* a, V b) {  // loaded by the multiply-add itself
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
+    asm volatile("vfmadd231ps %1, %2, %0" : "+v"(sum) : "m"(*(const VU*)a), "v"(b));
+#elif SPARSE_OPS_LANES == 8 && defined(__FMA__)
+    asm volatile("vfmadd231ps %1, %2, %0" : "+x"(sum) : "m"(*(const VU*)a), "x"(b));
+#else
+    multiply_add(sum, load(a), b);
+#endif
+}
 
 // Two bfloat16 numbers of each lane at a time: sum += a.low * b.low + a.high * b.high in float32.
 INLINE void multiply_add_pairs(V& sum, V a, V b) {
