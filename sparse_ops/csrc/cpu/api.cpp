@@ -105,21 +105,29 @@ uint16_t to_half(float f) {
 int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 49152 / (panel * 4) / 16 * 16); }
 
 // Sum the threads' parts in their order and put them where the slots are: [nnz, block, block] in the output's type.
+// order: where a block's sums are; null for 1x1, which lie in the order of `slots`, -1 where there is none.
 // transposed: the parts hold every block as its transpose.
 template <class T, class Convert>
-void scatter(const std::vector<const float*>& parts, int64_t first, int64_t last, const int32_t* slots, int64_t block,
-             bool transposed, T* out, Convert convert) {
-    int64_t size = block * block;
+void scatter(const std::vector<const float*>& parts, const UnitOrder* order, int64_t first, int64_t last,
+             const int32_t* slots, int64_t block, bool transposed, T* out, Convert convert) {
     for (int64_t k = first; k < last; ++k) {
         if (slots[k] < 0) continue;
-        float sum[16 * 16];
-        memcpy(sum, parts[0] + k * size, size * sizeof(float));
-        for (size_t p = 1; p < parts.size(); ++p)
-            for (int64_t j = 0; j < size; ++j) sum[j] += parts[p][k * size + j];
-        T* to = out + slots[k] * size;
-        for (int64_t i = 0; i < block; ++i)
-            for (int64_t j = 0; j < block; ++j)
-                to[i * block + j] = convert(sum[transposed ? j * block + i : i * block + j]);
+        T* to = out + slots[k] * block * block;
+        if (!order) {
+            float sum = 0;
+            for (const float* part : parts) sum += part[k];
+            *to = convert(sum);
+            continue;
+        }
+        const int64_t stride = order->stride, width = order->part;
+        for (int64_t i = 0; i < order->parts * block; ++i) {
+            const int64_t at = order->place[k] + i * stride, row = i % block, column = i / block * width;
+            float sum[16] = {};
+            for (const float* part : parts)
+                for (int64_t j = 0; j < width; ++j) sum[j] += part[at + j];
+            for (int64_t j = 0; j < width; ++j)
+                to[transposed ? (column + j) * block + row : row * block + column + j] = convert(sum[j]);
+        }
     }
 }
 
@@ -249,24 +257,28 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, void* b
     Gradient job{};
     job.resident = x_resident ? x : dy, job.streamed = x_resident ? dy : x, job.dy = dy, job.n_out = n_out;
     job.n_resident = x_resident ? n_in : n_out, job.n_streamed = x_resident ? n_out : n_in;
-    job.block = block, job.half = half, job.ptr = streamed.ptr, job.panel = level.gradient_panel(block);
-    int64_t n_blocks = streamed.nnz();
-    const int32_t* slots = streamed.slots;
-    job.slots = streamed.slots, job.blocks = streamed.other;
+    job.block = block, job.half = half, job.panel = level.gradient_panel(block);
     auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
         for_each_part(parallel, threads, parts, work);
     };
+    std::vector<UnitOrder> units;
     std::vector<DotOrder> dots;
+    int64_t n_blocks = streamed.nnz(), n_sums = 0;
+    const int32_t* slots = streamed.slots;
     if (block == 1) {
         job.chunk = chunk_features(job.panel), job.n_chunks = (job.n_streamed + job.chunk - 1) / job.chunk;
-        dots.emplace_back(x_resident ? by_col : by_row, job.n_chunks, job.chunk, job.panel, for_each);
-        job.dots = dots.back().groups.data(), job.chunk_ptr = dots.back().chunk_ptr.data();
-        n_blocks = (int64_t)dots.back().slots.size(), slots = dots.back().slots.data();
+        const DotOrder& order = dots.emplace_back(x_resident ? by_col : by_row, job.n_chunks, job.chunk, job.panel, for_each);
+        job.dots = order.groups.data(), job.chunk_ptr = order.chunk_ptr.data();
+        n_sums = n_blocks = (int64_t)order.slots.size(), slots = order.slots.data();
+    } else {
+        const UnitOrder& order = units.emplace_back(streamed, block, level.lanes, job.panel);
+        job.units = order.units.data(), job.unit_ptr = order.ptr.data();
+        n_sums = (int64_t)order.units.size() * order.unit;
     }
     // Of every thread: the blocks' sums, then the bias's.
-    int64_t size = block * block, panels = (tokens + job.panel - 1) / job.panel;
+    int64_t panels = (tokens + job.panel - 1) / job.panel;
     int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels));
-    int64_t length = (n_blocks * size + n_out + 31) / 16 * 16;
+    int64_t length = (n_sums + n_out + 31) / 16 * 16;
     static thread_local Workspace workspace;
     float* sums = (float*)workspace.get(parts * length * sizeof(float));
     std::vector<const float*> all;
@@ -275,18 +287,20 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, void* b
         float* mine = sums + p * length;
         memset(mine, 0, length * sizeof(float));
         int64_t first = panels * p / parts * job.panel, last = std::min(tokens, panels * (p + 1) / parts * job.panel);
-        level.gradient(job, first, last, mine, bias ? mine + n_blocks * size : nullptr);
+        level.gradient(job, first, last, mine, bias ? mine + n_sums : nullptr);
     });
-    for_each_part(parallel, threads, n_blocks * size < 16384 ? 1 : threads, [&](int64_t p) {
-        int64_t n = n_blocks * size < 16384 ? 1 : threads, first = n_blocks * p / n, last = n_blocks * (p + 1) / n;
+    const UnitOrder* order = units.empty() ? nullptr : &units[0];
+    int64_t n_scatters = n_sums < 16384 ? 1 : threads;
+    for_each_part(parallel, threads, n_scatters, [&](int64_t p) {
+        int64_t first = n_blocks * p / n_scatters, last = n_blocks * (p + 1) / n_scatters;
         if (half)
-            scatter(all, first, last, slots, block, !x_resident, (uint16_t*)out, to_half);
+            scatter(all, order, first, last, slots, block, !x_resident, (uint16_t*)out, to_half);
         else
-            scatter(all, first, last, slots, block, !x_resident, (float*)out, [](float f) { return f; });
+            scatter(all, order, first, last, slots, block, !x_resident, (float*)out, [](float f) { return f; });
     });
     for (int64_t o = 0; bias && o < n_out; ++o) {
         float sum = 0;
-        for (const float* part : all) sum += part[n_blocks * size + o];
+        for (const float* part : all) sum += part[n_sums + o];
         if (half)
             ((uint16_t*)bias)[o] = to_half(sum);
         else

@@ -1,7 +1,7 @@
 // dW = dY^T X at the existing blocks. The narrower of the two is the resident side: a panel of it stays in L2 while the
 // other streams by. For blocks of 4, 8 and 16 a vector is a block's resident features of one token, or those of two
 // blocks where a block is half a vector, or of four tokens where it is a quarter; it meets one streamed feature at a
-// time. Sums are [streamed feature][resident feature] in every block.
+// time.
 #pragma once
 #include "job.hpp"
 #include "pack.hpp"
@@ -18,31 +18,27 @@ struct Units {
     static constexpr int S = BLOCK / B;                         // vectors of a block, each a unit
     static constexpr bool kTwoBlocks = W / B == 2;              // two blocks in a vector
     static constexpr int K = kTwoBlocks ? 1 : W / B;                // tokens in a vector
+    static constexpr int SUMS = BLOCK * (K == 1 ? W : B);           // floats
     static constexpr int R = BLOCK < kGradientOutputs ? BLOCK : kGradientOutputs;  // streamed features at a time
     static constexpr int G = W == 16 && R == 4 ? 6 : kGradientUnits;               // units at a time
-};
-
-// Where a unit's inputs and sums are; `high` is the second block of a pair.
-struct Unit {
-    const float *low, *high;
-    float *sums, *high_sums;
 };
 
 // One panel of G units of a block row and R of its streamed features: inputs [tokens][B], the streamed side d [tokens]
 // [kLine] (broadcast from memory), or where K > 1 as vectors d [tokens / K][BLOCK] (spread before). Adds to the sums.
 template <int BLOCK, int G>
-static __attribute__((noinline)) void accumulate(const Unit* units, const float* d, int64_t tokens) {
+static __attribute__((noinline)) void accumulate(const Unit* units, const float* panel, const float* d, int64_t tokens,
+                                                 float* sums) {
     using U = Units<BLOCK>;
     constexpr int B = U::B, K = U::K, R = U::R, STRIDE = K == 1 ? kLine : BLOCK * W;
     V acc[G][R] = {};
     const float *low[G], *high[G];
 #pragma GCC unroll 6
-    for (int g = 0; g < G; ++g) low[g] = units[g].low, high[g] = units[g].high;
+    for (int g = 0; g < G; ++g) low[g] = panel + units[g].low, high[g] = panel + units[g].high;
     for (int64_t at = 0; at < tokens * B; at += K * B, d += STRIDE) {
         V xv[G];
 #pragma GCC unroll 6
         for (int g = 0; g < G; ++g) {
-            xv[g] = U::kTwoBlocks ? load_halves(low[g] + at, high[g] + at) : load(low[g] + at);
+            xv[g] = U::kTwoBlocks ? blend_halves(low[g] + at, high[g] + at) : load(low[g] + at);
             pin(xv[g]);
         }
 #pragma GCC unroll 16
@@ -54,34 +50,30 @@ static __attribute__((noinline)) void accumulate(const Unit* units, const float*
         }
     }
 #pragma GCC unroll 6
-    for (int g = 0; g < G; ++g) {
-        float *sums = units[g].sums, *high_sums = units[g].high_sums;
-        if constexpr (U::kTwoBlocks) {
+    for (int g = 0; g < G; ++g, sums += U::SUMS) {
+        if constexpr (K == 1) {
 #pragma GCC unroll 16
-            for (int o = 0; o < R; ++o, sums += BLOCK, high_sums += BLOCK)
-                store_halves(sums, high_sums, load_halves(sums, high_sums) + acc[g][o]);
-        } else if constexpr (K == 1) {
-#pragma GCC unroll 16
-            for (int o = 0; o < R; ++o, sums += BLOCK) store(sums, load(sums) + acc[g][o]);
+            for (int o = 0; o < R; ++o) store(sums + o * W, load(sums + o * W) + acc[g][o]);
         } else {
             static_assert(R % K == 0, "outputs come in whole vectors of the result");
 #pragma GCC unroll 4
-            for (int o = 0; o < R; o += K, sums += K * BLOCK) {
+            for (int o = 0; o < R; o += K) {
                 V part[K];
 #pragma GCC unroll 4
                 for (int k = 0; k < K; ++k) part[k] = acc[g][o + k];
-                store(sums, load(sums) + sum_groups<B>(part));
+                store(sums + o * B, load(sums + o * B) + sum_groups<B>(part));
             }
         }
     }
 }
 
 template <int BLOCK, int G>
-INLINE void accumulate_some(int n, const Unit* units, const float* d, int64_t tokens) {
+INLINE void accumulate_some(int64_t n, const Unit* units, const float* panel, const float* d, int64_t tokens,
+                            float* sums) {
     if constexpr (G > 1) {
-        if (n < G) return accumulate_some<BLOCK, G - 1>(n, units, d, tokens);
+        if (n < G) return accumulate_some<BLOCK, G - 1>(n, units, panel, d, tokens, sums);
     }
-    accumulate<BLOCK, G>(units, d, tokens);
+    accumulate<BLOCK, G>(units, panel, d, tokens, sums);
 }
 
 // What will be needed next: the resident side's next panel, and the streamed side's next few features.
@@ -95,31 +87,20 @@ struct GradientAhead {
     }
 };
 
-// All blocks of one row; `unused` takes the sums of a missing second block.
+// All blocks of one row.
 template <int BLOCK>
 static void gradient_row(const Gradient& job, int64_t row, const float* panel, const float* d, int64_t tokens,
-                         float* sums, float* unused, GradientAhead& ahead) {
+                         float* sums, GradientAhead& ahead) {
     using U = Units<BLOCK>;
-    const int32_t* slots = job.slots + job.ptr[row];
-    float* row_sums = sums + (int64_t)job.ptr[row] * BLOCK * BLOCK;
-    int64_t blocks = job.ptr[row + 1] - job.ptr[row];
-    int64_t units = U::kTwoBlocks ? (blocks + 1) / 2 : blocks * U::S, passes = (units + U::G - 1) / U::G;
-    for (int64_t u = 0; u < units; --passes) {
-        Unit some[U::G];
-        int n = 0, size = (int)((units - u + passes - 1) / passes);  // six units by threes, but four by twos
-        for (; n < size; ++n, ++u) {
-            int64_t k = U::kTwoBlocks ? 2 * u : u / U::S, part = U::kTwoBlocks ? 0 : u % U::S;
-            bool paired = U::kTwoBlocks && k + 1 < blocks;
-            some[n].low = panel + ((int64_t)job.blocks[slots[k]] * U::S + part) * job.panel * U::B;
-            some[n].high = paired ? panel + (int64_t)job.blocks[slots[k + 1]] * job.panel * U::B : some[n].low;
-            some[n].sums = row_sums + k * BLOCK * BLOCK + part * U::B;
-            some[n].high_sums = paired ? some[n].sums + BLOCK * BLOCK : unused;
-        }
+    int64_t u = job.unit_ptr[row], end = job.unit_ptr[row + 1], passes = (end - u + U::G - 1) / U::G;
+    for (; u < end; --passes) {
+        int64_t n = (end - u + passes - 1) / passes;  // six units by threes, but four by twos
         for (int o = 0; o < BLOCK; o += U::R) {
             ahead.some();
-            accumulate_some<BLOCK, U::G>(n, some, d + (U::K == 1 ? o : o * W), tokens);
-            for (int g = 0; g < n; ++g) some[g].sums += U::R * BLOCK, some[g].high_sums += U::R * BLOCK;
+            accumulate_some<BLOCK, U::G>(n, job.units + u, panel, d + (U::K == 1 ? o : o * W), tokens,
+                                         sums + u * U::SUMS + o * (U::SUMS / BLOCK));
         }
+        u += n;
     }
 }
 
@@ -157,11 +138,12 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
     using U = Units<BLOCK>;
     constexpr int B = U::B, K = U::K;
     int64_t P = job.panel, n_resident = round_up(job.n_resident, W), n_streamed = job.n_streamed;
-    int64_t sizes[] = {n_resident * P, kLine * P, K > 1 ? BLOCK * W * P / K : 0, BLOCK * BLOCK};
-    float* panel = (float*)thread_workspace((sizes[0] + sizes[1] + sizes[2] + sizes[3]) * sizeof(float));
-    float *line = panel + sizes[0], *wide = line + sizes[1], *unused = wide + sizes[2];
-    int64_t groups = (n_streamed + kLine - 1) / kLine, blocks = job.ptr[n_streamed / BLOCK];
-    int64_t calls = (U::kTwoBlocks ? blocks / 2 : blocks * U::S) * (BLOCK / U::R) / U::G + 1;
+    // `panel` has something on both sides, as blend_halves looks there.
+    int64_t sizes[] = {kLine * P, n_resident * P, K > 1 ? BLOCK * W * P / K : W};
+    float* line = (float*)thread_workspace((sizes[0] + sizes[1] + sizes[2]) * sizeof(float));
+    float *panel = line + sizes[0], *wide = panel + sizes[1];
+    int64_t groups = (n_streamed + kLine - 1) / kLine;
+    int64_t calls = job.unit_ptr[n_streamed / BLOCK] * (BLOCK / U::R) / U::G + 1;
     const T* resident = (const T*)job.resident;
     for (int64_t t = first; t < last; t += P) {
         int64_t tokens = smaller(P, last - t), next = t + tokens, next_tokens = smaller(P, last - next);
@@ -177,7 +159,7 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
                 ahead.streamed.set(streamed + end, n_streamed, smaller(kLine, n_streamed - end), tokens);
             else
                 ahead.streamed.set(streamed + tokens * n_streamed, n_streamed, smaller(kLine, n_streamed), next_tokens);
-            if (job.ptr[f / BLOCK] == job.ptr[end / BLOCK]) continue;
+            if (job.unit_ptr[f / BLOCK] == job.unit_ptr[end / BLOCK]) continue;
             if constexpr (K == 1)
                 copy_line(streamed + f, n_streamed, end - f, tokens, line);
             else
@@ -188,7 +170,7 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
                     spread_block<B>(d, round_up(tokens, K), wide);
                     d = wide;
                 }
-                gradient_row<BLOCK>(job, o / BLOCK, panel, d, round_up(tokens, K), sums, unused, ahead);
+                gradient_row<BLOCK>(job, o / BLOCK, panel, d, round_up(tokens, K), sums, ahead);
             }
         }
         if (bias) add_rows((const T*)job.dy + t * job.n_out, job.n_out, tokens, bias);

@@ -48,7 +48,13 @@ struct DotGroup {
     int32_t streamed[kDots];
 };
 
-// dW at the existing blocks, summed over a range of tokens into `sums`, float32 in visiting order.
+// What meets the streamed side in one vector of dW: resident features of a block, as many as fit; or of two blocks of a
+// row, where a block fills half a vector (the same twice, where a row has an odd number).
+struct Unit {
+    int32_t low, high;  // where their inputs begin in a panel, in floats
+};
+
+// dW at the existing blocks, summed over a range of tokens into `sums`, float32.
 struct Gradient {
     const void* resident;  // [T, n_resident]: x or dy, the narrower
     const void* streamed;  // [T, n_streamed]
@@ -56,16 +62,19 @@ struct Gradient {
     int64_t n_out;
     int64_t n_resident, n_streamed, block;
     bool half;
-    const int32_t* ptr;    // [n_streamed / block + 1] into slots
-    const int32_t* slots;  // [nnz] sorted by streamed block
-    const int32_t* blocks; // [nnz] the resident block of a slot
-    const DotGroup* dots;      // 1x1: sorted by chunk of the streamed side; sums are [group][kDots]
-    const int64_t* chunk_ptr;  // 1x1: [n_chunks + 1] into dots
-    int64_t chunk, n_chunks;   // 1x1: streamed features in a chunk
     int64_t panel;
+    // Blocks of 4 and more. Sums are [unit][streamed feature][lanes], or [block] in place of lanes where those are more
+    // than two blocks.
+    const int32_t* unit_ptr;  // [n_streamed / block + 1] into units
+    const Unit* units;
+    // 1x1: sums are [group][kDots].
+    const DotGroup* dots;      // sorted by chunk of the streamed side
+    const int64_t* chunk_ptr;  // [n_chunks + 1] into dots
+    int64_t chunk, n_chunks;   // streamed features in a chunk
 };
 
 struct Level {
+    int lanes;
     int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has `product`
     int64_t (*product_panel)(int64_t block);  // tokens in a panel
     int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most

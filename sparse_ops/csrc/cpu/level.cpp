@@ -45,7 +45,7 @@ extern const Level level;
 
 #ifdef SPARSE_OPS_PAIRS
 
-const Level level = {kLevelPairs, product_panel_tokens, product_chunk, nullptr, product_of<bf16>, nullptr};
+const Level level = {W, kLevelPairs, product_panel_tokens, product_chunk, nullptr, product_of<bf16>, nullptr};
 
 #else
 
@@ -68,7 +68,7 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
     job.half ? gradient_of<bf16>(job, first, last, sums, bias) : gradient_of<float>(job, first, last, sums, bias);
 }
 
-const Level level = {kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, product, gradient};
+const Level level = {W, kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, product, gradient};
 
 #endif
 

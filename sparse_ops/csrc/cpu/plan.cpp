@@ -47,6 +47,23 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
     groups.back() = (int32_t)side.n_rows;
 }
 
+UnitOrder::UnitOrder(const Side& side, int64_t block, int64_t lanes, int64_t panel)
+    : ptr(1), part(std::min(block, lanes)), parts(block / part) {
+    const bool two = lanes / part == 2;
+    stride = two ? lanes : part;
+    unit = block * stride;
+    for (int64_t r = 0; r < side.n_rows; ++r) {
+        for (int32_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) {
+            int32_t at = (int32_t)(side.other[side.slots[k]] * block * panel);
+            bool second = two && (k - side.ptr[r]) % 2;
+            if (second) units.back().high = at;
+            place.push_back(second ? place.back() + part : (int64_t)units.size() * unit);
+            for (int64_t p = 0; p < parts && !second; ++p, at += (int32_t)(part * panel)) units.push_back({at, at});
+        }
+        ptr.push_back((int32_t)units.size());
+    }
+}
+
 DotOrder::DotOrder(const Side& side, int64_t n_chunks, int64_t chunk, int64_t panel, const ForEachPart& for_each_part) {
     const BlockOrder blocks(side, 1, n_chunks, chunk, panel, 1, nullptr, 1, for_each_part);
     int64_t n = side.n_rows, total = 0;

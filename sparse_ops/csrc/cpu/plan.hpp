@@ -28,6 +28,16 @@ struct BlockOrder {
                const float* values, int64_t n_groups, const ForEachPart& for_each_part);
 };
 
+// dW of larger blocks: a side's rows are the streamed features.
+struct UnitOrder {
+    std::vector<Unit> units;
+    std::vector<int32_t> ptr;     // [n_rows + 1] into units
+    std::vector<int64_t> place;   // [nnz] where a block's sums begin, in the order of the side
+    int64_t part, parts, stride;  // a block's sums [parts][block][part]: `part` of its features lie side by side
+    int64_t unit;                 // floats of a unit's sums
+    UnitOrder(const Side& side, int64_t block, int64_t lanes, int64_t panel);
+};
+
 // dW of 1x1 blocks: a side's rows are the resident features.
 struct DotOrder {
     std::vector<DotGroup> groups;

@@ -125,10 +125,16 @@ INLINE V load_halves(const float* low, const float* high) {
     return load(v);
 #endif
 }
-INLINE void store_halves(float* low, float* high, V v) {
-    float part[W];
-    store(part, v);
-    memcpy(low, part, sizeof(part) / 2), memcpy(high, part + W / 2, sizeof(part) / 2);
+// The same by whole loads and a blend, which takes no turn of a multiply-add; the W / 2 floats after the low half and
+// before the high one are read too.
+INLINE V blend_halves(const float* low, const float* high) {
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
+    return (V)_mm512_mask_blend_ps(0xff00, (__m512)load(low), (__m512)load(high - W / 2));
+#elif SPARSE_OPS_LANES == 8 && defined(__AVX__)
+    return (V)_mm256_blend_ps((__m256)load(low), (__m256)load(high - W / 2), 0xf0);
+#else
+    return load_halves(low, high);
+#endif
 }
 
 // The first n < W elements; the rest is zero, or left alone in memory.
