@@ -101,6 +101,8 @@ uint16_t to_half(float f) {
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+constexpr int64_t kRows = 16;  // of blocks, whose weights are gathered at a time
+
 // Streamed features in a chunk of 1x1 blocks: a little more than L1, since larger chunks fill more groups of kDots.
 int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 49152 / (panel * 4) / 16 * 16); }
 
@@ -128,35 +130,6 @@ void scatter(const std::vector<const float*>& parts, const UnitOrder* order, int
             for (int64_t j = 0; j < width; ++j)
                 to[transposed ? (column + j) * block + row : row * block + column + j] = convert(sum[j]);
         }
-    }
-}
-
-void widen(const uint16_t* from, int64_t n, float* to) {
-    for (int64_t i = 0; i < n; ++i) to[i] = from_half(from[i]);
-}
-
-// Rows 2i and 2i + 1 of every block side by side.
-void pair_rows(const uint16_t* from, int64_t blocks, int64_t block, uint16_t* to) {
-    for (int64_t row = 0; row < blocks * block; row += 2)
-        for (int64_t o = 0; o < block; ++o)
-            for (int64_t k = 0; k < 2; ++k) to[row * block + 2 * o + k] = from[(row + k) * block + o];
-}
-
-// Blocks [first, last) of the order in which they are visited as [input][output]; stored as [output][input], or with
-// `transposed` the other way round.
-constexpr int64_t kGathered = 64;  // blocks at a time
-template <class T, class Convert>
-void gather(const T* values, const Entry* order, int64_t first, int64_t last, bool transposed, float* out,
-            Convert convert) {
-    constexpr int64_t B = 16;
-    for (int64_t k = first; k < last; ++k) {
-        const T* from = values + order[k].slot * (B * B);
-        float* to = out + k * (B * B);
-        if (transposed)
-            for (int64_t i = 0; i < B * B; ++i) to[i] = convert(from[i]);
-        else
-            for (int64_t i = 0; i < B; ++i)
-                for (int64_t o = 0; o < B; ++o) to[i * B + o] = convert(from[o * B + i]);
     }
 }
 
@@ -206,37 +179,24 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
         for_each_part(parallel, block == 1 ? threads : 1, parts, work);
     };
     static thread_local Workspace workspace;
-    const float* weights = (const float*)values;
-    if (half && !by_output && (level.pairs == 1 || transposed)) {
-        float* to = (float*)workspace.get((side.nnz() * block * block + 16) * sizeof(float));
-        if (level.pairs == 1)
-            widen((const uint16_t*)values, side.nnz() * block * block, to);
-        else
-            pair_rows((const uint16_t*)values, side.nnz(), block, (uint16_t*)to);
-        weights = to;
-    }
-    const float* gathered = block == 1 ? weights : nullptr;
-    BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, gathered, n_groups, for_each);
-    if (by_output) {
-        float* to = (float*)workspace.get(side.nnz() * block * block * sizeof(float));
-        for_each_part(parallel, threads, (side.nnz() + kGathered - 1) / kGathered, [&](int64_t part) {
-            int64_t first = part * kGathered, last = std::min(side.nnz(), first + kGathered);
-            if (half)
-                gather((const uint16_t*)values, order.entries.data(), first, last, transposed, to, from_half);
-            else
-                gather((const float*)values, order.entries.data(), first, last, transposed, to, [](float f) { return f; });
-        });
-        weights = to;
-    }
+    float* weights = (float*)workspace.get((side.nnz() * block * block + 16) * sizeof(float));
+    const float* scalars = half ? weights : (const float*)values;
+    if (block == 1 && half) std::transform((const uint16_t*)values, (const uint16_t*)values + side.nnz(), weights, from_half);
+    BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, block == 1 ? scalars : nullptr,
+                     n_groups, for_each);
     int64_t next = 0;
     Product job{};
-    job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.bias = bias, job.values = weights;
+    job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.bias = bias, job.weights = weights;
+    job.values = values, job.transposed = transposed;
     job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block, job.n_rows = side.n_rows;
-    job.transposed = transposed, job.half = half;
+    job.half = half;
     job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
-    job.entries = order.entries.data(), job.end = job.entries + side.nnz();
-    job.order = order.order.data();
+    job.entries = order.entries.data(), job.order = order.order.data();
     job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;
+    if (block > 1)
+        for_each_part(parallel, threads, (side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
+            level.gather(job, part * kRows, std::min(side.n_rows, (part + 1) * kRows));
+        });
     for_each_part(parallel, threads, std::min<int64_t>(panels * n_groups, threads),
                   [&](int64_t) { level.product(job); });
     return 0;

@@ -15,25 +15,24 @@ struct Entry {
 // Whether Y and dX of such blocks have outputs as lanes: a cache line of them. The others have tokens.
 static constexpr bool lanes_are_outputs(int64_t block, int pairs) { return block == 16 && pairs == 1; }
 
-// Y[T, n_out] = X[T, n_in] W^T (+ bias), or with `transposed` the product with W itself; W [n_out, n_in] as seen here.
+// Y[T, n_out] = X[T, n_in] W^T (+ bias), with W [n_out, n_in].
 struct Product {
     const void* x;
     void* y;
     void* slope;           // with gelu: its derivative, as y; or null
     bool gelu;             // y is the GELU of the product
     const float* bias;     // [n_out] or null
-    // [nnz, b, b] in slot order, float32; where lanes are outputs: in the order of the visits, every block
-    // [input][output]; where a level takes pairs: bfloat16, and with `transposed` every block as [b / 2, b, 2], so that
-    // two inputs of an output lie side by side.
-    const float* values;
+    const void* values;    // [slot][output][input], of x's type, or with `transposed` [slot][input][output]
+    bool transposed;
+    // The same in the order of the visits: of every row's blocks in a chunk a few outputs [block][input][outputs] (of a
+    // level that takes pairs [block][input / 2][outputs][2], bfloat16), then the next few. Not of 1x1 blocks.
+    float* weights;
     int64_t tokens, n_in, n_out, block, n_rows;  // n_rows = n_out / block
-    bool transposed;       // a block's values are read as their transpose
     bool half;             // x and y are bfloat16
     int64_t panel;             // tokens at a time
     int64_t chunk, n_chunks;   // input features packed at a time
     const int32_t* chunk_ptr;  // [n_chunks + 1][n_rows] into entries: where a row's blocks in a chunk begin
     const Entry* entries;
-    const Entry* end;
     const int32_t* order;  // [n_rows] for 1x1 blocks: every 16 rows by their number of blocks, so that pairs are alike
     const int32_t* groups; // [n_groups + 1]: block rows split into parts of about equal work
     int64_t n_groups;
@@ -76,9 +75,10 @@ struct Gradient {
 struct Level {
     int lanes;
     int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has `product`
-    int64_t (*product_panel)(int64_t block);  // tokens in a panel
-    int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most
+    int64_t (*product_panel)(int64_t block);    // tokens in a panel
+    int64_t (*product_chunk)(int64_t block);    // input features packed at a time, at most
     int64_t (*gradient_panel)(int64_t block);
+    void (*gather)(const Product&, int64_t first, int64_t last);  // the weights of block rows [first, last)
     void (*product)(const Product&);                              // draws jobs until none is left
     // Tokens [first, last) of a gradient, added to `sums`; dy's sum over them to bias [n_out] unless that is null.
     void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums, float* bias);

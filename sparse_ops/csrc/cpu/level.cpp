@@ -1,5 +1,6 @@
 // Compiled once per level, each time with other instruction flags and in a namespace of its own.
 // Nothing here may be shared with code of another level, so no standard library beyond compile-time types.
+#include "gather.hpp"
 #include "product.hpp"
 #include "product_rows.hpp"
 #ifndef SPARSE_OPS_PAIRS
@@ -30,14 +31,19 @@ static int64_t product_chunk(int64_t block) {
 }
 
 template <class T>
+static void gather_of(const Product& job, int64_t first, int64_t last) {
+    with_block(job.block, [&](auto b) {
+        if constexpr (b > 1) gather<b, lanes_are_outputs(b, kLevelPairs) ? b : kOutputs<b>, kPairs<T>, T>(job, first, last);
+    });
+}
+
+template <class T>
 static void product_of(const Product& job) {
     with_block(job.block, [&](auto b) {
         if constexpr (lanes_are_outputs(b, kLevelPairs))
             product_rows<T>(job);
-        else if constexpr (b > 1)
-            job.transposed ? product_blocks<b, true, T>(job) : product_blocks<b, false, T>(job);
-        else if constexpr (kLevelPairs == 1)
-            product_blocks<b, false, T>(job);
+        else if constexpr (b > 1 || kLevelPairs == 1)
+            product_blocks<b, T>(job);
     });
 }
 
@@ -45,7 +51,7 @@ extern const Level level;
 
 #ifdef SPARSE_OPS_PAIRS
 
-const Level level = {W, kLevelPairs, product_panel_tokens, product_chunk, nullptr, product_of<bf16>, nullptr};
+const Level level = {W, kLevelPairs, product_panel_tokens, product_chunk, nullptr, gather_of<bf16>, product_of<bf16>, nullptr};
 
 #else
 
@@ -62,13 +68,17 @@ static void gradient_of(const Gradient& job, int64_t first, int64_t last, float*
     });
 }
 
+static void gather(const Product& job, int64_t first, int64_t last) {
+    job.half ? gather_of<bf16>(job, first, last) : gather_of<float>(job, first, last);
+}
+
 static void product(const Product& job) { job.half ? product_of<bf16>(job) : product_of<float>(job); }
 
 static void gradient(const Gradient& job, int64_t first, int64_t last, float* sums, float* bias) {
     job.half ? gradient_of<bf16>(job, first, last, sums, bias) : gradient_of<float>(job, first, last, sums, bias);
 }
 
-const Level level = {W, kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, product, gradient};
+const Level level = {W, kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather, product, gradient};
 
 #endif
 

@@ -1,5 +1,5 @@
-// Y = X W^T and dX = dY W: lanes are tokens, weights are broadcast scalars, so that both products share this code and
-// the one values array. A panel of tokens is packed a chunk of features at a time, and all block rows run over it.
+// Y = X W^T and dX = dY W of 8x8, 4x4 and 1x1 blocks (16x16 too where inputs come in pairs): lanes are tokens, weights
+// are broadcast scalars. A panel of tokens is packed a chunk of features at a time, and all block rows run over it.
 #pragma once
 #include "pack.hpp"
 #include "share.hpp"
@@ -47,24 +47,18 @@ INLINE void start_sums(V (&acc)[R][NV], const Product& job, int64_t output, cons
 }
 
 // Outputs [first, first + R) of one block row over NV vectors of tokens, to out [B][P]; sums: as `out`, or null.
-template <int B, int NV, bool TR, int P, int PAIRS>
+template <int B, int NV, int P, int PAIRS>
 static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, int first, const float* sums,
                                                 float* out) {
-    constexpr int R = kOutputs<B>, K = B / PAIRS, LINES = (K * R + kLine - 1) / kLine;
+    constexpr int R = kOutputs<B>, K = B / PAIRS;
     const Product& job = pass.job;
     V acc[R][NV];
     start_sums<R, NV, P>(acc, job, row * B + first, sums ? sums + first * P : nullptr);
     const Entry *e = pass.begin(row), *end = pass.end(row);
-    // Asked for now are the weights of the next row, a share of each block at every pass over this one.
-    const Entry* next = row + 1 < job.n_rows ? pass.begin(row + 1) : e;
-    for (; e < end; ++e, ++next) {
+    const float* w = job.weights + (e - job.entries) * (K * B) + (end - e) * (K * first);
+    for (; e < end; ++e, w += K * R) {
         const float* x = pass.panel + e->source;
-        const float* w = job.values + (int64_t)e->slot * (K * B) + (TR ? first : first * K);
         pin(x), pin(w);
-        next = next < job.end ? next : e;
-        const float* ask = job.values + (int64_t)next->slot * (K * B) + first * K;
-#pragma GCC unroll 8
-        for (int line = 0; line < LINES; ++line) __builtin_prefetch(ask + line * kLine, 0, 3);
 #pragma GCC unroll 16
         for (int i = 0; i < K; ++i) {
             V xv[NV];
@@ -72,7 +66,7 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
             for (int v = 0; v < NV; ++v) xv[v] = load_pinned(x + i * P + v * W);
 #pragma GCC unroll 16
             for (int o = 0; o < R; ++o) {
-                const float* at = w + (TR ? i * B + o : o * K + i);
+                const float* at = w + i * R + o;
                 V s = PAIRS == 2 ? broadcast_pair(at) : broadcast(*at);
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; ++v)
@@ -120,12 +114,12 @@ static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_
 
 // Outputs [o, o + kOutputs<B>), less where there are no more than `n`, of the rows that begin at `row`, as do sums and
 // out.
-template <int B, int NV, bool TR, int P, class T>
+template <int B, int NV, int P, class T>
 INLINE void run_pass(const Pass& pass, int64_t row, int64_t o, int64_t n, const float* sums, float* out) {
     if constexpr (B > 1) {
         int64_t in_row = o / B * (B * P);
         const float* from = sums ? sums + in_row : nullptr;
-        block_row<B, NV, TR, P, kPairs<T>>(pass, row + o / B, (int)(o % B), from, out + in_row);
+        block_row<B, NV, P, kPairs<T>>(pass, row + o / B, (int)(o % B), from, out + in_row);
     } else if (n > 1) {
         scalar_rows<2, NV, P>(pass, pass.job.order + row + o, row, sums, out);
     } else {
@@ -145,7 +139,7 @@ INLINE void write_tiles(const float* done, const Target<T>& to) {
 
 // Passes [N, kLine / R) over the kLine outputs of a group and a whole panel, while the results of the group before are
 // written in as many parts: no branch between the passes depends on data.
-template <int B, int NV, bool TR, int N, class T>
+template <int B, int NV, int N, class T>
 INLINE void whole_group(const Pass& pass, int64_t row, const float* sums, float* out, const Target<T>& next,
                         const float* done, const Target<T>& to, Ahead& ahead, int64_t lines) {
     constexpr int P = NV * W, R = kOutputs<B>, PASSES = kLine / R, TILES = kLine / W * NV;
@@ -154,13 +148,13 @@ INLINE void whole_group(const Pass& pass, int64_t row, const float* sums, float*
         ahead.some(lines);
         next.claim(P * N / PASSES, P * (N + 1) / PASSES);
         write_tiles<FIRST, LAST < TILES ? LAST : TILES, P>(done, to);
-        run_pass<B, NV, TR, P, T>(pass, row, N * R, R, sums, out);
-        whole_group<B, NV, TR, N + 1>(pass, row, sums, out, next, done, to, ahead, lines);
+        run_pass<B, NV, P, T>(pass, row, N * R, R, sums, out);
+        whole_group<B, NV, N + 1>(pass, row, sums, out, next, done, to, ahead, lines);
     }
 }
 
 // The last chunk of a panel: results go to memory.
-template <int B, int NV, bool TR, class T>
+template <int B, int NV, class T>
 static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t last_row, const float* sums, float* stage,
                        const Target<T>& to, Ahead ahead, int64_t lines) {
     constexpr int P = kVectors<B> * W, R = kOutputs<B>, PASSES = kLine / R;
@@ -171,12 +165,12 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
         Results<T> next = {out, to.at(0, row * B), P, tokens, (last - row) * B};
         const float* from = sums ? sums + row * (B * P) : nullptr;
         if (next.whole_lines() && done.whole_lines()) {
-            whole_group<B, NV, TR, 0>(pass, row, from, out, next.to, done.in, done.to, ahead, lines);
+            whole_group<B, NV, 0>(pass, row, from, out, next.to, done.in, done.to, ahead, lines);
         } else {
             for (int64_t o = 0, n = 0; o < next.features; o += R, ++n) {
                 ahead.some(lines);
                 next.to.claim(tokens * n / PASSES, tokens * (n + 1) / PASSES);
-                run_pass<B, NV, TR, P, T>(pass, row, o, next.features - o, from, out);
+                run_pass<B, NV, P, T>(pass, row, o, next.features - o, from, out);
             }
             done.all();
         }
@@ -187,7 +181,7 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
 }
 
 // Block rows [row, last_row) of one panel: x and `to` at its first token; `panel` holds a chunk, `sums` all outputs.
-template <int B, int NV, bool TR, class T>
+template <int B, int NV, class T>
 static void product_panel(const Product& job, const T* x, const Target<T>& to, int64_t tokens, int64_t row,
                           int64_t last_row, Ahead ahead, bool packed, float* panel, float* sums, float* stage) {
     constexpr int P = kVectors<B> * W, R = kOutputs<B>;
@@ -201,20 +195,20 @@ static void product_panel(const Product& job, const T* x, const Target<T>& to, i
         }
         Pass pass{job, c, panel};
         if (c + 1 == job.n_chunks) {
-            last_chunk<B, NV, TR, T>(pass, tokens, row, last_row, c > 0 ? sums : nullptr, stage, to, ahead, lines);
+            last_chunk<B, NV, T>(pass, tokens, row, last_row, c > 0 ? sums : nullptr, stage, to, ahead, lines);
             return;
         }
         for (int64_t r = row; r < last_row; r += kLine / B) {
             int64_t outputs = smaller(kLine, (last_row - r) * B), at = r * (B * P);
             for (int64_t o = 0; o < outputs; o += R) {
                 ahead.some(lines);
-                run_pass<B, NV, TR, P, T>(pass, r, o, outputs - o, c > 0 ? sums + at : nullptr, sums + at);
+                run_pass<B, NV, P, T>(pass, r, o, outputs - o, c > 0 ? sums + at : nullptr, sums + at);
             }
         }
     }
 }
 
-template <int B, bool TR, class T>
+template <int B, class T>
 static void product_blocks(const Product& job) {
     constexpr int NV = kVectors<B>, P = NV * W;
     int64_t chunk = round_up(job.chunk, W), n_sums = job.n_chunks > 1 ? job.n_out : 0;
@@ -228,7 +222,7 @@ static void product_blocks(const Product& job) {
         Ahead ahead;
         ahead.set((const T*)job.x, job.n_in, ahead_first, share.end(ahead_first));
         bool packed = job.n_chunks == 1 && share.index == last_panel;
-        product_panel<B, NV, TR, T>(job, (const T*)job.x + first * job.n_in, all.at(first, 0), share.tokens, share.row,
+        product_panel<B, NV, T>(job, (const T*)job.x + first * job.n_in, all.at(first, 0), share.tokens, share.row,
                                     share.last_row, ahead, packed, panel, sums, stage);
         last_panel = share.index;
     }

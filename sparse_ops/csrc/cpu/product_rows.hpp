@@ -38,7 +38,7 @@ static __attribute__((noinline)) void row_tile(const Product& job, int64_t row, 
 #pragma GCC unroll 4
         for (int v = 0; v < kLineVectors; ++v) acc[r][v] = job.bias ? load(job.bias + row * kLine + v * W) : V{};
     const Entry *e = job.entries + job.chunk_ptr[row], *end = job.entries + job.chunk_ptr[row + job.n_rows];
-    const float* w = job.values + (e - job.entries) * (kLine * kLine);
+    const float* w = job.weights + (e - job.entries) * (kLine * kLine);
     int64_t stride = job.n_in;
     for (; e < end; ++e, w += kLine * kLine) {
         const float *at[R], *next = x + e[1].source;
