@@ -1,14 +1,11 @@
 // The C interface that Python calls through ctypes: chooses a level, makes the visiting order, shares the work out.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
-#include <functional>
-#include <new>
-#include <thread>
 #include <vector>
 
 #include "plan.hpp"
+#include "scatter.hpp"
+#include "threads.hpp"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -18,31 +15,6 @@ namespace avx512 { extern const Level level; }
 namespace avx512_bf16 { extern const Level level; }
 
 namespace {
-
-struct Workspace {  // mapped by hand: whole pages of 2 MB where the system has them, and none given back between calls
-    char* data = nullptr;
-    size_t size = 0;
-    char* get(size_t bytes) {
-        if (bytes > size) {
-            release();
-            constexpr size_t kHuge = size_t(2) << 20;
-            size_t wanted = (bytes + kHuge - 1) / kHuge * kHuge;
-            void* p = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            if (p == MAP_FAILED) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-            madvise(p, wanted, MADV_HUGEPAGE);
-#endif
-            data = (char*)p;
-            size = wanted;
-        }
-        return data;
-    }
-    void release() {
-        if (data) munmap(data, size);
-        data = nullptr, size = 0;
-    }
-    ~Workspace() { release(); }
-};
 
 const Level& level_of(int number) {
 #if SPARSE_OPS_LEVELS > 2
@@ -62,76 +34,10 @@ const Level& product_level(int number, bool half, int64_t block) {
     return level_of(number);
 }
 
-// GOMP_parallel of the OpenMP runtime that torch runs on, so that these threads are torch's own; null: start threads.
-typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
-
-// Call work(part) for every part, on at most `threads` threads. Correct whatever number of threads really comes.
-void for_each_part(Parallel parallel, int threads, int64_t parts, const std::function<void(int64_t)>& work) {
-    struct Shared {
-        const std::function<void(int64_t)>& work;
-        int64_t parts, next;
-    } shared{work, parts, 0};
-    auto run = [](void* data) {
-        Shared& s = *(Shared*)data;
-        for (int64_t part; (part = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.parts;) s.work(part);
-    };
-    int count = (int)std::min<int64_t>(threads, parts);
-    if (count <= 1) {
-        run(&shared);
-    } else if (parallel) {
-        parallel(run, &shared, (unsigned)count, 0);
-    } else {
-        std::vector<std::thread> others;
-        for (int i = 1; i < count; ++i) others.emplace_back(run, (void*)&shared);
-        run(&shared);
-        for (std::thread& t : others) t.join();
-    }
-}
-
-float from_half(uint16_t bits) {
-    uint32_t u = (uint32_t)bits << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
-uint16_t to_half(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    if ((u & 0x7fffffff) > 0x7f800000) return 0x7fc0;
-    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
-
 constexpr int64_t kRows = 16;  // of blocks, whose weights are gathered at a time
 
 // Streamed features in a chunk of 1x1 blocks: a little more than L1, since larger chunks fill more groups of kDots.
 int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 49152 / (panel * 4) / 16 * 16); }
-
-// Sum the threads' parts in their order and put them where the slots are: [nnz, block, block] in the output's type.
-// order: where a block's sums are; null for 1x1, which lie in the order of `slots`, -1 where there is none.
-// transposed: the parts hold every block as its transpose.
-template <class T, class Convert>
-void scatter(const std::vector<const float*>& parts, const UnitOrder* order, int64_t first, int64_t last,
-             const int32_t* slots, int64_t block, bool transposed, T* out, Convert convert) {
-    for (int64_t k = first; k < last; ++k) {
-        if (slots[k] < 0) continue;
-        T* to = out + slots[k] * block * block;
-        if (!order) {
-            float sum = 0;
-            for (const float* part : parts) sum += part[k];
-            *to = convert(sum);
-            continue;
-        }
-        const int64_t stride = order->stride, width = order->part;
-        for (int64_t i = 0; i < order->parts * block; ++i) {
-            const int64_t at = order->place[k] + i * stride, row = i % block, column = i / block * width;
-            float sum[16] = {};
-            for (const float* part : parts)
-                for (int64_t j = 0; j < width; ++j) sum[j] += part[at + j];
-            for (int64_t j = 0; j < width; ++j)
-                to[transposed ? (column + j) * block + row : row * block + column + j] = convert(sum[j]);
-        }
-    }
-}
 
 }  // namespace
 
@@ -173,23 +79,20 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
     int64_t most = by_output ? n_in : level.product_chunk(block), n_chunks = (n_in + most - 1) / most;
     int64_t chunk = (n_in + n_chunks * 16 - 1) / (n_chunks * 16) * 16;
     // With few panels the block rows are shared out too; each part then packs the panel for itself.
-    int64_t rows_of_a_line = (16 + block - 1) / block;
-    int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line + 1);
+    int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line(block) + 1);
     auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
-        for_each_part(parallel, block == 1 ? threads : 1, parts, work);
+        for_each_part(parallel, block == 1 ? threads : 1, parts, work);  // for fewer blocks threads do not pay
     };
     static thread_local Workspace workspace;
-    float* weights = (float*)workspace.get((side.nnz() * block * block + 16) * sizeof(float));
-    const float* scalars = half ? weights : (const float*)values;
-    if (block == 1 && half) std::transform((const uint16_t*)values, (const uint16_t*)values + side.nnz(), weights, from_half);
-    BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, block == 1 ? scalars : nullptr,
-                     n_groups, for_each);
+    float* weights = (float*)workspace.get((side.nnz() * block * block + 1) * sizeof(float));
+    const float* scalars = block > 1 ? nullptr : half ? weights : (const float*)values;
+    if (scalars == weights) std::transform((const uint16_t*)values, (const uint16_t*)values + side.nnz(), weights, from_half);
+    BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, scalars, n_groups, for_each);
     int64_t next = 0;
     Product job{};
-    job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.bias = bias, job.weights = weights;
-    job.values = values, job.transposed = transposed;
+    job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.half = half;
+    job.bias = bias, job.values = values, job.transposed = transposed, job.weights = weights;
     job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block, job.n_rows = side.n_rows;
-    job.half = half;
     job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
     job.entries = order.entries.data(), job.order = order.order.data();
     job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;
@@ -223,44 +126,48 @@ EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, void* b
     };
     std::vector<UnitOrder> units;
     std::vector<DotOrder> dots;
-    int64_t n_blocks = streamed.nnz(), n_sums = 0;
-    const int32_t* slots = streamed.slots;
+    Sums sums{};
     if (block == 1) {
         job.chunk = chunk_features(job.panel), job.n_chunks = (job.n_streamed + job.chunk - 1) / job.chunk;
-        const DotOrder& order = dots.emplace_back(x_resident ? by_col : by_row, job.n_chunks, job.chunk, job.panel, for_each);
+        const Side& resident = x_resident ? by_col : by_row;
+        const DotOrder& order = dots.emplace_back(resident, job.n_chunks, job.chunk, job.panel, for_each);
         job.dots = order.groups.data(), job.chunk_ptr = order.chunk_ptr.data();
-        n_sums = n_blocks = (int64_t)order.slots.size(), slots = order.slots.data();
+        int64_t count = (int64_t)order.slots.size();
+        sums = {count, count, 1, 1, order.slots.data(), nullptr};
     } else {
         const UnitOrder& order = units.emplace_back(streamed, block, level.lanes, job.panel);
         job.units = order.units.data(), job.unit_ptr = order.ptr.data();
-        n_sums = (int64_t)order.units.size() * order.unit;
+        int64_t floats = (int64_t)order.units.size() * order.unit;
+        sums = {streamed.nnz(), floats, order.width, order.stride, streamed.slots, order.places.data()};
     }
     // Of every thread: the blocks' sums, then the bias's.
     int64_t panels = (tokens + job.panel - 1) / job.panel;
     int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels));
-    int64_t length = (n_sums + n_out + 31) / 16 * 16;
+    int64_t length = (sums.floats + n_out + 31) / 16 * 16;
     static thread_local Workspace workspace;
-    float* sums = (float*)workspace.get(parts * length * sizeof(float));
+    float* all_sums = (float*)workspace.get(parts * length * sizeof(float));
     std::vector<const float*> all;
-    for (int64_t p = 0; p < parts; ++p) all.push_back(sums + p * length);
+    for (int64_t p = 0; p < parts; ++p) all.push_back(all_sums + p * length);
     for_each_part(parallel, threads, parts, [&](int64_t p) {
-        float* mine = sums + p * length;
+        float* mine = all_sums + p * length;
         memset(mine, 0, length * sizeof(float));
         int64_t first = panels * p / parts * job.panel, last = std::min(tokens, panels * (p + 1) / parts * job.panel);
-        level.gradient(job, first, last, mine, bias ? mine + n_sums : nullptr);
+        level.gradient(job, first, last, mine, bias ? mine + sums.floats : nullptr);
     });
-    const UnitOrder* order = units.empty() ? nullptr : &units[0];
-    int64_t n_scatters = n_sums < 16384 ? 1 : threads;
+    int64_t n_scatters = sums.floats < 16384 ? 1 : threads;
     for_each_part(parallel, threads, n_scatters, [&](int64_t p) {
-        int64_t first = n_blocks * p / n_scatters, last = n_blocks * (p + 1) / n_scatters;
+        int64_t first = sums.count * p / n_scatters, last = sums.count * (p + 1) / n_scatters;
+        auto to = [&](auto* values, auto convert) {
+            scatter_any(sums.width, all, sums, first, last, block, !x_resident, values, convert);
+        };
         if (half)
-            scatter(all, order, first, last, slots, block, !x_resident, (uint16_t*)out, to_half);
+            to((uint16_t*)out, to_half);
         else
-            scatter(all, order, first, last, slots, block, !x_resident, (float*)out, [](float f) { return f; });
+            to((float*)out, [](float f) { return f; });
     });
     for (int64_t o = 0; bias && o < n_out; ++o) {
         float sum = 0;
-        for (const float* part : all) sum += part[n_sums + o];
+        for (const float* part : all) sum += part[sums.floats + o];
         if (half)
             ((uint16_t*)bias)[o] = to_half(sum);
         else

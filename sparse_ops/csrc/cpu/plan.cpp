@@ -36,11 +36,10 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
         for (int64_t r = 0; r < side.n_rows; r += 16)
             std::stable_sort(order.begin() + r, order.begin() + std::min(side.n_rows, r + 16), fewer);
     }
-    const int64_t rows_of_a_line = (16 + block - 1) / block;  // no two parts write to one cache line
     groups.push_back(0);
     for (int64_t g = 1; g <= n_groups; ++g) {  // a row costs its blocks and one more for its outputs
         int64_t work = (side.nnz() + side.n_rows) * g / n_groups, row = groups.back();
-        while (row < side.n_rows && side.ptr[row] + row < work) row += rows_of_a_line;
+        while (row < side.n_rows && side.ptr[row] + row < work) row += rows_of_a_line(block);
         groups.push_back((int32_t)row);
     }
     for (int32_t& row : groups) row = std::min(row, (int32_t)side.n_rows);
@@ -48,19 +47,24 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
 }
 
 UnitOrder::UnitOrder(const Side& side, int64_t block, int64_t lanes, int64_t panel)
-    : ptr(1), part(std::min(block, lanes)), parts(block / part) {
-    const bool two = lanes / part == 2;
-    stride = two ? lanes : part;
+    : ptr(side.n_rows + 1), places(side.nnz()), width(std::min(block, lanes)) {
+    const bool two = lanes / width == 2;
+    stride = two ? lanes : width;
     unit = block * stride;
+    units.reserve(side.nnz() * (block / width));
     for (int64_t r = 0; r < side.n_rows; ++r) {
         for (int32_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) {
-            int32_t at = (int32_t)(side.other[side.slots[k]] * block * panel);
-            bool second = two && (k - side.ptr[r]) % 2;
-            if (second) units.back().high = at;
-            place.push_back(second ? place.back() + part : (int64_t)units.size() * unit);
-            for (int64_t p = 0; p < parts && !second; ++p, at += (int32_t)(part * panel)) units.push_back({at, at});
+            const int32_t at = (int32_t)(side.other[side.slots[k]] * block * panel);
+            if (two && (k - side.ptr[r]) % 2) {
+                units.back().high = at;
+                places[k] = places[k - 1] + width;
+            } else {
+                places[k] = (int64_t)units.size() * unit;
+                for (int64_t f = 0; f < block; f += width)
+                    units.push_back({(int32_t)(at + f * panel), (int32_t)(at + f * panel)});
+            }
         }
-        ptr.push_back((int32_t)units.size());
+        ptr[r + 1] = (int32_t)units.size();
     }
 }
 

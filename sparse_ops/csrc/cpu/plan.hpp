@@ -18,6 +18,9 @@ struct Side {
 // Run work(part) for every part, on the threads that a call has.
 using ForEachPart = std::function<void(int64_t parts, const std::function<void(int64_t)>& work)>;
 
+// Block rows whose outputs fill a cache line of floats: no two parts of the work write to one.
+inline int64_t rows_of_a_line(int64_t block) { return (16 + block - 1) / block; }
+
 struct BlockOrder {
     std::vector<Entry> entries;      // and a few more, which prefetches may look at
     std::vector<int32_t> chunk_ptr;  // [n_chunks + 1][n_rows]
@@ -32,8 +35,8 @@ struct BlockOrder {
 struct UnitOrder {
     std::vector<Unit> units;
     std::vector<int32_t> ptr;     // [n_rows + 1] into units
-    std::vector<int64_t> place;   // [nnz] where a block's sums begin, in the order of the side
-    int64_t part, parts, stride;  // a block's sums [parts][block][part]: `part` of its features lie side by side
+    std::vector<int64_t> places;  // [nnz] where a block's sums begin, in the order of the side
+    int64_t width, stride;        // a block's sums are [block / width][block][width], rows `stride` apart
     int64_t unit;                 // floats of a unit's sums
     UnitOrder(const Side& side, int64_t block, int64_t lanes, int64_t panel);
 };

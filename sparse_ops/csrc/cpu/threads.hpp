@@ -1,0 +1,60 @@
+// A call's threads and the memory that they keep between calls.
+#pragma once
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <functional>
+#include <new>
+#include <thread>
+#include <vector>
+
+struct Workspace {  // mapped by hand: whole pages of 2 MB where the system has them, and none given back between calls
+    char* data = nullptr;
+    size_t size = 0;
+    char* get(size_t bytes) {
+        if (bytes > size) {
+            release();
+            constexpr size_t kHuge = size_t(2) << 20;
+            size_t wanted = (bytes + kHuge - 1) / kHuge * kHuge;
+            void* p = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (p == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+            madvise(p, wanted, MADV_HUGEPAGE);
+#endif
+            data = (char*)p;
+            size = wanted;
+        }
+        return data;
+    }
+    void release() {
+        if (data) munmap(data, size);
+        data = nullptr, size = 0;
+    }
+    ~Workspace() { release(); }
+};
+
+// GOMP_parallel of the OpenMP runtime that torch runs on, so that these threads are torch's own; null: start threads.
+typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
+
+// Call work(part) for every part, on at most `threads` threads. Correct whatever number of threads really comes.
+inline void for_each_part(Parallel parallel, int threads, int64_t parts, const std::function<void(int64_t)>& work) {
+    struct Shared {
+        const std::function<void(int64_t)>& work;
+        int64_t parts, next;
+    } shared{work, parts, 0};
+    auto run = [](void* data) {
+        Shared& s = *(Shared*)data;
+        for (int64_t part; (part = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.parts;) s.work(part);
+    };
+    int count = (int)std::min<int64_t>(threads, parts);
+    if (count <= 1) {
+        run(&shared);
+    } else if (parallel) {
+        parallel(run, &shared, (unsigned)count, 0);
+    } else {
+        std::vector<std::thread> others;
+        for (int i = 1; i < count; ++i) others.emplace_back(run, (void*)&shared);
+        run(&shared);
+        for (std::thread& t : others) t.join();
+    }
+}
