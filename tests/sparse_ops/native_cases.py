@@ -21,7 +21,7 @@ def shuffled(pattern: BlockPattern, generator: torch.Generator) -> BlockPattern:
 
 def patterns(b: int, generator: torch.Generator) -> list[BlockPattern]:
     """Sparse with shuffled slots; empty block rows and columns; one block; full; several groups of rows; several
-    chunks of features, on either side."""
+    chunks of features, in rows longer than those of which inputs are read in place, on either side."""
     sparse = BlockPattern.random((9 * b, 7 * b), b, 0.6, generator)
     rows, cols = torch.tensor([1, 1, 5], dtype=torch.int32), torch.tensor([6, 2, 2], dtype=torch.int32)
     one = torch.tensor([2], dtype=torch.int32)
@@ -32,8 +32,8 @@ def patterns(b: int, generator: torch.Generator) -> list[BlockPattern]:
         shuffled(BlockPattern.random((3 * b, 5 * b), b, 0.0, generator), generator),
         shuffled(BlockPattern.random((112, 272), b, 0.8, generator), generator),
         shuffled(BlockPattern.random((272, 80), b, 0.8, generator), generator),
-        shuffled(BlockPattern.random((48, 1616), b, 0.9, generator), generator),
-        shuffled(BlockPattern.random((1616, 48), b, 0.9, generator), generator),
+        shuffled(BlockPattern.random((48, 2064), b, 0.9, generator), generator),
+        shuffled(BlockPattern.random((2064, 48), b, 0.9, generator), generator),
     ]
 
 

@@ -74,8 +74,8 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
     if (tokens == 0) return 0;
     const Level& level = product_level(level_number, half, block);
     Side side{n_out / block, ptr, slots, other};
-    const bool by_output = lanes_are_outputs(block, level.pairs);
-    int64_t panel = level.product_panel(block), panels = (tokens + panel - 1) / panel;
+    const bool by_output = block == kOutputLanes && level.pairs == 1 && n_in <= kLongestRow;
+    int64_t panel = level.product_panel(block, by_output), panels = (tokens + panel - 1) / panel;
     int64_t most = by_output ? n_in : level.product_chunk(block), n_chunks = (n_in + most - 1) / most;
     int64_t chunk = (n_in + n_chunks * 16 - 1) / (n_chunks * 16) * 16;
     // With few panels the block rows are shared out too; each part then packs the panel for itself.
@@ -90,7 +90,7 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
     BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, scalars, n_groups, for_each);
     int64_t next = 0;
     Product job{};
-    job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.half = half;
+    job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.half = half, job.lanes_are_outputs = by_output;
     job.bias = bias, job.values = values, job.transposed = transposed, job.weights = weights;
     job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block, job.n_rows = side.n_rows;
     job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();

@@ -12,8 +12,9 @@ struct Entry {
     };
 };
 
-// Whether Y and dX of such blocks have outputs as lanes: a cache line of them. The others have tokens.
-static constexpr bool lanes_are_outputs(int64_t block, int pairs) { return block == 16 && pairs == 1; }
+// Blocks that may have outputs as lanes in Y and dX, a cache line of them; where a level takes pairs, none. Others have
+// tokens. Where rows are longer, those of a few tokens throw each other and the weights out of the cache.
+constexpr int64_t kOutputLanes = 16, kLongestRow = 2048;
 
 // Y[T, n_out] = X[T, n_in] W^T (+ bias), with W [n_out, n_in].
 struct Product {
@@ -29,6 +30,7 @@ struct Product {
     float* weights;
     int64_t tokens, n_in, n_out, block, n_rows;  // n_rows = n_out / block
     bool half;             // x and y are bfloat16
+    bool lanes_are_outputs;
     int64_t panel;             // tokens at a time
     int64_t chunk, n_chunks;   // input features packed at a time
     const int32_t* chunk_ptr;  // [n_chunks + 1][n_rows] into entries: where a row's blocks in a chunk begin
@@ -75,8 +77,8 @@ struct Gradient {
 struct Level {
     int lanes;
     int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has `product`
-    int64_t (*product_panel)(int64_t block);    // tokens in a panel
-    int64_t (*product_chunk)(int64_t block);    // input features packed at a time, at most
+    int64_t (*product_panel)(int64_t block, bool lanes_are_outputs);  // tokens in a panel
+    int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most
     int64_t (*gradient_panel)(int64_t block);
     void (*gather)(const Product&, int64_t first, int64_t last);  // the weights of block rows [first, last)
     void (*product)(const Product&);                              // draws jobs until none is left

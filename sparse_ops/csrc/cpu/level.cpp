@@ -21,10 +21,8 @@ static auto with_block(int64_t block, const Function& function) {
     }
 }
 
-static int64_t product_panel_tokens(int64_t block) {
-    return with_block(block, [](auto b) -> int64_t {
-        return lanes_are_outputs(b, kLevelPairs) ? kRowPanel : kVectors<b> * W;
-    });
+static int64_t product_panel_tokens(int64_t block, bool lanes_are_outputs) {
+    return lanes_are_outputs ? kRowPanel : with_block(block, [](auto b) -> int64_t { return kVectors<b> * W; });
 }
 static int64_t product_chunk(int64_t block) {
     return with_block(block, [](auto b) { return chunk_features<b>(); });
@@ -32,18 +30,17 @@ static int64_t product_chunk(int64_t block) {
 
 template <class T>
 static void gather_of(const Product& job, int64_t first, int64_t last) {
+    if (job.lanes_are_outputs) return gather<kOutputLanes, kOutputLanes, 1, T>(job, first, last);
     with_block(job.block, [&](auto b) {
-        if constexpr (b > 1) gather<b, lanes_are_outputs(b, kLevelPairs) ? b : kOutputs<b>, kPairs<T>, T>(job, first, last);
+        if constexpr (b > 1) gather<b, kOutputs<b>, kPairs<T>, T>(job, first, last);
     });
 }
 
 template <class T>
 static void product_of(const Product& job) {
+    if (job.lanes_are_outputs) return product_rows<T>(job);
     with_block(job.block, [&](auto b) {
-        if constexpr (lanes_are_outputs(b, kLevelPairs))
-            product_rows<T>(job);
-        else if constexpr (b > 1 || kLevelPairs == 1)
-            product_blocks<b, T>(job);
+        if constexpr (b > 1 || kLevelPairs == 1) product_blocks<b, T>(job);
     });
 }
 
