@@ -1,5 +1,5 @@
 // The weights of a product in the order in which it visits them, made once a call: the inner loops then read one after
-// the other, which the processor fetches ahead by itself. An eighth of the time of 4x4 blocks went into waiting for them.
+// the other, which the processor fetches ahead by itself. A tenth of the time of 4x4 blocks went into waiting for them.
 #pragma once
 #include "job.hpp"
 #include "vec.hpp"
