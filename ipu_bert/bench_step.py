@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import torch
@@ -28,6 +27,8 @@ from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.metrics import Stopwatch, dumps, write_aside
 from ipu_bert.shape import FAMILY, BertShape, encoder_weights
+from sparse_ops import native
+from sparse_ops.arguments import file_to_write, fraction, whole_number
 from sparse_ops.sampling import Sample, alternate, choose, summarize
 
 PHASES = ("forward", "backward", "optimizer")
@@ -239,8 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.json and not options.json.parent.is_dir():
-        parser.error(f"--json {options.json}: expected a file in a folder that is there")
+    if options.masked > options.length:
+        parser.error(f"argument --masked: expected at most the {options.length} tokens, found {options.masked}")
+    try:
+        if native.available():
+            native.level()
+    except ValueError as error:
+        parser.error(str(error))
     if options.implementations is None:
         options.implementations = default_implementations(bench_models.bfloat16_slowdown())
     if options.threads:
@@ -271,17 +277,22 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", nargs="+", choices=list(FAMILY), default=list(FAMILY), metavar="SIZE", help=f"{list(FAMILY)}"
     )
     parser.add_argument("--implementations", nargs="+", choices=known, default=None, metavar="NAME", help=f"of {known}")
-    parser.add_argument("--batch", type=int, default=8, help="sequences (default 8; the target is stated for 32)")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
-    parser.add_argument("--masked", type=int, default=20, help="masked positions of a sequence")
-    parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument(
-        "--repeats", type=int, default=5, help="undisturbed samples wanted; at most twice as many are taken"
+        "--batch", type=whole_number(1), default=8, help="sequences (default 8; the target is stated for 32)"
     )
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    parser.add_argument("--length", type=whole_number(1), default=128, help="tokens of a sequence")
+    parser.add_argument("--masked", type=whole_number(1), default=20, help="masked positions of a sequence")
+    parser.add_argument("--sparsity", type=fraction, default=0.9)
+    parser.add_argument(
+        "--repeats",
+        type=whole_number(1),
+        default=5,
+        help="undisturbed samples wanted; at most twice as many are taken",
+    )
+    parser.add_argument("--threads", type=whole_number(0), default=0, help="0: torch's own choice")
     parser.add_argument("--quick", action="store_true", help="two samples and no peak memory")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which starts a process each")
-    parser.add_argument("--json", type=Path, default=None, help="also write the records there")
+    parser.add_argument("--json", type=file_to_write(), default=None, help="also write the records there")
     return parser
 
 

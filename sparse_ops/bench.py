@@ -20,11 +20,13 @@ import os
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Tuple
 
 import torch
 
 from sparse_ops import native
+from sparse_ops.arguments import file_to_write, whole_number
 from sparse_ops.bench_peers import (
     ALL_OF_GRADIENT,
     BOTH_GRADIENTS,
@@ -182,7 +184,7 @@ def budgets(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def plot(records: list[Record], path: str) -> None:
+def plot(records: list[Record], path: Path) -> None:
     """Epsilon of every implementation by block size, one panel per product, at density 0.1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -215,16 +217,17 @@ def main(arguments: list[str]) -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="one 768x768 weight, 1024 tokens, density 0.1")
     size.add_argument("--full", action="store_true", help="every implementation in every cell (an hour or more)")
-    parser.add_argument("--json", metavar="PATH", help="write the records there")
-    parser.add_argument("--plot", metavar="PATH", help="write a plot of epsilon there")
-    parser.add_argument("--threads", type=int, default=0, help="default: torch's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=file_to_write(), metavar="PATH", help="write the records there")
+    parser.add_argument("--plot", type=file_to_write(".png"), metavar="PATH", help="write a plot of epsilon there")
+    parser.add_argument("--threads", type=whole_number(0), default=0, help="default: torch's")
+    parser.add_argument("--seed", type=whole_number(0), default=0)
     options = parser.parse_args(arguments)
-    for name, path in (("json", options.json), ("plot", options.plot)):
-        if path and not os.path.isdir(os.path.dirname(path) or "."):
-            parser.error(f"--{name} {path}: expected a file in a folder that is there")
     if not native.available():
         return 1
+    try:
+        native.level()
+    except ValueError as error:
+        parser.error(str(error))
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -237,9 +240,9 @@ def main(arguments: list[str]) -> int:
         print(table(found) if not records else table(found).split("\n", 1)[1], flush=True)
         records += found
         if options.json:  # after every cell, so that an interrupted run keeps what it has
-            with open(options.json + ".part", "w", encoding="utf-8") as file:
+            with open(f"{options.json}.part", "w", encoding="utf-8") as file:
                 json.dump(records, file, indent=1)
-            os.replace(options.json + ".part", options.json)
+            os.replace(f"{options.json}.part", options.json)
     print(f"{torch.get_num_threads()} threads, {native.level()}, torch {torch.__version__}\n{budgets(records)}")
     if options.plot:
         plot(records, options.plot)

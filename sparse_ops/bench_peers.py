@@ -217,4 +217,6 @@ def prepare(name: str, problem: Problem, product: str) -> Run | None:
     try:
         return IMPLEMENTATIONS[name](problem, product)
     except (ImportError, NotImplementedError):
+        if name in OURS_AND_DENSE:
+            raise
         return None

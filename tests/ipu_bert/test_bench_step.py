@@ -65,6 +65,23 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(t
     assert "missing/file: expected a file in a folder that is there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "0"], "--batch: expected a whole number of at least 1, found '0'"),
+        (["--masked", "200"], "--masked: expected at most the 128 tokens, found 200"),
+        (["--sparsity", "1.5"], "--sparsity: expected a number in [0, 1), found '1.5'"),
+        (["--sparsity", "nan"], "--sparsity: expected a number in [0, 1), found 'nan'"),
+        (["--threads", "-3"], "--threads: expected a whole number of at least 0, found '-3'"),
+        (["--repeats", "2.5"], "--repeats: expected a whole number of at least 1, found '2.5'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench_step.main(["--sizes", "tiny", *arguments])
+    assert f"error: argument {message}" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_random_batches_are_valid_and_partly_padded(seed):
     batch = random_batch(SHAPE, batch=21, length=32, masked=5, seed=seed)
     lengths = batch.attention_mask.sum(1)

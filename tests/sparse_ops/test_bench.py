@@ -43,7 +43,44 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--quick", option, str(tmp_path / "missing" / "file")])
-    assert f"{option} {tmp_path}/missing/file: expected a file in a folder that is there" in capsys.readouterr().err
+    assert f"{option}: {tmp_path}/missing/file: expected a file in a folder that is there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "-2"], "argument --threads: expected a whole number of at least 0, found '-2'"),
+        (["--plot", "epsilon.xyz"], "argument --plot: epsilon.xyz: expected a name that ends in .png"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--quick", *arguments])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@needs_native
+def test_a_level_that_is_not_here_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPARSE_OPS_LEVEL", "avx9")
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--quick"])
+    assert "SPARSE_OPS_LEVEL: expected one of" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_broken_implementation_of_ours_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(problem: object, product: str) -> None:
+        raise ImportError("broken")
+
+    for name in ("ours", "scipy"):
+        monkeypatch.setitem(IMPLEMENTATIONS, name, broken)
+    problem = Problem(16, 16, 4, 4, 0.5, 0)
+    assert prepare("scipy", problem, "forward") is None
+    with pytest.raises(ImportError, match="broken"):
+        prepare("ours", problem, "forward")
 
 
 @needs_native

@@ -1,0 +1,43 @@
+"""Types of command-line arguments, for argparse: what is wrong is said in one line before anything is measured."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Callable
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        return int(text)
+
+    return parse
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1)."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1), found {text!r}")
+    return value
+
+
+def file_to_write(suffix: str = "") -> Callable[[str], Path]:
+    """The path of a file in a folder that is there, whose name ends in `suffix`."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if not path.parent.is_dir() or path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text}: expected a file in a folder that is there")
+        if not path.name.endswith(suffix):
+            raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {suffix}")
+        return path
+
+    return parse
