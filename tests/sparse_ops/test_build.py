@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_ops import build
+from sparse_ops import build, native
 
 _PRODUCT = """
 import sys, warnings, torch
@@ -134,3 +134,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build.cache_folder() == Path("/caches/sparse_ops")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert build.cache_folder() == Path.home() / ".cache" / "sparse_ops"
+
+
+def test_levels_are_numbered_alike_where_they_are_compiled_and_where_they_are_chosen() -> None:
+    assert tuple(level.name for level in build.LEVELS) == native.LEVELS
