@@ -78,9 +78,9 @@ def _train(config: Config, resume: str | None) -> int:
     if resume is not None:
         start = checkpoint.find(Path(config.run.dir if resume == "latest" else resume))
     if config.engine.name == "ipu":
-        from ipu_bert.engines.instances import run_folder
+        from ipu_bert.engines.ipu.instances import folder_of_instance
 
-        config.run.dir = run_folder(config.run.dir, config.engine.device)
+        config.run.dir = folder_of_instance(config.run.dir, config.engine.device)
         if config.engine.device == "offline":
             return _compile(config)
     try:

@@ -11,15 +11,15 @@ from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.distribution import sparsity_by_weight
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines.base import Engine
-from ipu_bert.metrics import Stopwatch
 from ipu_bert.model import BertForPreTraining, LinearFactory, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, constant_schedule, dense_learning_rate, linear_schedule, sparse_learning_rate
-from ipu_bert.placement import Placement, place
 from ipu_bert.precision import Precision
-from ipu_bert.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
+from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.sizes.distribution import sparsity_by_weight
+from ipu_bert.sizes.placement import Placement, place
+from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern
 
@@ -200,7 +200,7 @@ def _optimizer(config: Config) -> dict[str, Any]:
 
 
 def _ipu_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
-    from ipu_bert.engines.ipu_build import build_ipu_engine
+    from ipu_bert.engines.ipu.build import build_ipu_engine
 
     placement = make_placement(config, vocab_size)
     if placement.problems:

@@ -24,10 +24,10 @@ from typing import (
 import yaml
 
 from ipu_bert.data.source import source_names
-from ipu_bert.distribution import sparsity_by_weight
 from ipu_bert.dynsparse.grow import GROW_RULES
 from ipu_bert.settings import Config
-from ipu_bert.shape import encoder_weights
+from ipu_bert.sizes.distribution import sparsity_by_weight
+from ipu_bert.sizes.shape import encoder_weights
 from sparse_ops.pattern import block_count
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"

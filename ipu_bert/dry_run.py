@@ -6,9 +6,9 @@ from typing import Any
 
 from ipu_bert import assemble
 from ipu_bert.config import Config, ConfigError
-from ipu_bert.flops import actual_sparsity, block_total, encoder_flops, sequence_flops
-from ipu_bert.footprint import memory_estimate, parameter_counts
-from ipu_bert.placement import render as render_placement
+from ipu_bert.sizes.flops import actual_sparsity, block_total, encoder_flops, sequence_flops
+from ipu_bert.sizes.footprint import memory_estimate, parameter_counts
+from ipu_bert.sizes.placement import render as render_placement
 
 
 def plan(config: Config) -> dict[str, Any]:

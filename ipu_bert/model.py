@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipu_bert.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
+from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern, named_generator
 

@@ -10,8 +10,8 @@ from typing import TextIO
 import yaml
 
 from ipu_bert.config import Config, as_dict
-from ipu_bert.console import ConsoleSink
-from ipu_bert.metrics import JsonlSink, Metrics, Sink, TensorBoardSink, WandbSink, write_aside
+from ipu_bert.record.console import ConsoleSink
+from ipu_bert.record.metrics import JsonlSink, Metrics, Sink, TensorBoardSink, WandbSink, write_aside
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"

@@ -1,6 +1,6 @@
 """Compile the native kernels with the system's compiler, once; `python -m sparse_ops.build` does it ahead.
 
-`python -m sparse_ops.build ipu` builds the IPU's library instead (build_ipu.py), where an SDK is enabled.
+`python -m sparse_ops.build ipu` builds the IPU's library instead (ipu/build.py), where an SDK is enabled.
 
 The library is plain C++17 behind a C interface: it knows nothing of torch, so one build serves every torch. Its
 file name is a digest of the sources, the flags, the compiler's version and this processor's features, so that any
@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from sparse_ops import build_ipu
+from sparse_ops.ipu import build as build_ipu
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
 COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")

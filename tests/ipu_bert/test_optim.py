@@ -11,7 +11,7 @@ from torch import nn
 
 from ipu_bert import optim
 from ipu_bert.model import BertForPreTraining, BertShape, sparse_linear
-from ipu_bert.shape import FAMILY, encoder_weights
+from ipu_bert.sizes.shape import FAMILY, encoder_weights
 
 SHAPE = BertShape(1, 32, 2, 64, 50, 16)
 

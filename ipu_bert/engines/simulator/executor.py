@@ -17,7 +17,7 @@ from ipu_bert.engines.simulator.optim import AdamW, DeviceAdamW
 from ipu_bert.engines.simulator.options import Options, OutputMode, ReductionType
 from ipu_bert.engines.simulator.trace import Trace
 from ipu_bert.engines.simulator.variables import VariablePlacement
-from sparse_ops.ipu_layout import LayerPlan, bits_from_half
+from sparse_ops.ipu.layout import LayerPlan, bits_from_half
 
 _attached: list[PoplarExecutor] = []  # the one executable that holds the simulated IPUs
 

@@ -13,7 +13,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from sparse_ops.ipu_layout import Decoded, Encoded, LayerPlan
+from sparse_ops.ipu.layout import Decoded, Encoded, LayerPlan
 
 _MAGIC = 0x1DB5
 _HEADER = 2  # magic, fingerprint of the plan

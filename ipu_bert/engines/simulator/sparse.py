@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ipu_bert.engines.simulator.arithmetic import PARTIAL_WIDTH, Rounding, partial_sums
 from ipu_bert.engines.simulator.layout import SimulatedEncoder
-from sparse_ops.ipu_layout import LayerPlan, bits_from_half
+from sparse_ops.ipu.layout import LayerPlan, bits_from_half
 
 
 class _Passes(NamedTuple):

@@ -12,7 +12,7 @@ from ipu_bert.engines.simulator.arithmetic import Rounding
 from ipu_bert.engines.simulator.errors import SimulatorError
 from ipu_bert.engines.simulator.options import MatMulSerializationMode
 from ipu_bert.engines.simulator.sparse import BlockLinear, plan_of
-from sparse_ops.ipu_layout import ABI_VERSION, DOMAIN, OPERATION, LayerPlan
+from sparse_ops.ipu.layout import ABI_VERSION, DOMAIN, OPERATION, LayerPlan
 
 
 @dataclass

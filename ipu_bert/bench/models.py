@@ -1,0 +1,176 @@
+"""What bench_step compares: whole training steps of one BERT, ours dense and block-sparse, and transformers' own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ipu_bert.data.batches import Batch
+from ipu_bert.engines.torch_engine import TorchEngine
+from ipu_bert.export import hugging_face_config
+from ipu_bert.model import IGNORED_LABEL, BertForPreTraining, LinearFactory, dense_linear, sparse_linear
+from ipu_bert.optim import adamw, parameter_groups
+from ipu_bert.precision import Precision
+from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.sizes.shape import FAMILY, BertShape, encoder_weights
+from sparse_ops import native
+
+VOCABULARY = 30522  # bert-base-uncased
+LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM = 1e-4, (0.9, 0.999), 1e-6, 0.01, 1.0
+BLOCKS = (16, 8, 4, 1)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to run a step. block 0: dense. compute: the dtype of products, float32 or bfloat16 (autocast)."""
+
+    name: str
+    block: int = 0
+    compute: str = "float32"
+    transformers: bool = False
+
+
+DENSE_FLOAT32, DENSE_BFLOAT16, TRANSFORMERS = "dense float32", "dense bfloat16", "transformers float32"
+IMPLEMENTATIONS = {
+    x.name: x
+    for x in [
+        Implementation(DENSE_FLOAT32),
+        Implementation(DENSE_BFLOAT16, compute="bfloat16"),
+        Implementation(TRANSFORMERS, transformers=True),
+        *(Implementation(f"sparse {b}x{b} float32", b) for b in BLOCKS),
+        *(Implementation(f"sparse {b}x{b} bfloat16", b, "bfloat16") for b in BLOCKS),
+    ]
+}
+DEFAULT = [name for name in IMPLEMENTATIONS if not (name.startswith("sparse") and name.endswith("bfloat16"))]
+
+
+def bfloat16_slowdown() -> float:
+    """How many times longer a dense product takes in bfloat16 than in float32; large without instructions for it."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+        x @ w
+        start = time.perf_counter()
+        x @ w
+        seconds.append(time.perf_counter() - start)
+    return seconds[1] / seconds[0]
+
+
+class Trainer(Protocol):
+    """Anything that can run a whole training step: forward, backward, clipping, AdamW."""
+
+    def train_step(self, batch: Batch) -> Any:
+        """Run one."""
+
+
+def model_shape(size: str) -> BertShape:
+    """BERT of the family with the real vocabulary, without dropout: random numbers are not what is compared."""
+    layers, hidden = FAMILY[size]
+    return BertShape(
+        layers=layers,
+        hidden_size=hidden,
+        heads=max(1, hidden // 64),
+        intermediate_size=4 * hidden,
+        vocab_size=VOCABULARY,
+        max_positions=512,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
+def random_batch(shape: BertShape, batch: int, length: int, masked: int, seed: int) -> Batch:
+    """Random ids; every tenth sequence is half as long and padded, as one in ten of BERT's is short."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.full((batch,), length)
+    lengths[::10] = max(length // 2, masked)
+    mask = torch.arange(length)[None] < lengths[:, None]
+    positions = [torch.randperm(int(n), generator=generator)[:masked].sort().values for n in lengths]
+    return Batch(
+        input_ids=torch.randint(1, shape.vocab_size, (batch, length), generator=generator) * mask,
+        token_type_ids=((torch.arange(length)[None] >= lengths[:, None] // 2) & mask).long(),
+        attention_mask=mask,
+        masked_positions=torch.stack(positions),
+        masked_labels=torch.randint(shape.vocab_size, (batch, masked), generator=generator),
+        next_sentence_labels=torch.randint(2, (batch,), generator=generator),
+    )
+
+
+def make_trainer(choice: Implementation, shape: BertShape, sparsity: float, timer: Stopwatch) -> Trainer:
+    """A model at its start and the optimizer that goes with it."""
+    if choice.transformers:
+        return TransformersTrainer(shape, timer)
+    return make_engine(choice, shape, sparsity, timer)
+
+
+def make_engine(choice: Implementation, shape: BertShape, sparsity: float, timer: Stopwatch) -> TorchEngine:
+    """Our engine, as a run builds it."""
+    linear: LinearFactory = dense_linear
+    if choice.block:
+        weights = encoder_weights(shape.layers, shape.hidden_size, shape.intermediate_size)
+        linear = sparse_linear(choice.block, {weight.name: sparsity for weight in weights}, seed=0)
+    return TorchEngine(
+        BertForPreTraining(shape, linear),
+        lr=LEARNING_RATE,
+        schedule=lambda step: 1.0,
+        betas=BETAS,
+        eps=EPS,
+        weight_decay=WEIGHT_DECAY,
+        group_lasso=0.0,
+        clip_norm=CLIP_NORM,
+        micro_batch_size=1 << 30,  # whole batches
+        precision=Precision(choice.compute),
+        block_norm=1.0,
+        seed=0,
+        timer=timer,
+    )
+
+
+def kernel_name(choice: Implementation) -> str:
+    """Which code multiplies with the sparse weights: native with its instruction level, torch, or - when dense."""
+    if not choice.block:
+        return "-"
+    example = torch.empty(0, dtype=getattr(torch, choice.compute))
+    if native.supports(example, choice.block) and native.available():
+        return f"native {native.level()}"
+    return "torch"
+
+
+class TransformersTrainer:
+    """transformers' BertForPreTraining as it is (attention through torch's fused kernel, its default), with our AdamW.
+
+    It computes MLM logits at every position, not only at the masked ones; that is part of what is compared.
+    """
+
+    def __init__(self, shape: BertShape, timer: Stopwatch) -> None:
+        from transformers import BertConfig
+        from transformers import BertForPreTraining as Peer
+
+        torch.manual_seed(0)
+        self.model = Peer(BertConfig.from_dict(hugging_face_config(shape))).train()
+        groups = parameter_groups(self.model, WEIGHT_DECAY)
+        self._optimizer = adamw(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS)
+        self._timer = timer
+
+    def train_step(self, batch: Batch) -> float:
+        """The loss, mean of MLM plus mean of NSP as ours."""
+        labels = torch.full_like(batch.input_ids, IGNORED_LABEL)
+        labels.scatter_(1, batch.masked_positions, batch.masked_labels)
+        with self._timer("forward"):
+            loss = self.model(
+                input_ids=batch.input_ids,
+                token_type_ids=batch.token_type_ids,
+                attention_mask=batch.attention_mask.long(),
+                labels=labels,
+                next_sentence_label=batch.next_sentence_labels,
+            ).loss
+            value = float(loss.detach())
+        with self._timer("backward"):
+            loss.backward()
+        with self._timer("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        return value

@@ -1,0 +1,297 @@
+"""Whole training steps compared: `python -m ipu_bert.bench_step [--sizes base] [--batch 32] [--json PATH]`.
+
+Every step is forward, backward, clipping and AdamW on random batches of BERT's vocabulary, without dropout: our dense
+model in float32 and under bfloat16 autocast, transformers' BertForPreTraining (which computes MLM logits at every
+position, not at the masked ones only), and the block-sparse model with each block size. All alternate in one process;
+samples whose threads had to wait for a core are discarded and counted (sparse_ops.bench.sampling).
+
+epsilon is the time of a FLOP of the sparse step over the time of one of the dense step (Eq. 5), all FLOPs counted,
+attention and heads too. break_even is the epsilon at which the sparse step takes as long as the dense one of its size;
+epsilon_critical (Eq. 7) that of a dense model of equal loss, where the paper gives the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+
+from ipu_bert.bench import models as bench_models
+from ipu_bert.bench.memory import StateBytes, peak_bytes, state_bytes
+from ipu_bert.bench.models import DENSE_BFLOAT16, DENSE_FLOAT32, IMPLEMENTATIONS, Implementation, Trainer
+from ipu_bert.data.batches import Batch
+from ipu_bert.dynsparse.updater import PatternUpdater
+from ipu_bert.engines.torch_engine import TorchEngine
+from ipu_bert.record.metrics import Stopwatch, dumps, write_aside
+from ipu_bert.sizes import flops
+from ipu_bert.sizes.shape import FAMILY, BertShape, encoder_weights
+from sparse_ops import native
+from sparse_ops.bench.arguments import file_to_write, fraction, whole_number
+from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
+
+PHASES = ("forward", "backward", "optimizer")
+
+# Validation MLM loss of sparse models at sparsity 0.9, by block size (Tables 1 and A.8 of the paper).
+PAPER_LOSS = {
+    "medium": {1: 2.408, 4: 2.546, 8: 2.591, 16: 2.621},
+    "base": {1: 2.160, 4: 2.272, 8: 2.295, 16: 2.311},
+}
+PAPER_SPARSITY, PAPER_LENGTH = 0.9, 128
+
+# Where bfloat16 takes so many times as long as float32, its steps would take minutes.
+MAX_SLOWDOWN = 10.0
+
+
+def measure_size(
+    size: str,
+    names: Sequence[str],
+    *,
+    batch: int,
+    length: int,
+    masked: int,
+    sparsity: float,
+    repeats: int,
+    memory: bool,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """One record per implementation: times, shares, speed-up, epsilon, memory; plain values."""
+    shape = bench_models.model_shape(size)
+    data = bench_models.random_batch(shape, batch, length, masked, seed=0)
+    choices = [IMPLEMENTATIONS[name] for name in names]
+    timers = {choice.name: Stopwatch() for choice in choices}
+    trainers = {
+        choice.name: bench_models.make_trainer(choice, shape, sparsity, timers[choice.name]) for choice in choices
+    }
+    states: dict[str, StateBytes] = {}
+    for name, trainer in trainers.items():
+        if isinstance(trainer, TorchEngine):
+            say(f"{size}: counting the bytes of {name}")
+            states[name] = state_bytes(trainer, data)
+    say(f"{size}: {repeats} rounds of {len(names)} implementations, after one to warm up")
+    runs = {name: _phased(trainer, timers[name], data) for name, trainer in trainers.items()}
+    samples = alternate(runs, repeats)
+    records = [_record(size, choice, batch, length, samples[choice.name]) for choice in choices]
+    for record, choice in zip(records, choices):
+        trainer = trainers[choice.name]
+        if choice.block and isinstance(trainer, TorchEngine):
+            record["update_seconds"] = time_update(trainer)
+    del trainers, runs
+    _compare(records, choices, shape, size, length, masked, sparsity)
+    for record, choice in zip(records, choices):
+        record.update(_encoder_memory(states, choice))
+        record["peak_bytes"] = peak_bytes(choice.name, size, batch, length, masked, sparsity) if memory else None
+    return records
+
+
+def _phased(trainer: Trainer, timer: Stopwatch, data: Batch) -> Callable[[], dict[str, float]]:
+    def run() -> dict[str, float]:
+        before = timer.seconds
+        trainer.train_step(data)
+        after = timer.seconds
+        return {phase: after[phase] - before[phase] for phase in PHASES}
+
+    return run
+
+
+def _record(size: str, choice: Implementation, batch: int, length: int, samples: Sequence[Sample]) -> dict[str, Any]:
+    found = summarize(samples)
+    chosen = choose(samples)
+    total = sum(s.seconds for s in chosen)
+    return {
+        "size": size,
+        "implementation": choice.name,
+        "block": choice.block,
+        "dtype": choice.compute,
+        "kernel": bench_models.kernel_name(choice),
+        "batch": batch,
+        "sequence_length": length,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": found.seconds,
+        "low": found.low,
+        "high": found.high,
+        "sequences_per_second": batch / found.seconds,
+        "shares": {p: sum(s.result[p] for s in chosen) / total for p in PHASES},
+        "samples_kept": found.kept,
+        "samples_discarded": found.discarded,
+        "disturbed": found.disturbed,
+        "waiting": found.waiting,
+    }
+
+
+def _compare(
+    records: Sequence[dict[str, Any]],
+    choices: Sequence[Implementation],
+    shape: BertShape,
+    size: str,
+    length: int,
+    masked: int,
+    sparsity: float,
+) -> None:
+    """Add FLOPs, and what follows from the dense steps where they were measured."""
+    seconds = {record["implementation"]: record["seconds"] for record in records}
+    dense_flops = flops.sequence_flops(shape, length, masked, {}).executed
+    for record, choice in zip(records, choices):
+        executed = _executed_flops(shape, choice.block, length, masked, sparsity)
+        record["flops_per_sequence"] = executed
+        for key, dense in (("speedup_float32", DENSE_FLOAT32), ("speedup_bfloat16", DENSE_BFLOAT16)):
+            record[key] = seconds[dense] / record["seconds"] if dense in seconds else None
+        record["epsilon"] = record["break_even"] = record["epsilon_critical"] = None
+        dense = f"dense {choice.compute}"
+        if choice.block:
+            record["break_even"] = dense_flops / executed
+            record["epsilon_critical"] = critical(size, choice.block, length, sparsity)
+            if dense in seconds:
+                record["epsilon"] = flops.epsilon(record["seconds"], executed, seconds[dense], dense_flops)
+
+
+def _executed_flops(shape: BertShape, block: int, length: int, masked: int, sparsity: float) -> float:
+    weights = encoder_weights(shape.layers, shape.hidden_size, shape.intermediate_size)
+    wanted = {weight.name: sparsity for weight in weights} if block else {}
+    return flops.sequence_flops(shape, length, masked, flops.actual_sparsity(weights, wanted, block or 1)).executed
+
+
+def critical(size: str, block: int, length: int, sparsity: float) -> float | None:
+    """Eq. 7 from the loss that the paper reached with this block size; None where it gives none."""
+    loss = PAPER_LOSS.get(size, {}).get(block)
+    if loss is None or sparsity != PAPER_SPARSITY or length != PAPER_LENGTH:
+        return None
+    layers, hidden = FAMILY[size]
+    weights = encoder_weights(layers, hidden, 4 * hidden)
+    sparse = flops.encoder_flops(layers, hidden, 4 * hidden, length, {weight.name: sparsity for weight in weights})
+    return flops.epsilon_critical(flops.matched_flops(loss), sparse.encoder)
+
+
+def time_update(engine: TorchEngine) -> float:
+    """Seconds of one pattern update that moves half of the blocks of every sparse weight; the least of three."""
+    updater = PatternUpdater(updates=4, total_steps=4, pruning_ratio=0.5, seed=0, schedule="constant")
+    times = []
+    with engine.host_state() as host:
+        updater.track(host.layers)
+        for step in (1, 2, 3):
+            start = time.perf_counter()
+            updater.update(host.layers, host.moments, step)
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _encoder_memory(states: Mapping[str, StateBytes], choice: Implementation) -> dict[str, Any]:
+    found, dense = states.get(choice.name), states.get(DENSE_FLOAT32)
+    return {
+        "encoder_bytes": found.trained if found else None,
+        "encoder_index_bytes": found.index if found else None,
+        "encoder_bytes_over_dense": found.trained / dense.trained if found and dense else None,
+    }
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records for a reader."""
+    lines = []
+    for size in dict.fromkeys(record["size"] for record in records):
+        rows = [record for record in records if record["size"] == size]
+        lines += [
+            "",
+            f"BERT-{size.capitalize()}, {rows[0]['batch']} x {rows[0]['sequence_length']} tokens, "
+            f"{rows[0]['threads']} threads, torch {rows[0]['torch']}",
+            f"{'implementation':<22} {'kernel':<15} {'s/step':>8} {'quartiles':>15} {'seq/s':>7} {'fwd/bwd/opt %':>13} "
+            f"{'x f32':>6} {'x bf16':>6} {'epsilon':>7} {'even':>5} {'crit.':>5} {'encoder':>8} {'peak':>7} "
+            f"{'update s':>8} {'kept':>5}",
+        ]
+        lines += [_line(row) for row in rows]
+    notes = [
+        "",
+        "x: times faster than our dense model in float32, in bfloat16. epsilon: time of a FLOP over a dense one's;",
+        "the sparse step wins below even (dense model of its size), below crit. (dense model of equal loss).",
+        "encoder: its weights, gradients and moments (live tensors, MB). peak: memory growth of a fresh process (MB).",
+        "kept: samples, - those discarded because their threads had to wait; * too few were undisturbed, so the least",
+        "disturbed ones count. transformers computes MLM logits at every position, the others at masked ones only.",
+    ]
+    return "\n".join(lines + notes)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    shares = "/".join(f"{100 * row['shares'][phase]:.0f}" for phase in PHASES)
+    kept = f"{row['samples_kept']}-{row['samples_discarded']}{'*' if row['disturbed'] else ''}"
+    return (
+        f"{row['implementation']:<22} {row['kernel']:<15} {row['seconds']:>8.3f} "
+        f"{row['low']:>7.3f}-{row['high']:<7.3f} {row['sequences_per_second']:>7.2f} {shares:>13} "
+        f"{_number(row['speedup_float32'], 2):>6} {_number(row['speedup_bfloat16'], 2):>6} "
+        f"{_number(row['epsilon'], 2):>7} {_number(row['break_even'], 1):>5} {_number(row['epsilon_critical'], 1):>5} "
+        f"{_number(row['encoder_bytes'], 1, 1e-6):>8} {_number(row['peak_bytes'], 0, 1e-6):>7} "
+        f"{_number(row.get('update_seconds'), 3):>8} {kept:>5}"
+    )
+
+
+def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return f"{value * scale:.{digits}f}" if value else "-"
+
+
+def default_implementations(slowdown: float) -> list[str]:
+    """What is compared unless asked for; without bfloat16 where that takes MAX_SLOWDOWN times as long or more."""
+    if slowdown < MAX_SLOWDOWN:
+        return bench_models.DEFAULT
+    print(f"{DENSE_BFLOAT16}: left out, as a product takes {slowdown:.0f} times float32's time here", file=sys.stderr)
+    return [name for name in bench_models.DEFAULT if name != DENSE_BFLOAT16]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.masked > options.length:
+        parser.error(f"argument --masked: expected at most the {options.length} tokens, found {options.masked}")
+    try:
+        if native.available():
+            native.level()
+    except ValueError as error:
+        parser.error(str(error))
+    if options.implementations is None:
+        options.implementations = default_implementations(bench_models.bfloat16_slowdown())
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    records: list[dict[str, Any]] = []
+    for size in options.sizes:
+        records += measure_size(
+            size,
+            options.implementations,
+            batch=options.batch,
+            length=options.length,
+            masked=options.masked,
+            sparsity=options.sparsity,
+            repeats=2 if options.quick else options.repeats,
+            memory=not (options.quick or options.no_memory),
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    print(table(records))
+    if options.json:
+        write_aside(options.json, dumps(records, indent=1).encode("utf-8"))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ipu_bert.bench_step", description=(__doc__ or "").split("\n\n")[1])
+    known = list(IMPLEMENTATIONS)
+    parser.add_argument(
+        "--sizes", nargs="+", choices=list(FAMILY), default=list(FAMILY), metavar="SIZE", help=f"{list(FAMILY)}"
+    )
+    parser.add_argument("--implementations", nargs="+", choices=known, default=None, metavar="NAME", help=f"of {known}")
+    parser.add_argument(
+        "--batch", type=whole_number(1), default=8, help="sequences (default 8; the target is stated for 32)"
+    )
+    parser.add_argument("--length", type=whole_number(1), default=128, help="tokens of a sequence")
+    parser.add_argument("--masked", type=whole_number(1), default=20, help="masked positions of a sequence")
+    parser.add_argument("--sparsity", type=fraction, default=0.9)
+    parser.add_argument(
+        "--repeats",
+        type=whole_number(1),
+        default=5,
+        help="undisturbed samples wanted; at most twice as many are taken",
+    )
+    parser.add_argument("--threads", type=whole_number(0), default=0, help="0: torch's own choice")
+    parser.add_argument("--quick", action="store_true", help="two samples and no peak memory")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which starts a process each")
+    parser.add_argument("--json", type=file_to_write(), default=None, help="also write the records there")
+    return parser

@@ -1,0 +1,279 @@
+"""The engine for IPUs: PopTorch on hardware, on Poplar's model of an IPU or offline, and the simulator on a CPU.
+
+One executable trains and one evaluates; each is compiled once. Patterns are data to it: `host_state` downloads
+weights and
+moments, translates them to slots, and when something changed translates back and uploads.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ipu_bert.data.batches import Batch
+from ipu_bert.engines.base import EvalResult, HostState, NonFiniteError, StepResult, TensorGroups, TransferRecord
+from ipu_bert.engines.ipu.instances import Instances, check_same_patterns, find_instances
+from ipu_bert.engines.ipu.model import IpuBert, pipeline_stages
+from ipu_bert.engines.ipu.options import IpuRun, inference_options, training_options
+from ipu_bert.engines.ipu.state import CanonicalModel, Moments, streamed_bytes
+from ipu_bert.model import IGNORED_LABEL, BertForPreTraining
+from ipu_bert.optim import parameter_groups
+from ipu_bert.record.metrics import Stopwatch
+from sparse_ops.ipu.layout import Encoder, LayerPlan
+from sparse_ops.linear import BlockSparseLinear
+
+
+class IpuEngine:
+    """Engine of `run` on the device it names.
+
+    backend: the module with PopTorch's interface; encoder: the translation to its layout. lr, schedule, betas, eps,
+    weight_decay, clip_norm as on the torch engine. Raises ValueError for settings that an IPU cannot have.
+    """
+
+    def __init__(
+        self,
+        model: BertForPreTraining,
+        run: IpuRun,
+        backend: Any,
+        encoder: Encoder,
+        *,
+        lr: float,
+        schedule: Callable[[int], float],
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        group_lasso: float,
+        clip_norm: float,
+        loss_scale: float,
+        sequence_length: int,
+        timer: Stopwatch,
+        instances: Instances | None = None,
+    ) -> None:
+        if group_lasso:
+            raise ValueError(f"optim.group_lasso: expected 0, as PopTorch's AdamW has none, found {group_lasso}")
+        if sum(run.layers_per_ipu) != model.shape.layers:
+            raise ValueError(
+                f"ipu.layers_per_ipu: expected {model.shape.layers} layers in all, found {list(run.layers_per_ipu)}"
+            )
+        self.run, self._poptorch, self._timer = run, backend, timer
+        self._instances = instances or find_instances(run.device)
+        self._lr, self._schedule, self._step = lr, schedule, 0
+        rows = run.micro_batch_size * sequence_length
+        device_model = IpuBert(
+            model,
+            stages=pipeline_stages(run.layers_per_ipu),
+            plan=lambda name, layer: layer_plan(name, layer, rows, run),
+            encoder=encoder,
+            poptorch=backend,
+            dtype=run.dtype,
+            vocabulary_parts=run.vocabulary_parts,
+            recompute=run.recompute,
+        )
+        self.canonical = CanonicalModel(model, device_model)
+        self._device_model = device_model
+        device_parameters = dict(device_model.named_parameters())
+        groups = [
+            {
+                "params": [device_parameters[self.canonical.names[name]] for name in group["names"]],
+                "weight_decay": group["weight_decay"],
+            }
+            for group in parameter_groups(model, weight_decay)
+        ]
+        # Both moments in float32: with a half first moment PopART would take the loss scale out in half, where small
+        # gradients vanish.
+        self._optimizer = backend.optim.AdamW(
+            groups,
+            lr=lr * schedule(0),
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            loss_scaling=loss_scale,
+            bias_correction=True,
+            accum_type=run.dtype,
+            first_order_momentum_accum_type=torch.float32,
+            second_order_momentum_accum_type=torch.float32,
+            max_grad_norm=clip_norm or None,
+        )
+        ipus = len(run.layers_per_ipu)
+        # PopTorch wraps a shallow copy, which keeps the flag `training` that the model has when it is wrapped.
+        device_model.train()
+        options = training_options(backend, run, self._instances.options(ipus))
+        self._trainer = backend.trainingModel(device_model, options=options, optimizer=self._optimizer)
+        device_model.eval()
+        options = inference_options(backend, run, self._instances.options(ipus))
+        self._evaluator = backend.inferenceModel(device_model, options=options)
+        self.transfers = TransferRecord()
+        check_same_patterns(self._instances, self.canonical.layers)
+
+    # --- running
+
+    def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
+        """See Engine. The gradient's norm stays on the device and is NaN here.
+
+        A loss that is not finite is found after the device has stepped: go back to a checkpoint.
+        """
+        if gradient_counts is not None:
+            raise ValueError("sparsity.growth: the IPU engine has no dense gradient; expected random, found gradient")
+        if self.run.device == "offline":
+            raise ValueError("ipu.device: offline compiles only; expected hardware, ipu_model or simulated to train")
+        lr = self._lr * self._schedule(self._step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        with self._timer("forward"):  # and backward, and the update: one executable
+            self._activate(self._trainer)
+            self._trainer.setOptimizer(self._optimizer)
+            _, mlm, nsp = self._trainer(*self._inputs(batch, mean=True))
+        mlm_loss, nsp_loss = self._instances.sum([float(mlm.double().sum()), float(nsp.double().sum())])
+        if not math.isfinite(mlm_loss + nsp_loss):
+            raise NonFiniteError(
+                f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss}); the weights on the device are "
+                "lost"
+            )
+        self._step += 1
+        return StepResult(mlm_loss, nsp_loss, math.nan, lr)
+
+    def eval_step(self, batch: Batch) -> EvalResult:
+        """See Engine."""
+        self._activate(self._evaluator)
+        outputs = self._evaluator(*self._inputs(batch, mean=False))
+        mlm, mlm_hits, nsp, nsp_hits = self._instances.sum([float(x.double().sum()) for x in outputs])
+        labels = int((batch.masked_labels != IGNORED_LABEL).sum())
+        return EvalResult(mlm, labels, round(mlm_hits), nsp, batch.next_sentence_labels.numel(), round(nsp_hits))
+
+    def compile(self, batch: Batch) -> None:
+        """Compile the training executable for a batch of this shape, into the executable cache if there is one."""
+        self._device_model.train()
+        self._trainer.compile(*self._inputs(batch, mean=True))
+
+    def _activate(self, executor: Any) -> None:
+        """Give the IPUs to one executable; PopTorch carries weights and optimizer state over."""
+        other = self._evaluator if executor is self._trainer else self._trainer
+        if other.isCompiled() and other.isAttachedToDevice():
+            other.detachFromDevice()
+        self._device_model.train(executor is self._trainer)
+        if executor.isCompiled() and not executor.isAttachedToDevice():
+            executor.attachToDevice()
+
+    def _inputs(self, batch: Batch, mean: bool) -> tuple[Tensor, ...]:
+        """The device's inputs for this instance's share of the batch; losses count as means or as sums."""
+        count, sequences = self._instances.count, batch.input_ids.shape[0]
+        if sequences != self.run.sequences * count:
+            raise ValueError(
+                f"batch: expected {self.run.sequences} sequences for each of {count} instances, found {sequences} "
+                "in all"
+            )
+        labelled = batch.masked_labels != IGNORED_LABEL
+        label_weight = 1.0 / max(1, int(labelled.sum())) if mean else 1.0
+        sequence_weight = 1.0 / sequences if mean else 1.0
+        share = slice(self._instances.index * self.run.sequences, (self._instances.index + 1) * self.run.sequences)
+        whole = (
+            batch.input_ids,
+            batch.token_type_ids,
+            batch.attention_mask.long(),
+            batch.masked_positions,
+            batch.masked_labels.where(labelled, torch.zeros_like(batch.masked_labels)),
+            labelled.float() * label_weight,
+            batch.next_sentence_labels,
+            torch.full((sequences,), sequence_weight),
+        )
+        return tuple(x[share] for x in whole)
+
+    # --- the host's view
+
+    @contextmanager
+    def host_state(self) -> Iterator[HostState]:
+        """See Engine: slots on the host; what was changed is encoded and uploaded when the context closes."""
+        self.transfers = TransferRecord(compilations=self._compilations())
+        state = self._read_state()
+        moments = self.canonical.read_sparse(state)
+        before = self._snapshot(moments)
+        yield HostState(self.canonical.layers, moments)
+        changed = any(not torch.equal(a, b) for a, b in zip(before, self._live(moments)))
+        if changed:
+            check_same_patterns(self._instances, self.canonical.layers)
+            written = self.canonical.write_sparse(moments)
+            self._upload({**(state or self._empty_state()), **written})
+        self.transfers.compilations = self._compilations()
+
+    def state(self) -> TensorGroups:
+        """See Engine: the same groups and names as the torch engine's, so a checkpoint fits either."""
+        moments = self.canonical.read_all(self._read_state())
+        model = {name: tensor.detach() for name, tensor in self.canonical.model.state_dict().items()}
+        random = {"torch": torch.get_rng_state()}
+        if self._trainer.isCompiled():
+            random["ipu"] = torch.tensor(self._trainer.rng_state, dtype=torch.int64)
+        return {"model": model, "optimizer": moments, "random": random}
+
+    def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """See Engine."""
+        wanted = {name: tensor.shape for name, tensor in self.canonical.model.state_dict().items()}
+        for name in sorted(set(wanted) | set(groups["model"])):
+            found = groups["model"].get(name)
+            if name not in wanted or found is None or found.shape != wanted[name]:
+                expected = list(wanted[name]) if name in wanted else "no such tensor"
+                got = "no such tensor" if found is None else list(found.shape)
+                raise ValueError(f"{name}: expected {expected} as in this config's model, found {got}")
+        self._read_state()
+        self.canonical.model.load_state_dict(dict(groups["model"]))
+        self._upload(self.canonical.write_all(groups["optimizer"], step))
+        self._step = step
+        if "ipu" in groups.get("random", {}):  # not in a checkpoint of the torch engine
+            self._trainer.rng_state = groups["random"]["ipu"].tolist()
+        check_same_patterns(self._instances, self.canonical.layers)
+
+    def _read_state(self) -> dict[str, Tensor] | None:
+        """Download weights and optimizer state if the device has newer ones; None before there is any state."""
+        newer = self._trainer.copyWeightsToHostIfNeeded()
+        dirty = self._optimizer.host_state_is_dirty
+        state: dict[str, Tensor] | None = self._optimizer.state_dict()["ipu_state"]
+        self.transfers.bytes_down += (int(newer) + int(dirty)) * streamed_bytes(self._device_model, state)
+        return state
+
+    def _upload(self, state: dict[str, Tensor]) -> None:
+        if self._trainer.isCompiled() and self._trainer.isAttachedToDevice():
+            self._trainer.copyWeightsToDevice()
+        # Written at the next call, or when the executable is attached again.
+        known = self._optimizer.state_dict()
+        parameters = known.get("ipu_param") or {}
+        self._optimizer.load_state_dict({**known, "ipu_state": state, "ipu_param": parameters})
+        self.transfers.bytes_up += 2 * streamed_bytes(self._device_model, state)
+
+    def _empty_state(self) -> dict[str, Tensor]:
+        """The state before the first step."""
+        zeros = {
+            f"{key}.{name}": torch.zeros(parameter.shape)
+            for name, parameter in self.canonical.model.named_parameters()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        return self.canonical.write_all(zeros, step=0)
+
+    def _snapshot(self, moments: Moments) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self._live(moments)]
+
+    def _live(self, moments: Moments) -> list[Tensor]:
+        layers = self.canonical.layers
+        return [t for name, layer in layers.items() for t in (layer.rows, layer.cols, layer.values, *moments[name])]
+
+    def _compilations(self) -> int:
+        return int(self._trainer.isCompiled())
+
+
+def layer_plan(name: str, layer: BlockSparseLinear, rows: int, run: IpuRun) -> LayerPlan:
+    """The plan of a sparse layer; 1x1 blocks have float partials only."""
+    half_partials = run.half and run.half_partials and layer.block_size > 1
+    return LayerPlan(
+        layer=name,
+        in_features=layer.in_features,
+        out_features=layer.out_features,
+        block_size=layer.block_size,
+        blocks=layer.values.shape[0],
+        batch=rows,
+        available_memory_proportion=run.sparse_available_memory,
+        meta_info_bucket_oversize_proportion=run.sparse_oversize,
+        partials="half" if half_partials else "float",
+        data_type="half" if run.half else "float",
+    )

@@ -1,0 +1,158 @@
+"""BERT as it runs on IPUs: the canonical model's modules in pipeline stages, with forms that IPUs are good at.
+
+Differences to `model.py`, none of which changes the function: sparse layers are popsparse's; attention is written out;
+masked positions are gathered by a product with one-hot rows; the vocabulary's product is cut into parts; losses come as
+weighted sums, the weights being inputs, so that micro-batches and replicas add up to the mean over the whole batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ipu_bert.model import BertForPreTraining, sparse_layers
+from ipu_bert.sizes.placement import stage_layers
+from sparse_ops.ipu.layer import IpuBlockSparseLinear
+from sparse_ops.ipu.layout import Encoder, LayerPlan
+from sparse_ops.linear import BlockSparseLinear
+
+MASKED_SCORE = -10000.0  # e to this is 0 in half; the most negative half would overflow when scores are added
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pipeline stage: an IPU and what runs on it."""
+
+    name: str
+    ipu: int
+    layers: tuple[int, ...] = ()
+    embeddings: bool = False
+    heads: bool = False
+
+
+def pipeline_stages(layers_per_ipu: Sequence[int]) -> list[Stage]:
+    """The stages of `placement.stage_layers`; the first has the embeddings and the last the heads."""
+    plan = stage_layers(layers_per_ipu)
+    last = len(plan) - 1
+    return [Stage(*stage, embeddings=i == 0, heads=i == last) for i, stage in enumerate(plan)]
+
+
+class IpuSelfAttention(nn.Module):
+    """SelfAttention with scores, softmax and products written out; `qkv` is the canonical module's."""
+
+    def __init__(self, qkv: nn.Module, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.qkv, self.heads, self.dropout = qkv, heads, nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, mask_bias: Tensor) -> Tensor:
+        """hidden [B, S, H]; mask_bias [B, 1, 1, S], added to scores."""
+        batch, length, size = hidden.shape
+        width = size // self.heads
+        qkv = self.qkv(hidden).reshape(batch, length, 3, self.heads, width)
+        query, key, value = (qkv[:, :, i].transpose(1, 2) for i in range(3))  # each [B, N, S, D]
+        scores = torch.matmul(query, key.transpose(2, 3)) * (1.0 / math.sqrt(width)) + mask_bias
+        context = torch.matmul(self.dropout(torch.softmax(scores, dim=-1)), value)
+        return context.transpose(1, 2).reshape(batch, length, size)
+
+
+class IpuBert(nn.Module):
+    """The model that is handed to PopTorch; its parameters are named as the canonical ones, `values` as `nz_values`."""
+
+    def __init__(
+        self,
+        model: BertForPreTraining,
+        *,
+        stages: Sequence[Stage],
+        plan: Callable[[str, BlockSparseLinear], LayerPlan],
+        encoder: Encoder,
+        poptorch: Any,
+        dtype: torch.dtype,
+        vocabulary_parts: int,
+        recompute: bool,
+    ) -> None:
+        super().__init__()
+        copied = copy.deepcopy(model)
+        shape = model.shape
+        for name, layer in sparse_layers(copied):
+            parent, _, child = name.rpartition(".")
+            device_layer = IpuBlockSparseLinear(layer, plan(name, layer), encoder, poptorch)
+            setattr(copied.get_submodule(parent), child, device_layer)
+        for block in copied.bert.encoder.layer:
+            attention: Any = block.attention
+            attention.self = IpuSelfAttention(attention.self.qkv, shape.heads, shape.attention_dropout)
+        self.bert, self.cls = copied.bert, copied.cls
+        self.to(dtype)
+        self._stages, self._poptorch = tuple(stages), poptorch
+        self._vocabulary_parts, self._recompute = vocabulary_parts, recompute
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor,
+        masked_positions: Tensor,
+        masked_labels: Tensor,
+        label_weights: Tensor,
+        next_sentence_labels: Tensor,
+        sequence_weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """One micro-batch of B sequences.
+
+        input_ids, token_type_ids, attention_mask [B, S], masked_positions, masked_labels [B, P] and
+        next_sentence_labels [B] are int64, which PopTorch makes int32; label_weights [B, P] and sequence_weights [B]
+        are float32: what each loss counts.
+        Training returns the loss and its MLM and NSP parts; otherwise both parts and both weighted hit counts.
+        """
+        hidden = mask_bias = input_ids  # replaced by the first stage; nothing may be made outside the blocks
+        for stage in self._stages:
+            with self._poptorch.Block(stage.name, ipu_id=stage.ipu):
+                if stage.embeddings:
+                    hidden = self.bert.embeddings(input_ids, token_type_ids)
+                    mask_bias = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * MASKED_SCORE
+                for i in stage.layers:
+                    hidden = self.bert.encoder.layer[i](hidden, mask_bias)
+                    if self._recompute:
+                        hidden = self._poptorch.recomputationCheckpoint(hidden)
+                if stage.heads:
+                    mlm_logits, nsp_logits = self._heads(hidden, masked_positions)
+                    return self._losses(
+                        mlm_logits, nsp_logits, masked_labels, label_weights, next_sentence_labels, sequence_weights
+                    )
+        raise AssertionError("no stage has the heads")
+
+    def _heads(self, hidden: Tensor, masked_positions: Tensor) -> tuple[Tensor, Tensor]:
+        one_hot = F.one_hot(masked_positions, hidden.shape[1]).to(hidden.dtype)  # [B, P, S]
+        masked = torch.matmul(one_hot, hidden).flatten(0, 1)  # [B P, H]
+        predictions = self.cls.predictions
+        transformed = predictions.transform(masked)
+        words = self.bert.embeddings.word_embeddings.weight.t()  # [H, V]
+        if self._vocabulary_parts > 1:
+            mode = self._poptorch.MatMulSerializationMode.OutputChannels
+            scores = self._poptorch.serializedMatMul(transformed, words, mode, self._vocabulary_parts)
+        else:
+            scores = torch.matmul(transformed, words)
+        return scores + predictions.bias, self.cls.seq_relationship(self.bert.pooler(hidden))
+
+    def _losses(
+        self,
+        mlm_logits: Tensor,
+        nsp_logits: Tensor,
+        masked_labels: Tensor,
+        label_weights: Tensor,
+        next_sentence_labels: Tensor,
+        sequence_weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        labels, weights = masked_labels.flatten(), label_weights.flatten()
+        mlm = (F.cross_entropy(mlm_logits.float(), labels, reduction="none") * weights).sum()
+        nsp = (F.cross_entropy(nsp_logits.float(), next_sentence_labels, reduction="none") * sequence_weights).sum()
+        if self.training:
+            return self._poptorch.identity_loss(mlm + nsp, reduction="none"), mlm, nsp
+        mlm_hits = ((mlm_logits.argmax(-1) == labels).float() * weights).sum()
+        nsp_hits = ((nsp_logits.argmax(-1) == next_sentence_labels).float() * sequence_weights).sum()
+        return mlm, mlm_hits, nsp, nsp_hits

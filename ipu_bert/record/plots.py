@@ -1,0 +1,376 @@
+"""The pictures of a run: each function takes plain arrays and returns a Figure; `save_figure` writes it.
+
+Figures are made without pyplot, so nothing global remembers them and no display is needed. Colours are those
+of Okabe and Ito, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
+
+from ipu_bert.record.metrics import PathLike, write_aside
+
+BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
+GREY, OLD, EMPTY = "#595959", "#B0B0B0", "#F2F2F2"
+LN2 = math.log(2.0)
+_SIZE, _TITLE = 11.0, 12.5
+
+
+@dataclass(frozen=True)
+class PatternChange:
+    """Block positions of one weight when training began and when it ended; each array is int [nnz].
+
+    `grid` is (block rows, block columns) of the whole weight; `segment_names` label equal bands of block rows
+    from the top ("query", "key", "value" of the fused weight) and stay empty for an ordinary weight.
+    """
+
+    layer: str
+    grid: tuple[int, int]
+    block_size: int
+    start_rows: Any
+    start_cols: Any
+    end_rows: Any
+    end_cols: Any
+    segment_names: Sequence[str] = ()
+    end_step: int | None = None
+
+    def __post_init__(self) -> None:
+        rows, cols = self.grid
+        for when in ("start", "end"):
+            r, c = self.positions(when)
+            if r.shape != c.shape or r.ndim != 1:
+                found = f"rows {r.shape} and columns {c.shape}"
+                raise ValueError(f"{self.layer} at the {when}: expected two [nnz] arrays, found {found}")
+            if r.size and (r.min() < 0 or c.min() < 0 or r.max() >= rows or c.max() >= cols):
+                raise ValueError(f"{self.layer} at the {when}: a block lies outside the {rows} x {cols} block grid")
+        if self.segment_names and rows % len(self.segment_names):
+            raise ValueError(f"{self.layer}: {len(self.segment_names)} segments do not divide {rows} block rows")
+
+    def positions(self, when: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, cols), int64 [nnz], at the "start" or the "end"."""
+        rows, cols = getattr(self, f"{when}_rows"), getattr(self, f"{when}_cols")
+        return np.asarray(rows, dtype=np.int64), np.asarray(cols, dtype=np.int64)
+
+    def occupied(self, when: str) -> np.ndarray:
+        """bool [block rows, block columns]: where a block is."""
+        grid = np.zeros(self.grid, dtype=bool)
+        grid[self.positions(when)] = True
+        return grid
+
+
+def save_figure(figure: Figure, path: PathLike, dpi: int = 144) -> None:
+    """Write `figure` as PNG, aside and renamed."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    write_aside(path, buffer.getvalue())
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray:
+    return np.array([math.nan if value is None else float(value) for value in values], dtype=np.float64)
+
+
+def smooth(values: np.ndarray, span: int) -> np.ndarray:
+    """Centred mean over `span` (odd) neighbours, fewer at the ends, without NaN; float64, same shape."""
+    finite = np.isfinite(values)
+    kernel = np.ones(span)
+    half = len(kernel) // 2
+    total = np.convolve(np.where(finite, values, 0.0), kernel)[half : half + len(values)]
+    count = np.convolve(finite.astype(np.float64), kernel)[half : half + len(values)]
+    return np.divide(total, count, out=np.full(len(values), math.nan), where=count > 0)
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines["top"].set_visible(False)
+    axes.spines["right"].set_visible(False)
+    axes.grid(True, color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=_SIZE - 1)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=_TITLE, fontweight="bold", pad=10)
+
+
+def _beside(axes: Axes, height: float, text: str) -> None:
+    """Name a horizontal line in the right margin, where it covers nothing."""
+    axes.annotate(
+        text,
+        (1.0, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=_SIZE - 1,
+        annotation_clip=False,
+    )
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _thousands(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+# ---------------------------------------------------------------- losses
+
+
+def _loss_panel(axes: Axes, steps: np.ndarray, train: np.ndarray, held_steps: np.ndarray, held: np.ndarray) -> None:
+    span = max(1, len(train) // 24) | 1  # odd, so that the mean is centred
+    if span > 2:
+        axes.plot(steps, train, color=BLUE, alpha=0.25, linewidth=0.9, label="training, each logged step")
+        axes.plot(steps, smooth(train, span), color=BLUE, linewidth=1.8, label=f"training, mean over {span} of them")
+    else:
+        axes.plot(steps, train, color=BLUE, linewidth=1.6, marker=".", label="training, each logged step")
+    if len(held):
+        axes.plot(
+            held_steps,
+            held,
+            color=VERMILION,
+            linewidth=1.3,
+            marker="o",
+            markersize=6,
+            markeredgecolor="white",
+            label="held-out text",
+        )
+
+
+def _last_finite(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if len(finite) else None
+
+
+def mlm_headline(final: float | None, entropy: float | None) -> str:
+    """The masked-LM panel's title: what the last held-out loss says next to word frequencies."""
+    if final is None:
+        return "Masked-LM loss in training (no held-out evaluation)"
+    if entropy is None:
+        return f"Held-out masked-LM loss ends at {final:.2f} nats"
+    relation = "below" if final < entropy else "ABOVE"
+    return f"Held-out masked-LM loss ends at {final:.2f}, {abs(entropy - final):.2f} {relation} word frequencies"
+
+
+def loss_figure(
+    steps: Sequence[int],
+    mlm: Sequence[float | None],
+    nsp: Sequence[float | None],
+    heldout_steps: Sequence[int] = (),
+    heldout_mlm: Sequence[float | None] = (),
+    heldout_nsp: Sequence[float | None] = (),
+    unigram_entropy: float | None = None,
+) -> Figure:
+    """Training and held-out losses [nats] over steps.
+
+    Masked LM above, with the held-out unigram cross-entropy; next sentence below, with ln 2, a coin's loss.
+    None or NaN leaves a gap.
+    """
+    x, held_x = np.asarray(steps, dtype=np.float64), np.asarray(heldout_steps, dtype=np.float64)
+    held_mlm, held_nsp = _numbers(heldout_mlm), _numbers(heldout_nsp)
+    figure = Figure(figsize=(9.0, 6.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (2.4, 1.0)})
+
+    _loss_panel(top, x, _numbers(mlm), held_x, held_mlm)
+    if unigram_entropy is not None and math.isfinite(unigram_entropy):
+        top.axhline(unigram_entropy, color="black", linestyle="--", linewidth=1.3, label="_unigram")
+        _beside(top, unigram_entropy, f"word\nfrequencies\nalone: {unigram_entropy:.2f}")
+    _title(top, mlm_headline(_last_finite(held_mlm), unigram_entropy))
+    top.set_ylabel("masked-LM loss [nats]", fontsize=_SIZE)
+
+    _loss_panel(bottom, x, _numbers(nsp), held_x, held_nsp)
+    bottom.axhline(LN2, color="black", linestyle="--", linewidth=1.3, label="_ln2")
+    _beside(bottom, LN2, "coin toss:\nln 2 = 0.69")
+    final = _last_finite(held_nsp)
+    ending = " in training" if final is None else f" ends at {final:.2f} on held-out text"
+    _title(bottom, f"Next-sentence loss{ending}")
+    bottom.set_ylabel("NSP loss [nats]", fontsize=_SIZE)
+    bottom.set_xlabel("training step", fontsize=_SIZE)
+
+    for axes in (top, bottom):
+        _clean(axes)
+        _thousands(axes)
+    handles, labels = top.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=_SIZE - 1)
+    return figure
+
+
+# ---------------------------------------------------------------- pattern updates
+
+
+def pattern_updates_figure(
+    updates: Sequence[int],
+    ratio: Sequence[float | None],
+    explored_dof: Sequence[float | None],
+    removed_new: Sequence[float | None],
+    density: float | None = None,
+    layer_low: Sequence[float | None] = (),
+    layer_high: Sequence[float | None] = (),
+) -> Figure:
+    """Explored degrees of freedom (above), pruning and removed-new ratio (below) over updates, all in [0, 1].
+
+    `density` is the share of positions that the start pattern holds; `layer_low` and `layer_high` are the
+    least and the most explored layer. A run without an update has nothing to show: ValueError.
+    """
+    if not len(updates):
+        raise ValueError("no pattern updates: expected at least one, found none; skip this figure")
+    x, explored, removed = (
+        np.asarray(updates, dtype=np.float64),
+        _numbers(explored_dof),
+        _numbers(removed_new),
+    )
+    figure = Figure(figsize=(9.0, 6.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+
+    top.plot(x, explored, color=BLUE, linewidth=1.8, marker="o", markersize=4, label="explored DOF, mean of layers")
+    if len(layer_low) == len(layer_high) == len(x):
+        low, high = _numbers(layer_low), _numbers(layer_high)
+        top.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0, label="least to most explored layer")
+    if density is not None:
+        top.axhline(density, color="black", linestyle="--", linewidth=1.3, label="_start")
+        _beside(top, density, f"start\npattern:\n{_percent(density)}")
+    final = _last_finite(explored)
+    count = f"{len(x)} update{'' if len(x) == 1 else 's'}"
+    reached = "Positions" if final is None else f"{_percent(final)} of all positions"
+    _title(top, f"{reached} tried after {count}")
+    top.set_ylabel("explored DOF", fontsize=_SIZE)
+
+    bottom.plot(
+        x,
+        removed,
+        color=VERMILION,
+        linewidth=1.8,
+        marker="o",
+        markersize=4,
+        label="removed-new ratio: of the blocks one update adds,\nthe share that the next one removes",
+    )
+    bottom.plot(
+        x,
+        _numbers(ratio),
+        color=GREY,
+        linewidth=1.6,
+        linestyle="--",
+        marker="." if len(x) < 20 else None,
+        label="pruning ratio: blocks moved / all blocks",
+    )
+    survived = removed[np.isfinite(removed)]
+    if len(survived):
+        _title(bottom, f"On average {_percent(survived.mean())} of new blocks were removed by the next update")
+    else:
+        _title(bottom, "Share of blocks that each update moved")
+    bottom.set_ylabel("share of blocks", fontsize=_SIZE)
+    bottom.set_xlabel("pattern update", fontsize=_SIZE)
+
+    for axes in (top, bottom):
+        _clean(axes)
+        _thousands(axes)
+        axes.set_ylim(0.0, 1.02)
+        axes.set_xlim(min(0.5, x.min() - 0.5), x.max() + 0.5)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
+    handles = [*top.get_legend_handles_labels()[0], *bottom.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=_SIZE - 1)
+    return figure
+
+
+# ---------------------------------------------------------------- one layer's pattern
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+
+
+def pattern_image(occupied: np.ndarray, stayed: np.ndarray, other: str) -> np.ndarray:
+    """Colours, float [block rows, block columns, 3]: blocks in `stayed` blue, other occupied ones `other`."""
+    image = np.empty((*occupied.shape, 3))
+    image[:] = _rgb(EMPTY)
+    image[occupied] = _rgb(other)
+    image[occupied & stayed] = _rgb(BLUE)
+    return image
+
+
+def _pattern_panel(axes: Axes, image: np.ndarray, change: PatternChange, aspect: float) -> None:
+    rows, cols = change.grid
+    fine = max(rows, cols) > 400  # smaller than a pixel: let the renderer average
+    axes.imshow(image, aspect=aspect, extent=(0, cols, rows, 0), interpolation="antialiased" if fine else "nearest")
+    if max(rows, cols) <= 80:  # thin gaps, so that neighbouring blocks can be counted
+        axes.set_xticks(np.arange(cols + 1), minor=True)
+        axes.set_yticks(np.arange(rows + 1), minor=True)
+        axes.grid(which="minor", color="white", linewidth=0.7)
+        axes.tick_params(which="minor", length=0)
+    segments = max(1, len(change.segment_names))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    axes.yaxis.set_major_locator(FixedLocator([*range(0, rows + 1, max(1, rows // (4 * segments)))]))
+    axes.tick_params(labelsize=_SIZE - 1.5)
+    axes.set_xlabel("input block column", fontsize=_SIZE)
+    for index in range(1, segments):
+        axes.axhline(index * rows / segments, color="black", linewidth=1.6)
+
+
+def _name_segments(axes: Axes, names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        axes.annotate(
+            name,
+            (0, 1 - (index + 0.5) / len(names)),
+            xycoords="axes fraction",
+            xytext=(-36, 0),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="center",
+            fontsize=_SIZE,
+            fontweight="bold",
+        )
+
+
+def pattern_start_end_figure(change: PatternChange) -> Figure:
+    """The block pattern of one weight at the start and at the end, side by side on the same axes.
+
+    Blue blocks are in place at both; grey ones (left) were given up, orange ones (right) are where they went.
+    Static runs give two equal panels, and the title says so.
+    """
+    before, after = change.occupied("start"), change.occupied("end")
+    stayed = before & after
+    total, gone, new = int(after.sum()), int((before & ~after).sum()), int((after & ~before).sum())
+    rows, cols = change.grid
+    tall = min(max(rows / cols, 0.5), 1.7)  # a 3:1 weight drawn with square blocks would not fit a page
+    header, footer, width = 1.0, 0.6, 3.5
+    height = width * tall + header + footer + 0.7
+    figure = Figure(figsize=(2 * width + 1.6, height))
+    figure.set_layout_engine("constrained", rect=(0, footer / height, 1, 1 - (header - 0.25 + footer) / height))
+    left, right = figure.subplots(1, 2)
+    _pattern_panel(left, pattern_image(before, stayed, OLD), change, tall * cols / rows)
+    _pattern_panel(right, pattern_image(after, stayed, ORANGE), change, tall * cols / rows)
+    segmented = len(change.segment_names) > 1
+    left.set_ylabel("output block row", fontsize=_SIZE, labelpad=26 if segmented else 4)
+    if segmented:
+        _name_segments(left, change.segment_names)
+    left.set_title("at the start", fontsize=_SIZE + 0.5)
+    ending = "at the end" if change.end_step is None else f"at the end (step {change.end_step:,})"
+    right.set_title(ending, fontsize=_SIZE + 0.5)
+
+    says = (
+        f"{new:,} of {total:,} blocks ended in a new place" if new else f"All {total:,} blocks ended where they began"
+    )
+    figure.text(0.5, 1 - 0.12 / height, says, ha="center", va="top", fontsize=_TITLE + 1, fontweight="bold")
+    holds = f"{total:,} blocks of {change.block_size} x {change.block_size} on {rows} x {cols} places"
+    detail = f"{change.layer}: {holds} ({_percent(total / (rows * cols), 1)})"
+    figure.text(0.5, 1 - 0.42 / height, detail, ha="center", va="top", fontsize=_SIZE - 1, color=GREY)
+    handles = [
+        Patch(facecolor=BLUE, label=f"in place at the start and at the end ({int(stayed.sum()):,})"),
+        Patch(facecolor=EMPTY, edgecolor=OLD, label="no block: zero, and not stored"),
+        Patch(facecolor=OLD, label=f"old: only at the start ({gone:,})"),
+        Patch(facecolor=ORANGE, label=f"new: only at the end ({new:,})"),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=2, frameon=False, fontsize=_SIZE - 1)
+    return figure

@@ -1,0 +1,190 @@
+"""The paper's FLOPs and its comparison at equal FLOPs, from plain sizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Mapping, Sequence
+
+from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
+from sparse_ops.pattern import block_count
+
+# A training step is one forward pass and two products of the same size backward (App. A.2).
+PASSES = 3
+
+
+@dataclass(frozen=True)
+class SequenceFlops:
+    """FLOPs of forward + backward for one sequence, padding included; a multiply-add is 2.
+
+    sparse: executed in block-sparse weights. sparse_as_dense: what those weights would cost if they were
+    dense. dense: executed in the encoder's dense weights. attention: its two products. heads: pooler, NSP and
+    MLM head.
+    """
+
+    sparse: float
+    sparse_as_dense: float
+    dense: float
+    attention: float
+    heads: float
+
+    @property
+    def encoder(self) -> float:
+        """The paper's count, "non-embedding FLOPs" (App. A.2, Figure 3): no pooler, no heads."""
+        return self.sparse + self.dense + self.attention
+
+    @property
+    def executed(self) -> float:
+        """Everything that is executed, heads included."""
+        return self.encoder + self.heads
+
+    @property
+    def dense_equivalent(self) -> float:
+        """What the dense model of the same sizes would execute, heads included."""
+        return self.sparse_as_dense + self.dense + self.attention + self.heads
+
+    def to_dict(self) -> dict[str, float]:
+        """Fields and totals as plain numbers."""
+        totals = {"encoder": self.encoder, "executed": self.executed, "dense_equivalent": self.dense_equivalent}
+        return {**asdict(self), **totals}
+
+
+def encoder_flops(
+    layers: int,
+    hidden_size: int,
+    intermediate_size: int,
+    sequence_length: int,
+    sparsity: Mapping[str, float],
+) -> SequenceFlops:
+    """The paper's count, heads left at 0: 3 x 2 S x (weights kept) + 12 S^2 H L (App. A.2).
+
+    ``sparsity`` by weight name; a weight that is not named is dense.
+    """
+    sparse = sparse_as_dense = dense = 0.0
+    for weight in encoder_weights(layers, hidden_size, intermediate_size):
+        cost = float(PASSES * 2 * sequence_length * weight.size)
+        dropped = sparsity.get(weight.name, 0.0)
+        if dropped == 0.0:
+            dense += cost
+        else:
+            sparse += cost * (1.0 - dropped)
+            sparse_as_dense += cost
+    # Queries by keys and probabilities by values, 2 S^2 H each.
+    attention = float(PASSES * 2 * 2 * sequence_length**2 * hidden_size * layers)
+    return SequenceFlops(sparse, sparse_as_dense, dense, attention, heads=0.0)
+
+
+def sequence_flops(
+    shape: BertShape, sequence_length: int, masked_positions: int, sparsity: Mapping[str, float]
+) -> SequenceFlops:
+    """``encoder_flops`` with the heads: pooler and NSP on one token, MLM transform and decoder at masked positions."""
+    encoder = encoder_flops(shape.layers, shape.hidden_size, shape.intermediate_size, sequence_length, sparsity)
+    hidden = shape.hidden_size
+    weights = hidden * (hidden + 2) + masked_positions * hidden * (hidden + shape.vocab_size)
+    return SequenceFlops(
+        encoder.sparse, encoder.sparse_as_dense, encoder.dense, encoder.attention, float(PASSES * 2 * weights)
+    )
+
+
+def actual_sparsity(
+    weights: Sequence[EncoderWeight], sparsity: Mapping[str, float], block_size: int
+) -> dict[str, float]:
+    """Sparsity that whole blocks give: a 128 x 128 weight asked for 0.9 keeps 6 of 64 blocks of 16, so 0.906.
+
+    Raises:
+        ValueError: a block size or a sparsity that a weight cannot have; the message names the weight.
+    """
+    return {
+        weight.name: 1.0 - block_total(weight, sparsity[weight.name], block_size) * block_size**2 / weight.size
+        for weight in weights
+        if sparsity.get(weight.name, 0.0) > 0.0
+    }
+
+
+def block_total(weight: EncoderWeight, sparsity: float, block_size: int) -> int:
+    """Blocks of all segments of a weight; raises ValueError that names the weight."""
+    try:
+        return weight.segments * block_count(weight.shape, block_size, sparsity, weight.segments)
+    except ValueError as error:
+        raise ValueError(f"{weight.name}: {error}") from error
+
+
+# --- comparison at equal FLOPs
+
+# Validation MLM loss of the dense family (Tables A.8 and A.11) at the paper's FLOPs.
+DENSE_FAMILY_MLM: dict[str, float] = {"mini": 2.614, "small": 2.310, "medium": 2.115, "base": 1.843}
+
+
+def interpolate_loss(points: Sequence[tuple[float, float]], flops: float) -> float:
+    """Loss of a dense family at ``flops``, from its (FLOPs, loss) points: a straight line in log FLOPs and
+    log loss.
+
+    The paper says "linear interpolation" and draws Figure 3 with both axes logarithmic; log-log is what gives
+    its two "Matched" rows exactly (Table 1: 2.350, Table A.8: 2.603). Linear in FLOPs gives 2.381 and 2.609,
+    log FLOPs alone gives 2.353 and 2.604. Outside the points the nearest segment is continued.
+
+    Raises:
+        ValueError: fewer than two points, two points of the same FLOPs, or a value that is not above 0.
+    """
+    low, high, t = _segment([(math.log(f), math.log(loss)) for f, loss in _checked(points)], math.log(flops))
+    return math.exp(low + t * (high - low))
+
+
+def interpolate_flops(points: Sequence[tuple[float, float]], loss: float) -> float:
+    """FLOPs at which a dense family reaches ``loss``: the inverse of ``interpolate_loss``."""
+    low, high, t = _segment([(math.log(value), math.log(f)) for f, value in _checked(points)], math.log(loss))
+    return math.exp(low + t * (high - low))
+
+
+def matched_loss(flops: float) -> float:
+    """Loss of the paper's dense BERT family at these FLOPs per sequence (its "Matched" rows)."""
+    return interpolate_loss(dense_family(), flops)
+
+
+def matched_flops(loss: float) -> float:
+    """FLOPs per sequence at which the paper's dense BERT family reaches this MLM loss (Figure 3's arrow)."""
+    return interpolate_flops(dense_family(), loss)
+
+
+def dense_family() -> list[tuple[float, float]]:
+    """(FLOPs per sequence of 128 tokens, MLM loss) of the paper's dense models."""
+    points = []
+    for size, loss in DENSE_FAMILY_MLM.items():
+        layers, hidden = FAMILY[size]
+        points.append((encoder_flops(layers, hidden, 4 * hidden, 128, {}).encoder, loss))
+    return points
+
+
+def epsilon(sparse_seconds: float, sparse_flops: float, dense_seconds: float, dense_flops: float) -> float:
+    """Time of a sparse FLOP over time of a dense one (Eq. 5)."""
+    if min(sparse_seconds, sparse_flops, dense_seconds, dense_flops) <= 0.0:
+        raise ValueError(
+            "epsilon: expected times and FLOPs above 0, found "
+            f"{sparse_seconds} s, {sparse_flops}, {dense_seconds} s, {dense_flops}"
+        )
+    return (sparse_seconds / sparse_flops) / (dense_seconds / dense_flops)
+
+
+def epsilon_critical(dense_flops: float, sparse_flops: float) -> float:
+    """The epsilon at which a sparse step takes as long as a dense one of equal loss (Eq. 7); below it sparse wins."""
+    if min(dense_flops, sparse_flops) <= 0.0:
+        raise ValueError(f"epsilon_critical: expected FLOPs above 0, found {dense_flops} and {sparse_flops}")
+    return dense_flops / sparse_flops
+
+
+def _checked(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    if len(points) < 2:
+        raise ValueError(f"interpolation: expected at least two (FLOPs, loss) points, found {len(points)}")
+    if any(not (f > 0.0 and loss > 0.0) for f, loss in points):
+        raise ValueError(f"interpolation: expected FLOPs and losses above 0, found {list(points)}")
+    return points
+
+
+def _segment(points: Sequence[tuple[float, float]], x: float) -> tuple[float, float, float]:
+    """The y values at both ends of the segment that x falls in, and how far along it x is."""
+    ordered = sorted(points)
+    if any(a[0] == b[0] for a, b in zip(ordered, ordered[1:])):
+        raise ValueError("interpolation: expected points with different FLOPs and losses, found two alike")
+    right = next((k for k in range(1, len(ordered)) if x <= ordered[k][0]), len(ordered) - 1)
+    (x0, y0), (x1, y1) = ordered[right - 1], ordered[right]
+    return y0, y1, (x - x0) / (x1 - x0)

@@ -1,0 +1,1 @@
+"""Benchmarks of the products: ours and the peers', alternating."""

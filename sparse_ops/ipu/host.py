@@ -1,0 +1,162 @@
+"""The native library's host functions (csrc/ipu/host.h) through ctypes: popsparse's own encoding of patterns."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_ops.ipu.layout import ABI_VERSION, Decoded, Encoded, LayerPlan
+
+_ERROR_SIZE = 4096
+_Floats = ctypes.POINTER(ctypes.c_float)
+
+
+class _Layer(ctypes.Structure):
+    """`block_linear_layer` of host.h, field for field."""
+
+    _fields_ = (
+        ("layer", ctypes.c_char_p),
+        ("in_features", ctypes.c_int64),
+        ("out_features", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("available_memory_proportion", ctypes.c_char_p),
+        ("meta_info_bucket_oversize_proportion", ctypes.c_char_p),
+        ("partials_type", ctypes.c_char_p),
+        ("data_type", ctypes.c_char_p),
+        ("system", ctypes.c_char_p),
+        ("tiles_per_ipu", ctypes.c_int64),
+    )
+
+
+class PopsparseEncoder:
+    """Encoder of the native library at `library`.
+
+    system: poplar's name of the system the executable is compiled for. tiles_per_ipu: 0, unless the IPU model runs with
+    fewer; host and device must plan for the same number.
+    """
+
+    def __init__(self, library: Path, system: str = "ipu2", tiles_per_ipu: int = 0) -> None:
+        self._library = load_library(library)
+        self._system, self._tiles = system.encode("ascii"), tiles_per_ipu
+
+    def sizes(self, plan: LayerPlan) -> tuple[int, int]:
+        """See Encoder."""
+        meta_info, nz = ctypes.c_int64(), ctypes.c_int64()
+        self._call("block_linear_sizes", plan, ctypes.byref(meta_info), ctypes.byref(nz))
+        return meta_info.value, nz.value
+
+    def encode(self, plan: LayerPlan, rows: Tensor, cols: Tensor, arrays: Sequence[Tensor]) -> Encoded:
+        """See Encoder."""
+        b = plan.block_size
+        for name, position in (("rows", rows), ("cols", cols)):
+            _require(plan, name, position, (plan.blocks,), torch.int32)
+        slots = [array.detach().to(torch.float32).contiguous() for array in arrays]
+        for array in slots:
+            _require(plan, "array", array, (plan.blocks, b, b), torch.float32)
+        meta_size, nz_size = self.sizes(plan)
+        meta_info = torch.empty(meta_size, dtype=torch.int16)
+        encoded = [torch.empty(nz_size) for _ in slots]
+        rows, cols = rows.contiguous(), cols.contiguous()
+        self._call(
+            "block_linear_encode",
+            plan,
+            _pointer(rows, ctypes.c_int32),
+            _pointer(cols, ctypes.c_int32),
+            ctypes.c_int64(len(slots)),
+            _pointers(slots),
+            _pointer(meta_info, ctypes.c_uint16),
+            ctypes.c_int64(meta_size),
+            _pointers(encoded),
+            ctypes.c_int64(nz_size),
+        )
+        return Encoded(meta_info, encoded)
+
+    def decode(self, plan: LayerPlan, meta_info: Tensor, arrays: Sequence[Tensor]) -> Decoded:
+        """See Encoder."""
+        b = plan.block_size
+        meta_info = meta_info.detach().contiguous()
+        _require(plan, "metaInfo", meta_info, (meta_info.numel(),), torch.int16)
+        encoded = [array.detach().to(torch.float32).contiguous() for array in arrays]
+        nz_size = encoded[0].numel() if encoded else self.sizes(plan)[1]
+        for array in encoded:
+            _require(plan, "nz", array, (nz_size,), torch.float32)
+        rows, cols = torch.empty(plan.blocks, dtype=torch.int32), torch.empty(plan.blocks, dtype=torch.int32)
+        slots = [torch.empty(plan.blocks, b, b) for _ in encoded]
+        self._call(
+            "block_linear_decode",
+            plan,
+            _pointer(meta_info, ctypes.c_uint16),
+            ctypes.c_int64(meta_info.numel()),
+            ctypes.c_int64(len(encoded)),
+            _pointers(encoded),
+            ctypes.c_int64(nz_size),
+            _pointer(rows, ctypes.c_int32),
+            _pointer(cols, ctypes.c_int32),
+            _pointers(slots),
+        )
+        return Decoded(rows, cols, slots)
+
+    def _call(self, name: str, plan: LayerPlan, *arguments: Any) -> None:
+        layer = _Layer(
+            plan.layer.encode("utf-8"),
+            plan.in_features,
+            plan.out_features,
+            plan.block_size,
+            plan.blocks,
+            plan.batch,
+            plan.available_memory_proportion.encode("ascii"),
+            plan.meta_info_bucket_oversize_proportion.encode("ascii"),
+            plan.partials.encode("ascii"),
+            plan.data_type.encode("ascii"),
+            self._system,
+            self._tiles,
+        )
+        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        function = getattr(self._library, name)
+        if function(ctypes.byref(layer), *arguments, error, ctypes.c_int64(_ERROR_SIZE)) != 0:
+            raise ValueError(error.value.decode("utf-8", errors="replace"))
+
+
+def load_library(path: Path) -> ctypes.CDLL:
+    """Load the native library; loading also registers the operation with PopART, so do it before compiling.
+
+    Raises ValueError when it is missing, cannot be loaded, or is of another version.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: not built: run `python -m sparse_ops.build ipu` where a Poplar SDK is enabled")
+    try:
+        library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be loaded ({error}): enable the Poplar SDK it was built with") from None
+    library.block_linear_abi.restype = ctypes.c_int64
+    version = library.block_linear_abi()
+    if version != ABI_VERSION:
+        raise ValueError(
+            f"{path}: expected version {ABI_VERSION} of the sparse operation, found {version}: build it again with "
+            "`python -m sparse_ops.build ipu`"
+        )
+    return library
+
+
+def _require(plan: LayerPlan, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise ValueError(
+            f"sparse layer {plan.layer!r}: {name}: expected {dtype} {list(shape)} on the CPU, found {tensor.dtype} "
+            f"{list(tensor.shape)} on {tensor.device.type}"
+        )
+
+
+def _pointer(tensor: Tensor, kind: Any) -> Any:
+    return ctypes.cast(tensor.data_ptr(), ctypes.POINTER(kind))
+
+
+def _pointers(tensors: list[Tensor]) -> Any | None:
+    if not tensors:
+        return None
+    return (_Floats * len(tensors))(*(_pointer(tensor, ctypes.c_float) for tensor in tensors))

@@ -1,0 +1,297 @@
+"""Records: strict JSON, torn lines, the cut of a resumed run, every sink, the stopwatch."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import random
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from metric_records import EVAL, UPDATE, Clock, train
+
+from ipu_bert.record.metrics import (
+    JsonlSink,
+    Metrics,
+    Stopwatch,
+    TensorBoardSink,
+    WandbSink,
+    dumps,
+    peak_memory_bytes,
+    read_metrics,
+    scalars,
+    to_plain,
+    write_aside,
+)
+
+# ------------------------------------------------------------------ JSON Lines
+
+
+def test_non_finite_numbers_become_null_everywhere() -> None:
+    record = {
+        "a": math.nan,
+        "b": [math.inf, {"c": -math.inf}],
+        "d": np.float32("nan"),
+        "e": torch.tensor(1.5),
+    }
+    text = dumps({**record, "f": np.int64(3), "g": True, "h": Path("x/y")})
+    assert json.loads(text) == {
+        "a": None,
+        "b": [None, {"c": None}],
+        "d": None,
+        "e": 1.5,
+        "f": 3,
+        "g": True,
+        "h": "x/y",
+    }
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_values_that_json_cannot_hold_are_refused() -> None:
+    with pytest.raises(TypeError, match="found set"):
+        to_plain({"a": {1, 2}})
+    with pytest.raises((ValueError, RuntimeError)):
+        to_plain({"a": torch.zeros(2)})
+
+
+def test_each_record_is_one_complete_line_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    sink = JsonlSink(path)
+    records = [train(1), train(2, mlm_loss=math.nan), UPDATE, EVAL]
+    for count, record in enumerate(records, start=1):
+        sink.write(record)
+        text = path.read_text()
+        assert text.endswith("\n")
+        assert text.count("\n") == count  # readable while the run goes on
+    sink.close()
+    assert read_metrics(path) == [train(1), train(2, mlm_loss=None), UPDATE, EVAL]
+
+
+@pytest.mark.parametrize("cut", [1, 10, 40])
+def test_a_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = (dumps(train(1)) + "\n").encode()
+    path.write_bytes(whole + whole[:cut])
+    assert read_metrics(path) == [train(1)]
+    path.write_bytes(whole + b"\x00\xff\x00")
+    assert read_metrics(path) == [train(1)]
+
+
+@pytest.mark.parametrize("bad", [b'{"kind": "tr', b'{"kind": "train", "step": 2, "mlm_loss": NaN}', b"[1]"])
+def test_a_bad_line_inside_is_named(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = dumps(train(1)).encode()
+    path.write_bytes(whole + b"\n" + bad + b"\n" + whole + b"\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: expected one JSON object"):
+        read_metrics(path)
+
+
+def test_resume_cuts_later_records_and_the_torn_line(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path, last, step = tmp_path / "metrics.jsonl", rng.randrange(20, 60), rng.randrange(1, 20)
+    with Metrics([JsonlSink(path)]) as metrics:
+        metrics.write({"kind": "start", "step": 0})
+        for k in range(1, last + 1):
+            metrics.write(train(k, mlm_loss=rng.random()))
+            if k % 5 == 0:
+                metrics.write({**EVAL, "step": k})
+    before = read_metrics(path)
+    with open(path, "ab") as file:
+        file.write(b'{"kind": "train", "st')
+    with Metrics([JsonlSink(path, resume_step=step)]) as metrics:
+        metrics.write({"kind": "resume", "step": step})
+        for k in range(step + 1, last + 1):
+            metrics.write(train(k))
+    after = read_metrics(path)
+    kept = [record for record in before if record["step"] <= step]
+    assert after[: len(kept)] == kept
+    assert after[len(kept)] == {"kind": "resume", "step": step}
+    assert [r["step"] for r in after if r["kind"] == "train"] == list(range(1, last + 1))
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_fresh_run_never_writes_into_another_runs_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Metrics([JsonlSink(path)]) as metrics:
+        metrics.write(train(1))
+    with pytest.raises(ValueError, match="already holds the metrics of a run"):
+        JsonlSink(path)
+    assert read_metrics(path) == [train(1)]
+    JsonlSink(tmp_path / "other.jsonl", resume_step=7).close()  # a run that had logged nothing yet
+
+
+@pytest.mark.parametrize("record", [{"kind": "train"}, {"step": 1}, {"kind": "train", "step": 1.0}])
+def test_a_record_without_kind_or_step_is_refused(record: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a record needs a 'kind' and an integer 'step'"):
+        Metrics([]).write(record)
+
+
+def test_metrics_fan_out_and_close_all_even_if_one_fails() -> None:
+    class Listener:
+        def __init__(self, fails: bool = False) -> None:
+            self.got: list[Any] = []
+            self.closed, self.fails = 0, fails
+
+        def write(self, record: Any) -> None:
+            self.got.append(record)
+
+        def close(self) -> None:
+            self.closed += 1
+            if self.fails:
+                raise OSError("disk full")
+
+    a, b = Listener(fails=True), Listener()
+    metrics = Metrics([a, b])
+    metrics.write(train(1))
+    with pytest.raises(OSError, match="disk full"):
+        metrics.close()
+    metrics.close()
+    assert a.got == b.got == [train(1)]
+    assert (a.closed, b.closed) == (1, 1)
+
+
+def test_write_aside_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_aside(path, b"old")
+
+    def fail(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ipu_bert.record.metrics.os.fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_aside(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+# ------------------------------------------------------------------ TensorBoard and W&B
+
+
+def test_scalars_flatten_and_skip_text_and_null() -> None:
+    assert dict(scalars(EVAL)) == {
+        "heldout/mlm_loss": 6.1234,
+        "heldout/nsp_loss": 0.6931,
+        "heldout/mlm_accuracy": 0.125,
+        "heldout/nsp_accuracy": 0.5,
+    }
+    flat = dict(scalars({**UPDATE, "removed_new": None, "note": "x"}))
+    assert flat["pattern/layers/bert.encoder.layer.0.output.dense/explored_dof"] == 0.151
+    assert "pattern/removed_new" not in flat
+    assert "pattern/note" not in flat
+    assert "pattern/step" not in flat
+    assert dict(scalars({"kind": "start", "step": 0, "seconds": 1.0})) == {}
+
+
+def test_tensorboard_events_and_purge_on_resume(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with Metrics([TensorBoardSink(tmp_path)]) as metrics:
+        for step in range(1, 6):
+            metrics.write(train(step, mlm_loss=float(step), seconds={"forward": 0.5 * step}))
+    with Metrics([TensorBoardSink(tmp_path, resume_step=3)]) as metrics:
+        metrics.write(train(4, mlm_loss=40.0))
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/mlm_loss")] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+    assert events.Scalars("train/seconds/forward")[-1].value == 1.5
+
+
+def test_asking_for_wandb_without_it_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "wandb":
+            raise ImportError("No module named 'wandb'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match="'wandb' is not installed; install it"):
+        WandbSink("project", "run", tmp_path)
+
+
+def test_wandb_gets_the_same_numbers_and_can_continue_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+    calls: dict[str, Any] = {}
+
+    class Run:
+        def define_metric(self, *args: str, **kwargs: str) -> None: ...
+
+        def log(self, values: dict[str, float]) -> None:
+            logged.append(values)
+
+        def finish(self) -> None:
+            calls["finished"] = True
+
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **kwargs: calls.update(kwargs) or Run()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with Metrics([WandbSink("p", "n", tmp_path, config={"lr": math.nan}, run_id="abc")]) as metrics:
+        metrics.write({"kind": "start", "step": 0})
+        metrics.write(EVAL)
+    assert logged == [{**dict(scalars(EVAL)), "step": 40}]
+    assert calls["id"] == "abc"
+    assert calls["resume"] == "allow"
+    assert calls["config"] == {"lr": None}
+    assert calls["finished"]
+
+
+def test_importing_metrics_imports_neither_wandb_nor_tensorboard() -> None:
+    import subprocess
+
+    heavy = "('wandb', 'tensorboard', 'torch')"
+    code = f"import sys, ipu_bert.record.metrics; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------ time and memory
+
+
+def test_stopwatch_adds_up_pauses_the_outer_phase_and_survives_errors() -> None:
+    clock = Clock()
+    timer = Stopwatch({"data": 10.0}, clock=clock)
+    with timer("data"):
+        clock.now += 1
+    clock.now += 100  # between phases: nobody's
+    with timer("evaluation"):
+        clock.now += 2
+        with timer("forward"):
+            clock.now += 4
+        clock.now += 8
+
+    def fail() -> None:
+        with timer("backward"):
+            clock.now += 16
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    seconds = timer.seconds
+    assert seconds == {
+        "data": 11,
+        "forward": 4,
+        "backward": 16,
+        "optimizer": 0,
+        "update": 0,
+        "evaluation": 10,
+        "checkpoint": 0,
+    }
+    with pytest.raises(ValueError, match="unknown phase 'fwd'; expected one of data, forward"), timer("fwd"):
+        pass
+    with pytest.raises(ValueError, match="unknown phase"):
+        Stopwatch({"nap": 1.0})
+
+
+def test_peak_memory_sees_what_was_allocated_and_freed() -> None:
+    before = peak_memory_bytes()
+    assert 1e7 < before < 1e12
+    block = np.ones(int(before), dtype=np.uint8)  # as much again as ever before
+    del block
+    assert peak_memory_bytes() >= 1.2 * before

@@ -1,0 +1,156 @@
+"""The placement's figures by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipu_bert import assemble
+from ipu_bert.config import CONFIG_DIR, ConfigError, load_config
+from ipu_bert.engines.ipu.model import pipeline_stages
+from ipu_bert.sizes.footprint import parameter_counts
+from ipu_bert.sizes.placement import IPU_BYTES, Placement, minimum_accumulation, place, render
+from ipu_bert.sizes.placement_sizes import padding_of
+from ipu_bert.sizes.shape import BertShape, EncoderWeight, encoder_weights
+
+BASE = BertShape(12, 768, 12, 3072, 30522, 512)
+
+
+def base(sparsity: float = 0.9, **changes: object) -> Placement:
+    settings: dict[str, object] = {
+        "layers_per_ipu": (0, 4, 4, 4),
+        "replicas": 4,
+        "gradient_accumulation": 32,
+        "micro_batch_size": 4,
+        "batch_size": 512,
+        "sequence_length": 128,
+        "max_predictions": 20,
+    }
+    settings.update(changes)
+    weights = {w.name: sparsity for w in encoder_weights(12, 768, 3072)}
+    return place(BASE, weights, 16, **settings)  # type: ignore[arg-type]
+
+
+def test_memory_of_an_ipu_is_what_graphcore_says() -> None:
+    assert IPU_BYTES == 1472 * 638_976
+    assert round(IPU_BYTES / 2**20) == 897
+
+
+def test_every_parameter_is_on_one_stage() -> None:
+    placement = base()
+    counts = parameter_counts(BASE, {w.name: 0.9 for w in encoder_weights(12, 768, 3072)}, 16)
+    assert sum(stage.weights for stage in placement.stages) == 2 * counts.total
+    assert [stage.layers for stage in placement.stages] == [(), (0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), ()]
+    assert [stage.ipu for stage in placement.stages] == [0, 1, 2, 3, 0]
+
+
+def test_flops_by_hand() -> None:
+    placement = base(sparsity=0.0)
+    # 12 layers of 6 S 12 H^2 + 12 S^2 H, and the heads on 20 positions
+    encoder = 12 * (6 * 128 * 12 * 768**2 + 12 * 128**2 * 768)
+    heads = 6 * (20 * (768**2 + 768 * 30522) + 768**2 + 2 * 768)
+    assert sum(stage.flops for stage in placement.stages) == pytest.approx(encoder + heads)
+    assert placement.stages[1].flops == pytest.approx(encoder / 3)
+
+
+def test_bubble_and_balance() -> None:
+    placement = base()
+    assert placement.bubble == pytest.approx(8 / 40), "5 stages fill and empty in 8 of 32 + 8 cycles"
+    work = [placement.stages[0].flops + placement.stages[4].flops, *(placement.stages[i].flops for i in (1, 2, 3))]
+    assert placement.balance == pytest.approx(sum(work) / 4 / max(work))
+
+
+def test_stash_grows_towards_the_start_of_the_pipeline() -> None:
+    first, second = base().stages[1:3]
+    layer_inputs = 4 * 4 * 128 * 768 * 2  # layers x micro-batch x tokens x hidden, in half
+    assert first.activations - second.activations == 2 * layer_inputs, "7 micro-batches in flight against 5"
+
+
+def test_moments_move_off_chip_and_shard() -> None:
+    assert all(stage.moments == 0 for stage in base().stages)
+    on_chip, sharded = base(optimizer_off_chip=False), base(optimizer_off_chip=False, optimizer_sharded=True)
+    for a, b in zip(on_chip.stages, sharded.stages):
+        assert a.moments == 4 * a.weights, "two float32 beside one half"
+        assert b.moments == pytest.approx(a.moments / 4, abs=1)
+
+
+def test_padding_uses_the_planners_figure_and_says_when_it_does_not() -> None:
+    fused = EncoderWeight("bert.encoder.layer.0.attention.self.qkv", (2304, 768), 3)
+    known, exact = padding_of(fused, 0.1, 16)
+    assert (known.factor, known.meta_info_bytes, exact) == (1.94, 305 * 1024, True)
+    single, _ = padding_of(EncoderWeight("bert.encoder.layer.0.a", (768, 768)), 0.1, 16)
+    assert single.factor == 5.82, "an unfused query would be padded three times as much"
+    small, exact = padding_of(EncoderWeight("bert.encoder.layer.0.a", (512, 512)), 0.1, 16)
+    assert (small.block_size, exact) == (16, False)
+    stage = base().stages[1]
+    extra = sum(x.non_zeros * (x.factor - 1) for x in base().padding if ".layer.0." in x.name)
+    assert stage.padding == pytest.approx(4 * extra * 4, rel=1e-3), "values and accumulators, 2 bytes each, 4 layers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers_per_ipu": (0, 4, 4, 3)}, r"ipu\.layers_per_ipu: .* 12 layers, found \[0, 4, 4, 3\], which make 11"),
+        ({"batch_size": 500}, r"train\.batch_size: expected .* 4 x 32 x 4 = 512, found 500"),
+        ({"gradient_accumulation": 8, "replicas": 16}, r"ipu\.gradient_accumulation: expected at least 9, .* found 8"),
+        ({"vocabulary_parts": 4}, r"ipu\.vocabulary_parts: expected a divisor of .* 30522, found 4"),
+        (
+            {"micro_batch_size": 128, "gradient_accumulation": 9, "recompute": False, "batch_size": 4608},
+            r"IPU 1: expected at most 897\.0, found an estimate of [\d,.]+, most of it activations .*micro_batch_size",
+        ),
+    ],
+)
+def test_refusals(changes: dict[str, object], message: str) -> None:
+    problems = base(**changes).problems
+    assert len(problems) >= 1
+    with pytest.raises(ValueError, match=message):
+        raise ValueError("; ".join(problems))
+
+
+def test_what_works_is_not_refused_and_is_shown() -> None:
+    placement = base()
+    assert placement.problems == ()
+    text = render(placement)
+    for part in ("encoder3", "8-11", "bubble 20%", "attention.self.qkv: nz x1.94", "estimates"):
+        assert part in text
+
+
+@pytest.mark.parametrize("layers", [(2,), (2, 2), (0, 3, 1), (1, 0, 3)])
+def test_engine_and_placement_cut_the_model_alike(layers: tuple[int, ...]) -> None:
+    stages = pipeline_stages(layers)
+    assert minimum_accumulation(layers) == 2 * len(stages) - 1
+    assert [i for stage in stages for i in stage.layers] == list(range(sum(layers)))
+    assert stages[0].embeddings
+    assert stages[-1].heads
+    assert stages[0].ipu == stages[-1].ipu == 0
+
+
+PODS = sorted(path.stem for path in CONFIG_DIR.glob("*_pod*.yaml"))
+
+
+def test_there_is_a_config_for_every_model_method_and_pod() -> None:
+    expected = {f"bert_{s}_{m}_pod{p}" for s in ("medium", "base") for m in ("dense", "dynsparse") for p in (4, 16, 64)}
+    assert set(PODS) == expected
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_pod_configs_fill_their_pod_with_the_same_batch_and_precision(name: str) -> None:
+    config = load_config(name)
+    assert config.train.batch_size == 512
+    assert config.precision.compute == "float16"
+    assert config.ipu.replicas * len(config.ipu.layers_per_ipu) == int(name.rpartition("pod")[2])
+    placement = assemble.make_placement(config, config.data.vocab_size)
+    assert placement.problems == ()
+    assert placement.balance > 0.75, f"{placement.balance:.2f}: {config.ipu.layers_per_ipu}"
+
+
+def test_config_errors_come_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            "bert_base_dynsparse_pod16",
+            ["ipu.layers_per_ipu=[0, 4, 4]", "optim.group_lasso=1", "sparsity.growth=gradient", "ipu.replicas=3"],
+        )
+    text = "\n".join(caught.value.errors)
+    for key in ("ipu.layers_per_ipu", "optim.group_lasso", "sparsity.growth", "train.batch_size"):
+        assert key in text
+    with pytest.raises(ConfigError, match=r"precision\.compute: expected float32 or bfloat16 on the torch engine"):
+        load_config("quickstart", ["precision.compute=float16"])
