@@ -1,0 +1,76 @@
+"""Files that appear whole, their checksums, and locks between processes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, TextIO
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write a file to; it takes the place of `path` when the block ends, and goes if it fails.
+
+    A reader, a killed process and a power cut see the old file or the new one, never a part. The folder is made if
+    missing.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, final)
+    finally:
+        if aside.exists():
+            aside.unlink()
+    sync(final.parent)
+
+
+def write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a whole file as `replacing` does; text as UTF-8."""
+    with replacing(path) as aside:
+        aside.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make sure that a file, or the names in a folder, survive a power cut."""
+    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open folders, and does not need to
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def lock(path: str | os.PathLike[str], wait: bool) -> TextIO:
+    """Hold an exclusive lock on a file, made if missing, until what is returned is closed or the process ends.
+
+    Raises BlockingIOError when another process holds it and `wait` is false. Where the system or the file system has no
+    locks (Windows, some network drives) only the lock is missing: a warning says so.
+    """
+    file = open(path, "a", encoding="ascii")  # noqa: SIM115 - the lock lives as long as it
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            file.close()
+            raise BlockingIOError(error.errno, "locked by another process", str(path)) from None
+        warnings.warn(f"{path}: no file locks here ({error}); two processes at once are not noticed", stacklevel=2)
+    return file

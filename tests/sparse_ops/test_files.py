@@ -1,0 +1,84 @@
+"""Files appear whole or not at all; locks hold between processes, and their lack is said."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparse_ops import files
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.txt"
+    files.write(path, "first")
+    files.write(path, b"second")
+    assert path.read_text() == "second"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.write(path, "old")
+    with pytest.raises(RuntimeError, match="power"), files.replacing(path) as aside:
+        aside.write_text("ne")
+        raise RuntimeError("power")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_is_written_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    fsync, replace = files.os.fsync, files.os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda number: (order.append("fsync"), fsync(number)))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+    files.write(tmp_path / "a", "x")
+    assert order == ["fsync", "replace", "fsync"], "the file, its new name, the folder"
+
+
+def test_sha256(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 8200  # more than one piece
+    (tmp_path / "a").write_bytes(data)
+    assert files.sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+HOLD = "import sys; from sparse_ops import files; held = files.lock(sys.argv[1], wait=False); print('held', flush=True); input()"
+
+
+def test_another_process_is_kept_out_until_the_first_ends(tmp_path: Path) -> None:
+    path = str(tmp_path / ".lock")
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match="locked by another process"):
+            files.lock(path, wait=False)
+        other.kill()
+    files.lock(path, wait=False).close()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), OSError(errno.ENOTSUP, "not supported")]
+)
+def test_where_there_are_no_locks_only_the_lock_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match=f"no file locks here .*{error.strerror}"):
+        files.lock(tmp_path / ".lock", wait=False).close()
+
+
+def test_a_system_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.warns(UserWarning, match="no file locks here"):
+        files.lock(tmp_path / ".lock", wait=True).close()
