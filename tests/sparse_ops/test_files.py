@@ -25,9 +25,13 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     files.write(path, "old")
-    with pytest.raises(RuntimeError, match="power"), files.replacing(path) as aside:
+
+    def torn(aside: Path) -> None:
         aside.write_text("ne")
         raise RuntimeError("power")
+
+    with pytest.raises(RuntimeError, match="power"), files.replacing(path) as aside:
+        torn(aside)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
@@ -47,7 +51,10 @@ def test_sha256(tmp_path: Path) -> None:
     assert files.sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
 
 
-HOLD = "import sys; from sparse_ops import files; held = files.lock(sys.argv[1], wait=False); print('held', flush=True); input()"
+HOLD = (
+    "import sys; from sparse_ops import files;"
+    "held = files.lock(sys.argv[1], wait=False); print('held', flush=True); input()"
+)
 
 
 def test_another_process_is_kept_out_until_the_first_ends(tmp_path: Path) -> None:
