@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Callable
 
 import torch
@@ -11,19 +10,21 @@ from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.dynsparse.updater import PatternUpdater
+from ipu_bert.dynsparse.grow import GROW_RULES
+from ipu_bert.dynsparse.schedules import SCHEDULES
+from ipu_bert.dynsparse.updater import PatternUpdater, UpdatePlan
 from ipu_bert.engines.base import Engine
+from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, LinearFactory, sparse_linear
-from ipu_bert.optim import DENSE_OPTIMA, constant_schedule, dense_learning_rate, linear_schedule, sparse_learning_rate
+from ipu_bert.optim import DENSE_OPTIMA, dense_learning_rate, sparse_learning_rate
 from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes.distribution import sparsity_by_weight
 from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
 from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.norms import NORMS
 from sparse_ops.pattern import BlockPattern
-
-NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 
 
 def open_data(config: Config, progress: bool) -> TokenFiles:
@@ -111,9 +112,7 @@ def learning_rate(config: Config) -> float:
 def schedule(config: Config) -> Callable[[int], float]:
     """Factor of the learning rate after so many steps."""
     optim = config.optim
-    if optim.schedule == "constant":
-        return constant_schedule(optim.warmup_steps)
-    return linear_schedule(config.train.steps, optim.warmup_steps)
+    return with_warmup(LR_SCHEDULES[optim.schedule], config.train.steps, optim.warmup_steps)
 
 
 def make_updater(config: Config) -> PatternUpdater | None:
@@ -121,18 +120,19 @@ def make_updater(config: Config) -> PatternUpdater | None:
     sparsity = config.sparsity
     if sparsity.method != "dynsparse":
         return None
-    return PatternUpdater(
+    plan = UpdatePlan(
         updates=sparsity.updates,
         total_steps=config.train.steps,
         pruning_ratio=sparsity.pruning_ratio,
-        seed=config.run.seed,
-        schedule=sparsity.schedule,
-        growth=sparsity.growth,
-        norm=NORMS[sparsity.norm],
-        allow_removed=sparsity.allow_removed,
+        schedule=SCHEDULES[sparsity.schedule],
         start=sparsity.start,
         stop=sparsity.stop,
+        norm=NORMS[sparsity.norm],
+        growth=GROW_RULES[sparsity.growth],
+        allow_removed=sparsity.allow_removed,
+        seed=config.run.seed,
     )
+    return PatternUpdater(plan)
 
 
 def _linear(config: Config) -> LinearFactory:

@@ -17,6 +17,7 @@ from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes.shape import FAMILY, BertShape, encoder_weights
 from sparse_ops import native
+from sparse_ops.norms import l1
 
 VOCABULARY = 30522  # bert-base-uncased
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM = 1e-4, (0.9, 0.999), 1e-6, 0.01, 1.0
@@ -122,7 +123,7 @@ def make_engine(choice: Implementation, shape: BertShape, sparsity: float, timer
         clip_norm=CLIP_NORM,
         micro_batch_size=1 << 30,  # whole batches
         precision=Precision(choice.compute),
-        block_norm=1.0,
+        block_norm=l1,
         seed=0,
         timer=timer,
     )

@@ -18,7 +18,7 @@ from ipu_bert.optim import adamw, group_lasso_, parameter_groups
 from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import Stopwatch
 from sparse_ops.host_memory import keep_freed_memory
-from sparse_ops.norms import GradientBlocks
+from sparse_ops.norms import BlockNorm, GradientBlocks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -43,7 +43,7 @@ class TorchEngine:
         clip_norm: float,
         micro_batch_size: int,
         precision: Precision,
-        block_norm: float,
+        block_norm: BlockNorm,
         seed: int,
         timer: Stopwatch,
     ) -> None:

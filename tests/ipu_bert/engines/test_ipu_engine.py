@@ -9,19 +9,22 @@ from typing import Iterator
 import pytest
 import torch
 from torch import Tensor
+from update_plan import PLAN
 
 from ipu_bert.data.batches import Batch
+from ipu_bert.dynsparse.schedules import cosine
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines import simulator as sim
 from ipu_bert.engines.ipu.engine import IpuEngine
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.engines.simulator import executor
 from ipu_bert.engines.torch_engine import TorchEngine
+from ipu_bert.lr_schedules import constant, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_layers, sparse_linear
-from ipu_bert.optim import constant_schedule
 from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes.shape import BertShape, encoder_weights
+from sparse_ops.norms import l1
 
 SHAPE = BertShape(
     layers=2,
@@ -74,7 +77,7 @@ def make_engine(model: BertForPreTraining, run: IpuRun, loss_scale: float = 1.0,
         sim,
         sim.SimulatedEncoder(),
         lr=LR,
-        schedule=constant_schedule(4),
+        schedule=with_warmup(constant, total_steps=8, warmup_steps=4),
         betas=(0.9, 0.999),
         eps=EPS,
         weight_decay=0.01,
@@ -90,7 +93,7 @@ def make_torch_engine(model: BertForPreTraining) -> TorchEngine:
     return TorchEngine(
         model,
         lr=LR,
-        schedule=constant_schedule(4),
+        schedule=with_warmup(constant, total_steps=8, warmup_steps=4),
         betas=(0.9, 0.999),
         eps=EPS,
         weight_decay=0.01,
@@ -98,14 +101,14 @@ def make_torch_engine(model: BertForPreTraining) -> TorchEngine:
         clip_norm=1.0,
         micro_batch_size=SEQUENCES,
         precision=Precision(),
-        block_norm=1.0,
+        block_norm=l1,
         seed=0,
         timer=Stopwatch(),
     )
 
 
 def make_updater() -> PatternUpdater:
-    return PatternUpdater(updates=4, total_steps=8, pruning_ratio=0.5, seed=3)
+    return PatternUpdater(dataclasses.replace(PLAN, total_steps=8, schedule=cosine, seed=3))
 
 
 def make_batch(seed: int) -> Batch:
