@@ -13,11 +13,13 @@ import torch
 from ipu_bert import assemble
 from ipu_bert.config import Config, as_dict
 from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.model import starting_pattern
 from ipu_bert.record.metrics import peak_memory_bytes
 from ipu_bert.record.plots import PatternChange
 from ipu_bert.record.report import write_report
-from ipu_bert.sizes.flops import actual_sparsity, sequence_flops
+from ipu_bert.sizes.flops import sequence_flops
 from ipu_bert.sizes.footprint import parameter_counts
+from ipu_bert.sizes.shape import bert_shape
 from sparse_ops.linear import BlockSparseLinear
 
 SEGMENT_NAMES = {3: ("query", "key", "value")}
@@ -37,12 +39,9 @@ def write_outcome(
     path: Path, config: Config, data: TokenFiles, totals: RunTotals, layers: Mapping[str, BlockSparseLinear]
 ) -> None:
     """Write report.md, report.json and the pictures of the run in `path`; `layers` as they are at the end."""
-    shape = assemble.bert_shape(config, data.vocab_size)
-    block_size = config.sparsity.block_size
-    sparsity = assemble.weight_sparsity(config)
-    counts = parameter_counts(shape, sparsity, block_size)
-    executed = actual_sparsity(assemble.weights(config), sparsity, block_size)
-    flops = sequence_flops(shape, config.data.sequence_length, config.data.max_predictions, executed)
+    shape, weights = bert_shape(config.model, data.vocab_size), assemble.weights(config)
+    counts = parameter_counts(shape, weights)
+    flops = sequence_flops(shape, weights, config.data.sequence_length, config.data.max_predictions)
     sequences = totals.steps * config.train.batch_size
     reading = totals.seconds["data"]
     summary: dict[str, Any] = {
@@ -87,7 +86,8 @@ def _pattern_change(
     if not layers:
         return None
     name = next((name for name in layers if name.endswith("qkv")), next(iter(layers)))
-    start, end = assemble.starting_pattern(config, name), layers[name].pattern
+    weight = next(weight for weight in assemble.weights(config) if weight.name == name)
+    start, end = starting_pattern(weight, config.run.seed), layers[name].pattern
     return PatternChange(
         layer=name,
         grid=end.grid,

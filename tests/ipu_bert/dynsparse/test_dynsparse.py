@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from update_plan import PLAN
+from small_models import make_plan
 
 from ipu_bert.dynsparse.explored import LayerHistory
 from ipu_bert.dynsparse.grow import GROW_RULES, FreePositions, GrowContext, register
@@ -18,7 +17,7 @@ from sparse_ops.norms import GradientBlocks, l1, l2, linf
 
 
 def updater(**changes) -> PatternUpdater:
-    return PatternUpdater(replace(PLAN, **changes))
+    return PatternUpdater(make_plan(**changes))
 
 
 def random_layer(seed: int, shape=(96, 64), block_size=8, sparsity=0.7, segments=1) -> BlockSparseLinear:
