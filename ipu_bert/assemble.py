@@ -16,10 +16,10 @@ from ipu_bert.engines.base import Engine
 from ipu_bert.model import BertForPreTraining, LinearFactory, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, constant_schedule, dense_learning_rate, linear_schedule, sparse_learning_rate
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes.distribution import sparsity_by_weight
 from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern
 

@@ -13,11 +13,11 @@ import torch
 from ipu_bert import assemble
 from ipu_bert.config import Config, as_dict
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.record.metrics import peak_memory_bytes
 from ipu_bert.record.plots import PatternChange
 from ipu_bert.record.report import write_report
 from ipu_bert.sizes.flops import actual_sparsity, sequence_flops
 from ipu_bert.sizes.footprint import parameter_counts
+from sparse_ops.host_memory import peak_memory_bytes
 from sparse_ops.linear import BlockSparseLinear
 
 SEGMENT_NAMES = {3: ("query", "key", "value")}

@@ -14,8 +14,8 @@ from ipu_bert.export import hugging_face_config
 from ipu_bert.model import IGNORED_LABEL, BertForPreTraining, LinearFactory, dense_linear, sparse_linear
 from ipu_bert.optim import adamw, parameter_groups
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes.shape import FAMILY, BertShape, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import native
 
 VOCABULARY = 30522  # bert-base-uncased

@@ -10,26 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterator,
-    Mapping,
-    Protocol,
-    Sequence,
-    Union,
-)
+from typing import Any, Dict, Iterator, Mapping, Protocol, Sequence, Union
+
+from sparse_ops import files
 
 PathLike = Union[str, Path]
 Record = Dict[str, Any]
-
-PHASES = ("data", "forward", "backward", "optimizer", "update", "evaluation", "checkpoint")
 
 
 # ---------------------------------------------------------------- plain values and files
@@ -58,22 +46,6 @@ def to_plain(value: Any) -> Any:
 def dumps(value: Any, indent: int | None = None) -> str:
     """Strict JSON text of `value` (see `to_plain`); never a bare NaN."""
     return json.dumps(to_plain(value), allow_nan=False, indent=indent)
-
-
-def write_aside(path: PathLike, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        if aside.exists():
-            aside.unlink()
 
 
 def _refuse_constant(name: str) -> float:
@@ -174,7 +146,7 @@ class JsonlSink:
         if resume_step is not None:
             kept = read_metrics(self.path) if self.path.exists() else []
             lines = [dumps(record) + "\n" for record in kept if record.get("step", 0) <= resume_step]
-            write_aside(self.path, "".join(lines).encode("utf-8"))
+            files.write(self.path, "".join(lines))
         elif self.path.exists() and self.path.stat().st_size > 0:
             raise ValueError(
                 f"{self.path} already holds the metrics of a run; expected a new run directory. "
@@ -283,72 +255,3 @@ class WandbSink:
     def close(self) -> None:
         """Finish the W&B run."""
         self._run.finish()
-
-
-# ---------------------------------------------------------------- time and memory
-
-
-class Stopwatch:
-    """Cumulative wall-clock seconds per phase of a run: `with timer("forward"): ...`.
-
-    A phase inside another one pauses the outer, so the phases never add up to more than the time that passed.
-    `seconds` continues from an earlier process's totals.
-    """
-
-    def __init__(
-        self, seconds: Mapping[str, float] | None = None, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._clock = clock
-        self._seconds: dict[str, float] = {phase: 0.0 for phase in PHASES}
-        for phase, value in (seconds or {}).items():
-            self._seconds[self._known(phase)] = float(value)
-        self._active: list[str] = []
-        self._since = 0.0
-
-    @staticmethod
-    def _known(phase: str) -> str:
-        if phase not in PHASES:
-            raise ValueError(f"unknown phase {phase!r}; expected one of {', '.join(PHASES)}")
-        return phase
-
-    def _switch(self) -> None:
-        now = self._clock()
-        if self._active:
-            self._seconds[self._active[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Count the time of the `with` body as `phase`; ValueError for a phase that is not in PHASES."""
-        self._known(phase)
-        self._switch()
-        self._active.append(phase)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._active.pop()
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """A copy of the totals so far; the open phase counts up to its last switch only."""
-        return dict(self._seconds)
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident memory this process has had, in bytes."""
-    try:
-        # VmHWM belongs to this program alone; getrusage keeps the parent's peak across fork and exec.
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

@@ -6,7 +6,6 @@ of Okabe and Ito, which colour-blind readers can tell apart.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any, Sequence
@@ -18,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
 
-from ipu_bert.record.metrics import PathLike, write_aside
+from ipu_bert.record.metrics import PathLike
+from sparse_ops import files
 
 BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
 GREY, OLD, EMPTY = "#595959", "#B0B0B0", "#F2F2F2"
@@ -70,10 +70,9 @@ class PatternChange:
 
 def save_figure(figure: Figure, path: PathLike, dpi: int = 144) -> None:
     """Write `figure` as PNG, aside and renamed."""
-    buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    write_aside(path, buffer.getvalue())
+    with files.replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=dpi, facecolor="white")
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Dict, Mapping, Sequence
 
-from ipu_bert.record.metrics import PathLike, dumps, read_metrics, to_plain, write_aside
+from ipu_bert.record.metrics import PathLike, dumps, read_metrics, to_plain
 from ipu_bert.record.plots import (
     PatternChange,
     loss_figure,
@@ -20,6 +20,8 @@ from ipu_bert.record.plots import (
     save_figure,
 )
 from ipu_bert.record.report_page import render_page
+from ipu_bert.stopwatch import OUTSIDE_TRAINING, PHASES
+from sparse_ops import files
 
 Report = Dict[str, Any]
 
@@ -33,8 +35,6 @@ REQUIRED = (
     "tokens",
     "elapsed_seconds",
 )
-SHARES = ("data", "forward", "backward", "optimizer", "update", "evaluation", "checkpoint")
-OUTSIDE_TRAINING = ("evaluation", "checkpoint")
 MAX_WARMUP_STEPS = 10
 CLEAR_MARGIN = 0.05  # nats; a held-out sample of a few thousand tokens is about this noisy
 
@@ -53,8 +53,8 @@ def write_report(run_dir: PathLike, summary: Mapping[str, Any], pattern: Pattern
     records = read_metrics(run_dir / "metrics.jsonl")
     report = build_report(records, summary)
     report["figures"] = _write_figures(run_dir, records, report, pattern)
-    write_aside(run_dir / "report.json", (dumps(report, indent=2) + "\n").encode("utf-8"))
-    write_aside(run_dir / "report.md", render_page(report).encode("utf-8"))
+    files.write(run_dir / "report.json", dumps(report, indent=2) + "\n")
+    files.write(run_dir / "report.md", render_page(report))
     return report
 
 
@@ -200,7 +200,7 @@ def _last_seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def time_share(seconds: Mapping[str, Any], elapsed: Any) -> Report:
     """Share of the elapsed time in each phase and in `other`; the shares sum to 1."""
-    spent = {phase: float(seconds.get(phase) or 0.0) for phase in SHARES}
+    spent = {phase: float(seconds.get(phase) or 0.0) for phase in PHASES}
     total = max(float(elapsed) if _finite(elapsed) else 0.0, sum(spent.values()))
     if total <= 0:
         return {**spent, "other": 1.0}

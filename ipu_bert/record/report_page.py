@@ -6,17 +6,9 @@ import math
 from typing import Any, Mapping, Sequence
 
 from ipu_bert.record.console import format_duration
+from ipu_bert.stopwatch import PHASES
 
-_PHASES = {
-    "data": "making batches",
-    "forward": "forward pass",
-    "backward": "backward pass",
-    "optimizer": "optimizer step",
-    "update": "pattern updates",
-    "evaluation": "evaluation on held-out text",
-    "checkpoint": "writing checkpoints",
-    "other": "anything else (start, logging)",
-}
+_PHASES = {**PHASES, "other": "anything else (start, logging)"}
 
 
 def render_page(report: Mapping[str, Any]) -> str:

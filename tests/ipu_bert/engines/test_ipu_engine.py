@@ -20,8 +20,8 @@ from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.model import BertForPreTraining, sparse_layers, sparse_linear
 from ipu_bert.optim import constant_schedule
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes.shape import BertShape, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 
 SHAPE = BertShape(
     layers=2,
