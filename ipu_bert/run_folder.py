@@ -10,11 +10,10 @@ import yaml
 
 from ipu_bert.config import Config, as_dict
 from ipu_bert.record.console import ConsoleSink
-from ipu_bert.record.metrics import JsonlSink, Metrics, Sink, TensorBoardSink, WandbSink
+from ipu_bert.record.metrics import METRICS_FILE, JsonlSink, Metrics, Sink, TensorBoardSink, WandbSink
 from sparse_ops import files
 
 CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
 
 
 class RunFolder:

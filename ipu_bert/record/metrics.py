@@ -19,6 +19,8 @@ from sparse_ops import files
 PathLike = Union[str, Path]
 Record = Dict[str, Any]
 
+METRICS_FILE = "metrics.jsonl"  # in the run's folder
+
 
 # ---------------------------------------------------------------- plain values and files
 
