@@ -32,7 +32,7 @@ class RunTotals:
     steps: int
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
-    heldout: Mapping[str, float]
+    heldout: Mapping[str, float]  # means of the last evaluation
 
 
 def write_outcome(

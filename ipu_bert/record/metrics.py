@@ -1,8 +1,8 @@
 """What a run says about itself: one record (a dict) goes to every sink that listens.
 
-A record has "kind" ("start", "train", "eval", "update", "resume" or "end") and "step"; the rest are numbers,
-or dicts of numbers. Sinks do not know each other. JSON Lines are the truth that the report is made from;
-TensorBoard, W&B and the console (console.py) are views of it.
+A record has "kind" ("start", "train", "eval", "update", "resume" or "end") and "step"; the rest are numbers, or dicts
+of numbers. Sinks do not know each other. JSON Lines are the truth that the report is made from; TensorBoard, W&B and
+the console (console.py) are views of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METRICS_FILE = "metrics.jsonl"  # in the run's folder
 def to_plain(value: Any) -> Any:
     """`value` as strict JSON can hold it: NaN and infinities become None, array scalars Python numbers.
 
-    TypeError names a value that is none of dict, list, tuple, str, bool, number, path or None.
+    Raises TypeError that names a value which is none of dict, list, tuple, str, bool, number, path or None.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -64,8 +64,8 @@ def _parse_line(line: bytes) -> Record:
 def read_metrics(path: PathLike) -> list[Record]:
     """The records of a metrics.jsonl, in order.
 
-    A last line torn by a killed process is dropped; any other line that is not a strict JSON object is a
-    ValueError that names it.
+    A last line torn by a killed process is dropped. Raises ValueError that names the line for any other that is not a
+    strict JSON object.
     """
     lines = Path(path).read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
@@ -104,7 +104,7 @@ class Metrics:
         self.sinks = list(sinks)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Send one record; ValueError when "kind" (text) or "step" (integer) is missing."""
+        """Send one record; raises ValueError when "kind" (text) or "step" (integer) is missing."""
         step = record.get("step")
         if not isinstance(record.get("kind"), str) or not isinstance(step, int) or isinstance(step, bool):
             raise ValueError(f"a record needs a 'kind' and an integer 'step'; found {dict(record)!r}")
@@ -112,7 +112,7 @@ class Metrics:
             sink.write(record)
 
     def close(self) -> None:
-        """Close every sink, even if one of them fails; the first failure is raised at the end."""
+        """Close every sink, even if one of them fails; raises the first failure at the end."""
         failure: BaseException | None = None
         while self.sinks:
             try:
@@ -137,9 +137,9 @@ class Metrics:
 class JsonlSink:
     """Appends each record as one strict JSON line, on disk for any reader as soon as `write` returns.
 
-    `resume_step=k` first cuts away every record after step k (and a torn last line), so that the resumed
-    run's records follow on without duplicates; the file is rewritten aside and renamed. Without it the file
-    must not exist or be empty: a run never writes into another one's metrics.
+    `resume_step=k` first cuts away every record after step k (and a torn last line), so that the resumed run's records
+    follow on without duplicates; the file is rewritten aside and renamed. Without it, raises ValueError for a file that
+    holds anything: a run never writes into another one's metrics.
     """
 
     def __init__(self, path: PathLike, resume_step: int | None = None) -> None:
@@ -190,7 +190,10 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 class TensorBoardSink:
-    """Scalars for TensorBoard. `resume_step=k` hides what an earlier process logged after step k."""
+    """Scalars for TensorBoard; `resume_step=k` hides what an earlier process logged after step k.
+
+    Raises ValueError where the package is not installed.
+    """
 
     def __init__(self, directory: PathLike, resume_step: int | None = None) -> None:
         try:
@@ -217,18 +220,11 @@ class TensorBoardSink:
 class WandbSink:
     """Scalars for Weights & Biases, which is imported only here.
 
-    `run_id` lets a resumed run continue its own page; charts use the record's step as their axis, so a
-    resumed run may go back behind what was logged before.
+    `run_id` lets a resumed run continue its own page; charts use the record's step as their axis, so a resumed run may
+    go back behind what was logged before. Raises ValueError where the package is not installed.
     """
 
-    def __init__(
-        self,
-        project: str,
-        name: str,
-        directory: PathLike,
-        config: Mapping[str, Any] | None = None,
-        run_id: str | None = None,
-    ) -> None:
+    def __init__(self, project: str, name: str, directory: PathLike, config: Mapping[str, Any], run_id: str) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -236,14 +232,8 @@ class WandbSink:
                 "W&B logging was asked for and the package 'wandb' is not installed; "
                 "install it (pip install wandb) or switch it off in the config's log section"
             ) from error
-        resume = None if run_id is None else "allow"
         self._run: Any = wandb.init(
-            project=project,
-            name=name,
-            dir=str(directory),
-            config=to_plain(config or {}),
-            id=run_id,
-            resume=resume,
+            project=project, name=name, dir=str(directory), config=to_plain(config), id=run_id, resume="allow"
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

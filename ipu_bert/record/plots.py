@@ -190,8 +190,8 @@ def mlm_headline(final: float | None, entropy: float | None) -> str:
 def loss_figure(train: LossCurve, heldout: LossCurve, unigram_entropy: float | None) -> Figure:
     """Training and held-out losses [nats] over steps.
 
-    Masked LM above, with the held-out unigram cross-entropy where it is known; next sentence below, with ln 2, a coin's
-    loss.
+    Masked LM above, with the held-out unigram cross-entropy where it is known; next sentence below, with ln 2, the loss
+    of a coin.
     """
     steps, held_steps = np.asarray(train.steps, dtype=np.float64), np.asarray(heldout.steps, dtype=np.float64)
     held_mlm, held_nsp = _numbers(heldout.mlm), _numbers(heldout.nsp)

@@ -196,7 +196,7 @@ def test_asking_for_wandb_without_it_is_one_clear_message(tmp_path: Path, monkey
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match="'wandb' is not installed; install it"):
-        WandbSink("project", "run", tmp_path)
+        WandbSink("project", "run", tmp_path, {}, "run")
 
 
 def test_wandb_gets_the_same_numbers_and_can_continue_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
