@@ -13,12 +13,13 @@ import torch
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.model import starting_pattern
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.record.plots import PatternChange
 from ipu_bert.record.report import write_report
-from ipu_bert.sizes.flops import SequenceFlops, actual_sparsity, sequence_flops
+from ipu_bert.sizes.flops import SequenceFlops, sequence_flops
 from ipu_bert.sizes.footprint import ParameterCounts, parameter_counts
-from ipu_bert.sizes.shape import BertShape
+from ipu_bert.sizes.shape import BertShape, bert_shape
 from sparse_ops.host_memory import peak_memory_bytes
 from sparse_ops.linear import BlockSparseLinear
 
@@ -58,12 +59,10 @@ def write_outcome(
 
 
 def _counted(config: Config, vocab_size: int) -> tuple[BertShape, ParameterCounts, SequenceFlops]:
-    """The model's sizes, its parameters, and FLOPs of one sequence at the sparsity that whole blocks give."""
-    shape = assemble.bert_shape(config, vocab_size)
-    sparsity, block_size = assemble.weight_sparsity(config), config.sparsity.block_size
-    actual = actual_sparsity(assemble.weights(config), sparsity, block_size)
-    flops = sequence_flops(shape, config.data.sequence_length, config.data.max_predictions, actual)
-    return shape, parameter_counts(shape, sparsity, block_size), flops
+    """The model's sizes, its parameters, and FLOPs of one sequence."""
+    shape, weights = bert_shape(config.model, vocab_size), assemble.weights(config)
+    flops = sequence_flops(shape, weights, config.data.sequence_length, config.data.max_predictions)
+    return shape, parameter_counts(shape, weights), flops
 
 
 def _pattern_change(config: Config, layers: Mapping[str, BlockSparseLinear], steps: int) -> PatternChange | None:
@@ -71,7 +70,8 @@ def _pattern_change(config: Config, layers: Mapping[str, BlockSparseLinear], ste
     if not layers:
         return None
     name = next((name for name in layers if name.endswith("qkv")), next(iter(layers)))
-    start, end = assemble.starting_pattern(config, name), layers[name].pattern
+    weight = next(weight for weight in assemble.weights(config) if weight.name == name)
+    start, end = starting_pattern(weight, config.run.seed), layers[name].pattern
     return PatternChange(
         layer=name,
         grid=end.grid,

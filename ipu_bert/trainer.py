@@ -98,7 +98,8 @@ class Trainer:
         except NonFiniteError as error:
             saved = checkpoint.complete(self._checkpoints)
             kept = f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
-            raise NonFiniteError(f"step {step}: {error}, expected a finite number; {kept}") from None
+            message = f"step {step}: {error}, expected a finite number; {kept}"
+            raise NonFiniteError(message, error.weights_kept) from None
         self.step = step
         if due:
             self._update_patterns(metrics, result.gradients)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from small_models import make_shape
+
 from ipu_bert.config import from_dict
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.sizes.flops import SequenceFlops
 from ipu_bert.sizes.footprint import ParameterCounts
-from ipu_bert.sizes.shape import BertShape
 
 OUTCOME = RunOutcome(
     config=from_dict(
@@ -21,19 +22,7 @@ OUTCOME = RunOutcome(
             "train": {"steps": 50, "batch_size": 8},
         }
     ),
-    shape=BertShape(
-        layers=2,
-        hidden_size=256,
-        heads=4,
-        intermediate_size=1024,
-        vocab_size=8192,
-        max_positions=512,
-        type_vocab=2,
-        dropout=0.0,
-        attention_dropout=0.0,
-        layer_norm_eps=1e-12,
-        initializer_range=0.02,
-    ),
+    shape=make_shape(layers=2, hidden_size=256, heads=4, intermediate_size=1024, vocab_size=8192, max_positions=512),
     parameters=ParameterCounts(
         sparse=1000, sparse_as_dense=10000, encoder_dense=100, embeddings=300, heads=100, sparse_blocks=60
     ),
