@@ -23,11 +23,11 @@ from ipu_bert.optim import (
     sparse_learning_rate,
 )
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 
 NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 

@@ -22,7 +22,7 @@ from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.model import BertForPreTraining, sparse_layers
 from ipu_bert.optim import constant_schedule
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.stopwatch import Stopwatch
 
 SHAPE = make_shape(layers=2, vocab_size=48)
 SEQUENCES, TOKENS, LABELS = 12, 16, 3
