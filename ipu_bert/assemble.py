@@ -18,11 +18,11 @@ from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, Optimization, dense_learning_rate, sparse_learning_rate
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.norms import NORMS
 
 

@@ -13,8 +13,9 @@ from typing import Any, Iterator, Mapping
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.engines.base import NonFiniteError, StepResult
-from ipu_bert.record.metrics import Metrics, Stopwatch
+from ipu_bert.record.metrics import Metrics
 from ipu_bert.run_folder import RunFolder
+from ipu_bert.stopwatch import Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
 from sparse_ops.norms import GradientBlocks
 

@@ -15,10 +15,10 @@ from ipu_bert.export import hugging_face_config
 from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import Optimization, adamw
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes.shape import FAMILY, TOKEN_TYPES, BertShape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import native
 from sparse_ops.norms import l1
 

@@ -27,12 +27,13 @@ from ipu_bert.dynsparse.grow import GROW_RULES
 from ipu_bert.dynsparse.schedules import constant
 from ipu_bert.dynsparse.updater import PatternUpdater, UpdatePlan
 from ipu_bert.engines.torch_engine import TorchEngine
-from ipu_bert.record.metrics import Stopwatch, dumps, write_aside
+from ipu_bert.record.metrics import dumps
 from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes import flops
 from ipu_bert.sizes.shape import FAMILY, BertShape
 from ipu_bert.sizes.weights import encoder_weights
-from sparse_ops import native
+from ipu_bert.stopwatch import Stopwatch
+from sparse_ops import files, native
 from sparse_ops.bench.arguments import file_to_write, fraction, whole_number
 from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
 from sparse_ops.norms import l1
@@ -283,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     print(table(records))
     if options.json:
-        write_aside(options.json, dumps(records, indent=1).encode("utf-8"))
+        files.write(options.json, dumps(records, indent=1))
     return 0
 
 

@@ -10,8 +10,8 @@ from ipu_bert.engines.ipu.instances import Instances, find_instances
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining
 from ipu_bert.optim import Optimization
-from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.settings import Config
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.ipu.build import library_path
 from sparse_ops.ipu.host import PopsparseEncoder
 from sparse_ops.ipu.layer import import_poptorch

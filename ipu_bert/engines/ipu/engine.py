@@ -31,7 +31,7 @@ from ipu_bert.engines.ipu.options import IpuRun, inference_options, training_opt
 from ipu_bert.engines.ipu.state import CanonicalModel, Moments, streamed_bytes
 from ipu_bert.model import BertForPreTraining
 from ipu_bert.optim import Optimization, parameter_groups
-from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.ipu.layout import Encoder, LayerPlan
 from sparse_ops.linear import BlockSparseLinear
 

@@ -23,7 +23,7 @@ from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.lr_schedules import constant, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_layers
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.norms import l1
 
 SHAPE = make_shape(layers=2, vocab_size=48)

@@ -10,13 +10,13 @@ from small_models import make_shape, make_weights
 
 from ipu_bert import assemble
 from ipu_bert.config import CONFIG_DIR, ConfigError, load_config
-from ipu_bert.record.metrics import Stopwatch
 from ipu_bert.sizes.footprint import parameter_counts
 from ipu_bert.sizes.padding import layer_padding
 from ipu_bert.sizes.placement import IPU_BYTES, Placement, place, render
 from ipu_bert.sizes.shape import FAMILY, bert_shape
 from ipu_bert.sizes.stages import minimum_accumulation, pipeline_stages
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 
 VOCABULARY = 30522
 
