@@ -14,7 +14,7 @@ pretrain: $(VENV)/ready
 	$(RUN) run_pretraining.py --config quickstart
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
