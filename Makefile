@@ -1,9 +1,10 @@
 # Two commands: `make pretrain` trains the quickstart, `make test` checks everything. Both need Python 3.11 and g++ only.
+# `make hooks`: no commit is made that `make lint` refuses.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: pretrain test lint docs clean
+.PHONY: pretrain test lint hooks docs clean
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,9 @@ lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+hooks: $(VENV)/ready
+	$(RUN) -m pre_commit install
 
 docs: $(VENV)/ready
 	$(RUN) -m ipu_bert.config > docs/config.md
