@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .chunks import EpochOrder, chunk_starts
-from .errors import DataError
-from .masking import choose_tokens, mask_tokens
-from .token_files import SPLITS, TokenFiles
+from ipu_bert.data.chunks import EpochOrder, chunk_starts
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.masking import choose_tokens, mask_tokens
+from ipu_bert.data.token_files import SPLITS, TokenFiles
 
 HELDOUT_SEED = 1790  # evaluation is on the same sequences in every run, whatever the run's seed
 _DRAWS = 7

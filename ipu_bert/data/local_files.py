@@ -17,8 +17,8 @@ import os
 import re
 from typing import Any, Iterable, Iterator
 
-from .errors import DataError
-from .sentences import split_sentences
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.sentences import split_sentences
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 WHOLE_FILES_FROM = 20

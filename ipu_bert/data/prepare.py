@@ -27,11 +27,20 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from . import shards
-from .errors import DataError
-from .source import Source, make_source, source_names
-from .token_files import FORMAT, MANIFEST, SPLITS, TOKENIZER, TokenFiles, sha256_of, split_files, token_dtype
-from .tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
+from ipu_bert.data import shards
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.source import Source, make_source, source_names
+from ipu_bert.data.token_files import (
+    FORMAT,
+    MANIFEST,
+    SPLITS,
+    TOKENIZER,
+    TokenFiles,
+    sha256_of,
+    split_files,
+    token_dtype,
+)
+from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
 
 TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
 NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")

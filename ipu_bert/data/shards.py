@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, Callable, Iterable, Iterator
 
 import numpy as np
 
-from .errors import DataError
-from .sentences import split_sentences
-from .token_files import OFFSETS, SPLITS, sha256_of, split_files, token_dtype
-from .tokenizer import load_tokenizer
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.sentences import split_sentences
+from ipu_bert.data.token_files import OFFSETS, SPLITS, sha256_of, split_files, token_dtype
+from ipu_bert.data.tokenizer import load_tokenizer
 
 SHARD_BYTES = 4 << 20
 HASH_RANGE = 1 << 64

@@ -18,8 +18,8 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 
-from .errors import DataError
-from .local_files import file_documents, file_identity, find_files, words_per_document
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.local_files import file_documents, file_identity, find_files, words_per_document
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from .errors import DataError
-from .tokenizer import SPECIAL_TOKENS, load_tokenizer
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "heldout")
