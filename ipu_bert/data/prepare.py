@@ -11,8 +11,6 @@ whatever the number of workers.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -21,7 +19,7 @@ import shutil
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, TextIO
 
 import numpy as np
 import tokenizers
@@ -36,11 +34,11 @@ from ipu_bert.data.token_files import (
     SPLITS,
     TOKENIZER,
     TokenFiles,
-    sha256_of,
     split_files,
     token_dtype,
 )
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
+from sparse_ops import files
 
 TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
 NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
@@ -122,7 +120,7 @@ def _request(text: Source, vocab_size: int, vocab_file: str | None, heldout_frac
     return {
         "format": FORMAT,
         "source": {"name": text.name, **text.identity},
-        "vocabulary": {"trained": vocab_size} if vocab_file is None else {"sha256": sha256_of(vocab_file)},
+        "vocabulary": {"trained": vocab_size} if vocab_file is None else {"sha256": files.sha256_of(vocab_file)},
         "heldout_fraction": heldout_fraction,
     }
 
@@ -161,8 +159,7 @@ def _build(
                     lambda: _counted(shards.training_texts(text_shards, below, TOKENIZER_BYTES), bar),
                     vocab_size,
                 )
-        with shards.replacing(tokenizer_path) as file:
-            file.write(tokenizer.to_str(pretty=True).encode())
+        files.write(tokenizer_path, tokenizer.to_str(pretty=True))
     vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
 
     with _bar("tokens, shards", len(text_shards), progress) as bar:
@@ -173,8 +170,7 @@ def _build(
     with _bar("writing, shards", len(SPLITS) * len(token_shards), progress) as bar:
         sizes, unigrams = shards.merge(token_shards, result, len(vocab), bar.update)
 
-    with shards.replacing(os.path.join(result, TOKENIZER)) as file, open(tokenizer_path, "rb") as trained:
-        file.write(trained.read())
+    shutil.copyfile(tokenizer_path, os.path.join(result, TOKENIZER))
     names = [TOKENIZER, *(name for split in SPLITS for name in split_files(split).values())]
     entries = shards.file_entries(result, names)
     manifest.update(
@@ -189,8 +185,8 @@ def _build(
         made_with={"tokenizers": tokenizers.__version__, "numpy": np.__version__},
         files=entries,
     )
-    shards.write_json(os.path.join(result, MANIFEST), manifest)
-    os.replace(result, final)
+    files.write(os.path.join(result, MANIFEST), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    shards.publish(result, final)
 
 
 def _tokenise(
@@ -242,25 +238,21 @@ def _counted(texts: Iterable[str], bar: tqdm) -> Iterator[str]:
         yield text
 
 
-@contextlib.contextmanager
-def _only_one(path: str) -> Iterator[None]:
-    """One process at a time builds a directory; others wait and then open it. The lock ends with its
-    process."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print("another process prepares this text; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _only_one(path: str) -> TextIO:
+    """The lock of a folder: one process at a time builds it, the others wait here and then find it built."""
+    try:
+        return files.lock(path, wait=False)
+    except BlockingIOError:
+        print("another process prepares this text; waiting for it", file=sys.stderr)
+        return files.lock(path, wait=True)
 
 
-def summary(files: TokenFiles) -> str:
+def summary(prepared: TokenFiles) -> str:
     """A few lines about a prepared directory."""
-    lines = [f"{files.directory}: vocabulary {files.vocab_size}"]
-    for split, size in files.manifest["splits"].items():
+    lines = [f"{prepared.directory}: vocabulary {prepared.vocab_size}"]
+    for split, size in prepared.manifest["splits"].items():
         lines.append(f"  {split:8s}" + ", ".join(f"{count:,} {what}" for what, count in size.items()))
-    lines.append(f"  held-out unigram cross-entropy {files.unigram_entropy:.4f} nats")
+    lines.append(f"  held-out unigram cross-entropy {prepared.unigram_entropy:.4f} nats")
     return "\n".join(lines)
 
 
@@ -295,14 +287,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     verify, quiet = options.pop("verify"), options.pop("quiet")
     try:
-        files = prepare(progress=not quiet, **options)
+        prepared = prepare(progress=not quiet, **options)
         if verify:
-            files.verify()
+            prepared.verify()
     except DataError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
-    print(summary(files))
+    print(summary(prepared))
 
 
 if __name__ == "__main__":

@@ -18,35 +18,20 @@ import json
 import math
 import os
 import shutil
-from typing import Any, BinaryIO, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.sentences import split_sentences
-from ipu_bert.data.token_files import OFFSETS, SPLITS, sha256_of, split_files, token_dtype
+from ipu_bert.data.token_files import OFFSETS, SPLITS, split_files, token_dtype
 from ipu_bert.data.tokenizer import load_tokenizer
+from sparse_ops import files
 
 SHARD_BYTES = 4 << 20
 HASH_RANGE = 1 << 64
 Progress = Callable[[int], Any]  # is told how many more units are done
-
-
-@contextlib.contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
-    """A file written aside, synced, and renamed to `path` when the block ends without an exception."""
-    aside = f"{path}.{os.getpid()}.tmp"
-    with open(aside, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def write_json(path: str, content: Any) -> None:
-    """Writes JSON aside and renames it."""
-    with replacing(path) as file:
-        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def document_hash(text: str) -> int:
@@ -83,16 +68,19 @@ def spool(documents: Iterable[str], folder: str, shard_bytes: int, progress: Pro
         if not _spool_one(iterator, path, shard_bytes, progress):
             break
         paths.append(path)
-    write_json(finished, {"shards": len(paths)})
+    files.write(finished, json.dumps({"shards": len(paths)}))
     return paths
 
 
 def _spool_one(documents: Iterator[str], path: str, shard_bytes: int, progress: Progress) -> bool:
-    """One text shard and, last, the facts about it; False if no document was left."""
+    """One text shard and, last, the facts about it: without them it is made again. False if no document is left."""
+    first = next(documents, None)
+    if first is None:
+        return False
     read = kept = size = 0
     ends = _Ends()
-    with replacing(path) as file:
-        for text in documents:
+    with files.replacing(path) as aside, open(aside, "wb") as file:
+        for text in itertools.chain([first], documents):
             read += 1
             progress(1)
             if text.strip():
@@ -103,11 +91,8 @@ def _spool_one(documents: Iterator[str], path: str, shard_bytes: int, progress: 
                 size += len(line)
             if size >= shard_bytes:
                 break
-    if not read:
-        os.unlink(path)
-        return False
     facts = {"read": read, "documents": kept, "bytes": size, "lowest": ends.lowest, "highest": ends.highest}
-    write_json(path + ".json", facts)
+    files.write(path + ".json", json.dumps(facts))
     return True
 
 
@@ -189,7 +174,7 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
             tokens.extend(ids)
             lengths.extend(map(len, ids))
             counts.append(len(ids))
-    aside = f"{path}.{os.getpid()}.tmp"
+    aside = f"{path}.{os.getpid()}.tmp"  # a folder, since its six files must appear together
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
     for split, (tokens, lengths, counts) in parts.items():
@@ -199,11 +184,8 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
             "documents": np.array(counts, OFFSETS),
         }
         for part, name in split_files(split).items():
-            with open(os.path.join(aside, name), "wb") as file:
-                file.write(arrays[part].tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-    os.replace(aside, path)
+            Path(aside, name).write_bytes(arrays[part].tobytes())
+    publish(aside, path)
     return path
 
 
@@ -223,16 +205,17 @@ def merge(
         counts = np.zeros(vocab_size, np.int64)
         size = {"documents": 0, "sentences": 0, "tokens": 0}
         with contextlib.ExitStack() as stack:
-            files = {part: stack.enter_context(replacing(os.path.join(out, name))) for part, name in names.items()}
+            paths = {part: os.path.join(out, name) for part, name in names.items()}
+            output = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
             for part in ("sentences", "documents"):
-                files[part].write(np.zeros(1, OFFSETS).tobytes())
+                output[part].write(np.zeros(1, OFFSETS).tobytes())
             for shard in token_shards:
                 tokens = np.fromfile(os.path.join(shard, names["tokens"]), token_dtype(vocab_size))
                 lengths = np.fromfile(os.path.join(shard, names["sentences"]), OFFSETS)
                 per_document = np.fromfile(os.path.join(shard, names["documents"]), OFFSETS)
-                files["tokens"].write(tokens.tobytes())
-                files["sentences"].write((np.cumsum(lengths) + size["tokens"]).astype(OFFSETS).tobytes())
-                files["documents"].write((np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes())
+                output["tokens"].write(tokens.tobytes())
+                output["sentences"].write((np.cumsum(lengths) + size["tokens"]).astype(OFFSETS).tobytes())
+                output["documents"].write((np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes())
                 counts += np.bincount(tokens, minlength=vocab_size)
                 size["tokens"] += len(tokens)
                 size["sentences"] += len(lengths)
@@ -267,7 +250,19 @@ def unigram_baseline(train: np.ndarray, heldout: np.ndarray, not_predicted: Iter
 def file_entries(folder: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """{name: {"bytes", "sha256"}} of the named files, for the manifest."""
     paths = {name: os.path.join(folder, name) for name in names}
-    return {name: {"bytes": os.path.getsize(path), "sha256": sha256_of(path)} for name, path in paths.items()}
+    return {name: {"bytes": os.path.getsize(path), "sha256": files.sha256_of(path)} for name, path in paths.items()}
+
+
+def publish(aside: str, final: str) -> None:
+    """Give a finished folder of files its name, once they and their names are on disk; `final` must not be there.
+
+    Whoever reads the folder finds every file whole, so none of them has to be written aside and renamed by itself.
+    """
+    for name in os.listdir(aside):
+        files.sync(os.path.join(aside, name))
+    files.sync(aside)
+    os.replace(aside, final)
+    files.sync(os.path.dirname(final) or ".")
 
 
 def _shard(folder: str, number: int) -> str:

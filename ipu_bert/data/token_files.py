@@ -10,7 +10,6 @@ little-endian.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from sparse_ops import files
 
 FORMAT = 1
 SPLITS = ("train", "heldout")
@@ -38,15 +38,6 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def split_files(split: str) -> dict[str, str]:
     """File names of a split by what they hold: tokens, sentences, documents."""
     return {part: f"{split}.{part}.bin" for part in ("tokens", "sentences", "documents")}
-
-
-def sha256_of(path: str) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class TokenFiles:
         for name, entry in self.manifest["files"].items():
             path = os.path.join(self.directory, name)
             _check_size(path, entry["bytes"])
-            found = sha256_of(path)
+            found = files.sha256_of(path)
             if found != entry["sha256"]:
                 raise DataError(f"{path}: expected sha256 {entry['sha256']}, found {found}; {AGAIN}")
 
