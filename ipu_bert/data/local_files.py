@@ -31,11 +31,11 @@ def find_files(paths: Iterable[str]) -> list[str]:
 
     Raises DataError for nothing given, nothing found, or a file of another kind.
     """
-    entries = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    entries = list(paths)
     if not entries:
         raise DataError("source 'files' needs at least one path: a file, a folder or a glob")
     found: dict[str, None] = {}
-    for entry in map(os.fspath, entries):
+    for entry in entries:
         if os.path.isdir(entry):
             names = glob.glob(os.path.join(glob.escape(entry), "**", "*"), recursive=True)
             matches = [name for name in names if name.endswith(SUFFIXES) and os.path.isfile(name)]

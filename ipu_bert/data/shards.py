@@ -29,7 +29,7 @@ from ipu_bert.data.token_files import OFFSETS, SPLITS, split_files, token_dtype
 from ipu_bert.data.tokenizer import load_tokenizer
 from sparse_ops import files
 
-SHARD_BYTES = 4 << 20
+SHARD_BYTES = 4 << 20  # text in one unit of work; the result does not depend on it
 HASH_RANGE = 1 << 64
 Progress = Callable[[int], Any]  # is told how many more units are done
 
@@ -47,7 +47,7 @@ def _digest(text: str) -> bytes:
 # 1. spool
 
 
-def spool(documents: Iterable[str], folder: str, shard_bytes: int, progress: Progress) -> list[str]:
+def spool(documents: Iterable[str], folder: str, progress: Progress) -> list[str]:
     """Writes documents that hold any word to `folder`/00000.jsonl and so on; returns the paths. Continues a
     stopped run."""
     os.makedirs(folder, exist_ok=True)
@@ -65,14 +65,14 @@ def spool(documents: Iterable[str], folder: str, shard_bytes: int, progress: Pro
     iterator = itertools.islice(iter(documents), already, None)
     for number in itertools.count(len(paths)):
         path = _shard(folder, number)
-        if not _spool_one(iterator, path, shard_bytes, progress):
+        if not _spool_one(iterator, path, progress):
             break
         paths.append(path)
     files.write(finished, json.dumps({"shards": len(paths)}))
     return paths
 
 
-def _spool_one(documents: Iterator[str], path: str, shard_bytes: int, progress: Progress) -> bool:
+def _spool_one(documents: Iterator[str], path: str, progress: Progress) -> bool:
     """One text shard and, last, the facts about it: without them it is made again. False if no document is left."""
     first = next(documents, None)
     if first is None:
@@ -89,7 +89,7 @@ def _spool_one(documents: Iterator[str], path: str, shard_bytes: int, progress: 
                 ends.add([document_hash(text)])
                 kept += 1
                 size += len(line)
-            if size >= shard_bytes:
+            if size >= SHARD_BYTES:
                 break
     facts = {"read": read, "documents": kept, "bytes": size, "lowest": ends.lowest, "highest": ends.highest}
     files.write(path + ".json", json.dumps(facts))
@@ -194,12 +194,12 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
 
 def merge(
     token_shards: list[str], out: str, vocab_size: int, progress: Progress
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, dict[str, int]], dict[str, np.ndarray]]:
     """Appends the token shards of each split in `out`. Returns counts {split: {documents, sentences, tokens}}
     and token counts by id {split: int64 [vocab_size]}. Raises DataError for a split with fewer than 2
     documents."""
-    sizes: dict[str, Any] = {}
-    unigrams: dict[str, Any] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    unigrams: dict[str, np.ndarray] = {}
     for split in SPLITS:
         names = split_files(split)
         counts = np.zeros(vocab_size, np.int64)

@@ -18,6 +18,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 
+from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.local_files import file_documents, file_identity, find_files, words_per_document
 
@@ -53,16 +54,17 @@ def source_names() -> list[str]:
     return sorted(_SOURCES)
 
 
-def make_source(name: str, **options: Any) -> Source:
-    """The source registered as `name`. Options: paths, column, document_words (only `files` uses them).
+def make_source(corpus: Corpus) -> Source:
+    """The source that a corpus names, given `paths`, `column` and `document_words` (only `files` uses them).
 
     Raises DataError for an unknown name (with the nearest known one) and for what the source itself refuses.
     """
+    name = corpus.source
     if name not in _SOURCES:
         near = difflib.get_close_matches(name, source_names(), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise DataError(f"unknown data source {name!r}{hint}; known sources: {', '.join(source_names())}")
-    return _SOURCES[name](**options)
+    return _SOURCES[name](paths=corpus.paths, column=corpus.column, document_words=corpus.document_words)
 
 
 @register("sotu")
@@ -83,7 +85,7 @@ def sotu(**_: Any) -> Source:
 
 
 @register("files")
-def files(paths: Iterable[str] = (), column: str = "text", document_words: Any = None, **_: Any) -> Source:
+def files(paths: Iterable[str], column: str, document_words: int | None) -> Source:
     """Local .txt, .jsonl and .parquet files, read through `datasets` (rules for documents:
     local_files.py)."""
     found = find_files(paths)

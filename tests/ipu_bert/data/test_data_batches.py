@@ -6,6 +6,7 @@ import hashlib
 import math
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Iterator
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from data_corpora import prepared, random_documents
 
-from ipu_bert.data.batches import Batch, BatchStream, shares
+from ipu_bert.data.batches import Batch, BatchOptions, BatchStream, shares
 from ipu_bert.data.chunks import EpochOrder, chunk_starts
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.masking import choose_tokens, mask_tokens
@@ -36,9 +37,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenFiles]:
         yield prepared(monkeypatch, tmp_path_factory.mktemp("batches"), documents, heldout_fraction=0.2)
 
 
-def stream(files: TokenFiles, split: str = "train", batch_size: int = 16, **options: object) -> BatchStream:
-    settings = {"sequence_length": WIDTH, "max_predictions": 6, "seed": 5, **options}
-    return BatchStream(files, split, batch_size, **settings)
+OPTIONS = BatchOptions(
+    batch_size=16,
+    sequence_length=WIDTH,
+    max_predictions=6,
+    mask_probability=0.15,
+    whole_word=True,
+    short_sequence_probability=0.1,
+    seed=5,
+)
+
+
+def stream(files: TokenFiles, split: str = "train", **changes: object) -> BatchStream:
+    return BatchStream(files, split, replace(OPTIONS, **changes))
 
 
 def original(batch: Batch) -> torch.Tensor:
@@ -303,7 +314,7 @@ def test_masks_of_many_batches(files: TokenFiles, seed: int, whole_word: bool) -
 
 
 def test_the_number_of_predictions_at_full_size(files: TokenFiles) -> None:
-    batch = BatchStream(files, "train", 64, 128, seed=1).batch(0)
+    batch = stream(files, batch_size=64, sequence_length=128, max_predictions=20, seed=1).batch(0)
     assert batch.masked_positions.shape == batch.masked_labels.shape == (64, 20)
     full = batch.attention_mask.all(1)
     assert ((batch.masked_labels[full] != -100).sum(1) <= 19).all()  # round(128 * 0.15)
@@ -325,9 +336,10 @@ def test_a_batch_depends_on_nothing_but_its_index(files: TokenFiles) -> None:
         training.batch(index)
     assert fingerprint(training.batch(7)) == alone
     script = (
-        "import sys, hashlib; from ipu_bert.data.batches import BatchStream;"
+        "import sys, hashlib; from ipu_bert.data.batches import BatchOptions, BatchStream;"
         "from ipu_bert.data.token_files import TokenFiles;"
-        "b = BatchStream(TokenFiles.open(sys.argv[1]), 'train', 16, 32, 6, seed=5).batch(7);"
+        f"options = BatchOptions(**{asdict(OPTIONS)});"
+        "b = BatchStream(TokenFiles.open(sys.argv[1]), 'train', options).batch(7);"
         "names = list(b.__dataclass_fields__);"
         "print(hashlib.sha256(b''.join(getattr(b, n).numpy().tobytes() for n in names)).hexdigest())"
     )
@@ -389,9 +401,9 @@ def test_a_corpus_smaller_than_a_batch_is_refused(files: TokenFiles) -> None:
         {"seed": -1},
     ],
 )
-def test_values_out_of_range_are_refused(files: TokenFiles, options: dict) -> None:
+def test_values_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
-        stream(files, **options)
+        replace(OPTIONS, **options)
 
 
 def test_unknown_splits_and_negative_indices_are_refused(files: TokenFiles) -> None:

