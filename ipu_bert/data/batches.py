@@ -2,14 +2,14 @@
 
 How a sequence is made (BERT's create_pretraining_data, as a pure function of the example number):
 - Every document is cut once into chunks of about S - 3 tokens (chunks.py). An epoch visits every chunk once.
-- One example in ten is short: sentences from somewhere in the chunk up to a random target length.
-- The sentences are split at a random boundary; the first part is A. Half of the time B is the second part,
-  else text from a random place of another document, as long as what is left of the target.
+- Some examples are short: sentences from somewhere in the chunk up to a random target length.
+- The sentences are split at a random boundary; the first part is A. Half of the time B is the second part, else text
+  from a random place of another document, as long as what is left of the target.
 - Too long a pair loses tokens one by one from the longer part, the surplus at random from both its ends.
-What BERT puts back when B is random (the chunk's second part) is not put back here, for then an example would
-depend on the ones before. Nothing is lost systematically all the same: coin, boundary and truncation are
-drawn anew for every example, so in the next epoch the same chunk is cut elsewhere, and random B's come from
-everywhere.
+
+What BERT puts back when B is random (the chunk's second part) is not put back here, for then an example would depend on
+the ones before. Nothing is lost systematically all the same: coin, boundary and truncation are drawn anew for every
+example, so in the next epoch the same chunk is cut elsewhere, and random B's come from everywhere.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Batch:
     """One batch of B sequences of S tokens with P places for predictions; int64 unless said.
 
     input_ids [B, S]: [CLS] A [SEP] B [SEP] [PAD]..., masked. token_type_ids [B, S]: 1 for B and its [SEP].
-    attention_mask [B, S] bool: True = token, False = padding. masked_positions [B, P]: ascending, unused
-    places 0. masked_labels [B, P]: the original ids, unused places -100. next_sentence_labels [B]: 0 = B
-    follows A, 1 = random.
+    attention_mask [B, S] bool: True = token, False = padding. masked_positions [B, P]: ascending, unused places 0.
+    masked_labels [B, P]: the original ids, unused places IGNORED_LABEL. next_sentence_labels [B]: 0 = B follows A,
+    1 = B is random.
     """
 
     input_ids: torch.Tensor
@@ -121,7 +121,7 @@ class BatchStream:
         return len(self._chunks) - 1
 
     def batch(self, index: int) -> Batch:
-        """Batch number `index` (from 0): examples index * B and following."""
+        """Batch number `index`: examples index * B and following. Raises ValueError for an index below 0."""
         if index < 0:
             raise ValueError(f"batch index: expected 0 or more, found {index}")
         size, width, places = self.options.batch_size, self.options.sequence_length, self.options.max_predictions
@@ -191,16 +191,14 @@ class BatchStream:
         return is_random, (a, a_end), (b, b_end)
 
     def _run(self, first: int, end: int, tokens: int) -> int:
-        """End of the shortest run of sentences from `first` that holds `tokens` tokens: one at least, within
-        end."""
+        """End of the shortest run of sentences from `first` with `tokens` tokens: one at least, none past `end`."""
         offsets = self._sentences[first + 1 : end + 1]
         wanted = int(self._sentences[first]) + tokens
         return min(first + 1 + int(np.searchsorted(offsets, wanted, "left")), end)
 
 
 def shares(length_a: int, length_b: int, most: int) -> tuple[int, int]:
-    """What is left of A and B when tokens are taken one by one from the longer (B if equal) until `most`
-    remain."""
+    """Lengths of A and B after tokens are taken one by one from the longer (B if equal) until `most` remain."""
     if length_a + length_b <= most:
         return length_a, length_b
     if length_a <= most // 2:
@@ -213,8 +211,8 @@ def shares(length_a: int, length_b: int, most: int) -> tuple[int, int]:
 def _truncate(begin: int, end: int, keep: int, generator: np.random.Generator) -> tuple[int, int]:
     """`keep` tokens of a range. The surplus goes from both ends, every division equally likely.
 
-    BERT tosses a coin for each token, which takes about half from either end: then the ends of long sentences
-    are hardly ever seen (measured on sotu at length 128: seven times as many tokens unseen after 40 epochs).
+    BERT tosses a coin for each token, which takes about half from either end: then the ends of long sentences are
+    hardly ever seen (measured on sotu at length 128: seven times as many tokens unseen after 40 epochs).
     """
     surplus = end - begin - keep
     front = int(generator.integers(surplus + 1)) if surplus else 0

@@ -1,12 +1,10 @@
 """The stages between a source and token files; each leaves finished shards that a restarted run keeps.
 
-1. spool: documents are written to text shards of a few MB (JSON strings, one per line), in the order of the
-source.
-2. tokenise: each text shard becomes a token shard, by worker processes; a shard's content depends on nothing
-but its text.
+1. spool: documents are written to text shards of a few MB (JSON strings, one per line), in the order of the source.
+2. tokenise: each text shard becomes a token shard, by worker processes; its content depends on nothing but the text.
 3. merge: token shards are appended in order, with offsets, counts and checksums.
 
-A shard appears by rename when it is complete. Memory: one shard per worker, and the vocabulary's counts.
+A shard appears by a rename when it is complete. Memory: one shard per worker, and the vocabulary's counts.
 """
 
 from __future__ import annotations
@@ -35,8 +33,7 @@ Progress = Callable[[int], Any]  # is told how many more units are done
 
 
 def document_hash(text: str) -> int:
-    """uint64 of a document's words, case and white space aside: the same text always falls into the same
-    split."""
+    """uint64 of a document's words, case and white space aside: the same text always falls into the same split."""
     return int.from_bytes(_digest(text)[:8], "little")
 
 
@@ -48,8 +45,10 @@ def _digest(text: str) -> bytes:
 
 
 def spool(documents: Iterable[str], folder: str, progress: Progress) -> list[str]:
-    """Writes documents that hold any word to `folder`/00000.jsonl and so on; returns the paths. Continues a
-    stopped run."""
+    """Write documents that hold any word to `folder`/00000.jsonl and so on, and return the paths.
+
+    What a stopped run has written is kept, and as many documents of the source are passed over.
+    """
     os.makedirs(folder, exist_ok=True)
     finished = os.path.join(folder, "finished.json")
     paths, already = [], 0
@@ -112,8 +111,11 @@ class _Ends:
 
 
 def heldout_below(text_shards: list[str], heldout_fraction: float) -> int:
-    """Documents whose hash is below the result are held out: about heldout_fraction of them, and at least two
-    different ones on either side. Raises DataError for fewer than four different documents."""
+    """The uint64 below which a document's hash puts it into the held-out split.
+
+    That is about heldout_fraction of the documents, and at least two different ones on either side.
+    Raises DataError for fewer than four different documents.
+    """
     ends, count = _Ends(), 0
     for path in text_shards:
         facts = _read_json(path + ".json")
@@ -152,9 +154,11 @@ def read_shard(path: str) -> Iterator[str]:
 
 
 def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int) -> str:
-    """Text shard -> token shard, a folder with SPLIT.tokens.bin (ids), SPLIT.sentences.bin (tokens of each
-    sentence) and SPLIT.documents.bin (sentences of each document). Returns its path; does nothing if it is
-    there."""
+    """Make the token shard of a text shard in `folder`, unless it is there, and return its path.
+
+    It is a folder of the files of token_files.py with lengths in place of offsets: SPLIT.tokens.bin (ids),
+    SPLIT.sentences.bin (tokens of each sentence) and SPLIT.documents.bin (sentences of each document).
+    """
     path = os.path.join(folder, os.path.basename(text_shard)[: -len(".jsonl")])
     if os.path.isdir(path):
         return path
@@ -195,9 +199,11 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
 def merge(
     token_shards: list[str], out: str, vocab_size: int, progress: Progress
 ) -> tuple[dict[str, dict[str, int]], dict[str, np.ndarray]]:
-    """Appends the token shards of each split in `out`. Returns counts {split: {documents, sentences, tokens}}
-    and token counts by id {split: int64 [vocab_size]}. Raises DataError for a split with fewer than 2
-    documents."""
+    """Append the token shards of each split to its files in `out`.
+
+    Returns the sizes {split: {documents, sentences, tokens}}, and how often each id occurs {split: int64 [vocab_size]}.
+    Raises DataError for a split with fewer than 2 documents.
+    """
     sizes: dict[str, dict[str, int]] = {}
     unigrams: dict[str, np.ndarray] = {}
     for split in SPLITS:
@@ -232,9 +238,9 @@ def merge(
 def unigram_baseline(train: np.ndarray, heldout: np.ndarray, not_predicted: Iterable[int]) -> dict[str, float]:
     """What knowing only word frequencies is worth on held-out text: the loss that a trained model must beat.
 
-    train, heldout: int [vocab] token counts. heldout_cross_entropy, in nats: -sum_i q_i log p_i, q the
-    held-out split's frequencies, p_i = (train_i + 1) / (sum_j train_j + predictable ids), over ids that are
-    ever to be predicted (all but not_predicted). heldout_accuracy: the share of held-out tokens that are the
+    train, heldout: int [vocab], how often each id occurs; ids of `not_predicted` are left out.
+    heldout_cross_entropy, in nats: -sum_i q_i log p_i, with the held-out split's frequencies q_i and
+    p_i = (train_i + 1) / (sum_j train_j + number of ids). heldout_accuracy: the share of held-out tokens that are the
     training split's most frequent id.
     """
     keep = np.ones(len(train), bool)
