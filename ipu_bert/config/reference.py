@@ -1,0 +1,34 @@
+"""The page of all settings, docs/config.md, made from the fields of settings.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_type_hints
+
+import yaml
+
+from ipu_bert.config.values import range_text, type_name
+from ipu_bert.settings import Config
+
+_HEAD = """\
+# Settings
+
+Made from `ipu_bert/settings.py` by `python -m ipu_bert.config`. A config file has these sections;
+`base: NAME` inherits from another file; `section.key=value` after `--config` overrides.
+"""
+
+
+def reference_page() -> str:
+    """The text of docs/config.md."""
+    lines = _HEAD.splitlines()
+    config = Config()
+    for section in dataclasses.fields(config):
+        settings = getattr(config, section.name)
+        types = get_type_hints(type(settings))
+        lines += ["", f"## {section.name}", "", settings.__doc__.strip(), ""]
+        lines += ["| key | default | what it is |", "|---|---|---|"]
+        for f in dataclasses.fields(settings):
+            kind = ", ".join(filter(None, (type_name(types[f.name]), range_text(f.metadata))))
+            default = yaml.safe_dump(getattr(settings, f.name), default_flow_style=True).split("\n")[0].strip()
+            lines.append(f"| `{section.name}.{f.name}` | `{default}` | {f.metadata['text']} ({kind}) |")
+    return "\n".join(lines) + "\n"
