@@ -61,6 +61,7 @@ def plan(config: Config) -> dict[str, Any]:
             }
             for weight in assemble.weights(config)
         ],
+        "gave_way": config.gave_way,
         "run_dir": config.run.dir,
         "placement": placement.to_dict() if placement else None,
         "placement_text": render_placement(placement) if placement else "",
@@ -88,6 +89,7 @@ def render(found: dict[str, Any]) -> str:
         f"memory      {_megabytes(memory['total'])} for weights, gradients and moments, activations not counted; "
         f"sparse weights {_megabytes(memory['sparse_weights'] + memory['sparse_gradients'] + memory['sparse_moments'])}"
         f" and their index {_megabytes(memory['index'])}",
+        *(f"gave way    {line}" for line in found["gave_way"]),
         f"goes to     {found['run_dir']}",
         "",
         f"{'encoder weight':<48} {'shape':>12} {'blocks':>8} {'sparsity':>9}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Iterator
 
+from ipu_bert.config.resolve import longest_warmup, steps_to_update
 from ipu_bert.data.source import source_names
 from ipu_bert.dynsparse.grow import GROW_RULES
 from ipu_bert.settings import Config
@@ -14,7 +15,7 @@ from sparse_ops.pattern import block_count
 
 def cross_checks(config: Config) -> Iterator[str]:
     """What is wrong between settings that are right one by one."""
-    model, sparsity, optim, data, train = config.model, config.sparsity, config.optim, config.data, config.train
+    model, data, train = config.model, config.data, config.train
     assert train.micro_batch_size is not None
     if model.hidden_size % model.heads:
         yield f"model.heads: expected a divisor of hidden_size {model.hidden_size}, found {model.heads}"
@@ -28,19 +29,30 @@ def cross_checks(config: Config) -> Iterator[str]:
         yield f"train.micro_batch_size: expected {divisor}, found {train.micro_batch_size}"
     if train.stop_at is not None and train.stop_at > train.steps:
         yield f"train.stop_at: expected at most train.steps {train.steps}, found {train.stop_at}"
-    if optim.warmup_steps > train.steps:
-        yield f"optim.warmup_steps: expected at most train.steps {train.steps}, found {optim.warmup_steps}"
-    if isinstance(optim.lr, str) and optim.lr != "auto":
-        yield f"optim.lr: expected a number or auto, found {optim.lr!r}"
-    elif not isinstance(optim.lr, str) and optim.lr <= 0:
-        yield f"optim.lr: expected more than 0, found {optim.lr}"
+    yield from _optim_checks(config)
     if data.source not in source_names():
         yield f"data.source: expected one of {', '.join(source_names())}, found {data.source!r}"
     if data.source == "files" and not data.path:
         yield "data.path: expected a file or folder with source files, found nothing"
-    if sparsity.method != "dense":
+    if config.sparsity.method != "dense":
         yield from _sparsity_checks(config)
     yield from _engine_checks(config)
+
+
+def _optim_checks(config: Config) -> Iterator[str]:
+    optim, steps = config.optim, config.train.steps
+    warmup = optim.warmup_steps
+    assert warmup is not None
+    if not isinstance(warmup, int):
+        yield f"optim.warmup_steps: expected a whole number of steps, or a share of the run below 1, found {warmup}"
+    elif warmup > steps:
+        yield f"optim.warmup_steps: expected at most train.steps {steps}, found {warmup}"
+    elif warmup > longest_warmup(config):
+        yield f"optim.warmup_steps: expected less than train.steps {steps} before a linear decay, found {warmup}"
+    if isinstance(optim.lr, str) and optim.lr != "auto":
+        yield f"optim.lr: expected a number or auto, found {optim.lr!r}"
+    elif not isinstance(optim.lr, str) and optim.lr <= 0:
+        yield f"optim.lr: expected more than 0, found {optim.lr}"
 
 
 def _engine_checks(config: Config) -> Iterator[str]:
@@ -88,7 +100,7 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
     if sparsity.method == "dynsparse":
         if sparsity.start >= sparsity.stop:
             yield f"sparsity.start: expected less than sparsity.stop {sparsity.stop}, found {sparsity.start}"
-        elif sparsity.updates > (sparsity.stop - sparsity.start) * config.train.steps:
+        elif sparsity.updates > steps_to_update(config):
             yield (
                 f"sparsity.updates: expected at most one per step, {config.train.steps} step(s) from start to stop, "
                 f"found {sparsity.updates}"

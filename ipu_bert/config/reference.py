@@ -15,6 +15,11 @@ _HEAD = """\
 
 Made from `ipu_bert/settings.py` by `python -m ipu_bert.config`. A config file has these sections;
 `base: NAME` inherits from another file; `section.key=value` after `--config` overrides.
+
+Overriding one thing is enough. A default, or a value from a file in `configs/`, gives way to what you write in a file
+of your own or in an override, where it is obvious what should follow: `train.batch_size=16` makes a micro-batch of 32
+one of 16, `train.steps=40` makes a warm-up of 60 steps one of 4. The dry run and the start of a run say what gave way.
+What you write yourself stays as it is, and is refused where it does not fit.
 """
 
 
