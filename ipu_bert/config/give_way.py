@@ -59,12 +59,10 @@ def _divisors_down(size: int, largest: int) -> Iterator[int]:
 
 
 def _heads(config: Config) -> Change | None:
-    hidden_size, default = config.model.hidden_size, default_heads(config)
-    if config.model.heads or hidden_size % default == 0:
+    size, default = config.model.hidden_size, default_heads(config)
+    if config.model.heads or size % default == 0:
         return None
-    return Change(
-        default, next(_divisors_down(hidden_size, default)), f"does not divide model.hidden_size {hidden_size}"
-    )
+    return Change(default, next(_divisors_down(size, default)), f"does not divide model.hidden_size {size}")
 
 
 def _max_positions(config: Config) -> Change | None:
@@ -87,9 +85,9 @@ def _max_predictions(config: Config) -> Change | None:
 
 
 def _compute(config: Config) -> Change | None:
-    """float16 is for IPUs and bfloat16 is not; the default works anywhere."""
+    """float16 is for IPUs; the default is for both engines."""
     found, engine = config.precision.compute, config.engine.name
-    if found != ("bfloat16" if engine == "ipu" else "float16"):
+    if engine == "ipu" or found != "float16":
         return None
     return Change(found, PrecisionSettings().compute, f"is not for the {engine} engine")
 
@@ -108,7 +106,7 @@ def _layers_per_ipu(config: Config) -> Change | None:
 def _available_memory(config: Config) -> Change | None:
     """Each IPU's own share as far as there are any, then the last one's."""
     found, ipus = config.ipu.available_memory, len(config.ipu.layers_per_ipu or [config.model.layers])
-    if config.engine.name != "ipu" or len(found) in (0, 1, ipus):
+    if config.engine.name != "ipu" or len(found) in (1, ipus):
         return None
     return Change(found, [*found, *[found[-1]] * ipus][:ipus], f"is not a share for each of {ipus} IPU(s)")
 
