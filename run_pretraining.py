@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
@@ -66,9 +65,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dry_run(config: Config, as_json: bool) -> int:
-    from ipu_bert.dry_run import plan, render
+    from ipu_bert import assemble
+    from ipu_bert.sizes.dry_run import render
 
-    found = plan(config)
+    found = assemble.plan(config)
     print(json.dumps(found) if as_json else render(found))
     return 0
 
@@ -99,8 +99,7 @@ def _compile(config: Config) -> int:
     from ipu_bert.trainer import Trainer
 
     trainer = Trainer(config)
-    engine: Any = trainer.engine
-    engine.compile(trainer.train_stream.batch(0))
+    trainer.engine.compile(trainer.train_stream.batch(0))
     print(f"compiled; executables are kept in {config.ipu.executable_cache or 'no cache: set ipu.executable_cache'}")
     return 0
 

@@ -7,21 +7,27 @@ from typing import Any, Callable
 
 import torch
 
-from ipu_bert.config import Config
+from ipu_bert.config import Config, ConfigError
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines.base import Engine
-from ipu_bert.model import BertForPreTraining, LinearFactory, sparse_linear
-from ipu_bert.optim import DENSE_OPTIMA, constant_schedule, dense_learning_rate, linear_schedule, sparse_learning_rate
+from ipu_bert.model import BertForPreTraining, sparse_linear
+from ipu_bert.optim import (
+    DENSE_OPTIMA,
+    Optimization,
+    constant_schedule,
+    dense_learning_rate,
+    linear_schedule,
+    sparse_learning_rate,
+)
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
-from ipu_bert.sizes.distribution import sparsity_by_weight
+from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.placement import Placement, place
-from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
-from sparse_ops.linear import BlockSparseLinear
-from sparse_ops.pattern import BlockPattern
+from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
+from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 
 NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 
@@ -64,35 +70,9 @@ def make_stream(config: Config, files: TokenFiles, split: str) -> BatchStream:
     )
 
 
-def bert_shape(config: Config, vocab_size: int) -> BertShape:
-    """The model's sizes."""
-    model = config.model
-    return BertShape(
-        layers=model.layers,
-        hidden_size=model.hidden_size,
-        heads=model.heads,
-        intermediate_size=model.intermediate_size,
-        vocab_size=vocab_size,
-        max_positions=model.max_positions,
-        dropout=model.dropout,
-        attention_dropout=model.attention_dropout,
-        layer_norm_eps=model.layer_norm_eps,
-        initializer_range=model.initializer_range,
-    )
-
-
-def weights(config: Config) -> list[EncoderWeight]:
-    """The encoder's weight matrices."""
-    model = config.model
-    return encoder_weights(model.layers, model.hidden_size, model.intermediate_size)
-
-
-def weight_sparsity(config: Config) -> dict[str, float]:
-    """Sparsity by weight; a weight that is not named is dense."""
-    sparsity = config.sparsity
-    if sparsity.method == "dense":
-        return {}
-    return sparsity_by_weight(weights(config), sparsity.sparsity, sparsity.distribution, sparsity.layers)
+def weights(config: Config) -> tuple[EncoderWeight, ...]:
+    """The encoder's weight matrices with their blocks."""
+    return encoder_weights(config.model, config.sparsity)
 
 
 def learning_rate(config: Config) -> float:
@@ -103,7 +83,7 @@ def learning_rate(config: Config) -> float:
     dense_lr = optim.dense_lr
     if dense_lr is None:
         names = {size: name for name, size in FAMILY.items()}
-        name = names.get((model.layers, model.hidden_size))
+        name = names.get(FamilySize(model.layers, model.hidden_size))
         dense_lr = DENSE_OPTIMA[name] if name else dense_learning_rate(sum(weight.size for weight in weights(config)))
     return sparse_learning_rate(dense_lr, 0.0 if config.sparsity.method == "dense" else config.sparsity.sparsity)
 
@@ -136,45 +116,43 @@ def make_updater(config: Config) -> PatternUpdater | None:
     )
 
 
-def _linear(config: Config) -> LinearFactory:
-    return sparse_linear(
-        config.sparsity.block_size, weight_sparsity(config), config.run.seed, kernel=config.engine.kernel
-    )
-
-
 def make_model(config: Config, vocab_size: int) -> BertForPreTraining:
     """BERT with its starting weights and patterns, which depend on the seed alone."""
-    return BertForPreTraining(bert_shape(config, vocab_size), _linear(config), seed=config.run.seed)
+    linear = sparse_linear(weights(config), config.run.seed, config.engine.kernel)
+    return BertForPreTraining(bert_shape(config.model, vocab_size), linear, config.run.seed)
 
 
-def starting_pattern(config: Config, name: str) -> BlockPattern:
-    """The pattern that a sparse weight has before the first step."""
-    weight = next(weight for weight in weights(config) if weight.name == name)
-    layer = _linear(config)(name, weight.shape[1], weight.shape[0], weight.segments)
-    assert isinstance(layer, BlockSparseLinear)
-    return layer.pattern
+def make_placement(config: Config, vocab_size: int) -> Placement | None:
+    """Layers on IPUs, where they are the engine. Raises ConfigError with everything that cannot work."""
+    if config.engine.name != "ipu":
+        return None
+    placement = place(config, vocab_size)
+    if placement.problems:
+        raise ConfigError(placement.problems)
+    return placement
 
 
-def make_placement(config: Config, vocab_size: int) -> Placement:
-    """Layers on IPUs, for `engine.name: ipu`."""
-    ipu, train = config.ipu, config.train
-    assert train.micro_batch_size is not None
-    return place(
-        bert_shape(config, vocab_size),
-        weight_sparsity(config),
-        config.sparsity.block_size,
-        layers_per_ipu=ipu.layers_per_ipu,
-        replicas=ipu.replicas,
-        gradient_accumulation=ipu.gradient_accumulation,
-        micro_batch_size=train.micro_batch_size,
-        batch_size=train.batch_size,
-        sequence_length=config.data.sequence_length,
-        max_predictions=config.data.max_predictions,
-        half=config.precision.compute == "float16",
-        recompute=ipu.recompute,
-        optimizer_off_chip=ipu.optimizer_off_chip,
-        optimizer_sharded=ipu.optimizer_sharded,
-        vocabulary_parts=ipu.vocabulary_parts,
+def plan(config: Config) -> dict[str, Any]:
+    """What the run would be, as plain values; nothing is made. Raises ValueError as the run itself would."""
+    _, files = find_data(config)
+    placement = make_placement(config, files.vocab_size if files else config.data.vocab_size)
+    updater = make_updater(config)
+    updates = sorted(updater.ratios) if updater else []
+    return dry_run.plan(config, files, placement, learning_rate(config), updates)
+
+
+def optimization(config: Config) -> Optimization:
+    """What every engine is told about learning rate, AdamW and regularization."""
+    optim = config.optim
+    return Optimization(
+        lr=learning_rate(config),
+        schedule=schedule(config),
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        group_lasso=optim.group_lasso,
+        clip_norm=optim.clip_norm,
     )
 
 
@@ -182,53 +160,19 @@ def make_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
     """The engine that the config names, with a model at its start."""
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    make = _ipu_engine if config.engine.name == "ipu" else _torch_engine
-    return make(config, vocab_size, timer)
+    if config.engine.name == "ipu":
+        from ipu_bert.engines.ipu.build import build_ipu_engine
 
-
-def _optimizer(config: Config) -> dict[str, Any]:
-    """What every engine is told about learning rate, AdamW and regularization."""
-    optim = config.optim
-    return {
-        "lr": learning_rate(config),
-        "schedule": schedule(config),
-        "betas": (optim.beta1, optim.beta2),
-        "eps": optim.eps,
-        "weight_decay": optim.weight_decay,
-        "group_lasso": optim.group_lasso,
-        "clip_norm": optim.clip_norm,
-    }
-
-
-def _ipu_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
-    from ipu_bert.engines.ipu.build import build_ipu_engine
-
-    placement = make_placement(config, vocab_size)
-    if placement.problems:
-        raise ValueError("; ".join(placement.problems))
-    return build_ipu_engine(
-        make_model(config, vocab_size),
-        config.engine.device,
-        config.ipu,
-        micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
-        half=config.precision.compute == "float16",
-        seed=config.run.seed,
-        **_optimizer(config),
-        loss_scale=config.precision.loss_scale,
-        sequence_length=config.data.sequence_length,
-        timer=timer,
-    )
-
-
-def _torch_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
+        make_placement(config, vocab_size)  # refuses what cannot be placed
+        return build_ipu_engine(config, make_model(config, vocab_size), optimization(config), timer)
     from ipu_bert.engines.torch_engine import TorchEngine
 
     assert config.train.micro_batch_size is not None
     return TorchEngine(
         make_model(config, vocab_size),
-        **_optimizer(config),
+        optimization=optimization(config),
+        precision=Precision(compute=config.precision.compute, loss_scale=config.precision.loss_scale),
         micro_batch_size=config.train.micro_batch_size,
-        precision=Precision(config.precision.compute, config.precision.loss_scale),
         block_norm=NORMS[config.sparsity.norm],
         seed=config.run.seed,
         timer=timer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ipu_bert.config import Config, identity
+from sparse_ops.files import sha256_of, sync
 
 FORMAT = 1
 _STATE = "state.json"
@@ -43,14 +43,14 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
             path = aside / f"{group}.safetensors"
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
             files[path.name] = _describe(path)
-            _sync(path)
+            sync(path)
         state = {"format": FORMAT, "step": step, "files": files, **info}
         (aside / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        _sync(aside / _STATE)
+        sync(aside / _STATE)
         if final.exists():  # the same step again, after a resume: the old one goes when the new one stands
             os.replace(final, aside.with_suffix(".old"))
         os.replace(aside, final)
-        _sync(folder)
+        sync(folder)
     except SafetensorError as error:  # its message has no file name
         raise OSError(f"checkpoint {final}: could not be written: {error}") from None
     finally:
@@ -125,17 +125,4 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for part in iter(lambda: file.read(1 << 20), b""):
-            digest.update(part)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    """Make sure that what was written survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -6,7 +6,6 @@ This is the only place where a sparse weight is made dense, and it is never on t
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -14,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipu_bert.model import BertForPreTraining, BertShape, LinearFactory, dense_linear
+from ipu_bert.model import BertForPreTraining, LinearFactory, dense_linear
+from ipu_bert.sizes.shape import BertShape
+from sparse_ops import files
 from sparse_ops.linear import BlockSparseLinear
 
 QKV_PARTS = ("query", "key", "value")
@@ -53,17 +54,14 @@ def from_hugging_face(
     outside: str = "refuse",
     optional: Sequence[str] = (),
 ) -> None:
-    """Take every weight of ``model`` from transformers' names, in place; patterns stay, blocks are read at them.
+    """Take every weight of `model` from transformers' names, in place; patterns stay, blocks are read at them.
 
-    ``from_hugging_face(model, to_hugging_face(model))`` changes no bit. A state dict of the encoder alone (BertModel,
-    names without ``bert.``) is taken too if ``optional`` allows its heads to be missing. Nothing is changed on error.
-
-    Args:
-        outside: what to do with non-zero weights outside a sparse layer's pattern, "refuse" or "drop".
-        optional: name prefixes that may be missing, ``("cls.",)`` for an encoder without heads.
-
-    Raises:
-        ValueError: names missing or left over, another shape, an untied decoder, or a non-zero outside the pattern.
+    `from_hugging_face(model, to_hugging_face(model))` changes no bit. A state dict of the encoder alone (BertModel,
+    names without `bert.`) is taken too if `optional` allows its heads to be missing. outside: what to do with non-zero
+    weights outside a sparse layer's pattern, "refuse" or "drop". optional: name prefixes that may be missing,
+    `("cls.",)` for an encoder without heads.
+    Raises ValueError for names missing or left over, another shape, an untied decoder, or a non-zero outside the
+    pattern; then nothing has changed.
     """
     if outside not in ("refuse", "drop"):
         raise ValueError(f"outside: expected 'refuse' or 'drop', found {outside!r}")
@@ -96,19 +94,15 @@ def from_hugging_face(
 
 
 def save_pretrained(model: BertForPreTraining, folder: str | Path) -> None:
-    """Write config.json and model.safetensors, which transformers' ``BertForPreTraining.from_pretrained`` loads.
+    """Write config.json and model.safetensors, which transformers' `BertForPreTraining.from_pretrained` loads.
 
     Each file is written aside, synced and renamed, the weights first.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor for name, tensor in to_hugging_face(model).items() if name not in TIED}
-    aside = folder / "model.safetensors.partial"
-    save_file(state, str(aside), metadata={"format": "pt"})
-    _publish(aside, folder / "model.safetensors")
-    aside = folder / "config.json.partial"
-    aside.write_text(json.dumps(hugging_face_config(model.shape), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _publish(aside, folder / "config.json")
+    with files.replacing(folder / "model.safetensors") as aside:
+        save_file(state, str(aside), metadata={"format": "pt"})
+    files.write(folder / "config.json", json.dumps(hugging_face_config(model.shape), indent=2, sort_keys=True) + "\n")
 
 
 def load_pretrained(
@@ -117,17 +111,17 @@ def load_pretrained(
     outside: str = "refuse",
     optional: Sequence[str] = (),
 ) -> BertForPreTraining:
-    """A model from a folder of config.json and model.safetensors; options as in ``from_hugging_face``.
+    """A model from a folder of config.json and model.safetensors; options as in `from_hugging_face`.
 
-    Raises:
-        ValueError: a file that is missing, or a BERT that this model is not (the message says which setting).
+    Raises ValueError for a file that is missing, and for a BERT that this model is not (the message says which
+    setting).
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: expected config.json and model.safetensors, found no {name}")
     shape = shape_from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    model = BertForPreTraining(shape, linear)
+    model = BertForPreTraining(shape, linear, seed=0)  # every parameter is replaced
     from_hugging_face(model, load_file(str(folder / "model.safetensors")), outside, optional)
     return model
 
@@ -168,8 +162,7 @@ def hugging_face_config(shape: BertShape) -> dict[str, Any]:
 def shape_from_config(config: Mapping[str, Any]) -> BertShape:
     """The shape that a config.json of transformers describes.
 
-    Raises:
-        ValueError: a setting that this model does not have, or sizes that are missing.
+    Raises ValueError for a setting that this model does not have, and for sizes that are missing.
     """
     for key, expected in FIXED_CONFIG.items():
         if config.get(key, expected) != expected:
@@ -210,9 +203,3 @@ def _check(name: str, source: Tensor, target: Tensor | BlockSparseLinear, outsid
         lost = int(source.count_nonzero()) - int(kept.count_nonzero())
         if lost:
             raise ValueError(f"{name}: expected zeros outside the {target.rows.numel()} blocks, found {lost} others")
-
-
-def _publish(aside: Path, final: Path) -> None:
-    with open(aside, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, final)

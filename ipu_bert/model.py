@@ -6,43 +6,27 @@ Sizes in comments: B sequences, S tokens each, P masked positions, H hidden, N h
 from __future__ import annotations
 
 import math
-from typing import Callable, Mapping, NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
+from ipu_bert.data.masking import IGNORED_LABEL
+from ipu_bert.sizes.shape import BertShape
+from ipu_bert.sizes.weights import EncoderWeight
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern, named_generator
-
-__all__ = [
-    "FAMILY",
-    "BertForPreTraining",
-    "BertShape",
-    "EncoderWeight",
-    "LinearFactory",
-    "PretrainingLosses",
-    "dense_linear",
-    "encoder_weights",
-    "pretraining_losses",
-    "sparse_layers",
-    "sparse_linear",
-    "truncated_normal_",
-]
-
-IGNORED_LABEL = -100
 
 # (name, in_features, out_features, segments) -> a module that maps [*, in] to [*, out] and has a bias.
 LinearFactory = Callable[[str, int, int, int], nn.Module]
 
 
 def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Fill in place from a normal of mean 0 and ``std`` that is cut (not rescaled) at two ``std`` (paper, App. A)."""
+    """Fill in place from a normal of mean 0 and `std` that is cut (not rescaled) at two `std` (paper, App. A)."""
     limit = math.erf(math.sqrt(2.0))
     with torch.no_grad():
-        # Drawn in float32 on the CPU whatever the parameter is, so that every precision starts from the same
-        # weights.
+        # Drawn in float32 on the CPU whatever the parameter is, so that every precision starts from the same weights.
         draw = torch.empty(tensor.shape, dtype=torch.float32).uniform_(-limit, limit, generator=generator)
         draw.erfinv_().mul_(math.sqrt(2.0) * std).clamp_(-2.0 * std, 2.0 * std)
         return tensor.copy_(draw)
@@ -53,34 +37,29 @@ def dense_linear(name: str, in_features: int, out_features: int, segments: int) 
     return nn.Linear(in_features, out_features)
 
 
-def sparse_linear(block_size: int, sparsity: Mapping[str, float], seed: int, kernel: str = "auto") -> LinearFactory:
-    """LinearFactory of the sparse model: block-sparse where ``sparsity[name]`` is above 0, else dense.
+def sparse_linear(weights: Sequence[EncoderWeight], seed: int, kernel: str) -> LinearFactory:
+    """LinearFactory of the model that has these encoder weights: block-sparse where they are, else dense.
 
-    The random pattern of a weight depends on (seed, name) alone, so every rank and every machine draws the
-    same one.
-
-    Raises:
-        ValueError: (when called) a block size that does not divide the weight, or a sparsity that leaves no
-        block;
-            the message names the weight.
+    kernel: one of sparse_ops.functional.KERNELS.
     """
+    by_name = {weight.name: weight for weight in weights}
 
     def make(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
-        if sparsity.get(name, 0.0) == 0.0:
+        weight = by_name[name]
+        if not weight.is_sparse:
             return dense_linear(name, in_features, out_features, segments)
-        try:
-            pattern = BlockPattern.random(
-                (out_features, in_features),
-                block_size,
-                sparsity[name],
-                named_generator(seed, f"pattern/{name}"),
-                segments=segments,
-            )
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        return BlockSparseLinear(pattern, kernel=kernel)
+        return BlockSparseLinear(starting_pattern(weight, seed), kernel=kernel)
 
     return make
+
+
+def starting_pattern(weight: EncoderWeight, seed: int) -> BlockPattern:
+    """The random pattern of a sparse weight before the first step (Algorithm 1, initialise).
+
+    It depends on (seed, the weight's name) alone, so that every rank and every machine draws the same one.
+    """
+    generator = named_generator(seed, f"pattern/{weight.name}")
+    return BlockPattern.random(weight.shape, weight.block_size, weight.sparsity, generator, weight.segments)
 
 
 class Embeddings(nn.Module):
@@ -161,7 +140,7 @@ class Intermediate(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One transformer block, [B, S, H] -> [B, S, H]; ``key_mask`` [B, 1, 1, S] is True where a token may be seen."""
+    """One transformer block, [B, S, H] -> [B, S, H]; `key_mask` [B, 1, 1, S] is True where a token may be seen."""
 
     def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
         super().__init__()
@@ -239,14 +218,14 @@ class PretrainingHeads(nn.Module):
 
 
 class BertForPreTraining(nn.Module):
-    """BERT with both pre-training heads; ``linear`` alone decides which encoder weights are sparse.
+    """BERT with both pre-training heads; `linear` alone decides which encoder weights are sparse.
 
-    Linear and embedding weights and the values of sparse blocks start truncated normal with
-    ``initializer_range``, not rescaled for sparsity (paper, App. A and Figure 9); biases zero, LayerNorm
-    weights one. The start of a parameter depends on (seed, its name) alone.
+    Linear and embedding weights and the values of sparse blocks start truncated normal with `initializer_range`, not
+    rescaled for sparsity (paper, App. A and Figure 9); biases zero, LayerNorm weights one. The start of a parameter
+    depends on (seed, its name) alone.
     """
 
-    def __init__(self, shape: BertShape, linear: LinearFactory = dense_linear, seed: int = 0) -> None:
+    def __init__(self, shape: BertShape, linear: LinearFactory, seed: int) -> None:
         super().__init__()
         self.shape = shape
         self.bert = Bert(shape, linear)
@@ -270,14 +249,10 @@ class BertForPreTraining(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits of both heads, the MLM head at the masked positions only.
 
-        Args:
-            input_ids: [B, S] int64.
-            token_type_ids: [B, S] int64, 0 or 1.
-            attention_mask: [B, S] bool, True where there is a token; at least one in every sequence.
-            masked_positions: [B, P] int64 in [0, S); any position where there is no label.
-
-        Returns:
-            mlm_logits [B, P, V], nsp_logits [B, 2] (class 0: the second part follows the first).
+        input_ids [B, S] and token_type_ids [B, S] (0 or 1) are int64. attention_mask [B, S] bool is True where there is
+        a token, at least one in every sequence. masked_positions [B, P] int64 in [0, S): any position where there is no
+        label. Returns mlm_logits [B, P, V] and nsp_logits [B, 2] (class 0: the second part follows the first).
+        Raises ValueError for sequences longer than the position embedding.
         """
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
         masked = hidden.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))  # [B, P, H]
@@ -286,27 +261,20 @@ class BertForPreTraining(nn.Module):
 
 
 class PretrainingLosses(NamedTuple):
-    """Sums, so that splitting a step into micro-batches changes nothing; divide by the step's own counts."""
+    """Sums, so that splitting a step into micro-batches changes nothing; divide by the step's own counts. All 0-d."""
 
     mlm_sum: Tensor
-    mlm_count: Tensor
+    mlm_count: Tensor  # int64: number of labels
     nsp_sum: Tensor
 
 
 def pretraining_losses(
     mlm_logits: Tensor, nsp_logits: Tensor, masked_labels: Tensor, next_sentence_labels: Tensor
 ) -> PretrainingLosses:
-    """Cross-entropy in nats of both tasks, summed.
+    """Cross-entropy in nats of both tasks, summed; 16-bit logits are summed in float32.
 
-    Args:
-        mlm_logits: [B, P, V].
-        nsp_logits: [B, 2].
-        masked_labels: [B, P] int64, -100 where there is no label.
-        next_sentence_labels: [B] int64.
-
-    Returns:
-        mlm_sum (0-d), mlm_count (0-d int64: number of labels), nsp_sum (0-d). 16-bit logits are summed in
-        float32.
+    mlm_logits [B, P, V], nsp_logits [B, 2]; masked_labels [B, P] int64, IGNORED_LABEL where there is no label;
+    next_sentence_labels [B] int64.
     """
     mlm_sum = F.cross_entropy(
         _at_least_float32(mlm_logits).flatten(0, 1),

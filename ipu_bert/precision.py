@@ -11,17 +11,22 @@ import torch
 
 @dataclass(frozen=True)
 class Precision:
-    """compute: `float32` or `bfloat16`, the dtype of products and activations on the torch engine.
+    """compute: the dtype of products and activations, `float32`, `bfloat16` (torch engine) or `float16` (IPU engine).
 
     loss_scale: factor on the loss before the backward pass, divided out of the gradients before clipping; Adam's eps
     therefore stays 1e-6 where the paper, whose gradients keep the factor, writes 1e-6 x loss scale.
     """
 
-    compute: str = "float32"
-    loss_scale: float = 1.0
+    compute: str
+    loss_scale: float
 
     def autocast(self) -> ContextManager[None]:
-        """The context that forward passes run in."""
+        """The context that forward passes on the CPU run in."""
         if self.compute == "float32":
             return nullcontext()
         return torch.autocast("cpu", dtype=getattr(torch, self.compute))
+
+    @property
+    def half(self) -> bool:
+        """Whether weights, activations and gradients are float16 on the IPU engine (FP16.16)."""
+        return self.compute == "float16"

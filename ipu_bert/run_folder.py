@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -11,10 +10,10 @@ import yaml
 
 from ipu_bert.config import Config, as_dict
 from ipu_bert.record.console import ConsoleSink
-from ipu_bert.record.metrics import JsonlSink, Metrics, Sink, TensorBoardSink, WandbSink, write_aside
+from ipu_bert.record.metrics import METRICS_FILE, JsonlSink, Metrics, Sink, TensorBoardSink, WandbSink
+from sparse_ops import files
 
 CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
 
 
 class RunFolder:
@@ -30,7 +29,7 @@ class RunFolder:
             _make_room(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
-        write_aside(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False).encode())
+        files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
         last = config.train.stop_at or config.train.steps
         sinks: list[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]
         if config.log.tensorboard:
@@ -65,10 +64,7 @@ def _make_room(path: Path) -> None:
 
 def _lock(path: Path) -> TextIO:
     """Hold the folder until the file is closed or the process ends."""
-    file = open(path / ".lock", "w")  # noqa: SIM115
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return files.lock(path / ".lock", wait=False)
     except BlockingIOError:
-        file.close()
         raise ValueError(f"run.dir {path}: another process is training there; choose another run.dir") from None
-    return file

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: the numbers that only the trainer knows, gathered for the report."""
+"""What a finished run leaves behind: gathers how it ended for the report, and writes it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Mapping
 
 import torch
 
 from ipu_bert import assemble
-from ipu_bert.config import Config, as_dict
+from ipu_bert.config import Config
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.record.metrics import peak_memory_bytes
+from ipu_bert.model import starting_pattern
+from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.record.plots import PatternChange
 from ipu_bert.record.report import write_report
-from ipu_bert.sizes.flops import actual_sparsity, sequence_flops
-from ipu_bert.sizes.footprint import parameter_counts
+from ipu_bert.sizes.flops import SequenceFlops, sequence_flops
+from ipu_bert.sizes.footprint import ParameterCounts, parameter_counts
+from ipu_bert.sizes.shape import BertShape, bert_shape
+from sparse_ops.host_memory import peak_memory_bytes
 from sparse_ops.linear import BlockSparseLinear
 
 SEGMENT_NAMES = {3: ("query", "key", "value")}
@@ -30,64 +33,45 @@ class RunTotals:
     steps: int
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
-    heldout: Mapping[str, float]
+    heldout: Mapping[str, float]  # means of the last evaluation
 
 
 def write_outcome(
     path: Path, config: Config, data: TokenFiles, totals: RunTotals, layers: Mapping[str, BlockSparseLinear]
 ) -> None:
     """Write report.md, report.json and the pictures of the run in `path`; `layers` as they are at the end."""
-    shape = assemble.bert_shape(config, data.vocab_size)
-    block_size = config.sparsity.block_size
-    sparsity = assemble.weight_sparsity(config)
-    counts = parameter_counts(shape, sparsity, block_size)
-    executed = actual_sparsity(assemble.weights(config), sparsity, block_size)
-    flops = sequence_flops(shape, config.data.sequence_length, config.data.max_predictions, executed)
-    sequences = totals.steps * config.train.batch_size
-    reading = totals.seconds["data"]
-    summary: dict[str, Any] = {
-        "name": config.run.name,
-        "config": as_dict(config),
-        "model": {**vars(shape), "method": config.sparsity.method},
-        "parameters": {
-            "sparse": counts.sparse,
-            "dense": counts.dense,
-            "sparse_dense_equivalent": counts.sparse_as_dense,
-            "total": counts.total,
-        },
-        "flops_per_sequence": {"executed": flops.executed, "dense_equivalent": flops.dense_equivalent},
-        "heldout": {**totals.heldout, "unigram_entropy": data.unigram_entropy},
-        "data": {
-            "source": config.data.source,
-            "vocab_size": data.vocab_size,
-            "splits": data.manifest["splits"],
-            "stream_sequences_per_second": sequences / reading if reading else None,
-        },
-        "seconds": dict(totals.seconds),
-        "steps": totals.steps,
-        "sequences": sequences,
-        "tokens": sequences * config.data.sequence_length,
-        "elapsed_seconds": totals.elapsed_seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "machine": {
-            "processor": _processor(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    write_report(path, summary, _pattern_change(config, data.vocab_size, layers, totals.steps))
+    shape, parameters, flops = _counted(config, data.vocab_size)
+    outcome = RunOutcome(
+        config=config,
+        shape=shape,
+        parameters=parameters,
+        flops=flops,
+        splits=data.manifest["splits"],
+        unigram_entropy=data.unigram_entropy,
+        heldout=HeldoutMeans(**totals.heldout),
+        steps=totals.steps,
+        seconds=totals.seconds,
+        elapsed_seconds=totals.elapsed_seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        machine=_machine(),
+    )
+    write_report(path, outcome, _pattern_change(config, layers, totals.steps))
 
 
-def _pattern_change(
-    config: Config, vocab_size: int, layers: Mapping[str, BlockSparseLinear], steps: int
-) -> PatternChange | None:
+def _counted(config: Config, vocab_size: int) -> tuple[BertShape, ParameterCounts, SequenceFlops]:
+    """The model's sizes, its parameters, and FLOPs of one sequence."""
+    shape, weights = bert_shape(config.model, vocab_size), assemble.weights(config)
+    flops = sequence_flops(shape, weights, config.data.sequence_length, config.data.max_predictions)
+    return shape, parameter_counts(shape, weights), flops
+
+
+def _pattern_change(config: Config, layers: Mapping[str, BlockSparseLinear], steps: int) -> PatternChange | None:
     """The first layer's query-key-value weight (or the first sparse one), at the start and now."""
     if not layers:
         return None
     name = next((name for name in layers if name.endswith("qkv")), next(iter(layers)))
-    start, end = assemble.starting_pattern(config, name), layers[name].pattern
+    weight = next(weight for weight in assemble.weights(config) if weight.name == name)
+    start, end = starting_pattern(weight, config.run.seed), layers[name].pattern
     return PatternChange(
         layer=name,
         grid=end.grid,
@@ -98,6 +82,16 @@ def _pattern_change(
         end_cols=end.cols,
         segment_names=SEGMENT_NAMES.get(end.segments, ()),
         end_step=steps,
+    )
+
+
+def _machine() -> Machine:
+    return Machine(
+        processor=_processor(),
+        cpus=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        python=platform.python_version(),
     )
 
 

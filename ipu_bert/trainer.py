@@ -13,8 +13,9 @@ from typing import Any, Iterator, Mapping
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.engines.base import NonFiniteError, StepResult
-from ipu_bert.record.metrics import Metrics, Stopwatch
+from ipu_bert.record.metrics import Metrics
 from ipu_bert.run_folder import RunFolder
+from ipu_bert.stopwatch import Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
 from sparse_ops.norms import GradientBlocks
 
@@ -97,7 +98,8 @@ class Trainer:
         except NonFiniteError as error:
             saved = checkpoint.complete(self._checkpoints)
             kept = f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
-            raise NonFiniteError(f"step {step}: {error}, expected a finite number; {kept}") from None
+            message = f"step {step}: {error}, expected a finite number; {kept}"
+            raise NonFiniteError(message, error.weights_kept) from None
         self.step = step
         if due:
             self._update_patterns(metrics, result.gradients)

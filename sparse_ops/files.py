@@ -15,8 +15,7 @@ from typing import Iterator, TextIO
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write a file to; it takes the place of `path` when the block ends, and goes if it fails.
 
-    A reader, a killed process and a power cut see the old file or the new one, never a part. The folder is made if
-    missing.
+    A reader, a killed process and a power cut see the old file or the new one, never a part. A missing folder is made.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)

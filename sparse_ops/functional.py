@@ -49,7 +49,8 @@ def block_linear(
 def observe_gradients(observer: Callable[[BlockIndex, Tensor, Tensor], None]) -> Iterator[None]:
     """While inside, every product's backward pass calls observer(index, x, dy) before it computes its gradients.
 
-    x [T, in] and dy [T, out], the gradient at X W^T + bias: what a dense gradient dY^T X can be computed from.
+    x [T, in] and dy [T, out], the gradient at X W^T + bias, of the product's dtype: what a dense gradient dY^T X can be
+    computed from.
     """
     _observers.append(observer)
     try:

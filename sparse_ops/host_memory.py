@@ -1,8 +1,10 @@
-"""Keep large freed memory in the process, so that a step does not fault its activations in again and again."""
+"""The memory of this process: its peak, and keeping what is freed so that a step does not fault it in again."""
 
 from __future__ import annotations
 
 import ctypes
+import sys
+from pathlib import Path
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -21,3 +23,22 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory that this process has had, in bytes."""
+    try:
+        # VmHWM belongs to this program alone; getrusage keeps the parent's peak across fork and exec.
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # macOS counts bytes, others KiB

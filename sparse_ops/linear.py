@@ -16,7 +16,8 @@ class BlockSparseLinear(nn.Module):
 
     Slots are fixed for the layer's life: `reallocate` moves some to other positions in place, so that no tensor changes
     shape and no parameter is replaced. `rows` and `cols` int32 [nnz] are in the state dict; the kernel index is
-    rebuilt when they change.
+    rebuilt when they change. Values and bias [out] start as float32 zeros. kernel: as in `block_linear`.
+    Raises ValueError, as BlockPattern does, when a state dict holds positions that a pattern cannot have.
     """
 
     rows: Tensor
@@ -47,7 +48,7 @@ class BlockSparseLinear(nn.Module):
         return BlockIndex(*(getattr(self, name) for name in BlockIndex._fields))
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """x [*, in] -> [*, out]; with `gelu` the GELU of it, made as results are written."""
+        """x [*, in] -> [*, out]; with `gelu` the GELU of it, made as results are written. Errors of `block_linear`."""
         return block_linear(x, self.values, self.index, self.bias, self.kernel, gelu)
 
     @torch.no_grad()
@@ -72,7 +73,7 @@ class BlockSparseLinear(nn.Module):
 
     @torch.no_grad()
     def to_dense(self) -> Tensor:
-        """The dense weight [out, in]; for export and tests, never while training."""
+        """The dense weight [out, in] of the values' dtype; for export and tests, never while training."""
         n_rows, n_cols = self.index.grid
         dense = self.values.new_zeros(n_rows, n_cols, self.block_size, self.block_size)
         dense[self.rows.long(), self.cols.long()] = self.values
@@ -80,7 +81,10 @@ class BlockSparseLinear(nn.Module):
 
     @torch.no_grad()
     def from_dense(self, weight: Tensor) -> None:
-        """Take the values at this layer's blocks from a dense weight [out, in]; what lies elsewhere is left out."""
+        """Take the values at this layer's blocks from a dense weight [out, in]; what lies elsewhere is left out.
+
+        Raises ValueError when the weight has another shape.
+        """
         if tuple(weight.shape) != (self.out_features, self.in_features):
             raise ValueError(f"weight: expected [{self.out_features}, {self.in_features}], found {list(weight.shape)}")
         b = self.block_size

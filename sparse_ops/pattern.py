@@ -115,7 +115,10 @@ class BlockPattern:
         generator: torch.Generator,
         segments: int = 1,
     ) -> BlockPattern:
-        """Uniformly random pattern with exactly `block_count` blocks in every segment (Algorithm 1, initialise)."""
+        """Uniformly random pattern with exactly `block_count` blocks in every segment (Algorithm 1, initialise).
+
+        Raises ValueError as `block_count` does.
+        """
         n_rows, n_cols = check_grid(shape, block_size, segments)
         count = block_count(shape, block_size, sparsity, segments)
         positions = n_rows // segments * n_cols
@@ -126,7 +129,7 @@ class BlockPattern:
 
 
 def check_grid(shape: tuple[int, int], block_size: int, segments: int = 1) -> tuple[int, int]:
-    """Block rows and columns of a weight, or a ValueError that says what does not divide."""
+    """Block rows and columns (R, C) of a weight [out, in]. Raises ValueError that says what does not divide."""
     out_features, in_features = shape
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block size: expected one of {BLOCK_SIZES}, found {block_size}")
@@ -146,7 +149,7 @@ def check_grid(shape: tuple[int, int], block_size: int, segments: int = 1) -> tu
 def block_count(shape: tuple[int, int], block_size: int, sparsity: float, segments: int = 1) -> int:
     """Blocks that each segment of a weight keeps: (1 - sparsity) of its positions, to the nearest whole block.
 
-    Raises ValueError for a sparsity outside [0, 1) or one that leaves no block.
+    Raises ValueError for a sparsity outside [0, 1) or one that leaves no block, and as `check_grid` does.
     """
     n_rows, n_cols = check_grid(shape, block_size, segments)
     if not 0.0 <= sparsity < 1.0:
@@ -164,7 +167,8 @@ def block_count(shape: tuple[int, int], block_size: int, sparsity: float, segmen
 def sample_distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` different numbers from range(population), every subset equally likely; int64 [count], random order.
 
-    Needs memory in proportion to `count`: with 1x1 blocks the population is a dense weight's size.
+    Needs memory in proportion to `count`: with 1x1 blocks the population is a dense weight's size. Raises ValueError
+    when `count` is larger than the population.
     """
     if not 0 <= count <= population:
         raise ValueError(f"sample: expected at most {population} distinct numbers, found {count}")
@@ -182,7 +186,7 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
 
 
 def free_positions(taken: Tensor, ranks: Tensor) -> Tensor:
-    """The positions of given rank among those not taken: int64 [n] from sorted unique `taken` and any `ranks`.
+    """The positions of given rank among those not taken: int64 [n] from sorted unique `taken` [k] and any `ranks` [n].
 
     Rank r is the r-th free position in row-major order. The free ones are never listed, so memory follows the
     number of blocks and not the size of the grid.

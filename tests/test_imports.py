@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From what is built on to what builds on it; a room (a folder or a file of ipu_bert) imports only rooms before it.
 ORDER = [
+    "stopwatch",
     "settings",
     "precision",
     "dynsparse",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from ipu_bert.bench.models import IMPLEMENTATIONS, make_trainer, model_shape, ra
 from ipu_bert.data.batches import Batch
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.model import sparse_layers
-from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.host_memory import peak_memory_bytes
 from sparse_ops.pattern import BlockIndex
 
 ENCODER = "bert.encoder."
@@ -102,21 +102,12 @@ def _measure(name: str, size: str, batch: int, length: int, masked: int, sparsit
     choice, tiny = IMPLEMENTATIONS[name], replace(model_shape("tiny"), vocab_size=64, max_positions=32)
     # A step of a very small model first, so that what torch and the kernels set up once is not counted.
     make_trainer(choice, tiny, sparsity, Stopwatch()).train_step(random_batch(tiny, 1, 32, 4, seed=0))
-    before = _peak()
+    before = peak_memory_bytes()
     shape = model_shape(size)
     trainer = make_trainer(choice, shape, sparsity, Stopwatch())
     for step in range(2):
         trainer.train_step(random_batch(shape, batch, length, masked, seed=step))
-    return _peak() - before
-
-
-def _peak() -> int:
-    """Bytes of this process's largest resident memory. getrusage, the way without /proc, may count the parent's."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory_bytes() - before
 
 
 if __name__ == "__main__":

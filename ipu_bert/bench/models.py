@@ -9,17 +9,29 @@ from typing import Any, Protocol
 import torch
 
 from ipu_bert.data.batches import Batch
+from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.export import hugging_face_config
-from ipu_bert.model import IGNORED_LABEL, BertForPreTraining, LinearFactory, dense_linear, sparse_linear
-from ipu_bert.optim import adamw, parameter_groups
+from ipu_bert.model import BertForPreTraining, sparse_linear
+from ipu_bert.optim import Optimization, adamw
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
-from ipu_bert.sizes.shape import FAMILY, BertShape, encoder_weights
+from ipu_bert.settings import SparsitySettings
+from ipu_bert.sizes.shape import FAMILY, TOKEN_TYPES, BertShape
+from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import native
 
 VOCABULARY = 30522  # bert-base-uncased
-LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM = 1e-4, (0.9, 0.999), 1e-6, 0.01, 1.0
+OPTIMIZATION = Optimization(
+    lr=1e-4,
+    schedule=lambda step: 1.0,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-6,
+    weight_decay=0.01,
+    group_lasso=0.0,
+    clip_norm=1.0,
+)
 BLOCKS = (16, 8, 4, 1)
 
 
@@ -68,17 +80,26 @@ class Trainer(Protocol):
 
 def model_shape(size: str) -> BertShape:
     """BERT of the family with the real vocabulary, without dropout: random numbers are not what is compared."""
-    layers, hidden = FAMILY[size]
+    member = FAMILY[size]
     return BertShape(
-        layers=layers,
-        hidden_size=hidden,
-        heads=max(1, hidden // 64),
-        intermediate_size=4 * hidden,
+        layers=member.layers,
+        hidden_size=member.hidden_size,
+        heads=member.heads,
+        intermediate_size=member.intermediate_size,
         vocab_size=VOCABULARY,
         max_positions=512,
+        type_vocab=TOKEN_TYPES,
         dropout=0.0,
         attention_dropout=0.0,
+        layer_norm_eps=1e-12,
+        initializer_range=0.02,
     )
+
+
+def encoder_of(choice: Implementation, shape: BertShape, sparsity: float) -> tuple[EncoderWeight, ...]:
+    """The encoder's weights as this implementation has them."""
+    method = "static" if choice.block else "dense"
+    return encoder_weights(shape, SparsitySettings(method=method, sparsity=sparsity, block_size=choice.block or 1))
 
 
 def random_batch(shape: BertShape, batch: int, length: int, masked: int, seed: int) -> Batch:
@@ -107,21 +128,12 @@ def make_trainer(choice: Implementation, shape: BertShape, sparsity: float, time
 
 def make_engine(choice: Implementation, shape: BertShape, sparsity: float, timer: Stopwatch) -> TorchEngine:
     """Our engine, as a run builds it."""
-    linear: LinearFactory = dense_linear
-    if choice.block:
-        weights = encoder_weights(shape.layers, shape.hidden_size, shape.intermediate_size)
-        linear = sparse_linear(choice.block, {weight.name: sparsity for weight in weights}, seed=0)
+    linear = sparse_linear(encoder_of(choice, shape, sparsity), seed=0, kernel="auto")
     return TorchEngine(
-        BertForPreTraining(shape, linear),
-        lr=LEARNING_RATE,
-        schedule=lambda step: 1.0,
-        betas=BETAS,
-        eps=EPS,
-        weight_decay=WEIGHT_DECAY,
-        group_lasso=0.0,
-        clip_norm=CLIP_NORM,
+        BertForPreTraining(shape, linear, seed=0),
+        optimization=OPTIMIZATION,
+        precision=Precision(choice.compute, loss_scale=1.0),
         micro_batch_size=1 << 30,  # whole batches
-        precision=Precision(choice.compute),
         block_norm=1.0,
         seed=0,
         timer=timer,
@@ -150,8 +162,7 @@ class TransformersTrainer:
 
         torch.manual_seed(0)
         self.model = Peer(BertConfig.from_dict(hugging_face_config(shape))).train()
-        groups = parameter_groups(self.model, WEIGHT_DECAY)
-        self._optimizer = adamw(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS)
+        self._optimizer = adamw(self.model, OPTIMIZATION)
         self._timer = timer
 
     def train_step(self, batch: Batch) -> float:
@@ -170,7 +181,7 @@ class TransformersTrainer:
         with self._timer("backward"):
             loss.backward()
         with self._timer("optimizer"):
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZATION.clip_norm)
             self._optimizer.step()
             self._optimizer.zero_grad()
         return value

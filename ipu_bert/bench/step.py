@@ -25,10 +25,13 @@ from ipu_bert.bench.models import DENSE_BFLOAT16, DENSE_FLOAT32, IMPLEMENTATIONS
 from ipu_bert.data.batches import Batch
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines.torch_engine import TorchEngine
-from ipu_bert.record.metrics import Stopwatch, dumps, write_aside
+from ipu_bert.record.metrics import dumps
+from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes import flops
-from ipu_bert.sizes.shape import FAMILY, BertShape, encoder_weights
-from sparse_ops import native
+from ipu_bert.sizes.shape import FAMILY, BertShape
+from ipu_bert.sizes.weights import encoder_weights
+from ipu_bert.stopwatch import Stopwatch
+from sparse_ops import files, native
 from sparse_ops.bench.arguments import file_to_write, fraction, whole_number
 from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
 
@@ -133,9 +136,9 @@ def _compare(
 ) -> None:
     """Add FLOPs, and what follows from the dense steps where they were measured."""
     seconds = {record["implementation"]: record["seconds"] for record in records}
-    dense_flops = flops.sequence_flops(shape, length, masked, {}).executed
+    dense_flops = _executed_flops(IMPLEMENTATIONS[DENSE_FLOAT32], shape, length, masked, sparsity)
     for record, choice in zip(records, choices):
-        executed = _executed_flops(shape, choice.block, length, masked, sparsity)
+        executed = _executed_flops(choice, shape, length, masked, sparsity)
         record["flops_per_sequence"] = executed
         for key, dense in (("speedup_float32", DENSE_FLOAT32), ("speedup_bfloat16", DENSE_BFLOAT16)):
             record[key] = seconds[dense] / record["seconds"] if dense in seconds else None
@@ -148,10 +151,9 @@ def _compare(
                 record["epsilon"] = flops.epsilon(record["seconds"], executed, seconds[dense], dense_flops)
 
 
-def _executed_flops(shape: BertShape, block: int, length: int, masked: int, sparsity: float) -> float:
-    weights = encoder_weights(shape.layers, shape.hidden_size, shape.intermediate_size)
-    wanted = {weight.name: sparsity for weight in weights} if block else {}
-    return flops.sequence_flops(shape, length, masked, flops.actual_sparsity(weights, wanted, block or 1)).executed
+def _executed_flops(choice: Implementation, shape: BertShape, length: int, masked: int, sparsity: float) -> float:
+    weights = bench_models.encoder_of(choice, shape, sparsity)
+    return flops.sequence_flops(shape, weights, length, masked).executed
 
 
 def critical(size: str, block: int, length: int, sparsity: float) -> float | None:
@@ -159,10 +161,8 @@ def critical(size: str, block: int, length: int, sparsity: float) -> float | Non
     loss = PAPER_LOSS.get(size, {}).get(block)
     if loss is None or sparsity != PAPER_SPARSITY or length != PAPER_LENGTH:
         return None
-    layers, hidden = FAMILY[size]
-    weights = encoder_weights(layers, hidden, 4 * hidden)
-    sparse = flops.encoder_flops(layers, hidden, 4 * hidden, length, {weight.name: sparsity for weight in weights})
-    return flops.epsilon_critical(flops.matched_flops(loss), sparse.encoder)
+    weights = encoder_weights(FAMILY[size], SparsitySettings(method="static", sparsity=sparsity, block_size=block))
+    return flops.epsilon_critical(flops.matched_flops(loss), flops.paper_flops(FAMILY[size], weights, length))
 
 
 def time_update(engine: TorchEngine) -> float:
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     print(table(records))
     if options.json:
-        write_aside(options.json, dumps(records, indent=1).encode("utf-8"))
+        files.write(options.json, dumps(records, indent=1))
     return 0
 
 

@@ -7,10 +7,9 @@ from typing import Iterator
 from ipu_bert.config.resolve import longest_warmup, steps_to_update
 from ipu_bert.data.source import source_names
 from ipu_bert.dynsparse.grow import GROW_RULES
-from ipu_bert.settings import Config
-from ipu_bert.sizes.distribution import sparsity_by_weight
-from ipu_bert.sizes.shape import encoder_weights
-from sparse_ops.pattern import block_count
+from ipu_bert.settings import Config, SparsitySettings
+from ipu_bert.sizes.distribution import match_weights
+from ipu_bert.sizes.weights import encoder_weights
 
 
 def cross_checks(config: Config) -> Iterator[str]:
@@ -109,16 +108,12 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
 
 def _sparse_weight_checks(config: Config) -> Iterator[str]:
     """Whether the names match weights and every sparse weight keeps a block; the first that does not is reported."""
-    model, sparsity = config.model, config.sparsity
-    weights = encoder_weights(model.layers, model.hidden_size, model.intermediate_size)
     try:
-        chosen = sparsity_by_weight(weights, sparsity.sparsity, sparsity.distribution, sparsity.layers)
+        match_weights(encoder_weights(config.model, SparsitySettings(method="dense")), config.sparsity.layers)
     except ValueError as error:
         yield f"sparsity.layers: {error}"
         return
-    for weight in weights:
-        try:
-            block_count(weight.shape, sparsity.block_size, chosen.get(weight.name, 0.0), weight.segments)
-        except ValueError as error:
-            yield f"sparsity.sparsity: {error}"
-            return
+    try:
+        encoder_weights(config.model, config.sparsity)
+    except ValueError as error:
+        yield f"sparsity.sparsity: {error}"

@@ -23,7 +23,7 @@ from ipu_bert.config.resolve import (
 from ipu_bert.config.values import in_range
 from ipu_bert.config.written import Written
 from ipu_bert.settings import Config, PrecisionSettings
-from ipu_bert.sizes.placement import minimum_accumulation
+from ipu_bert.sizes.stages import minimum_accumulation
 
 
 @dataclasses.dataclass(frozen=True)

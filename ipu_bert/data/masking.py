@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-NO_LABEL = -100
+IGNORED_LABEL = -100
 
 
 def choose_tokens(
@@ -61,7 +61,7 @@ def mask_tokens(
     row, column = np.nonzero(chosen)
     place = (np.cumsum(chosen, axis=1) - 1)[row, column]
     positions = np.zeros(kind.shape, np.int64)
-    labels = np.full(kind.shape, NO_LABEL, np.int64)
+    labels = np.full(kind.shape, IGNORED_LABEL, np.int64)
     positions[row, place] = column
     labels[row, place] = original = ids[row, column]
     draw = kind[row, place]

@@ -12,10 +12,19 @@ from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.norms import GradientBlocks
 
 TensorGroups = Dict[str, Dict[str, Tensor]]  # "model", "optimizer", "random" -> tensors by name
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, in PopART's order Accl1, Accl2
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or a gradient became NaN or infinite; the weights are those of the step before."""
+    """A loss or a gradient became NaN or infinite.
+
+    weights_kept: whether the weights are those of the step before; where a device finds out after it has stepped they
+    are lost, and only a checkpoint helps.
+    """
+
+    def __init__(self, message: str, weights_kept: bool) -> None:
+        super().__init__(message)
+        self.weights_kept = weights_kept
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class StepResult:
 
     mlm_loss: float
     nsp_loss: float
-    grad_norm: float  # before clipping
+    grad_norm: float  # before clipping; NaN where it stays on the device
     lr: float
     gradients: dict[str, GradientBlocks] | None = None  # per sparse layer, when they were asked for
 
@@ -77,10 +86,13 @@ class Engine(Protocol):
     def transfers(self) -> TransferRecord | None:
         """What the last host_state() moved; None where the weights are the host's own."""
 
+    def compile(self, batch: Batch) -> None:
+        """Make ahead what a step on batches of this shape needs; nothing where steps run as they are written."""
+
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
         """One optimizer step. With `gradient_counts` also the dense gradient's largest free blocks, as many a segment.
 
-        Raises NonFiniteError, the weights untouched, when a loss or the gradient is not finite.
+        Raises NonFiniteError when a loss or the gradient is not finite; it says whether the weights were kept.
         """
 
     def eval_step(self, batch: Batch) -> EvalResult:
@@ -94,3 +106,11 @@ class Engine(Protocol):
 
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Continue after `step`; ValueError when the tensors are those of another model."""
+
+
+def check_model_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """ValueError that names the first tensor, by name, that is missing, unknown or of another shape."""
+    for name in sorted({*expected, *found}):
+        wanted, got = (list(x[name].shape) if name in x else "no such tensor" for x in (expected, found))
+        if wanted != got:
+            raise ValueError(f"{name}: expected {wanted} as in this config's model, found {got}")

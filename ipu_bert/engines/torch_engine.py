@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, ContextManager, Iterator, Mapping
+from typing import ContextManager, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ipu_bert.data.batches import Batch
-from ipu_bert.engines.base import EvalResult, HostState, NonFiniteError, StepResult, TensorGroups, TransferRecord
+from ipu_bert.data.masking import IGNORED_LABEL
+from ipu_bert.engines.base import (
+    MOMENTS,
+    EvalResult,
+    HostState,
+    NonFiniteError,
+    StepResult,
+    TensorGroups,
+    TransferRecord,
+    check_model_state,
+)
 from ipu_bert.engines.gradients import record_gradient_blocks
-from ipu_bert.model import IGNORED_LABEL, BertForPreTraining, pretraining_losses, sparse_layers
-from ipu_bert.optim import adamw, group_lasso_, parameter_groups
+from ipu_bert.model import BertForPreTraining, PretrainingLosses, pretraining_losses, sparse_layers
+from ipu_bert.optim import Optimization, adamw, group_lasso_
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.norms import GradientBlocks
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TorchEngine:
     """Runs micro-batches forward and backward, adds up gradients, clips, and steps AdamW.
 
     The losses of a step are means over the step's own labels, so cutting it into micro-batches changes nothing but
-    rounding. lr: peak learning rate; schedule: its factor after so many steps; clip_norm 0: no clipping.
+    rounding. block_norm: of the dense gradient's blocks, for growth. seed: of dropout.
     """
 
     def __init__(
         self,
         model: BertForPreTraining,
         *,
-        lr: float,
-        schedule: Callable[[int], float],
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        group_lasso: float,
-        clip_norm: float,
-        micro_batch_size: int,
+        optimization: Optimization,
         precision: Precision,
+        micro_batch_size: int,
         block_norm: float,
         seed: int,
         timer: Stopwatch,
@@ -52,13 +54,15 @@ class TorchEngine:
         self.model = model
         self._layers = dict(sparse_layers(model))
         self._parameters = dict(model.named_parameters())
-        self._optimizer = adamw(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps)
-        self._schedule = schedule
-        self._scheduler = LambdaLR(self._optimizer, schedule)
-        self._group_lasso, self._clip_norm = group_lasso, clip_norm or math.inf
+        self._optimizer = adamw(model, optimization)
+        self._optimization = optimization
+        self._scheduler = LambdaLR(self._optimizer, optimization.schedule)
         self._micro_batch_size, self._precision, self._block_norm = micro_batch_size, precision, block_norm
         self._timer = timer
         torch.manual_seed(seed)  # dropout draws from torch's own generator
+
+    def compile(self, batch: Batch) -> None:
+        """See Engine: steps run eagerly, so there is nothing to make."""
 
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
         """See Engine. The gradient for growth is that of the step's last micro-batch."""
@@ -79,7 +83,8 @@ class TorchEngine:
                 mlm_loss, nsp_loss = mlm_loss + mlm.item(), nsp_loss + nsp.item()
                 if not math.isfinite(mlm_loss + nsp_loss):
                     self._optimizer.zero_grad()
-                    raise NonFiniteError(f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})")
+                    message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
+                    raise NonFiniteError(message, weights_kept=True)
                 with self._timer("backward"):
                     ((mlm + nsp) * self._precision.loss_scale).backward()
         with self._timer("optimizer"):
@@ -87,23 +92,27 @@ class TorchEngine:
             grad_norm = self._update_weights(lr)
         return StepResult(mlm_loss, nsp_loss, grad_norm, lr, gradients)
 
-    def _losses(self, batch: Batch) -> Any:
+    def _losses(self, batch: Batch) -> PretrainingLosses:
+        return pretraining_losses(*self._logits(batch), batch.masked_labels, batch.next_sentence_labels)
+
+    def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with self._precision.autocast():
             mlm_logits, nsp_logits = self.model(
                 batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
             )
-        return pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
+        return mlm_logits, nsp_logits
 
     def _update_weights(self, lr: float) -> float:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if self._precision.loss_scale != 1.0:
             torch._foreach_div_(gradients, self._precision.loss_scale)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_norm))
+        limit = self._optimization.clip_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit))
         if not math.isfinite(norm):
             self._optimizer.zero_grad()
-            raise NonFiniteError(f"gradient norm became {norm}")
-        if self._group_lasso:
-            group_lasso_((layer.values for layer in self._layers.values()), lr, self._group_lasso)
+            raise NonFiniteError(f"gradient norm became {norm}", weights_kept=True)
+        if self._optimization.group_lasso:
+            group_lasso_((layer.values for layer in self._layers.values()), lr, self._optimization.group_lasso)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._scheduler.step()
@@ -113,10 +122,7 @@ class TorchEngine:
     def eval_step(self, batch: Batch) -> EvalResult:
         """See Engine."""
         self.model.eval()
-        with self._precision.autocast():
-            mlm_logits, nsp_logits = self.model(
-                batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
-            )
+        mlm_logits, nsp_logits = self._logits(batch)
         losses = pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
         return EvalResult(
             losses.mlm_sum.item(),
@@ -156,12 +162,7 @@ class TorchEngine:
 
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """See Engine."""
-        wanted = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in groups["model"].items()}
-        for name in sorted(set(wanted) | set(found)):
-            if wanted.get(name) != found.get(name):
-                expected, got = (list(x[name]) if name in x else "no such tensor" for x in (wanted, found))
-                raise ValueError(f"{name}: expected {expected} as in this config's model, found {got}")
+        check_model_state(self.model.state_dict(), groups["model"])
         self.model.load_state_dict(groups["model"])
         for name, parameter in self._parameters.items():
             state = self._moments(parameter)
@@ -170,7 +171,7 @@ class TorchEngine:
                 state[key].copy_(groups["optimizer"][f"{key}.{name}"])
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"]
-        self._scheduler = LambdaLR(self._optimizer, self._schedule, last_epoch=step - 1)
+        self._scheduler = LambdaLR(self._optimizer, self._optimization.schedule, last_epoch=step - 1)
         torch.set_rng_state(groups["random"]["torch"])
 
 

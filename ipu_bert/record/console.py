@@ -33,10 +33,10 @@ def format_duration(seconds: float) -> str:
 class ConsoleSink:
     """Progress of a run of `total_steps` on `stream` (standard error by default).
 
-    On a terminal: a bar with step, losses, learning rate, speed and time left. Otherwise (a pipe, CI) the
-    same as a plain line for the first record, the last step, and at most every `interval` seconds between.
-    Either way a line for each evaluation and each pattern update. `unigram_entropy` [nats], when known, is
-    printed beside held-out losses: a model above it has learned less than word frequencies.
+    On a terminal: a bar with step, losses, learning rate, speed and time left. Otherwise (a pipe, CI) the same as a
+    plain line for the first record, the last step, and at most every `interval` seconds between. Either way a line for
+    each evaluation and each pattern update. `unigram_entropy` [nats], when known, is printed beside held-out losses: a
+    model above it has learned less than word frequencies.
     """
 
     def __init__(

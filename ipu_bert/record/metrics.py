@@ -1,8 +1,8 @@
 """What a run says about itself: one record (a dict) goes to every sink that listens.
 
-A record has "kind" ("start", "train", "eval", "update", "resume" or "end") and "step"; the rest are numbers,
-or dicts of numbers. Sinks do not know each other. JSON Lines are the truth that the report is made from;
-TensorBoard, W&B and the console (console.py) are views of it.
+A record has "kind" ("start", "train", "eval", "update", "resume" or "end") and "step"; the rest are numbers, or dicts
+of numbers. Sinks do not know each other. JSON Lines are the truth that the report is made from; TensorBoard, W&B and
+the console (console.py) are views of it.
 """
 
 from __future__ import annotations
@@ -10,26 +10,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterator,
-    Mapping,
-    Protocol,
-    Sequence,
-    Union,
-)
+from typing import Any, Dict, Iterator, Mapping, Protocol, Sequence, Union
+
+from sparse_ops import files
 
 PathLike = Union[str, Path]
 Record = Dict[str, Any]
 
-PHASES = ("data", "forward", "backward", "optimizer", "update", "evaluation", "checkpoint")
+METRICS_FILE = "metrics.jsonl"  # in the run's folder
 
 
 # ---------------------------------------------------------------- plain values and files
@@ -38,7 +28,7 @@ PHASES = ("data", "forward", "backward", "optimizer", "update", "evaluation", "c
 def to_plain(value: Any) -> Any:
     """`value` as strict JSON can hold it: NaN and infinities become None, array scalars Python numbers.
 
-    TypeError names a value that is none of dict, list, tuple, str, bool, number, path or None.
+    Raises TypeError that names a value which is none of dict, list, tuple, str, bool, number, path or None.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -60,22 +50,6 @@ def dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(to_plain(value), allow_nan=False, indent=indent)
 
 
-def write_aside(path: PathLike, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        if aside.exists():
-            aside.unlink()
-
-
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
@@ -90,8 +64,8 @@ def _parse_line(line: bytes) -> Record:
 def read_metrics(path: PathLike) -> list[Record]:
     """The records of a metrics.jsonl, in order.
 
-    A last line torn by a killed process is dropped; any other line that is not a strict JSON object is a
-    ValueError that names it.
+    A last line torn by a killed process is dropped. Raises ValueError that names the line for any other that is not a
+    strict JSON object.
     """
     lines = Path(path).read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
@@ -130,7 +104,7 @@ class Metrics:
         self.sinks = list(sinks)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Send one record; ValueError when "kind" (text) or "step" (integer) is missing."""
+        """Send one record; raises ValueError when "kind" (text) or "step" (integer) is missing."""
         step = record.get("step")
         if not isinstance(record.get("kind"), str) or not isinstance(step, int) or isinstance(step, bool):
             raise ValueError(f"a record needs a 'kind' and an integer 'step'; found {dict(record)!r}")
@@ -138,7 +112,7 @@ class Metrics:
             sink.write(record)
 
     def close(self) -> None:
-        """Close every sink, even if one of them fails; the first failure is raised at the end."""
+        """Close every sink, even if one of them fails; raises the first failure at the end."""
         failure: BaseException | None = None
         while self.sinks:
             try:
@@ -163,9 +137,9 @@ class Metrics:
 class JsonlSink:
     """Appends each record as one strict JSON line, on disk for any reader as soon as `write` returns.
 
-    `resume_step=k` first cuts away every record after step k (and a torn last line), so that the resumed
-    run's records follow on without duplicates; the file is rewritten aside and renamed. Without it the file
-    must not exist or be empty: a run never writes into another one's metrics.
+    `resume_step=k` first cuts away every record after step k (and a torn last line), so that the resumed run's records
+    follow on without duplicates; the file is rewritten aside and renamed. Without it, raises ValueError for a file that
+    holds anything: a run never writes into another one's metrics.
     """
 
     def __init__(self, path: PathLike, resume_step: int | None = None) -> None:
@@ -174,7 +148,7 @@ class JsonlSink:
         if resume_step is not None:
             kept = read_metrics(self.path) if self.path.exists() else []
             lines = [dumps(record) + "\n" for record in kept if record.get("step", 0) <= resume_step]
-            write_aside(self.path, "".join(lines).encode("utf-8"))
+            files.write(self.path, "".join(lines))
         elif self.path.exists() and self.path.stat().st_size > 0:
             raise ValueError(
                 f"{self.path} already holds the metrics of a run; expected a new run directory. "
@@ -216,7 +190,10 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 class TensorBoardSink:
-    """Scalars for TensorBoard. `resume_step=k` hides what an earlier process logged after step k."""
+    """Scalars for TensorBoard; `resume_step=k` hides what an earlier process logged after step k.
+
+    Raises ValueError where the package is not installed.
+    """
 
     def __init__(self, directory: PathLike, resume_step: int | None = None) -> None:
         try:
@@ -243,18 +220,11 @@ class TensorBoardSink:
 class WandbSink:
     """Scalars for Weights & Biases, which is imported only here.
 
-    `run_id` lets a resumed run continue its own page; charts use the record's step as their axis, so a
-    resumed run may go back behind what was logged before.
+    `run_id` lets a resumed run continue its own page; charts use the record's step as their axis, so a resumed run may
+    go back behind what was logged before. Raises ValueError where the package is not installed.
     """
 
-    def __init__(
-        self,
-        project: str,
-        name: str,
-        directory: PathLike,
-        config: Mapping[str, Any] | None = None,
-        run_id: str | None = None,
-    ) -> None:
+    def __init__(self, project: str, name: str, directory: PathLike, config: Mapping[str, Any], run_id: str) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -262,14 +232,8 @@ class WandbSink:
                 "W&B logging was asked for and the package 'wandb' is not installed; "
                 "install it (pip install wandb) or switch it off in the config's log section"
             ) from error
-        resume = None if run_id is None else "allow"
         self._run: Any = wandb.init(
-            project=project,
-            name=name,
-            dir=str(directory),
-            config=to_plain(config or {}),
-            id=run_id,
-            resume=resume,
+            project=project, name=name, dir=str(directory), config=to_plain(config), id=run_id, resume="allow"
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -283,72 +247,3 @@ class WandbSink:
     def close(self) -> None:
         """Finish the W&B run."""
         self._run.finish()
-
-
-# ---------------------------------------------------------------- time and memory
-
-
-class Stopwatch:
-    """Cumulative wall-clock seconds per phase of a run: `with timer("forward"): ...`.
-
-    A phase inside another one pauses the outer, so the phases never add up to more than the time that passed.
-    `seconds` continues from an earlier process's totals.
-    """
-
-    def __init__(
-        self, seconds: Mapping[str, float] | None = None, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._clock = clock
-        self._seconds: dict[str, float] = {phase: 0.0 for phase in PHASES}
-        for phase, value in (seconds or {}).items():
-            self._seconds[self._known(phase)] = float(value)
-        self._active: list[str] = []
-        self._since = 0.0
-
-    @staticmethod
-    def _known(phase: str) -> str:
-        if phase not in PHASES:
-            raise ValueError(f"unknown phase {phase!r}; expected one of {', '.join(PHASES)}")
-        return phase
-
-    def _switch(self) -> None:
-        now = self._clock()
-        if self._active:
-            self._seconds[self._active[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Count the time of the `with` body as `phase`; ValueError for a phase that is not in PHASES."""
-        self._known(phase)
-        self._switch()
-        self._active.append(phase)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._active.pop()
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """A copy of the totals so far; the open phase counts up to its last switch only."""
-        return dict(self._seconds)
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident memory this process has had, in bytes."""
-    try:
-        # VmHWM belongs to this program alone; getrusage keeps the parent's peak across fork and exec.
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

@@ -1,12 +1,11 @@
-"""The pictures of a run: each function takes plain arrays and returns a Figure; `save_figure` writes it.
+"""The pictures of a run: each function takes plain sequences and returns a Figure; `save_figure` writes it.
 
-Figures are made without pyplot, so nothing global remembers them and no display is needed. Colours are those
-of Okabe and Ito, which colour-blind readers can tell apart.
+Figures are made without pyplot, so nothing global remembers them and no display is needed. Colours are those of Okabe
+and Ito, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any, Sequence
@@ -18,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
 
-from ipu_bert.record.metrics import PathLike, write_aside
+from ipu_bert.record.metrics import PathLike
+from sparse_ops import files
 
 BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
 GREY, OLD, EMPTY = "#595959", "#B0B0B0", "#F2F2F2"
@@ -27,11 +27,36 @@ _SIZE, _TITLE = 11.0, 12.5
 
 
 @dataclass(frozen=True)
-class PatternChange:
-    """Block positions of one weight when training began and when it ended; each array is int [nnz].
+class LossCurve:
+    """Losses [nats] over training steps, one entry each; None or NaN leaves a gap."""
 
-    `grid` is (block rows, block columns) of the whole weight; `segment_names` label equal bands of block rows
-    from the top ("query", "key", "value" of the fused weight) and stay empty for an ordinary weight.
+    steps: Sequence[int]
+    mlm: Sequence[float | None]
+    nsp: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class UpdateCurves:
+    """What pattern updates did, one entry each; all but their numbers are shares in [0, 1], None leaves a gap.
+
+    `layer_low` and `layer_high` are the explored DOF of the least and the most explored layer; empty where not known.
+    """
+
+    updates: Sequence[int]
+    ratio: Sequence[float | None]
+    explored_dof: Sequence[float | None]
+    removed_new: Sequence[float | None]
+    layer_low: Sequence[float]
+    layer_high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class PatternChange:
+    """Block positions of one weight when training began and when it ended, after `end_step`; each array is int [nnz].
+
+    `grid` is (block rows, block columns) of the whole weight; `segment_names` label equal bands of block rows from the
+    top ("query", "key", "value" of the fused weight) and are empty for an ordinary weight. Raises ValueError that names
+    the layer for positions that do not fit the grid.
     """
 
     layer: str
@@ -41,8 +66,8 @@ class PatternChange:
     start_cols: Any
     end_rows: Any
     end_cols: Any
-    segment_names: Sequence[str] = ()
-    end_step: int | None = None
+    segment_names: Sequence[str]
+    end_step: int
 
     def __post_init__(self) -> None:
         rows, cols = self.grid
@@ -70,10 +95,9 @@ class PatternChange:
 
 def save_figure(figure: Figure, path: PathLike, dpi: int = 144) -> None:
     """Write `figure` as PNG, aside and renamed."""
-    buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    write_aside(path, buffer.getvalue())
+    with files.replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=dpi, facecolor="white")
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray:
@@ -163,33 +187,25 @@ def mlm_headline(final: float | None, entropy: float | None) -> str:
     return f"Held-out masked-LM loss ends at {final:.2f}, {abs(entropy - final):.2f} {relation} word frequencies"
 
 
-def loss_figure(
-    steps: Sequence[int],
-    mlm: Sequence[float | None],
-    nsp: Sequence[float | None],
-    heldout_steps: Sequence[int] = (),
-    heldout_mlm: Sequence[float | None] = (),
-    heldout_nsp: Sequence[float | None] = (),
-    unigram_entropy: float | None = None,
-) -> Figure:
+def loss_figure(train: LossCurve, heldout: LossCurve, unigram_entropy: float | None) -> Figure:
     """Training and held-out losses [nats] over steps.
 
-    Masked LM above, with the held-out unigram cross-entropy; next sentence below, with ln 2, a coin's loss.
-    None or NaN leaves a gap.
+    Masked LM above, with the held-out unigram cross-entropy where it is known; next sentence below, with ln 2, the loss
+    of a coin.
     """
-    x, held_x = np.asarray(steps, dtype=np.float64), np.asarray(heldout_steps, dtype=np.float64)
-    held_mlm, held_nsp = _numbers(heldout_mlm), _numbers(heldout_nsp)
+    steps, held_steps = np.asarray(train.steps, dtype=np.float64), np.asarray(heldout.steps, dtype=np.float64)
+    held_mlm, held_nsp = _numbers(heldout.mlm), _numbers(heldout.nsp)
     figure = Figure(figsize=(9.0, 6.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (2.4, 1.0)})
 
-    _loss_panel(top, x, _numbers(mlm), held_x, held_mlm)
+    _loss_panel(top, steps, _numbers(train.mlm), held_steps, held_mlm)
     if unigram_entropy is not None and math.isfinite(unigram_entropy):
         top.axhline(unigram_entropy, color="black", linestyle="--", linewidth=1.3, label="_unigram")
         _beside(top, unigram_entropy, f"word\nfrequencies\nalone: {unigram_entropy:.2f}")
     _title(top, mlm_headline(_last_finite(held_mlm), unigram_entropy))
     top.set_ylabel("masked-LM loss [nats]", fontsize=_SIZE)
 
-    _loss_panel(bottom, x, _numbers(nsp), held_x, held_nsp)
+    _loss_panel(bottom, steps, _numbers(train.nsp), held_steps, held_nsp)
     bottom.axhline(LN2, color="black", linestyle="--", linewidth=1.3, label="_ln2")
     _beside(bottom, LN2, "coin toss:\nln 2 = 0.69")
     final = _last_finite(held_nsp)
@@ -209,45 +225,52 @@ def loss_figure(
 # ---------------------------------------------------------------- pattern updates
 
 
-def pattern_updates_figure(
-    updates: Sequence[int],
-    ratio: Sequence[float | None],
-    explored_dof: Sequence[float | None],
-    removed_new: Sequence[float | None],
-    density: float | None = None,
-    layer_low: Sequence[float | None] = (),
-    layer_high: Sequence[float | None] = (),
-) -> Figure:
+def pattern_updates_figure(curves: UpdateCurves, density: float | None) -> Figure:
     """Explored degrees of freedom (above), pruning and removed-new ratio (below) over updates, all in [0, 1].
 
-    `density` is the share of positions that the start pattern holds; `layer_low` and `layer_high` are the
-    least and the most explored layer. A run without an update has nothing to show: ValueError.
+    `density` is the share of positions that the start pattern holds. Raises ValueError for a run without an update,
+    which has nothing to show.
     """
-    if not len(updates):
+    if not len(curves.updates):
         raise ValueError("no pattern updates: expected at least one, found none; skip this figure")
-    x, explored, removed = (
-        np.asarray(updates, dtype=np.float64),
-        _numbers(explored_dof),
-        _numbers(removed_new),
-    )
+    updates = np.asarray(curves.updates, dtype=np.float64)
     figure = Figure(figsize=(9.0, 6.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
+    _explored_panel(top, updates, curves, density)
+    _moved_panel(bottom, updates, curves)
+    for axes in (top, bottom):
+        _clean(axes)
+        _thousands(axes)
+        axes.set_ylim(0.0, 1.02)
+        axes.set_xlim(min(0.5, updates.min() - 0.5), updates.max() + 0.5)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
+    handles = [*top.get_legend_handles_labels()[0], *bottom.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=_SIZE - 1)
+    return figure
 
-    top.plot(x, explored, color=BLUE, linewidth=1.8, marker="o", markersize=4, label="explored DOF, mean of layers")
-    if len(layer_low) == len(layer_high) == len(x):
-        low, high = _numbers(layer_low), _numbers(layer_high)
-        top.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0, label="least to most explored layer")
+
+def _explored_panel(axes: Axes, updates: np.ndarray, curves: UpdateCurves, density: float | None) -> None:
+    explored = _numbers(curves.explored_dof)
+    axes.plot(
+        updates, explored, color=BLUE, linewidth=1.8, marker="o", markersize=4, label="explored DOF, mean of layers"
+    )
+    if len(curves.layer_low) == len(curves.layer_high) == len(updates):
+        low, high = _numbers(curves.layer_low), _numbers(curves.layer_high)
+        axes.fill_between(updates, low, high, color=BLUE, alpha=0.2, linewidth=0, label="least to most explored layer")
     if density is not None:
-        top.axhline(density, color="black", linestyle="--", linewidth=1.3, label="_start")
-        _beside(top, density, f"start\npattern:\n{_percent(density)}")
+        axes.axhline(density, color="black", linestyle="--", linewidth=1.3, label="_start")
+        _beside(axes, density, f"start\npattern:\n{_percent(density)}")
     final = _last_finite(explored)
-    count = f"{len(x)} update{'' if len(x) == 1 else 's'}"
+    count = f"{len(updates)} update{'' if len(updates) == 1 else 's'}"
     reached = "Positions" if final is None else f"{_percent(final)} of all positions"
-    _title(top, f"{reached} tried after {count}")
-    top.set_ylabel("explored DOF", fontsize=_SIZE)
+    _title(axes, f"{reached} tried after {count}")
+    axes.set_ylabel("explored DOF", fontsize=_SIZE)
 
-    bottom.plot(
-        x,
+
+def _moved_panel(axes: Axes, updates: np.ndarray, curves: UpdateCurves) -> None:
+    removed = _numbers(curves.removed_new)
+    axes.plot(
+        updates,
         removed,
         color=VERMILION,
         linewidth=1.8,
@@ -255,32 +278,22 @@ def pattern_updates_figure(
         markersize=4,
         label="removed-new ratio: of the blocks one update adds,\nthe share that the next one removes",
     )
-    bottom.plot(
-        x,
-        _numbers(ratio),
+    axes.plot(
+        updates,
+        _numbers(curves.ratio),
         color=GREY,
         linewidth=1.6,
         linestyle="--",
-        marker="." if len(x) < 20 else None,
+        marker="." if len(updates) < 20 else None,
         label="pruning ratio: blocks moved / all blocks",
     )
     survived = removed[np.isfinite(removed)]
     if len(survived):
-        _title(bottom, f"On average {_percent(survived.mean())} of new blocks were removed by the next update")
+        _title(axes, f"On average {_percent(survived.mean())} of new blocks were removed by the next update")
     else:
-        _title(bottom, "Share of blocks that each update moved")
-    bottom.set_ylabel("share of blocks", fontsize=_SIZE)
-    bottom.set_xlabel("pattern update", fontsize=_SIZE)
-
-    for axes in (top, bottom):
-        _clean(axes)
-        _thousands(axes)
-        axes.set_ylim(0.0, 1.02)
-        axes.set_xlim(min(0.5, x.min() - 0.5), x.max() + 0.5)
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
-    handles = [*top.get_legend_handles_labels()[0], *bottom.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=_SIZE - 1)
-    return figure
+        _title(axes, "Share of blocks that each update moved")
+    axes.set_ylabel("share of blocks", fontsize=_SIZE)
+    axes.set_xlabel("pattern update", fontsize=_SIZE)
 
 
 # ---------------------------------------------------------------- one layer's pattern
@@ -356,8 +369,7 @@ def pattern_start_end_figure(change: PatternChange) -> Figure:
     if segmented:
         _name_segments(left, change.segment_names)
     left.set_title("at the start", fontsize=_SIZE + 0.5)
-    ending = "at the end" if change.end_step is None else f"at the end (step {change.end_step:,})"
-    right.set_title(ending, fontsize=_SIZE + 0.5)
+    right.set_title(f"at the end (step {change.end_step:,})", fontsize=_SIZE + 0.5)
 
     says = (
         f"{new:,} of {total:,} blocks ended in a new place" if new else f"All {total:,} blocks ended where they began"

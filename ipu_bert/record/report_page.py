@@ -3,65 +3,59 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any, Mapping, Sequence
 
+from ipu_bert.config import as_dict
 from ipu_bert.record.console import format_duration
+from ipu_bert.record.metrics import to_plain
+from ipu_bert.record.outcome import RunOutcome
+from ipu_bert.record.report_numbers import HeldoutNumbers, PatternNumbers, Report
+from ipu_bert.stopwatch import PHASES
 
-_PHASES = {
-    "data": "making batches",
-    "forward": "forward pass",
-    "backward": "backward pass",
-    "optimizer": "optimizer step",
-    "update": "pattern updates",
-    "evaluation": "evaluation on held-out text",
-    "checkpoint": "writing checkpoints",
-    "other": "anything else (start, logging)",
-}
+Figures = Mapping[str, str]  # figure: file name beside report.md
 
 
-def render_page(report: Mapping[str, Any]) -> str:
-    """report.md as Markdown text, from the numbers of report.json."""
+def render_page(report: Report, figures: Figures) -> str:
+    """report.md as Markdown text; only `figures` that were drawn are shown."""
     parts = [
         _opening(report),
-        _learning(report),
+        _learning(report.heldout, figures),
         _speed(report),
         _time(report),
-        _size(report),
-        _pattern(report),
-        _details(report),
+        _size(report.outcome),
+        _pattern(report, figures),
+        _details(report.outcome),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _join(*parts) + "\n"
 
 
 # ---------------------------------------------------------------- small words
 
 
-def number(value: Any, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     """A decimal with thousands separators, or "not measured"."""
     if value is None:
         return "not measured"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
-def scaled(value: Any, unit: str) -> str:
+def scaled(value: float | None, unit: str) -> str:
     """1.23 G<unit>: three digits and a power of 1000."""
     if value is None:
         return "not measured"
-    value = float(value)
     sizes = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
     prefix, size = next((pair for pair in sizes if abs(value) >= pair[1]), ("", 1.0))
     value /= size
     return f"{value:.3g} {prefix}{unit}" if abs(value) < 999.5 else f"{value:,.0f} {prefix}{unit}"
 
 
-def memory(value: Any) -> str:
+def memory(value: int) -> str:
     """Bytes as MiB or GiB."""
-    if value is None:
-        return "not measured"
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
-def percent(value: Any, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """A share as a percentage."""
     return "not measured" if value is None else f"{100 * value:.{digits}f} %"
 
@@ -72,9 +66,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _figure(report: Mapping[str, Any], name: str, caption: str) -> str:
-    file = (report.get("figures") or {}).get(name)
-    return f"![{caption.split('.')[0]}]({file})\n\n*{caption}*" if file else ""
+def _figure(figures: Figures, name: str, caption: str) -> str:
+    return f"![{caption.split('.')[0]}]({figures[name]})\n\n*{caption}*" if name in figures else ""
 
 
 def _join(*parts: str) -> str:
@@ -84,252 +77,234 @@ def _join(*parts: str) -> str:
 # ---------------------------------------------------------------- sections
 
 
-def _opening(report: Mapping[str, Any]) -> str:
-    model, parameters = report.get("model") or {}, report["parameters"]
-    shape = ""
-    if model.get("layers") and model.get("hidden_size"):
-        shape = f" with {model['layers']} layers of width {model['hidden_size']}"
-    sparsity, block = report["pattern"]["sparsity"], _setting(report, "sparsity", "block_size")
-    if parameters.get("sparse"):
-        in_blocks = f" in blocks of {block} x {block}" if block else ""
-        kind = f"Its encoder weights are block-sparse: {percent(sparsity)} of their entries do not exist, "
-        kind += "and the rest is "
-        kind += f"kept{in_blocks}. No dense copy of them, or of their gradient, is ever made."
+def _opening(report: Report) -> str:
+    outcome = report.outcome
+    block = outcome.config.sparsity.block_size
+    if outcome.parameters.sparse:
+        kind = (
+            f"Its encoder weights are block-sparse: {percent(report.pattern.sparsity)} of their entries do not exist, "
+            f"and the rest is kept in blocks of {block} x {block}. No dense copy of them, or of their gradient, is "
+            "ever made."
+        )
     else:
         kind = "All its weights are dense."
-    corpus = _corpus(report.get("data") or {})
     return (
-        f"# Run `{report['name']}`\n\n"
-        f"A BERT{shape} was pre-trained for {number(report['steps'])} steps on "
-        f"{number(report['sequences'])} sequences ({number(report['tokens'])} tokens) in "
-        f"{format_duration(report['elapsed_seconds'] or 0)}. It had two tasks at once: to fill in "
-        "masked words (masked LM, MLM) and to tell whether one text follows another (next sentence, NSP). "
-        f"{kind}{corpus}"
+        f"# Run `{outcome.config.run.name}`\n\n"
+        f"A BERT with {outcome.shape.layers} layers of width {outcome.shape.hidden_size} was pre-trained for "
+        f"{number(outcome.steps)} steps on {number(outcome.sequences)} sequences ({number(outcome.tokens)} tokens) in "
+        f"{format_duration(outcome.elapsed_seconds)}. It had two tasks at once: to fill in masked words (masked LM, "
+        "MLM) and to tell whether one text follows another (next sentence, NSP). "
+        f"{kind} {_corpus(outcome)}"
     )
 
 
-def _corpus(data: Mapping[str, Any]) -> str:
-    """Documents, tokens and vocabulary; counts are given for the whole corpus or split by split."""
-    splits = list((data.get("splits") or {}).values()) or [data]
-    words = []
-    for key in ("documents", "tokens"):
-        if all(isinstance(split.get(key), int) for split in splits):
-            words.append(f"{number(sum(split[key] for split in splits))} {key}")
-    if data.get("vocab_size"):
-        words.append(f"a vocabulary of {number(data['vocab_size'])} word pieces")
-    return f" The corpus: {', '.join(words)}." if words else ""
+def _corpus(outcome: RunOutcome) -> str:
+    """Documents and tokens of all splits, and the vocabulary."""
+    documents, tokens = (sum(split[key] for split in outcome.splits.values()) for key in ("documents", "tokens"))
+    return (
+        f"The corpus: {number(documents)} documents, {number(tokens)} tokens, a vocabulary of "
+        f"{number(outcome.shape.vocab_size)} word pieces."
+    )
 
 
-def verdict(heldout: Mapping[str, Any]) -> str:
+def verdict(heldout: HeldoutNumbers) -> str:
     """Did it learn, in one or two sentences: masked LM against word frequencies, in nats."""
-    loss, entropy, gap = heldout.get("mlm_loss"), heldout.get("unigram_entropy"), heldout.get("below_unigram")
+    loss, entropy, gap = heldout.mlm_loss, heldout.unigram_entropy, heldout.below_unigram
     if loss is None:
         return "**Unknown: there is no finite held-out loss**, so nothing can be said about what was learned."
-    if gap is None:
+    if entropy is None or gap is None:
         return (
-            f"The held-out masked-LM loss is {loss:.3f} nats; without word frequencies to compare with, "
-            "it cannot be said whether that is more than counting words."
+            f"The held-out masked-LM loss is {loss:.3f} nats; without word frequencies to compare with, it cannot be "
+            "said whether that is more than counting words."
         )
-    if heldout["beats_unigram"]:
+    if heldout.beats_unigram:
         return (
-            f"**Yes: the model reads context.** Its held-out masked-LM loss, {loss:.3f} nats, is {gap:.3f} "
-            f"below the {entropy:.3f} that word frequencies alone reach. It gives the hidden word "
-            f"{math.exp(gap):.2f} times the probability (geometric mean) that a guess by frequency gives it."
+            f"**Yes: the model reads context.** Its held-out masked-LM loss, {loss:.3f} nats, is {gap:.3f} below the "
+            f"{entropy:.3f} that word frequencies alone reach. It gives the hidden word {math.exp(gap):.2f} times the "
+            "probability (geometric mean) that a guess by frequency gives it."
         )
     if gap > 0:
         return (
             f"**Not clearly.** The held-out masked-LM loss, {loss:.3f} nats, is only {gap:.3f} below the "
             f"{entropy:.3f} of word frequencies alone: too little to say that the model uses context."
         )
-    initial = heldout.get("initial_mlm_loss")
-    nothing = initial is not None and loss >= initial - 0.01
-    learned = "It is no better than the untrained model." if nothing else (
-        "What it has learned so far is no more than which words are frequent."
-    )  # fmt: skip
+    initial = heldout.initial_mlm_loss
+    if initial is not None and loss >= initial - 0.01:
+        learned = "It is no better than the untrained model."
+    else:
+        learned = "What it has learned so far is no more than which words are frequent."
     return (
-        f"**No: the model has NOT beaten word frequencies.** Its held-out masked-LM loss, {loss:.3f} nats, "
-        f"is {-gap:.3f} above the {entropy:.3f} that a guess by word frequency reaches. {learned} Small "
-        "models stay near that value for a while before they go on: train longer, or check the learning rate."
+        f"**No: the model has NOT beaten word frequencies.** Its held-out masked-LM loss, {loss:.3f} nats, is "
+        f"{-gap:.3f} above the {entropy:.3f} that a guess by word frequency reaches. {learned} Small models stay near "
+        "that value for a while before they go on: train longer, or check the learning rate."
     )
 
 
-def _learning(report: Mapping[str, Any]) -> str:
-    held = report["heldout"]
-    frequencies = f"{number(held['unigram_entropy'])} (word frequencies)"
-    right = percent(held.get("mlm_accuracy")), percent(held.get("nsp_accuracy"))
+def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
+    frequencies = f"{number(heldout.unigram_entropy)} (word frequencies)"
     rows = [
-        ["masked LM (MLM)", number(held["mlm_loss"]), frequencies, right[0]],
-        ["next sentence (NSP)", number(held["nsp_loss"]), "0.693 (coin toss, ln 2)", right[1]],
+        ["masked LM (MLM)", number(heldout.mlm_loss), frequencies, percent(heldout.mlm_accuracy)],
+        ["next sentence (NSP)", number(heldout.nsp_loss), "0.693 (coin toss, ln 2)", percent(heldout.nsp_accuracy)],
     ]
     notes = []
-    if held.get("initial_mlm_loss") is not None:
-        notes.append(f"Before training the masked-LM loss was {held['initial_mlm_loss']:.3f}.")
-    if held["nsp_learned"] is not None:
+    if heldout.initial_mlm_loss is not None:
+        notes.append(f"Before training the masked-LM loss was {heldout.initial_mlm_loss:.3f}.")
+    if heldout.nsp_learned is not None:
         notes.append(
             "Next-sentence prediction is better than a coin toss."
-            if held["nsp_learned"]
+            if heldout.nsp_learned
             else "Next-sentence prediction has NOT moved clearly below a coin toss."
         )
-    best = held.get("best_mlm_loss")
-    if best is not None and held["mlm_loss"] is not None and held["mlm_loss"] > best + 0.05:
+    best = heldout.best_mlm_loss
+    if best is not None and heldout.mlm_loss is not None and heldout.mlm_loss > best + 0.05:
         notes.append(
-            f"The best evaluation was {best:.3f} at step {number(held['best_step'])}; since then the "
-            "held-out loss has risen, as it does when a model learns its training text by heart."
+            f"The best evaluation was {best:.3f} at step {number(heldout.best_step)}; since then the held-out loss has "
+            "risen, as it does when a model learns its training text by heart."
         )
     return _join(
         "## Did it learn?",
-        verdict(held),
+        verdict(heldout),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
-        "Held-out documents are never trained on. *Word frequencies alone* is the unigram cross-entropy: "
-        "the loss of a model that ignores the sentence and always answers with how frequent each word is.",
+        "Held-out documents are never trained on. *Word frequencies alone* is the unigram cross-entropy: the loss of a "
+        "model that ignores the sentence and always answers with how frequent each word is.",
         _figure(
-            report,
+            figures,
             "loss_curves",
-            "Loss over training steps. Only below the dashed line has the model learned more than word "
-            "frequencies (above) or a coin toss (below).",
+            "Loss over training steps. Only below the dashed line has the model learned more than word frequencies "
+            "(above) or a coin toss (below).",
         ),
     )
 
 
-def _speed(report: Mapping[str, Any]) -> str:
-    speed, flops, step = (
-        report["throughput"],
-        report["flops_per_sequence"],
-        report["throughput"]["step_seconds"],
-    )
-    typical, whole = speed["median"], speed["whole_run"]
+def _speed(report: Report) -> str:
+    speed, flops = report.throughput, report.outcome.flops
+    columns = (speed, speed.median, speed.whole_run)
     rows = [
-        [label, *(scaled_or_number(column[key], unit) for column in (speed, typical, whole))]
-        for label, key, unit in (
-            ("sequences per second", "sequences_per_second", ""),
-            ("tokens per second", "tokens_per_second", ""),
-            ("executed FLOP/s", "executed_flops_per_second", "FLOP/s"),
-            ("dense-equivalent FLOP/s", "dense_equivalent_flops_per_second", "FLOP/s"),
-        )
+        ["sequences per second", *(_rate(column.sequences_per_second) for column in columns)],
+        ["tokens per second", *(_rate(column.tokens_per_second) for column in columns)],
+        ["executed FLOP/s", *(scaled(column.executed_flops_per_second, "FLOP/s") for column in columns)],
+        [
+            "dense-equivalent FLOP/s",
+            *(scaled(column.dense_equivalent_flops_per_second, "FLOP/s") for column in columns),
+        ],
     ]
+    step = speed.step_seconds
     if step is None:
         how = "The run was too short to leave the first steps out: the columns are the same."
     else:
         how = (
-            f"A step took {1000 * step['mean']:.1f} ms on average and {1000 * step['median']:.1f} ms in "
-            f"the median. Mean and median leave out the first {step['warmup_steps_left_out']} steps, "
-            "evaluations and checkpoints; the mean contains the pattern updates, the median is the "
-            "typical step; *whole run* divides by all time that passed."
+            f"A step took {1000 * step.mean:.1f} ms on average and {1000 * step.median:.1f} ms in the median. Mean and "
+            f"median leave out the first {step.warmup_steps_left_out} steps, evaluations and checkpoints; the mean "
+            "contains the pattern updates, the median is the typical step; *whole run* divides by all time that passed."
         )
-    executed, dense = flops.get("executed"), flops.get("dense_equivalent")
-    if executed and dense and dense > 1.005 * executed:
+    executed, dense = flops.executed, flops.dense_equivalent
+    if dense > 1.005 * executed:
         apart = (
             f"*Executed* counts the products that were really done, {scaled(executed, 'FLOP')} per sequence. "
             f"*Dense-equivalent* counts what a dense model of this shape would need for the same sequence, "
-            f"{scaled(dense, 'FLOP')}, {dense / executed:.1f} times as much. Compare the hardware's peak "
-            "with the first only; the second says how fast a dense run would have to be to keep up."
+            f"{scaled(dense, 'FLOP')}, {dense / executed:.1f} times as much. Compare the hardware's peak with the "
+            "first only; the second says how fast a dense run would have to be to keep up."
         )
-    elif executed:
-        apart = f"Every product is dense here, so both counts are {scaled(executed, 'FLOP')} per sequence."
     else:
-        apart = ""
+        apart = f"Every product is dense here, so both counts are {scaled(executed, 'FLOP')} per sequence."
     counted = (
         "Counted are the matrix products of a forward and a backward pass: the encoder as in Appendix A.2 of the "
         "paper, and the pooler and the heads."
     )
-    if flops.get("encoder"):
-        counted += f" The encoder alone, which is what the paper counts: {scaled(flops['encoder'], 'FLOP')}."
     return _join(
         "## How fast?",
         table(["", "mean", "median step", "whole run"], rows),
         how,
-        f"{apart} {counted}".strip(),
+        f"{apart} {counted}",
         _stream(report),
     )
 
 
-def scaled_or_number(value: Any, unit: str) -> str:
-    """FLOP/s with a prefix, counts as plain numbers."""
-    return scaled(value, unit) if unit else number(value, 1 if value is not None and value < 1000 else 0)
+def _rate(value: float | None) -> str:
+    return number(value, 1 if value is not None and value < 1000 else 0)
 
 
-def _stream(report: Mapping[str, Any]) -> str:
-    stream = (report.get("data") or {}).get("stream_sequences_per_second")
-    used = report["throughput"]["sequences_per_second"]
+def _stream(report: Report) -> str:
+    """How fast batches were made beside how fast they were used."""
+    stream, used = report.outcome.stream_sequences_per_second, report.throughput.sequences_per_second
     if not stream or not used:
         return ""
-    text = f"The data stream alone makes {number(float(stream), 0)} sequences/s, "
-    text += f"{stream / used:.1f} times what training used."
+    text = f"The data stream alone makes {number(stream, 0)} sequences/s, {stream / used:.1f} times what training used."
     return text if stream > 2 * used else text + " **That is close: training may be waiting for data.**"
 
 
-def _time(report: Mapping[str, Any]) -> str:
-    shares = report["time_share"]
+def _time(report: Report) -> str:
     rows = []
-    for phase, words in _PHASES.items():
-        share = shares.get(phase)
-        if share is not None:
-            bar = "`" + "#" * max(1, round(30 * share)) + "`" if share > 0.005 else ""
-            rows.append([words, percent(share), bar])
-    head = f"## Where did the time go?\n\nOf {format_duration(report['elapsed_seconds'] or 0)} in all:"
+    for phase, words in {**PHASES, "other": "anything else (start, logging)"}.items():
+        share = report.time_share[phase]
+        bar = "`" + "#" * max(1, round(30 * share)) + "`" if share > 0.005 else ""
+        rows.append([words, percent(share), bar])
+    head = f"## Where did the time go?\n\nOf {format_duration(report.outcome.elapsed_seconds)} in all:"
     lines = table(["phase", "share", ""], rows).replace("| --: |\n", "| :-- |\n", 1)
     return f"{head}\n\n{lines}"
 
 
-def _size(report: Mapping[str, Any]) -> str:
-    parameters = report["parameters"]
-    sparse, equal = parameters.get("sparse"), parameters.get("sparse_dense_equivalent")
+def _size(outcome: RunOutcome) -> str:
+    counts = outcome.parameters
     rows = [
-        ["sparse weights, stored", number(sparse)],
-        ["the same weights, were they dense", number(equal)],
-        ["dense parameters (embeddings, biases, LayerNorm, heads)", number(parameters.get("dense"))],
-        ["trained parameters in all", number(parameters.get("total"))],
-        ["peak memory of the process", memory(report["peak_memory_bytes"])],
+        ["sparse weights, stored", number(counts.sparse)],
+        ["the same weights, were they dense", number(counts.sparse_as_dense)],
+        ["dense parameters (embeddings, biases, LayerNorm, heads)", number(counts.dense)],
+        ["trained parameters in all", number(counts.total)],
+        ["peak memory of the process", memory(outcome.peak_memory_bytes)],
     ]
     return "## How large?\n\n" + table(["", ""], rows)
 
 
-def _pattern(report: Mapping[str, Any]) -> str:
-    pattern = report["pattern"]
+def _pattern(report: Report, figures: Figures) -> str:
+    pattern = report.pattern
     start_end = _figure(
-        report,
+        figures,
         "pattern_start_end",
-        "The blocks of one weight before and after training. Blue blocks are in the same place, orange "
-        "ones are where the updates put the grey ones.",
+        "The blocks of one weight before and after training. Blue blocks are in the same place, orange ones are where "
+        "the updates put the grey ones.",
     )
-    if not report["parameters"].get("sparse"):
+    if not report.outcome.parameters.sparse:
         return "## How did the pattern change?\n\nThere is no pattern: this run is dense."
-    if not pattern["updates"]:
+    if not pattern.updates:
         static = "The pattern was drawn at random at the start and no update changed it."
         return _join("## How did the pattern change?", static, start_end)
-    blocks = f" blocks (of {number(pattern['blocks'])})" if pattern["blocks"] is not None else " blocks"
-    said = (
-        f"{number(pattern['updates'])} pattern update{'s' if pattern['updates'] > 1 else ''} removed the "
-        f"weakest{blocks} and put as many elsewhere, {number(pattern['moved_total'])} moves in all; the "
-        f"number of blocks never changes. At any time {percent(pattern['density'])} of the positions hold "
-        f"weights; over the whole run {percent(pattern['explored_dof'])} were tried at least once "
-        "(*explored degrees of freedom*, DOF)."
-    )
-    if pattern["removed_new"] is not None:
-        said += (
-            f" Of the blocks that an update added, the next one removed {percent(pattern['removed_new'])} "
-            "on average (*removed-new ratio*). The paper's best runs explore nearly all positions and "
-            "remove few new blocks (Figure 5)."
-        )
-    if pattern["seconds_per_update"] is not None:
-        said += f" An update took {1000 * pattern['seconds_per_update']:.0f} ms."
-    if pattern.get("transfers"):
-        said += _transfers(pattern["transfers"])
     return _join(
         "## How did the pattern change?",
-        said,
+        _updates(pattern),
         _figure(
-            report,
+            figures,
             "pattern_updates",
-            "Explored degrees of freedom (above), and how much each update moves and how much of it the "
-            "next one takes back (below).",
+            "Explored degrees of freedom (above), and how much each update moves and how much of it the next one takes "
+            "back (below).",
         ),
         start_end,
     )
 
 
-def _transfers(transfers: Mapping[str, Any]) -> str:
+def _updates(pattern: PatternNumbers) -> str:
+    blocks = f" blocks (of {number(pattern.blocks)})" if pattern.blocks is not None else " blocks"
+    said = (
+        f"{number(pattern.updates)} pattern update{'s' if pattern.updates > 1 else ''} removed the weakest{blocks} and "
+        f"put as many elsewhere, {number(pattern.moved_total)} moves in all; the number of blocks never changes. At "
+        f"any time {percent(pattern.density)} of the positions hold weights; over the whole run "
+        f"{percent(pattern.explored_dof)} were tried at least once (*explored degrees of freedom*, DOF)."
+    )
+    if pattern.removed_new is not None:
+        said += (
+            f" Of the blocks that an update added, the next one removed {percent(pattern.removed_new)} on average "
+            "(*removed-new ratio*). The paper's best runs explore nearly all positions and remove few new blocks "
+            "(Figure 5)."
+        )
+    if pattern.seconds_per_update is not None:
+        said += f" An update took {1000 * pattern.seconds_per_update:.0f} ms."
+    if pattern.transfers:
+        said += _transfers(pattern.transfers)
+    return said
+
+
+def _transfers(transfers: Mapping[str, int]) -> str:
     """What the last update moved between host and device, and how often the executable was compiled."""
     count = transfers["compilations"]
     return (
@@ -337,10 +312,6 @@ def _transfers(transfers: Mapping[str, Any]) -> str:
         f"{number(transfers['bytes_up'])} bytes to it; the training executable was compiled "
         f"{'once' if count == 1 else f'{count} times'} in the whole run."
     )
-
-
-def _setting(report: Mapping[str, Any], section: str, key: str) -> Any:
-    return ((report.get("config") or {}).get(section) or {}).get(key)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -353,13 +324,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _details(report: Mapping[str, Any]) -> str:
-    machine = "\n".join(f"- {key}: {value}" for key, value in _flat(report.get("machine") or {}))
-    config = "\n".join(f"{key} = {value}" for key, value in _flat(report.get("config") or {}))
+def _details(outcome: RunOutcome) -> str:
+    machine = "\n".join(f"- {key}: {value}" for key, value in asdict(outcome.machine).items())
+    config = "\n".join(f"{key} = {value}" for key, value in _flat(to_plain(as_dict(outcome.config))))
     return _join(
-        f"## On which machine?\n\n{machine}" if machine else "",
-        f"## With which settings?\n\n<details><summary>every setting</summary>\n\n```\n{config}\n```\n\n</details>"
-        if config
-        else "",
+        f"## On which machine?\n\n{machine}",
+        f"## With which settings?\n\n<details><summary>every setting</summary>\n\n```\n{config}\n```\n\n</details>",
         "The numbers of this page are in `report.json`, every record of the run in `metrics.jsonl`.",
     )

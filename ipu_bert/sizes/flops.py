@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Mapping, Sequence
+from typing import Sequence
 
-from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderWeight, encoder_weights
-from sparse_ops.pattern import block_count
+from ipu_bert.settings import SparsitySettings
+from ipu_bert.sizes.shape import FAMILY, BertShape, EncoderSize
+from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 
 # A training step is one forward pass and two products of the same size backward (App. A.2).
 PASSES = 3
@@ -17,9 +18,8 @@ PASSES = 3
 class SequenceFlops:
     """FLOPs of forward + backward for one sequence, padding included; a multiply-add is 2.
 
-    sparse: executed in block-sparse weights. sparse_as_dense: what those weights would cost if they were
-    dense. dense: executed in the encoder's dense weights. attention: its two products. heads: pooler, NSP and
-    MLM head.
+    sparse: executed in block-sparse weights. sparse_as_dense: what those weights would cost if they were dense. dense:
+    executed in the encoder's dense weights. attention: its two products. heads: pooler, NSP and MLM head.
     """
 
     sparse: float
@@ -30,7 +30,7 @@ class SequenceFlops:
 
     @property
     def encoder(self) -> float:
-        """The paper's count, "non-embedding FLOPs" (App. A.2, Figure 3): no pooler, no heads."""
+        """The "non-embedding FLOPs" of App. A.2 and Figure 3, with the blocks that exist: no pooler, no heads."""
         return self.sparse + self.dense + self.attention
 
     @property
@@ -49,64 +49,40 @@ class SequenceFlops:
         return {**asdict(self), **totals}
 
 
-def encoder_flops(
-    layers: int,
-    hidden_size: int,
-    intermediate_size: int,
-    sequence_length: int,
-    sparsity: Mapping[str, float],
-) -> SequenceFlops:
-    """The paper's count, heads left at 0: 3 x 2 S x (weights kept) + 12 S^2 H L (App. A.2).
+def linear_flops(elements: float, sequence_length: int) -> float:
+    """Of a weight with so many elements, at every token: 3 x 2 S x elements."""
+    return float(PASSES * 2 * sequence_length) * elements
 
-    ``sparsity`` by weight name; a weight that is not named is dense.
-    """
-    sparse = sparse_as_dense = dense = 0.0
-    for weight in encoder_weights(layers, hidden_size, intermediate_size):
-        cost = float(PASSES * 2 * sequence_length * weight.size)
-        dropped = sparsity.get(weight.name, 0.0)
-        if dropped == 0.0:
-            dense += cost
-        else:
-            sparse += cost * (1.0 - dropped)
-            sparse_as_dense += cost
-    # Queries by keys and probabilities by values, 2 S^2 H each.
-    attention = float(PASSES * 2 * 2 * sequence_length**2 * hidden_size * layers)
-    return SequenceFlops(sparse, sparse_as_dense, dense, attention, heads=0.0)
+
+def attention_flops(hidden_size: int, sequence_length: int) -> float:
+    """Of one layer's queries by keys and probabilities by values, 2 S^2 H each and three passes: 12 S^2 H."""
+    return float(PASSES * 2 * 2 * sequence_length**2 * hidden_size)
+
+
+def head_flops(shape: BertShape, masked_positions: int) -> float:
+    """Pooler and NSP on one token of a sequence, MLM transform and decoder at its masked positions."""
+    hidden = shape.hidden_size
+    return float(PASSES * 2 * (hidden * (hidden + 2) + masked_positions * hidden * (hidden + shape.vocab_size)))
+
+
+def paper_flops(encoder: EncoderSize, weights: Sequence[EncoderWeight], sequence_length: int) -> float:
+    """The paper's count (App. A.2): as if each weight kept exactly the share asked for, without pooler and heads."""
+    linear = sum(linear_flops(weight.size * (1.0 - weight.sparsity), sequence_length) for weight in weights)
+    return linear + encoder.layers * attention_flops(encoder.hidden_size, sequence_length)
 
 
 def sequence_flops(
-    shape: BertShape, sequence_length: int, masked_positions: int, sparsity: Mapping[str, float]
+    shape: BertShape, weights: Sequence[EncoderWeight], sequence_length: int, masked_positions: int
 ) -> SequenceFlops:
-    """``encoder_flops`` with the heads: pooler and NSP on one token, MLM transform and decoder at masked positions."""
-    encoder = encoder_flops(shape.layers, shape.hidden_size, shape.intermediate_size, sequence_length, sparsity)
-    hidden = shape.hidden_size
-    weights = hidden * (hidden + 2) + masked_positions * hidden * (hidden + shape.vocab_size)
+    """What is executed for one sequence, with the blocks that exist and with the heads."""
+    sparse, dense = [w for w in weights if w.is_sparse], [w for w in weights if not w.is_sparse]
     return SequenceFlops(
-        encoder.sparse, encoder.sparse_as_dense, encoder.dense, encoder.attention, float(PASSES * 2 * weights)
+        sparse=linear_flops(sum(weight.elements for weight in sparse), sequence_length),
+        sparse_as_dense=linear_flops(sum(weight.size for weight in sparse), sequence_length),
+        dense=linear_flops(sum(weight.size for weight in dense), sequence_length),
+        attention=shape.layers * attention_flops(shape.hidden_size, sequence_length),
+        heads=head_flops(shape, masked_positions),
     )
-
-
-def actual_sparsity(
-    weights: Sequence[EncoderWeight], sparsity: Mapping[str, float], block_size: int
-) -> dict[str, float]:
-    """Sparsity that whole blocks give: a 128 x 128 weight asked for 0.9 keeps 6 of 64 blocks of 16, so 0.906.
-
-    Raises:
-        ValueError: a block size or a sparsity that a weight cannot have; the message names the weight.
-    """
-    return {
-        weight.name: 1.0 - block_total(weight, sparsity[weight.name], block_size) * block_size**2 / weight.size
-        for weight in weights
-        if sparsity.get(weight.name, 0.0) > 0.0
-    }
-
-
-def block_total(weight: EncoderWeight, sparsity: float, block_size: int) -> int:
-    """Blocks of all segments of a weight; raises ValueError that names the weight."""
-    try:
-        return weight.segments * block_count(weight.shape, block_size, sparsity, weight.segments)
-    except ValueError as error:
-        raise ValueError(f"{weight.name}: {error}") from error
 
 
 # --- comparison at equal FLOPs
@@ -116,22 +92,19 @@ DENSE_FAMILY_MLM: dict[str, float] = {"mini": 2.614, "small": 2.310, "medium": 2
 
 
 def interpolate_loss(points: Sequence[tuple[float, float]], flops: float) -> float:
-    """Loss of a dense family at ``flops``, from its (FLOPs, loss) points: a straight line in log FLOPs and
-    log loss.
+    """Loss of a dense family at `flops`, from its (FLOPs, loss) points: a straight line in log FLOPs and log loss.
 
-    The paper says "linear interpolation" and draws Figure 3 with both axes logarithmic; log-log is what gives
-    its two "Matched" rows exactly (Table 1: 2.350, Table A.8: 2.603). Linear in FLOPs gives 2.381 and 2.609,
-    log FLOPs alone gives 2.353 and 2.604. Outside the points the nearest segment is continued.
-
-    Raises:
-        ValueError: fewer than two points, two points of the same FLOPs, or a value that is not above 0.
+    The paper says "linear interpolation" and draws Figure 3 with both axes logarithmic; log-log is what gives its two
+    "Matched" rows exactly (Table 1: 2.350, Table A.8: 2.603). Linear in FLOPs gives 2.381 and 2.609, log FLOPs alone
+    gives 2.353 and 2.604. Outside the points the nearest segment is continued.
+    Raises ValueError for fewer than two points, two points of the same FLOPs, or a value that is not above 0.
     """
     low, high, t = _segment([(math.log(f), math.log(loss)) for f, loss in _checked(points)], math.log(flops))
     return math.exp(low + t * (high - low))
 
 
 def interpolate_flops(points: Sequence[tuple[float, float]], loss: float) -> float:
-    """FLOPs at which a dense family reaches ``loss``: the inverse of ``interpolate_loss``."""
+    """FLOPs at which a dense family reaches ``loss``: the inverse of `interpolate_loss`."""
     low, high, t = _segment([(math.log(value), math.log(f)) for f, value in _checked(points)], math.log(loss))
     return math.exp(low + t * (high - low))
 
@@ -148,11 +121,11 @@ def matched_flops(loss: float) -> float:
 
 def dense_family() -> list[tuple[float, float]]:
     """(FLOPs per sequence of 128 tokens, MLM loss) of the paper's dense models."""
-    points = []
-    for size, loss in DENSE_FAMILY_MLM.items():
-        layers, hidden = FAMILY[size]
-        points.append((encoder_flops(layers, hidden, 4 * hidden, 128, {}).encoder, loss))
-    return points
+    dense = SparsitySettings(method="dense")
+    return [
+        (paper_flops(FAMILY[size], encoder_weights(FAMILY[size], dense), 128), loss)
+        for size, loss in DENSE_FAMILY_MLM.items()
+    ]
 
 
 def epsilon(sparse_seconds: float, sparse_flops: float, dense_seconds: float, dense_flops: float) -> float:

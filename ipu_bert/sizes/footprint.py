@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Mapping
+from typing import Sequence
 
-from ipu_bert.sizes.flops import block_total
-from ipu_bert.sizes.shape import BertShape, encoder_weights
+from ipu_bert.sizes.shape import BertShape
+from ipu_bert.sizes.weights import EncoderWeight
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Elements of the parameters that exist; ``sparse_as_dense`` is what the sparse weights would have if dense.
+    """Elements of the parameters that exist; `sparse_as_dense` is what the sparse weights would have if dense.
 
     sparse: values of block-sparse weights. encoder_dense: everything else in the encoder (dense weights, biases,
     LayerNorm). embeddings: three tables and their LayerNorm; the decoder shares one. heads: pooler, NSP, MLM.
@@ -40,29 +40,34 @@ class ParameterCounts:
         return {**asdict(self), "dense": self.dense, "total": self.total}
 
 
-def parameter_counts(shape: BertShape, sparsity: Mapping[str, float], block_size: int) -> ParameterCounts:
-    """Exact counts of ``BertForPreTraining(shape, sparse_linear(block_size, sparsity, ...))``.
+def embedding_parameters(shape: BertShape) -> int:
+    """Three tables and their LayerNorm."""
+    return (shape.vocab_size + shape.max_positions + shape.type_vocab + 2) * shape.hidden_size
 
-    Raises:
-        ValueError: a block size or a sparsity that a weight cannot have; the message names the weight.
-    """
+
+def encoder_parameters(weights: Sequence[EncoderWeight], hidden_size: int, layers: int) -> int:
+    """Of `layers` encoder layers with these weights: weights as they exist, their biases, two LayerNorms a layer."""
+    return sum(weight.elements + weight.shape[0] for weight in weights) + layers * 2 * 2 * hidden_size
+
+
+def head_parameters(shape: BertShape) -> int:
+    """Pooler and MLM transform, the transform's LayerNorm, the decoder's bias, NSP; the decoder's weight is shared."""
     hidden = shape.hidden_size
-    sparse = sparse_as_dense = blocks = 0
-    # Two LayerNorms a layer.
-    encoder_dense = shape.layers * 2 * 2 * hidden
-    for weight in encoder_weights(shape.layers, hidden, shape.intermediate_size):
-        encoder_dense += weight.shape[0]
-        if sparsity.get(weight.name, 0.0) == 0.0:
-            encoder_dense += weight.size
-        else:
-            kept = block_total(weight, sparsity[weight.name], block_size)
-            blocks += kept
-            sparse += kept * block_size**2
-            sparse_as_dense += weight.size
-    embeddings = (shape.vocab_size + shape.max_positions + shape.type_vocab + 2) * hidden
-    # Pooler and MLM transform, the transform's LayerNorm, the decoder's bias, NSP.
-    heads = 2 * (hidden * hidden + hidden) + 2 * hidden + shape.vocab_size + 2 * hidden + 2
-    return ParameterCounts(sparse, sparse_as_dense, encoder_dense, embeddings, heads, blocks)
+    return 2 * (hidden * hidden + hidden) + 2 * hidden + shape.vocab_size + 2 * hidden + 2
+
+
+def parameter_counts(shape: BertShape, weights: Sequence[EncoderWeight]) -> ParameterCounts:
+    """Exact counts of `BertForPreTraining(shape, sparse_linear(weights, ...), ...)`."""
+    sparse = [weight for weight in weights if weight.is_sparse]
+    elements = sum(weight.elements for weight in sparse)
+    return ParameterCounts(
+        sparse=elements,
+        sparse_as_dense=sum(weight.size for weight in sparse),
+        encoder_dense=encoder_parameters(weights, shape.hidden_size, shape.layers) - elements,
+        embeddings=embedding_parameters(shape),
+        heads=head_parameters(shape),
+        sparse_blocks=sum(weight.blocks for weight in sparse),
+    )
 
 
 @dataclass(frozen=True)
@@ -91,21 +96,10 @@ class MemoryEstimate:
 
 
 def memory_estimate(
-    shape: BertShape,
-    sparsity: Mapping[str, float],
-    block_size: int,
-    weight_bytes: int = 4,
-    gradient_bytes: int = 4,
-    moment_bytes: int = 8,
+    shape: BertShape, weights: Sequence[EncoderWeight], weight_bytes: int, gradient_bytes: int, moment_bytes: int
 ) -> MemoryEstimate:
-    """Bytes of weights, gradients and both Adam moments (``moment_bytes`` is for the two together, per element)."""
-    counts = parameter_counts(shape, sparsity, block_size)
-    index = 0
-    for weight in encoder_weights(shape.layers, shape.hidden_size, shape.intermediate_size):
-        if sparsity.get(weight.name, 0.0) > 0.0:
-            # rows, cols, row_slots and col_slots of each block; two pointers that are one longer than the grid.
-            pointers = weight.shape[0] // block_size + weight.shape[1] // block_size + 2
-            index += 4 * (4 * block_total(weight, sparsity[weight.name], block_size) + pointers)
+    """Bytes of weights, gradients and both Adam moments (`moment_bytes` is for the two together, per element)."""
+    counts = parameter_counts(shape, weights)
     return MemoryEstimate(
         counts.sparse * weight_bytes,
         counts.sparse * gradient_bytes,
@@ -113,5 +107,11 @@ def memory_estimate(
         counts.dense * weight_bytes,
         counts.dense * gradient_bytes,
         counts.dense * moment_bytes,
-        index,
+        sum(_index_bytes(weight) for weight in weights if weight.is_sparse),
     )
+
+
+def _index_bytes(weight: EncoderWeight) -> int:
+    """rows, cols, row_slots and col_slots of each block, and two pointers that are one longer than the grid; int32."""
+    pointers = weight.shape[0] // weight.block_size + weight.shape[1] // weight.block_size + 2
+    return 4 * (4 * weight.blocks + pointers)

@@ -1,21 +1,25 @@
 """Layers on IPUs before anything is compiled: memory and FLOPs of each pipeline stage, balance, bubble, refusals.
 
 What is exact: parameters, blocks, FLOPs, the pipeline's schedule. What is estimated, and on what it rests:
-- metaInfo and padding of sparse layers: figures of popsparse's own planner for BERT's shapes
-(placement_sizes.PADDING), the
-nearest one
-  where a shape is not among them. They move a little with batch, options and SDK.
+
+- metaInfo and padding of sparse layers: figures of popsparse's own planner for BERT's shapes (padding.py), the nearest
+  one where a shape is not among them. They move a little with batch, options and SDK.
 - activations: tensors that a layer's backward pass needs, one copy each; the compiler may keep more or fewer.
 - not counted: code, exchange buffers, working space of products, alignment. `HEADROOM` leaves room for them.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Sequence
 
-from ipu_bert.sizes.placement_sizes import KIB, LayerPadding, ModelSizes, layer_of
-from ipu_bert.sizes.shape import BertShape
+from ipu_bert.settings import Config
+from ipu_bert.sizes.flops import attention_flops, head_flops, linear_flops
+from ipu_bert.sizes.footprint import embedding_parameters, encoder_parameters, head_parameters
+from ipu_bert.sizes.padding import KIB, LayerPadding, layer_padding
+from ipu_bert.sizes.shape import BertShape, bert_shape
+from ipu_bert.sizes.stages import Stage, minimum_accumulation, pipeline_stages
+from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 
 TILES, TILE_BYTES = 1472, 624 * 1024
 IPU_BYTES = TILES * TILE_BYTES
@@ -69,120 +73,100 @@ class Placement:
         }
 
 
-def minimum_accumulation(layers_per_ipu: Sequence[int]) -> int:
-    """Fewest micro-batches of a step: PopART wants one for each stage of the pipeline, forward and back."""
-    return 2 * len(stage_layers(layers_per_ipu)) - 1
-
-
-def stage_layers(layers_per_ipu: Sequence[int]) -> list[tuple[str, int, tuple[int, ...]]]:
-    """(name, IPU, encoder layers) of each stage. Embeddings and heads share a weight, so both are on IPU 0."""
-    if len(layers_per_ipu) == 1:
-        return [("all", 0, tuple(range(layers_per_ipu[0])))]
-    found, first = [], 0
-    for ipu, count in enumerate(layers_per_ipu):
-        if ipu == 0 or count:
-            found.append(("embeddings" if ipu == 0 else f"encoder{ipu}", ipu, tuple(range(first, first + count))))
-        first += count
-    return [*found, ("heads", 0, ())]
-
-
-def place(
-    shape: BertShape,
-    sparsity: Mapping[str, float],
-    block_size: int,
-    *,
-    layers_per_ipu: Sequence[int],
-    replicas: int,
-    gradient_accumulation: int,
-    micro_batch_size: int,
-    batch_size: int,
-    sequence_length: int,
-    max_predictions: int,
-    half: bool = True,
-    recompute: bool = True,
-    optimizer_off_chip: bool = True,
-    optimizer_sharded: bool = False,
-    vocabulary_parts: int = 1,
-) -> Placement:
-    """Where everything goes. `sparsity` by weight name; a weight without one is dense.
+def place(config: Config, vocab_size: int) -> Placement:
+    """Where everything of a checked config goes.
 
     Nothing is refused here: what cannot work is in `problems`, each with what to change.
     """
-    sizes = ModelSizes(shape, sparsity, block_size, sequence_length, micro_batch_size, max_predictions, half, recompute)
-    on_chip = 0 if optimizer_off_chip else 8  # both moments, float32
-    moment_bytes = on_chip / (replicas if optimizer_sharded else 1)
-    plan = stage_layers(layers_per_ipu)
-    padding = tuple(sizes.layer_padding(weight) for weight in sizes.weights if sizes.is_sparse(weight))
-    by_name = {layer.name: layer for layer in padding}
-    stages = []
-    for number, (name, ipu, layers) in enumerate(plan):
-        embeddings, heads = number == 0, number == len(plan) - 1
-        in_flight = 1 if len(plan) == 1 else 2 * (len(plan) - 1 - number) + 1
-        parameters = sum(sizes.layer_parameters(i) for i in layers)
-        parameters += sizes.embedding_parameters if embeddings else 0
-        parameters += sizes.head_parameters if heads else 0
-        mine = [by_name[w.name] for w in sizes.weights if layer_of(w) in layers and w.name in by_name]
-        empty = sum(round(layer.non_zeros * (layer.factor - 1.0)) for layer in mine)
-        value = 2 if half else 4
-        stages.append(
-            StageMemory(
-                name=name,
-                ipu=ipu,
-                layers=layers,
-                flops=sum(sizes.layer_flops(i) for i in layers) + (sizes.head_flops if heads else 0.0),
-                weights=parameters * value,
-                gradients=parameters * value,
-                moments=round(parameters * moment_bytes),
-                activations=sizes.activations(layers, embeddings, heads, in_flight),
-                meta_info=sum(layer.meta_info for layer in mine),
-                padding=round(empty * (2 * value + moment_bytes)),
-            )
-        )
-    ipus = len(layers_per_ipu)
-    work = [sum(s.flops for s in stages if s.ipu == ipu) for ipu in range(ipus)]
+    shape, ipu = bert_shape(config.model, vocab_size), config.ipu
+    weights = encoder_weights(config.model, config.sparsity)
+    plan = pipeline_stages(ipu.layers_per_ipu)
+    stages = tuple(
+        _stage_memory(config, shape, stage, [w for w in weights if w.layer in stage.layers], behind=len(plan) - 1 - i)
+        for i, stage in enumerate(plan)
+    )
+    work = [sum(s.flops for s in stages if s.ipu == i) for i in range(len(ipu.layers_per_ipu))]
     waiting = 2 * (len(stages) - 1)
     placement = Placement(
-        stages=tuple(stages),
-        padding=padding,
-        ipus=ipus,
-        balance=sum(work) / ipus / max(work) if max(work) else 0.0,
-        bubble=waiting / (gradient_accumulation + waiting),
+        stages=stages,
+        padding=tuple(layer_padding(weight) for weight in weights if weight.is_sparse),
+        ipus=len(work),
+        balance=sum(work) / len(work) / max(work) if max(work) else 0.0,
+        bubble=waiting / (ipu.gradient_accumulation + waiting),
         problems=(),
         warnings=(),
     )
-    problems = [
-        *_count_problems(shape, layers_per_ipu, replicas, gradient_accumulation, micro_batch_size, batch_size),
-        *_memory_problems(placement),
-    ]
-    if vocabulary_parts > 1 and shape.vocab_size % vocabulary_parts:
-        problems.append(
-            f"ipu.vocabulary_parts: expected a divisor of the vocabulary's {shape.vocab_size}, found {vocabulary_parts}"
-        )
-    warnings = _warnings(placement, micro_batch_size * sequence_length, replicas)
-    return Placement(**{**vars(placement), "problems": tuple(problems), "warnings": tuple(warnings)})
+    problems = (*_setting_problems(config, vocab_size), *_memory_problems(placement))
+    return replace(placement, problems=problems, warnings=tuple(_warnings(placement, config)))
 
 
-def _count_problems(
-    shape: BertShape, layers_per_ipu: Sequence[int], replicas: int, accumulation: int, micro: int, batch: int
-) -> list[str]:
-    problems = []
-    if sum(layers_per_ipu) != shape.layers or min(layers_per_ipu) < 0:
-        problems.append(
-            f"ipu.layers_per_ipu: expected counts that add up to the model's {shape.layers} layers, found "
-            f"{list(layers_per_ipu)}, which make {sum(layers_per_ipu)}"
-        )
-    if replicas * accumulation * micro != batch:
-        problems.append(
-            "train.batch_size: expected ipu.replicas x ipu.gradient_accumulation x train.micro_batch_size = "
-            f"{replicas} x "
-            f"{accumulation} x {micro} = {replicas * accumulation * micro}, found {batch}: change one of the four"
-        )
-    least = minimum_accumulation(layers_per_ipu)
-    if accumulation < least:
+def _stage_memory(
+    config: Config, shape: BertShape, stage: Stage, weights: Sequence[EncoderWeight], behind: int
+) -> StageMemory:
+    """What a stage with these weights holds; `behind`: how many stages come after it."""
+    ipu, length, hidden = config.ipu, config.data.sequence_length, shape.hidden_size
+    value = _value_bytes(config)
+    moment_bytes = 0.0 if ipu.optimizer_off_chip else 8.0 / (ipu.replicas if ipu.optimizer_sharded else 1)
+    parameters = encoder_parameters(weights, hidden, len(stage.layers))
+    parameters += embedding_parameters(shape) if stage.embeddings else 0
+    parameters += head_parameters(shape) if stage.heads else 0
+    # Recomputation is not counted: it is the same share everywhere.
+    flops = linear_flops(sum(w.elements for w in weights), length) + len(stage.layers) * attention_flops(hidden, length)
+    padding = [layer_padding(weight) for weight in weights if weight.is_sparse]
+    return StageMemory(
+        name=stage.name,
+        ipu=stage.ipu,
+        layers=stage.layers,
+        flops=flops + (head_flops(shape, config.data.max_predictions) if stage.heads else 0.0),
+        weights=parameters * value,
+        gradients=parameters * value,
+        moments=round(parameters * moment_bytes),
+        activations=_activations(config, shape, stage, in_flight=2 * behind + 1),
+        meta_info=sum(layer.meta_info for layer in padding),
+        padding=round(sum(layer.empty for layer in padding) * (2 * value + moment_bytes)),
+    )
+
+
+def _value_bytes(config: Config) -> int:
+    return 2 if config.precision.compute == "float16" else 4
+
+
+def _activations(config: Config, shape: BertShape, stage: Stage, in_flight: int) -> int:
+    """Bytes kept for `in_flight` micro-batches, and once what recomputing or finishing one of them needs."""
+    assert config.train.micro_batch_size is not None
+    micro, length, value = config.train.micro_batch_size, config.data.sequence_length, _value_bytes(config)
+    hidden, rows = shape.hidden_size, micro * length
+    one_input = rows * hidden * value
+    # Queries, keys, values, context, two projections, two LayerNorms; feed-forward before and after GELU; scores and
+    # probabilities.
+    attention = 2 * micro * shape.heads * length**2
+    inside = (rows * (8 * hidden + 2 * shape.intermediate_size) + attention) * value
+    if config.ipu.recompute:
+        kept = len(stage.layers) * one_input * in_flight + (inside if stage.layers else 0)
+    else:
+        kept = len(stage.layers) * inside * in_flight
+    if stage.embeddings:
+        kept += one_input * in_flight
+    if stage.heads:
+        positions = micro * config.data.max_predictions
+        # Logits, and in float32 their copy and the probabilities.
+        kept += one_input + positions * (3 * hidden * value + shape.vocab_size * (value + 8))
+    return kept
+
+
+def _setting_problems(config: Config, vocab_size: int) -> list[str]:
+    """What a config's own checks cannot know; the others have been made (ipu_bert/config)."""
+    problems, ipu = [], config.ipu
+    least = minimum_accumulation(ipu.layers_per_ipu)
+    if ipu.gradient_accumulation < least:
         problems.append(
             f"ipu.gradient_accumulation: expected at least {least}, the stages of this pipeline forward and back, "
-            "found "
-            f"{accumulation}: use a smaller train.micro_batch_size, fewer replicas or fewer IPUs a replica"
+            f"found {ipu.gradient_accumulation}: use a smaller train.micro_batch_size, fewer replicas or fewer IPUs a "
+            "replica"
+        )
+    if vocab_size % ipu.vocabulary_parts:
+        problems.append(
+            f"ipu.vocabulary_parts: expected a divisor of the vocabulary's {vocab_size}, found {ipu.vocabulary_parts}"
         )
     return problems
 
@@ -196,9 +180,8 @@ def _memory_problems(placement: Placement) -> list[str]:
             parts = {key: getattr(largest, key) for key in _ADVICE}
             what = max(parts, key=lambda key: parts[key])
             problems.append(
-                f"IPU {ipu}: expected at most {_mib(IPU_BYTES)}, found an estimate of {_mib(used)}, most of it "
-                f"{what} of stage "
-                f"{largest.name}: {_ADVICE[what]}"
+                f"IPU {ipu}: expected at most {_mib(IPU_BYTES)}, found an estimate of {_mib(used)}, most of it {what} "
+                f"of stage {largest.name}: {_ADVICE[what]}"
             )
     return problems
 
@@ -212,15 +195,17 @@ _ADVICE = {
 }
 
 
-def _warnings(placement: Placement, rows: int, replicas: int) -> list[str]:
+def _warnings(placement: Placement, config: Config) -> list[str]:
     warnings = []
     for ipu in range(placement.ipus):
         share = placement.ipu_memory(ipu) / IPU_BYTES
         if HEADROOM < share <= 1.0:
             warnings.append(f"IPU {ipu}: {share:.0%} of its memory is counted; code and working space may not fit")
+    assert config.train.micro_batch_size is not None
+    rows = config.train.micro_batch_size * config.data.sequence_length
     if rows % 16 and placement.padding:
         warnings.append(f"{rows} rows a micro-batch: a multiple of 16 gets popsparse's fast weight gradient")
-    total = placement.ipus * replicas
+    total = placement.ipus * config.ipu.replicas
     if total & (total - 1):
         warnings.append(f"{total} IPUs: systems give a power of two, the rest would be idle")
     if placement.bubble > 0.3:
@@ -245,20 +230,22 @@ def render(placement: Placement) -> str:
     lines.append(f"memory      {used} of {_mib(IPU_BYTES)} ({TILES:,} tiles x 624 KiB); no code, no working space")
     lines.append(
         f"pipeline    {len(placement.stages)} stages; balance {placement.balance:.0%} (mean work of an IPU over the "
-        "busiest); "
-        f"bubble {placement.bubble:.0%}"
+        f"busiest); bubble {placement.bubble:.0%}"
     )
-    seen = set()
-    for layer in placement.padding:
-        kind = layer.name.split("layer.")[1].partition(".")[2]
-        if kind not in seen:
-            seen.add(kind)
-            source = "nearest figure of popsparse's planner" if layer.estimated else "popsparse's planner"
-            lines.append(
-                f"padding     {kind}: nz x{layer.factor:.2f}, metaInfo {layer.meta_info / KIB:.0f} KiB a layer "
-                f"({source})"
-            )
+    lines += _padding_lines(placement.padding)
     return "\n".join([*lines, *(f"warning     {text}" for text in placement.warnings)])
+
+
+def _padding_lines(padding: Sequence[LayerPadding]) -> list[str]:
+    """A line for each kind of weight, by its first layer."""
+    by_kind: dict[str, LayerPadding] = {}
+    for layer in padding:
+        by_kind.setdefault(layer.name.split("layer.")[1].partition(".")[2], layer)
+    return [
+        f"padding     {kind}: nz x{layer.factor:.2f}, metaInfo {layer.meta_info / KIB:.0f} KiB a layer "
+        f"({'nearest figure of ' if layer.estimated else ''}popsparse's planner)"
+        for kind, layer in by_kind.items()
+    ]
 
 
 def _mib(size: int) -> str:

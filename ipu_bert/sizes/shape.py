@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from ipu_bert.settings import ModelSettings
+
+TOKEN_TYPES = 2  # first and second part of a sequence
+
+
+class EncoderSize(Protocol):
+    """What the encoder's weights follow from: ModelSettings, BertShape and FamilySize all have it."""
+
+    @property
+    def layers(self) -> int:
+        """Encoder layers L."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the feed-forward part."""
 
 
 @dataclass(frozen=True)
 class BertShape:
-    """Sizes and fixed constants of one BERT; dropout is a probability, ``initializer_range`` a standard
-    deviation.
+    """Sizes and fixed constants of one BERT; dropouts are probabilities, `initializer_range` a standard deviation.
 
-    Raises:
-        ValueError: names every field that is out of range, all at once.
+    Raises ValueError that names every field out of range, all at once.
     """
 
     layers: int
@@ -20,11 +39,11 @@ class BertShape:
     intermediate_size: int
     vocab_size: int
     max_positions: int
-    type_vocab: int = 2
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
+    type_vocab: int
+    dropout: float
+    attention_dropout: float
+    layer_norm_eps: float
+    initializer_range: float
 
     def __post_init__(self) -> None:
         errors: list[str] = []
@@ -51,44 +70,44 @@ class BertShape:
             raise ValueError("model shape: " + "; ".join(errors))
 
 
-@dataclass(frozen=True)
-class EncoderWeight:
-    """One fully connected encoder weight: ``shape`` is (out, in); ``segments`` equal row parts are pruned apart."""
+def bert_shape(model: ModelSettings, vocab_size: int) -> BertShape:
+    """The shape of a config's model; the vocabulary's size comes from the prepared data."""
+    return BertShape(
+        layers=model.layers,
+        hidden_size=model.hidden_size,
+        heads=model.heads,
+        intermediate_size=model.intermediate_size,
+        vocab_size=vocab_size,
+        max_positions=model.max_positions,
+        type_vocab=TOKEN_TYPES,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+        layer_norm_eps=model.layer_norm_eps,
+        initializer_range=model.initializer_range,
+    )
 
-    name: str
-    shape: tuple[int, int]
-    segments: int = 1
+
+class FamilySize(NamedTuple):
+    """A member of the BERT family (Turc et al. 2019): feed-forward 4 H wide, H / 64 heads."""
+
+    layers: int
+    hidden_size: int
 
     @property
-    def size(self) -> int:
-        """Number of elements of the dense weight."""
-        return self.shape[0] * self.shape[1]
+    def intermediate_size(self) -> int:
+        """Width of the feed-forward part."""
+        return 4 * self.hidden_size
 
     @property
-    def segment_shape(self) -> tuple[int, int]:
-        """(out, in) of one segment: what the paper calls a weight tensor."""
-        return self.shape[0] // self.segments, self.shape[1]
+    def heads(self) -> int:
+        """Attention heads, of 64 features each."""
+        return self.hidden_size // 64
 
 
-def encoder_weights(layers: int, hidden_size: int, intermediate_size: int) -> list[EncoderWeight]:
-    """Every weight the paper sparsifies, in order of use; query, key and value are one weight of 3 segments."""
-    found = []
-    for i in range(layers):
-        layer = f"bert.encoder.layer.{i}"
-        found += [
-            EncoderWeight(f"{layer}.attention.self.qkv", (3 * hidden_size, hidden_size), 3),
-            EncoderWeight(f"{layer}.attention.output.dense", (hidden_size, hidden_size)),
-            EncoderWeight(f"{layer}.intermediate.dense", (intermediate_size, hidden_size)),
-            EncoderWeight(f"{layer}.output.dense", (hidden_size, intermediate_size)),
-        ]
-    return found
-
-
-# (layers, hidden size) of the BERT family (Turc et al. 2019); feed-forward 4 x hidden, hidden / 64 heads.
-FAMILY: dict[str, tuple[int, int]] = {
-    "tiny": (2, 128),
-    "mini": (4, 256),
-    "small": (4, 512),
-    "medium": (8, 512),
-    "base": (12, 768),
+FAMILY: dict[str, FamilySize] = {
+    "tiny": FamilySize(2, 128),
+    "mini": FamilySize(4, 256),
+    "small": FamilySize(4, 512),
+    "medium": FamilySize(8, 512),
+    "base": FamilySize(12, 768),
 }

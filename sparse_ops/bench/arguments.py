@@ -1,4 +1,7 @@
-"""Types of command-line arguments, for argparse: what is wrong is said in one line before anything is measured."""
+"""Types of command-line arguments, for argparse: what is wrong is said in one line before anything is measured.
+
+Each raises ArgumentTypeError, which argparse turns into that line.
+"""
 
 from __future__ import annotations
 

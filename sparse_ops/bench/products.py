@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from dataclasses import replace
@@ -38,6 +37,7 @@ from sparse_ops.bench.peers import (
     prepare,
 )
 from sparse_ops.bench.sampling import Sample, Summary, alternate, sample, summarize
+from sparse_ops.files import replacing, write
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES
 
@@ -53,7 +53,7 @@ Record = Dict[str, Any]
 
 
 def cells(quick: bool) -> list[Cell]:
-    """The grid, or a corner of it."""
+    """The grid of weights, token counts, densities and block sizes, or a corner of it."""
     shapes, tokens, densities = (((768, 768),), (1024,), (0.1,)) if quick else (SHAPES, TOKENS, DENSITIES)
     return [(o, i, t, b, f) for o, i in shapes for t in tokens for f in densities for b in BLOCK_SIZES]
 
@@ -68,10 +68,12 @@ def implementations_for(cell: Cell, quick: bool, full: bool) -> tuple[str, ...]:
 def measure(
     cell: Cell, names: Iterable[str], repeats: int, patience: float, seed: int, slow: dict[Any, Sample] | None = None
 ) -> list[Record]:
-    """Check and time the named implementations on one cell. Raises ArithmeticError when a result is wrong.
+    """Check and time the named implementations on one cell; repeats and patience (seconds) as in `alternate`.
 
     What takes longer than SLOW_CALL is run once, to be checked, and that counts as its only sample. Dense products do
     not depend on the block size: such a sample of theirs is kept in `slow`, for the other cells of the same sizes.
+    Raises ArithmeticError when a result is wrong. A peer that cannot run is left out; where ours or torch's dense
+    product cannot, its error is raised.
     """
     out, inp, tokens, block, density = cell
     slow = {} if slow is None else slow
@@ -185,7 +187,7 @@ def budgets(records: list[Record]) -> str:
 
 
 def plot(records: list[Record], path: Path) -> None:
-    """Epsilon of every implementation by block size, one panel per product, at density 0.1."""
+    """A PNG of every implementation's epsilon by block size, one panel per product, at density 0.1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -208,7 +210,8 @@ def plot(records: list[Record], path: Path) -> None:
         axes.set_xticks(BLOCK_SIZES, [str(b) for b in BLOCK_SIZES])
     figure.axes[0].set_ylabel("epsilon at density 0.1 (median over weights)")
     figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize="small")
-    figure.savefig(path)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png")
 
 
 def main(arguments: list[str]) -> int:
@@ -240,9 +243,7 @@ def main(arguments: list[str]) -> int:
         print(table(found) if not records else table(found).split("\n", 1)[1], flush=True)
         records += found
         if options.json:  # after every cell, so that an interrupted run keeps what it has
-            with open(f"{options.json}.part", "w", encoding="utf-8") as file:
-                json.dump(records, file, indent=1)
-            os.replace(f"{options.json}.part", options.json)
+            write(options.json, json.dumps(records, indent=1))
     print(f"{torch.get_num_threads()} threads, {native.level()}, torch {torch.__version__}\n{budgets(records)}")
     if options.plot:
         plot(records, options.plot)

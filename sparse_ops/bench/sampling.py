@@ -69,7 +69,7 @@ def seconds_waited() -> float:
 
 
 def sample(run: Callable[[], Any]) -> Sample:
-    """Run once, timed."""
+    """Run once, timed in seconds."""
     waited, start = seconds_waited(), time.perf_counter()
     result = run()
     seconds = time.perf_counter() - start
@@ -110,7 +110,7 @@ def choose(samples: Sequence[Sample], minimum: int = MINIMUM, max_waiting: float
 
 
 def summarize(samples: Sequence[Sample], minimum: int = MINIMUM, max_waiting: float = MAX_WAITING) -> Summary:
-    """Median, quartiles and least of `choose(samples, ...)`; ValueError without samples."""
+    """Median, quartiles and least of `choose(samples, ...)`. Raises ValueError without samples."""
     if not samples:
         raise ValueError("summarize: expected at least one sample, found none")
     chosen = choose(samples, minimum, max_waiting)

@@ -20,16 +20,10 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         ("layer", ctypes.c_char_p),
-        ("in_features", ctypes.c_int64),
-        ("out_features", ctypes.c_int64),
-        ("block_size", ctypes.c_int64),
-        ("blocks", ctypes.c_int64),
-        ("batch", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("in_features", "out_features", "block_size", "blocks", "batch")),
         ("available_memory_proportion", ctypes.c_char_p),
         ("meta_info_bucket_oversize_proportion", ctypes.c_char_p),
-        ("partials_type", ctypes.c_char_p),
-        ("data_type", ctypes.c_char_p),
-        ("system", ctypes.c_char_p),
+        *((name, ctypes.c_char_p) for name in ("partials_type", "data_type", "system")),
         ("tiles_per_ipu", ctypes.c_int64),
     )
 
@@ -38,7 +32,7 @@ class PopsparseEncoder:
     """Encoder of the native library at `library`.
 
     system: poplar's name of the system the executable is compiled for. tiles_per_ipu: 0, unless the IPU model runs with
-    fewer; host and device must plan for the same number.
+    fewer; host and device must plan for the same number. Raises ValueError as `load_library` does.
     """
 
     def __init__(self, library: Path, system: str = "ipu2", tiles_per_ipu: int = 0) -> None:
@@ -56,9 +50,7 @@ class PopsparseEncoder:
         b = plan.block_size
         for name, position in (("rows", rows), ("cols", cols)):
             _require(plan, name, position, (plan.blocks,), torch.int32)
-        slots = [array.detach().to(torch.float32).contiguous() for array in arrays]
-        for array in slots:
-            _require(plan, "array", array, (plan.blocks, b, b), torch.float32)
+        slots = _floats(plan, "array", arrays, (plan.blocks, b, b))
         meta_size, nz_size = self.sizes(plan)
         meta_info = torch.empty(meta_size, dtype=torch.int16)
         encoded = [torch.empty(nz_size) for _ in slots]
@@ -82,10 +74,8 @@ class PopsparseEncoder:
         b = plan.block_size
         meta_info = meta_info.detach().contiguous()
         _require(plan, "metaInfo", meta_info, (meta_info.numel(),), torch.int16)
-        encoded = [array.detach().to(torch.float32).contiguous() for array in arrays]
-        nz_size = encoded[0].numel() if encoded else self.sizes(plan)[1]
-        for array in encoded:
-            _require(plan, "nz", array, (nz_size,), torch.float32)
+        nz_size = arrays[0].numel() if arrays else self.sizes(plan)[1]
+        encoded = _floats(plan, "nz", arrays, (nz_size,))
         rows, cols = torch.empty(plan.blocks, dtype=torch.int32), torch.empty(plan.blocks, dtype=torch.int32)
         slots = [torch.empty(plan.blocks, b, b) for _ in encoded]
         self._call(
@@ -104,18 +94,18 @@ class PopsparseEncoder:
 
     def _call(self, name: str, plan: LayerPlan, *arguments: Any) -> None:
         layer = _Layer(
-            plan.layer.encode("utf-8"),
-            plan.in_features,
-            plan.out_features,
-            plan.block_size,
-            plan.blocks,
-            plan.batch,
-            plan.available_memory_proportion.encode("ascii"),
-            plan.meta_info_bucket_oversize_proportion.encode("ascii"),
-            plan.partials.encode("ascii"),
-            plan.data_type.encode("ascii"),
-            self._system,
-            self._tiles,
+            layer=plan.layer.encode("utf-8"),
+            in_features=plan.in_features,
+            out_features=plan.out_features,
+            block_size=plan.block_size,
+            blocks=plan.blocks,
+            batch=plan.batch,
+            available_memory_proportion=plan.available_memory_proportion.encode("ascii"),
+            meta_info_bucket_oversize_proportion=plan.meta_info_bucket_oversize_proportion.encode("ascii"),
+            partials_type=plan.partials.encode("ascii"),
+            data_type=plan.data_type.encode("ascii"),
+            system=self._system,
+            tiles_per_ipu=self._tiles,
         )
         error = ctypes.create_string_buffer(_ERROR_SIZE)
         function = getattr(self._library, name)
@@ -150,6 +140,14 @@ def _require(plan: LayerPlan, name: str, tensor: Tensor, shape: tuple[int, ...],
             f"sparse layer {plan.layer!r}: {name}: expected {dtype} {list(shape)} on the CPU, found {tensor.dtype} "
             f"{list(tensor.shape)} on {tensor.device.type}"
         )
+
+
+def _floats(plan: LayerPlan, name: str, arrays: Sequence[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
+    """The arrays as float32 that C can read, each of this shape."""
+    made = [array.detach().to(torch.float32).contiguous() for array in arrays]
+    for array in made:
+        _require(plan, name, array, shape, torch.float32)
+    return made
 
 
 def _pointer(tensor: Tensor, kind: Any) -> Any:

@@ -41,9 +41,9 @@ def import_poptorch() -> Any:
 class IpuBlockSparseLinear(nn.Module):
     """y = x W^T + bias with W in device layout: Parameters `nz_values` [n] and `bias` [out], buffer `meta_info` [m].
 
-    Takes the pattern and the values of a BlockSparseLinear. `poptorch` is the module that gives PopTorch's interface:
-    PopTorch itself or the simulator. plan.batch must be the rows of x in one micro-batch.
-    Raises ValueError when plan and layer disagree.
+    Parameters are of the plan's dtype, meta_info float16. Takes the pattern and the values of a BlockSparseLinear.
+    `poptorch` is the module that gives PopTorch's interface: PopTorch itself or the simulator. plan.batch must be the
+    rows of x in one micro-batch. Raises ValueError when plan and layer disagree.
     """
 
     meta_info: Tensor
@@ -64,7 +64,10 @@ class IpuBlockSparseLinear(nn.Module):
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(plan.dtype).clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [*, in] -> [*, out]; outside an IPU the same product in float32 on the host."""
+        """x [*, in] -> [*, out], both of the plan's dtype; outside an IPU the same product in float32 on the host.
+
+        Raises ValueError on an IPU when x has other than plan.batch rows.
+        """
         rows = x.reshape(-1, self.plan.in_features)
         # Chosen here, because outside an IPU custom_op would silently return zeros.
         y = self._on_ipu(rows) if self._poptorch.isRunningOnIpu() else self._on_host(rows)
@@ -94,7 +97,10 @@ class IpuBlockSparseLinear(nn.Module):
         return block_linear(rows.float(), decoded.arrays[0], pattern).to(rows.dtype)
 
     def read_slots(self, rows: Tensor, cols: Tensor, moments: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Values, and moments given in device layout [n], as float32 [nnz, b, b] in the slot order of (rows, cols)."""
+        """Values, and moments given in device layout [n], as float32 [nnz, b, b] in the slot order of (rows, cols).
+
+        rows, cols int32 [nnz]. Raises ValueError when the device's positions are others, or moments in another layout.
+        """
         arrays = [plain(x) for x in (self.nz_values, *moments)]
         decoded = self._encoder.decode(self.plan, bits_from_half(self.meta_info), arrays)
         values, *rest = to_slots(self.plan, decoded, rows, cols)
@@ -102,9 +108,10 @@ class IpuBlockSparseLinear(nn.Module):
 
     @torch.no_grad()
     def write_slots(self, rows: Tensor, cols: Tensor, values: Tensor, moments: Sequence[Tensor] = ()) -> list[Tensor]:
-        """Take new positions and values, in place; returns the moments [nnz, b, b] in device layout [n].
+        """Take new positions and values, in place; returns the moments [nnz, b, b] in device layout, float32 [n].
 
-        Only the host's tensors change: the caller uploads weights and moments together.
+        rows, cols int32 [nnz], values [nnz, b, b]. Only the host's tensors change: the caller uploads weights and
+        moments together. Raises ValueError for positions that a pattern cannot have.
         """
         encoded = self._encoder.encode(self.plan, rows, cols, [values, *moments])
         self.meta_info.copy_(half_from_bits(encoded.meta_info))

@@ -22,9 +22,9 @@ DOMAIN = "ai.graphcore"
 class LayerPlan:
     """All that decides a layer's layout on a device; equal plans give equal layouts.
 
-    batch: rows of x in one micro-batch (sequences x tokens). blocks: number of non-zero blocks. Proportions are
-    decimal text, because host and device must pass the very same characters to popsparse. partials, data_type: "half"
-    or "float".
+    in_features, out_features, block_size: in elements. blocks: number of non-zero blocks. batch: rows of x in one
+    micro-batch (sequences x tokens). Proportions are decimal text, because host and device must pass the very same
+    characters to popsparse. partials, data_type: "half" or "float".
     """
 
     layer: str
@@ -33,18 +33,18 @@ class LayerPlan:
     block_size: int
     blocks: int
     batch: int
-    available_memory_proportion: str = "0.6"
-    meta_info_bucket_oversize_proportion: str = "0.1"
-    partials: str = "half"
-    data_type: str = "half"
+    available_memory_proportion: str
+    meta_info_bucket_oversize_proportion: str
+    partials: str
+    data_type: str
 
     @property
     def dtype(self) -> torch.dtype:
-        """torch's name of the data type."""
+        """torch's name of the data type: float16 or float32."""
         return torch.float16 if self.data_type == "half" else torch.float32
 
     def attributes(self) -> dict[str, int | str]:
-        """The custom op's attributes."""
+        """The custom op's attributes by name; the data type is not among them: the op takes it from x."""
         values = asdict(self)
         blocks, partials, _ = values.pop("blocks"), values.pop("partials"), values.pop("data_type")
         values.update(nonzeros=blocks * self.block_size**2, partials_type=partials, abi=ABI_VERSION)
@@ -67,16 +67,23 @@ class Decoded(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Translation between slots and one device's layout. Errors are ValueError and name the layer."""
+    """Translation between slots and one device's layout. Every method raises ValueError that names the layer."""
 
     def sizes(self, plan: LayerPlan) -> tuple[int, int]:
-        """Elements of metaInfo and of nz."""
+        """Elements (m, n) of metaInfo and of nz. Refuses a plan that the device cannot have."""
 
     def encode(self, plan: LayerPlan, rows: Tensor, cols: Tensor, arrays: Sequence[Tensor]) -> Encoded:
-        """Slots to device layout; rows, cols int32 [nnz], arrays [nnz, b, b]: weights and whatever moves with them."""
+        """Slots to device layout, for weights and whatever moves with them.
+
+        rows, cols int32 [nnz]; arrays of any floating dtype [nnz, b, b], in slot order. Refuses positions that lie
+        outside the grid or are taken twice.
+        """
 
     def decode(self, plan: LayerPlan, meta_info: Tensor, arrays: Sequence[Tensor]) -> Decoded:
-        """Device layout to blocks; refuses padding that is not zero, because it means mixed layouts."""
+        """Device layout to blocks; meta_info int16 [m], arrays of any floating dtype [n].
+
+        Refuses metaInfo of another plan, and padding that is not zero, because it means mixed layouts.
+        """
 
 
 def half_from_bits(bits: Tensor) -> Tensor:
@@ -95,7 +102,7 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def to_slots(plan: LayerPlan, decoded: Decoded, rows: Tensor, cols: Tensor) -> list[Tensor]:
-    """The arrays of `decoded` in the slot order of (rows, cols).
+    """The arrays of `decoded`, float32 [nnz, b, b], in the slot order of (rows, cols), int32 [nnz] each.
 
     Raises ValueError when the device's positions are not the ones the host expects.
     """

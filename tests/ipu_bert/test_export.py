@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from small_models import make_shape, sparse_model
 from torch import nn
 
 from ipu_bert.export import (
@@ -18,16 +19,15 @@ from ipu_bert.export import (
     shape_from_config,
     to_hugging_face,
 )
-from ipu_bert.model import BertForPreTraining, BertShape, encoder_weights, sparse_layers, sparse_linear
+from ipu_bert.model import BertForPreTraining, sparse_layers
+from ipu_bert.sizes.shape import BertShape
 
-SHAPE = BertShape(2, 32, 2, 64, 60, 24, dropout=0.1, attention_dropout=0.0, layer_norm_eps=1e-7)
+SHAPE = make_shape(layers=2, vocab_size=60, max_positions=24, dropout=0.1, layer_norm_eps=1e-7)
 
 
 def make(block: int, seed: int, shape: BertShape = SHAPE) -> BertForPreTraining:
     """A sparse model (dense at block 0) with random values in every parameter."""
-    weights = encoder_weights(shape.layers, shape.hidden_size, shape.intermediate_size)
-    asked = {weight.name: 0.7 for weight in weights} if block else {}
-    model = BertForPreTraining(shape, sparse_linear(block or 16, asked, seed), seed)
+    model = sparse_model(shape, 0.7 if block else 0.0, block or 1, seed)
     randomise(model, seed)
     return model
 

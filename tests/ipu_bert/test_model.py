@@ -7,34 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_models import dense_model, family_shape, make_shape, make_weights, sparse_model
 from torch import Tensor, nn
 from transformers import BertConfig
 from transformers import BertForPreTraining as Peer
 
 from ipu_bert.model import (
-    FAMILY,
     BertForPreTraining,
-    BertShape,
     dense_linear,
-    encoder_weights,
-    named_generator,
     pretraining_losses,
     sparse_layers,
-    sparse_linear,
     truncated_normal_,
 )
-from sparse_ops.linear import BlockSparseLinear
+from ipu_bert.sizes.shape import FAMILY, BertShape
+from sparse_ops.pattern import named_generator
 
-SHAPE = BertShape(
-    layers=3,
-    hidden_size=48,
-    heads=3,
-    intermediate_size=128,
-    vocab_size=211,
-    max_positions=40,
-    dropout=0.0,
-    attention_dropout=0.0,
-)
+SHAPE = make_shape(layers=3, hidden_size=48, heads=3, intermediate_size=128, vocab_size=211, max_positions=40)
 BATCH, LENGTH, MASKED = 5, 32, 6
 
 
@@ -118,7 +106,7 @@ def copy_by_hand(model: BertForPreTraining, peer: Peer) -> None:
 def test_loss_and_every_gradient_equal_transformers(dtype: torch.dtype, seed: int) -> None:
     peer = make_peer(SHAPE).to(dtype).eval()
     randomise(peer, seed)
-    model = BertForPreTraining(SHAPE).to(dtype).eval()
+    model = dense_model(SHAPE).to(dtype).eval()
     copy_by_hand(model, peer)
     batch = random_batch(seed)
     loss, expected = mean_loss(model, batch), peer_loss(peer, batch)
@@ -142,7 +130,7 @@ def test_loss_and_every_gradient_equal_transformers(dtype: torch.dtype, seed: in
 def test_logits_at_masked_positions_equal_transformers(seed: int) -> None:
     peer = make_peer(SHAPE).double().eval()
     randomise(peer, seed)
-    model = BertForPreTraining(SHAPE).double().eval()
+    model = dense_model(SHAPE).double().eval()
     copy_by_hand(model, peer)
     ids, types, mask, positions, _, _ = random_batch(seed)
     mlm, nsp = model(ids, types, mask, positions)
@@ -155,13 +143,13 @@ def test_logits_at_masked_positions_equal_transformers(seed: int) -> None:
 
 @pytest.mark.parametrize("block", [1, 4, 16])
 def test_sparse_model_equals_dense_model_with_masked_weights(block: int, seed: int) -> None:
-    weights = {w.name: 0.7 for w in encoder_weights(3, 48, 128)}
-    weights["bert.encoder.layer.1.intermediate.dense"] = 0.0
-    sparse = BertForPreTraining(SHAPE, sparse_linear(block, weights, seed)).double()
+    which = ["*.attention.*", "*.?.output.dense", "*.[02].intermediate.dense"]  # one feed-forward weight stays dense
+    sparse = sparse_model(SHAPE, 0.7, block, seed, which).double()
     randomise(sparse, seed)
-    dense = BertForPreTraining(SHAPE).double()
+    dense = dense_model(SHAPE).double()
     layers = dict(sparse_layers(sparse))
-    assert set(layers) == {name for name, s in weights.items() if s}
+    names = {weight.name for weight in make_weights(SHAPE, 0.7, block)}
+    assert set(layers) == names - {"bert.encoder.layer.1.intermediate.dense"}
     state = {n: p.detach() for n, p in sparse.named_parameters() if not n.endswith(".values")}
     state.update({f"{name}.weight": layer.to_dense() for name, layer in layers.items()})
     dense.load_state_dict(state)
@@ -184,7 +172,7 @@ def test_sparse_model_equals_dense_model_with_masked_weights(block: int, seed: i
 
 
 def test_decoder_is_the_word_embedding() -> None:
-    model = BertForPreTraining(SHAPE)
+    model = dense_model(SHAPE)
     names = [name for name, _ in model.named_parameters()]
     assert not any("decoder" in name for name in names)
     assert "cls.predictions.bias" in names
@@ -197,16 +185,15 @@ def test_decoder_is_the_word_embedding() -> None:
 
 
 def test_patterns_and_weights_depend_on_seed_and_name_alone() -> None:
-    weights = {w.name: 0.5 for w in encoder_weights(3, 48, 128)}
     torch.manual_seed(1)
-    one = BertForPreTraining(SHAPE, sparse_linear(4, weights, 7), seed=7)
+    one = sparse_model(SHAPE, 0.5, 4, seed=7)
     torch.manual_seed(2)
-    two = BertForPreTraining(SHAPE, sparse_linear(4, weights, 7), seed=7)
+    two = sparse_model(SHAPE, 0.5, 4, seed=7)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
     # A shorter model shares its first layers, so nothing depends on the order of construction.
-    short = BertForPreTraining(replace(SHAPE, layers=1), sparse_linear(4, weights, 7), seed=7).state_dict()
+    short = sparse_model(replace(SHAPE, layers=1), 0.5, 4, seed=7).state_dict()
     assert all(torch.equal(one.state_dict()[name], tensor) for name, tensor in short.items())
-    other = BertForPreTraining(SHAPE, sparse_linear(4, weights, 8), seed=7)
+    other = sparse_model(SHAPE, 0.5, 4, seed=8)
     checksums = [layer.pattern.checksum() for _, layer in sparse_layers(one)]
     assert all(a != layer.pattern.checksum() for a, (_, layer) in zip(checksums, sparse_layers(other)))
     # Layers of one shape do not share a pattern.
@@ -216,17 +203,15 @@ def test_patterns_and_weights_depend_on_seed_and_name_alone() -> None:
 
 
 def test_qkv_has_the_same_block_count_in_each_segment() -> None:
-    name = "bert.encoder.layer.0.attention.self.qkv"
-    layer = sparse_linear(4, {name: 0.9}, 3)(name, 48, 144, 3)
-    assert isinstance(layer, BlockSparseLinear)
+    _, layer = sparse_layers(sparse_model(SHAPE, 0.9, 4, seed=3))[0]
+    assert (layer.out_features, layer.in_features, layer.segments) == (144, 48, 3)
     # 12 x 12 positions a segment, a tenth of them: 14.4 blocks.
     assert torch.bincount(layer.rows.long() // 12).tolist() == [14, 14, 14]
 
 
 def test_initial_values_are_a_truncated_normal_and_biases_zero() -> None:
-    shape = BertShape(2, 128, 2, 512, 1000, 64)
-    weights = {w.name: 0.9 for w in encoder_weights(2, 128, 512)}
-    model = BertForPreTraining(shape, sparse_linear(16, weights, 0), seed=5)
+    sizes = {"layers": 2, "hidden_size": 128, "intermediate_size": 512, "vocab_size": 1000, "max_positions": 64}
+    model = sparse_model(make_shape(**sizes), 0.9, 16, seed=5)
     # Standard deviation of a standard normal cut at +-2: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)) = 0.8796.
     cut = math.sqrt(1 - 4 * math.exp(-2.0) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2.0)))
     assert cut == pytest.approx(0.8796, abs=1e-4)
@@ -252,22 +237,20 @@ def test_truncated_normal_has_the_right_shape() -> None:
 
 @pytest.mark.parametrize("size", sorted(FAMILY))
 def test_parameter_counts_of_the_family_equal_transformers(size: str) -> None:
-    layers, hidden = FAMILY[size]
-    shape = BertShape(layers, hidden, hidden // 64, 4 * hidden, 30522, 512)
+    shape = family_shape(FAMILY[size])
     with torch.device("meta"):
         peer = make_peer(shape)
-        linears = [(w.name, w.shape, w.segments) for w in encoder_weights(layers, hidden, 4 * hidden)]
-        encoder = [dense_linear(name, s[1], s[0], n) for name, s, n in linears]
+        encoder = [dense_linear(w.name, w.shape[1], w.shape[0], w.segments) for w in make_weights(shape, 0.0)]
     ours = sum(p.numel() for m in encoder for p in m.parameters())
     theirs = {n: p.numel() for n, p in peer.named_parameters()}
     fc = sum(count for n, count in theirs.items() if "encoder" in n and "LayerNorm" not in n)
     assert ours == fc
     if size in ("tiny", "mini"):
-        assert sum(p.numel() for p in BertForPreTraining(shape).parameters()) == sum(theirs.values())
+        assert sum(p.numel() for p in dense_model(shape).parameters()) == sum(theirs.values())
 
 
 def test_dropout_acts_in_training_only(seed: int) -> None:
-    model = BertForPreTraining(replace(SHAPE, dropout=0.1, attention_dropout=0.1))
+    model = dense_model(replace(SHAPE, dropout=0.1, attention_dropout=0.1))
     batch = random_batch(seed)
     assert mean_loss(model, batch) != mean_loss(model, batch)
     model.eval()
@@ -275,7 +258,7 @@ def test_dropout_acts_in_training_only(seed: int) -> None:
 
 
 def test_padding_changes_nothing(seed: int) -> None:
-    model = BertForPreTraining(SHAPE).double()
+    model = dense_model(SHAPE).double()
     ids, types, mask, positions, _, _ = random_batch(seed)
     other = torch.where(mask, ids, (ids + 17) % SHAPE.vocab_size)
     for a, b in zip(model(ids, types, mask, positions), model(other, types, mask, positions)):
@@ -283,7 +266,7 @@ def test_padding_changes_nothing(seed: int) -> None:
 
 
 def test_micro_batches_add_up_to_the_step(seed: int) -> None:
-    model = BertForPreTraining(SHAPE).double()
+    model = dense_model(SHAPE).double()
     batch = random_batch(seed)
     whole = pretraining_losses(*model(*batch[:4]), *batch[4:])
     parts = []
@@ -306,14 +289,14 @@ def test_losses_by_hand() -> None:
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"layers must be at least 1, found 0; hidden_size must be a multiple"):
-        BertShape(0, 50, 3, 64, 100, 16)
+        make_shape(layers=0, hidden_size=50, heads=3)
     with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), found 1.0"):
-        BertShape(1, 48, 3, 64, 100, 16, dropout=1.0)
-    name = "bert.encoder.layer.0.attention.output.dense"
-    with pytest.raises(ValueError, match=name):
-        sparse_linear(16, {name: 0.9}, 0)(name, 40, 40, 1)
-    with pytest.raises(ValueError, match=name):
-        sparse_linear(16, {name: 0.99}, 0)(name, 48, 48, 1)
+        make_shape(dropout=1.0)
+    name = "bert.encoder.layer.0.attention.self.qkv"
+    with pytest.raises(ValueError, match=f"{name}: .*expected rows in a multiple of 3"):
+        make_weights(make_shape(hidden_size=40), 0.9)
+    with pytest.raises(ValueError, match=f"{name}: sparsity 0.99 leaves no 16x16 block"):
+        make_weights(SHAPE, 0.99)
     ids = torch.ones(1, 41, dtype=torch.int64)
     with pytest.raises(ValueError, match="at most the model's 40 positions, found 41"):
-        BertForPreTraining(SHAPE)(ids, ids, ids, ids[:, :1])
+        dense_model(SHAPE)(ids, ids, ids, ids[:, :1])

@@ -7,50 +7,41 @@ from typing import Callable
 
 import pytest
 import torch
+from small_models import make_optimization, make_shape, sparse_model
 from torch import nn
 
 from ipu_bert import optim
-from ipu_bert.model import BertForPreTraining, BertShape, sparse_linear
-from ipu_bert.sizes.shape import FAMILY, encoder_weights
+from ipu_bert.sizes.shape import FAMILY
 
-SHAPE = BertShape(1, 32, 2, 64, 50, 16)
+SHAPE = make_shape()
 
 
 def test_every_parameter_is_in_one_group_and_only_weight_matrices_decay() -> None:
-    sparse = {w.name: 0.5 for w in encoder_weights(1, 32, 64) if "qkv" in w.name or "output" in w.name}
-    model = BertForPreTraining(SHAPE, sparse_linear(4, sparse, seed=0))
-    groups = {group["group"]: group for group in optim.parameter_groups(model, 0.01, sparse_weight_decay=0.05)}
+    model = sparse_model(SHAPE, 0.5, 4, layers=["*.qkv", "*.output.dense"])
+    decaying, still = optim.parameter_groups(model, 0.03)
     layer = "bert.encoder.layer.0"
-    assert groups["sparse"]["names"] == [
-        f"{layer}.attention.self.qkv.values",
-        f"{layer}.attention.output.dense.values",
-        f"{layer}.output.dense.values",
-    ]
-    assert groups["dense"]["names"] == [
+    assert decaying["names"] == [
         "bert.embeddings.word_embeddings.weight",
         "bert.embeddings.position_embeddings.weight",
         "bert.embeddings.token_type_embeddings.weight",
+        f"{layer}.attention.self.qkv.values",
+        f"{layer}.attention.output.dense.values",
         f"{layer}.intermediate.dense.weight",
+        f"{layer}.output.dense.values",
         "bert.pooler.dense.weight",
         "cls.predictions.transform.dense.weight",
         "cls.seq_relationship.weight",
     ]
-    assert all(name.endswith("bias") or "LayerNorm" in name for name in groups["no_decay"]["names"])
-    assert {name: group["weight_decay"] for name, group in groups.items()} == {
-        "sparse": 0.05,
-        "dense": 0.01,
-        "no_decay": 0.0,
-    }
-    names = [name for group in groups.values() for name in group["names"]]
+    assert all(name.endswith("bias") or "LayerNorm" in name for name in still["names"])
+    assert (decaying["weight_decay"], still["weight_decay"]) == (0.03, 0.0)
+    names = [*decaying["names"], *still["names"]]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     named = dict(model.named_parameters())
-    assert all(named[n] is p for g in groups.values() for n, p in zip(g["names"], g["params"]))
+    assert all(named[n] is p for g in (decaying, still) for n, p in zip(g["names"], g["params"]))
 
 
-def test_one_by_one_blocks_decay_and_dense_model_has_no_sparse_group() -> None:
-    model = BertForPreTraining(SHAPE, sparse_linear(1, {w.name: 0.5 for w in encoder_weights(1, 32, 64)}, seed=0))
-    assert next(g for g in optim.parameter_groups(model) if g["group"] == "sparse")["weight_decay"] == 0.01
-    assert [g["group"] for g in optim.parameter_groups(BertForPreTraining(SHAPE))] == ["dense", "no_decay"]
+def test_a_model_without_biases_has_one_group() -> None:
+    assert [len(group["params"]) for group in optim.parameter_groups(nn.Linear(2, 2, bias=False), 0.1)] == [1]
 
 
 def test_first_adamw_step_by_hand() -> None:
@@ -59,7 +50,7 @@ def test_first_adamw_step_by_hand() -> None:
     with torch.no_grad():
         layer.weight.fill_(2.0)
         layer.bias.fill_(2.0)
-    optimizer = optim.adamw(optim.parameter_groups(layer, weight_decay=0.5), lr=0.1)
+    optimizer = optim.adamw(layer, make_optimization(lr=0.1, weight_decay=0.5))
     layer.weight.grad, layer.bias.grad = torch.full((1, 1), 3.0).double(), torch.full((1,), -3.0).double()
     optimizer.step()
     step = 0.1 * 3.0 / (3.0 + 1e-6)
@@ -96,8 +87,7 @@ def test_linear_schedule_by_hand() -> None:
 
 
 def test_schedule_through_lambda_lr() -> None:
-    weight = nn.Parameter(torch.zeros(1))
-    optimizer = optim.adamw([{"params": [weight]}], lr=2e-4)
+    optimizer = optim.adamw(nn.Linear(1, 1), make_optimization(lr=2e-4))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.linear_schedule(4, 2))
     seen = []
     for _ in range(4):

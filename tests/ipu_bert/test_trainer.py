@@ -18,7 +18,8 @@ from PIL import Image
 import run_pretraining
 from ipu_bert import assemble, checkpoint
 from ipu_bert.engines.base import NonFiniteError
-from ipu_bert.record.metrics import Stopwatch, read_metrics
+from ipu_bert.record.metrics import read_metrics
+from ipu_bert.stopwatch import Stopwatch
 from ipu_bert.trainer import Trainer
 
 PROGRAM = Path(run_pretraining.__file__)

@@ -1,13 +1,17 @@
-"""Freed memory stays in the process, seen in its page faults."""
+"""Freed memory stays in the process, seen in its page faults; the peak counts what was freed."""
 
 from __future__ import annotations
 
 import resource
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from sparse_ops.host_memory import keep_freed_memory
+from sparse_ops import host_memory
+from sparse_ops.host_memory import keep_freed_memory, peak_memory_bytes
 
 
 def test_large_temporaries_are_kept_and_not_faulted_in_again():
@@ -20,3 +24,22 @@ def test_large_temporaries_are_kept_and_not_faulted_in_again():
         torch.empty(size).fill_(1.0)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert max(faults[-3:]) < (size * 4 // 4096) // 10, faults
+
+
+def test_peak_memory_sees_what_was_allocated_and_freed():
+    before = peak_memory_bytes()
+    assert 1e7 < before < 1e12
+    block = np.ones(before, dtype=np.uint8)  # as much again as ever before, beside what Python and torch keep
+    del block
+    assert before + 1e7 < peak_memory_bytes() < 3 * before
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("linux", 3000 * 1024), ("darwin", 3000)])
+def test_peak_memory_without_proc_is_in_bytes_too(monkeypatch, platform, expected):
+    def no_proc(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", no_proc)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3000))
+    monkeypatch.setattr(host_memory.sys, "platform", platform)
+    assert peak_memory_bytes() == expected

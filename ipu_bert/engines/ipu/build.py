@@ -9,7 +9,9 @@ from ipu_bert.engines.ipu.engine import IpuEngine
 from ipu_bert.engines.ipu.instances import Instances, find_instances
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining
-from ipu_bert.settings import IpuSettings
+from ipu_bert.optim import Optimization
+from ipu_bert.settings import Config
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.ipu.build import library_path
 from sparse_ops.ipu.host import PopsparseEncoder
 from sparse_ops.ipu.layer import import_poptorch
@@ -17,20 +19,13 @@ from sparse_ops.ipu.layout import Encoder
 
 
 def build_ipu_engine(
-    model: BertForPreTraining,
-    device: str,
-    settings: IpuSettings,
-    *,
-    micro_batch_size: int,
-    half: bool,
-    seed: int,
-    **optimization: Any,
+    config: Config, model: BertForPreTraining, optimization: Optimization, timer: Stopwatch
 ) -> IpuEngine:
-    """The engine for `device`. Raises ValueError that says what to install or which settings do not fit."""
-    instances = find_instances(device)
-    run = make_run(settings, device, instances, micro_batch_size, half, seed)
-    backend, encoder = find_backend(device)
-    return IpuEngine(model, run, backend, encoder, instances=instances, **optimization)
+    """The engine for `engine.device`. Raises ValueError that says what to install or which settings do not fit."""
+    instances = find_instances(config.engine.device)
+    run = make_run(config, instances)
+    backend, encoder = find_backend(run.device)
+    return IpuEngine(model, run, backend, encoder, instances, optimization, timer)
 
 
 def find_backend(device: str) -> tuple[Any, Encoder]:
@@ -41,33 +36,35 @@ def find_backend(device: str) -> tuple[Any, Encoder]:
     return import_poptorch(), PopsparseEncoder(library_path())
 
 
-def make_run(
-    settings: IpuSettings, device: str, instances: Instances, micro_batch_size: int, half: bool, seed: int
-) -> IpuRun:
-    """One instance's share of the settings."""
-    if settings.replicas % instances.count:
+def make_run(config: Config, instances: Instances) -> IpuRun:
+    """One instance's share of a checked config. Raises ValueError where the replicas cannot be shared out."""
+    ipu = config.ipu
+    if ipu.replicas % instances.count:
         raise ValueError(
             f"ipu.replicas: expected a multiple of the {instances.count} instances that poprun started, found "
-            f"{settings.replicas}"
+            f"{ipu.replicas}"
         )
+    assert config.train.micro_batch_size is not None
     return IpuRun(
-        device=device,
-        layers_per_ipu=tuple(settings.layers_per_ipu),
-        replicas=settings.replicas // instances.count,
-        gradient_accumulation=settings.gradient_accumulation,
-        micro_batch_size=micro_batch_size,
-        available_memory=tuple(settings.available_memory),
+        device=config.engine.device,
+        layers_per_ipu=tuple(ipu.layers_per_ipu),
+        replicas=ipu.replicas // instances.count,
+        gradient_accumulation=ipu.gradient_accumulation,
+        micro_batch_size=config.train.micro_batch_size,
+        sequence_length=config.data.sequence_length,
+        available_memory=tuple(ipu.available_memory),
         # Text, because host and device must pass popsparse the very same characters.
-        sparse_available_memory=repr(settings.sparse_available_memory),
-        sparse_oversize=repr(settings.sparse_oversize),
-        half=half,
-        half_partials=settings.half_partials,
-        stochastic_rounding=settings.stochastic_rounding,
-        optimizer_off_chip=settings.optimizer_off_chip,
-        optimizer_sharded=settings.optimizer_sharded,
-        recompute=settings.recompute,
-        vocabulary_parts=settings.vocabulary_parts,
-        executable_cache=settings.executable_cache,
-        profile_dir=settings.profile_dir,
-        seed=seed % 2**32,
+        sparse_available_memory=repr(ipu.sparse_available_memory),
+        sparse_oversize=repr(ipu.sparse_oversize),
+        half=config.precision.compute == "float16",
+        loss_scale=config.precision.loss_scale,
+        half_partials=ipu.half_partials,
+        stochastic_rounding=ipu.stochastic_rounding,
+        optimizer_off_chip=ipu.optimizer_off_chip,
+        optimizer_sharded=ipu.optimizer_sharded,
+        recompute=ipu.recompute,
+        vocabulary_parts=ipu.vocabulary_parts,
+        executable_cache=ipu.executable_cache,
+        profile_dir=ipu.profile_dir,
+        seed=config.run.seed % 2**32,
     )

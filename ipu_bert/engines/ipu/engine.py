@@ -1,28 +1,37 @@
 """The engine for IPUs: PopTorch on hardware, on Poplar's model of an IPU or offline, and the simulator on a CPU.
 
-One executable trains and one evaluates; each is compiled once. Patterns are data to it: `host_state` downloads
-weights and
-moments, translates them to slots, and when something changed translates back and uploads.
+One executable trains and one evaluates; each is compiled once. Patterns are data to it: `host_state` downloads weights
+and moments, translates them to slots, and when something changed translates back and uploads.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ipu_bert.data.batches import Batch
-from ipu_bert.engines.base import EvalResult, HostState, NonFiniteError, StepResult, TensorGroups, TransferRecord
-from ipu_bert.engines.ipu.instances import Instances, check_same_patterns, find_instances
-from ipu_bert.engines.ipu.model import IpuBert, pipeline_stages
+from ipu_bert.data.masking import IGNORED_LABEL
+from ipu_bert.engines.base import (
+    MOMENTS,
+    EvalResult,
+    HostState,
+    NonFiniteError,
+    StepResult,
+    TensorGroups,
+    TransferRecord,
+    check_model_state,
+)
+from ipu_bert.engines.ipu.instances import Instances, check_same_patterns
+from ipu_bert.engines.ipu.model import IpuBert
 from ipu_bert.engines.ipu.options import IpuRun, inference_options, training_options
 from ipu_bert.engines.ipu.state import CanonicalModel, Moments, streamed_bytes
-from ipu_bert.model import IGNORED_LABEL, BertForPreTraining
-from ipu_bert.optim import parameter_groups
-from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.model import BertForPreTraining
+from ipu_bert.optim import Optimization, parameter_groups
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.ipu.layout import Encoder, LayerPlan
 from sparse_ops.linear import BlockSparseLinear
 
@@ -30,8 +39,8 @@ from sparse_ops.linear import BlockSparseLinear
 class IpuEngine:
     """Engine of `run` on the device it names.
 
-    backend: the module with PopTorch's interface; encoder: the translation to its layout. lr, schedule, betas, eps,
-    weight_decay, clip_norm as on the torch engine. Raises ValueError for settings that an IPU cannot have.
+    backend: the module with PopTorch's interface; encoder: the translation to its layout. Raises ValueError for
+    settings that an IPU cannot have.
     """
 
     def __init__(
@@ -40,87 +49,71 @@ class IpuEngine:
         run: IpuRun,
         backend: Any,
         encoder: Encoder,
-        *,
-        lr: float,
-        schedule: Callable[[int], float],
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        group_lasso: float,
-        clip_norm: float,
-        loss_scale: float,
-        sequence_length: int,
+        instances: Instances,
+        optimization: Optimization,
         timer: Stopwatch,
-        instances: Instances | None = None,
     ) -> None:
-        if group_lasso:
-            raise ValueError(f"optim.group_lasso: expected 0, as PopTorch's AdamW has none, found {group_lasso}")
+        if optimization.group_lasso:
+            found = optimization.group_lasso
+            raise ValueError(f"optim.group_lasso: expected 0, as PopTorch's AdamW has none, found {found}")
         if sum(run.layers_per_ipu) != model.shape.layers:
             raise ValueError(
                 f"ipu.layers_per_ipu: expected {model.shape.layers} layers in all, found {list(run.layers_per_ipu)}"
             )
-        self.run, self._poptorch, self._timer = run, backend, timer
-        self._instances = instances or find_instances(run.device)
-        self._lr, self._schedule, self._step = lr, schedule, 0
-        rows = run.micro_batch_size * sequence_length
-        device_model = IpuBert(
-            model,
-            stages=pipeline_stages(run.layers_per_ipu),
-            plan=lambda name, layer: layer_plan(name, layer, rows, run),
-            encoder=encoder,
-            poptorch=backend,
-            dtype=run.dtype,
-            vocabulary_parts=run.vocabulary_parts,
-            recompute=run.recompute,
-        )
-        self.canonical = CanonicalModel(model, device_model)
-        self._device_model = device_model
-        device_parameters = dict(device_model.named_parameters())
+        self.run, self._poptorch, self._timer, self._instances = run, backend, timer, instances
+        self._optimization, self._step = optimization, 0
+        self._device_model = IpuBert(model, run, lambda name, layer: layer_plan(name, layer, run), encoder, backend)
+        self.canonical = CanonicalModel(model, self._device_model)
+        self._optimizer = self._make_optimizer(model)
+        ipus = len(run.layers_per_ipu)
+        # PopTorch wraps a shallow copy, which keeps the flag `training` that the model has when it is wrapped.
+        self._device_model.train()
+        options = training_options(backend, run, instances.options(ipus))
+        self._trainer = backend.trainingModel(self._device_model, options=options, optimizer=self._optimizer)
+        self._device_model.eval()
+        options = inference_options(backend, run, instances.options(ipus))
+        self._evaluator = backend.inferenceModel(self._device_model, options=options)
+        self.transfers = TransferRecord()
+        check_same_patterns(self._instances, self.canonical.layers)
+
+    def _make_optimizer(self, model: BertForPreTraining) -> Any:
+        """PopTorch's AdamW over the device's parameters, grouped as the canonical ones."""
+        options, parameters = self._optimization, dict(self._device_model.named_parameters())
         groups = [
             {
-                "params": [device_parameters[self.canonical.names[name]] for name in group["names"]],
+                "params": [parameters[self.canonical.names[name]] for name in group["names"]],
                 "weight_decay": group["weight_decay"],
             }
-            for group in parameter_groups(model, weight_decay)
+            for group in parameter_groups(model, options.weight_decay)
         ]
         # Both moments in float32: with a half first moment PopART would take the loss scale out in half, where small
         # gradients vanish.
-        self._optimizer = backend.optim.AdamW(
+        return self._poptorch.optim.AdamW(
             groups,
-            lr=lr * schedule(0),
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            loss_scaling=loss_scale,
+            lr=options.lr * options.schedule(0),
+            betas=(options.beta1, options.beta2),
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            loss_scaling=self.run.loss_scale,
             bias_correction=True,
-            accum_type=run.dtype,
+            accum_type=self.run.dtype,
             first_order_momentum_accum_type=torch.float32,
             second_order_momentum_accum_type=torch.float32,
-            max_grad_norm=clip_norm or None,
+            max_grad_norm=options.clip_norm or None,
         )
-        ipus = len(run.layers_per_ipu)
-        # PopTorch wraps a shallow copy, which keeps the flag `training` that the model has when it is wrapped.
-        device_model.train()
-        options = training_options(backend, run, self._instances.options(ipus))
-        self._trainer = backend.trainingModel(device_model, options=options, optimizer=self._optimizer)
-        device_model.eval()
-        options = inference_options(backend, run, self._instances.options(ipus))
-        self._evaluator = backend.inferenceModel(device_model, options=options)
-        self.transfers = TransferRecord()
-        check_same_patterns(self._instances, self.canonical.layers)
 
     # --- running
 
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
         """See Engine. The gradient's norm stays on the device and is NaN here.
 
-        A loss that is not finite is found after the device has stepped: go back to a checkpoint.
+        A loss that is not finite is found after the device has stepped.
         """
         if gradient_counts is not None:
             raise ValueError("sparsity.growth: the IPU engine has no dense gradient; expected random, found gradient")
         if self.run.device == "offline":
             raise ValueError("ipu.device: offline compiles only; expected hardware, ipu_model or simulated to train")
-        lr = self._lr * self._schedule(self._step)
+        lr = self._optimization.lr * self._optimization.schedule(self._step)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         with self._timer("forward"):  # and backward, and the update: one executable
@@ -129,10 +122,8 @@ class IpuEngine:
             _, mlm, nsp = self._trainer(*self._inputs(batch, mean=True))
         mlm_loss, nsp_loss = self._instances.sum([float(mlm.double().sum()), float(nsp.double().sum())])
         if not math.isfinite(mlm_loss + nsp_loss):
-            raise NonFiniteError(
-                f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss}); the weights on the device are "
-                "lost"
-            )
+            message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
+            raise NonFiniteError(f"{message}; the weights on the device are lost", weights_kept=False)
         self._step += 1
         return StepResult(mlm_loss, nsp_loss, math.nan, lr)
 
@@ -145,7 +136,7 @@ class IpuEngine:
         return EvalResult(mlm, labels, round(mlm_hits), nsp, batch.next_sentence_labels.numel(), round(nsp_hits))
 
     def compile(self, batch: Batch) -> None:
-        """Compile the training executable for a batch of this shape, into the executable cache if there is one."""
+        """See Engine: the training executable, which goes into the executable cache if there is one."""
         self._device_model.train()
         self._trainer.compile(*self._inputs(batch, mean=True))
 
@@ -162,10 +153,8 @@ class IpuEngine:
         """The device's inputs for this instance's share of the batch; losses count as means or as sums."""
         count, sequences = self._instances.count, batch.input_ids.shape[0]
         if sequences != self.run.sequences * count:
-            raise ValueError(
-                f"batch: expected {self.run.sequences} sequences for each of {count} instances, found {sequences} "
-                "in all"
-            )
+            each = f"expected {self.run.sequences} sequences for each of {count} instances"
+            raise ValueError(f"batch: {each}, found {sequences} in all")
         labelled = batch.masked_labels != IGNORED_LABEL
         label_weight = 1.0 / max(1, int(labelled.sum())) if mean else 1.0
         sequence_weight = 1.0 / sequences if mean else 1.0
@@ -210,13 +199,7 @@ class IpuEngine:
 
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """See Engine."""
-        wanted = {name: tensor.shape for name, tensor in self.canonical.model.state_dict().items()}
-        for name in sorted(set(wanted) | set(groups["model"])):
-            found = groups["model"].get(name)
-            if name not in wanted or found is None or found.shape != wanted[name]:
-                expected = list(wanted[name]) if name in wanted else "no such tensor"
-                got = "no such tensor" if found is None else list(found.shape)
-                raise ValueError(f"{name}: expected {expected} as in this config's model, found {got}")
+        check_model_state(self.canonical.model.state_dict(), groups["model"])
         self._read_state()
         self.canonical.model.load_state_dict(dict(groups["model"]))
         self._upload(self.canonical.write_all(groups["optimizer"], step))
@@ -247,7 +230,7 @@ class IpuEngine:
         zeros = {
             f"{key}.{name}": torch.zeros(parameter.shape)
             for name, parameter in self.canonical.model.named_parameters()
-            for key in ("exp_avg", "exp_avg_sq")
+            for key in MOMENTS
         }
         return self.canonical.write_all(zeros, step=0)
 
@@ -262,7 +245,7 @@ class IpuEngine:
         return int(self._trainer.isCompiled())
 
 
-def layer_plan(name: str, layer: BlockSparseLinear, rows: int, run: IpuRun) -> LayerPlan:
+def layer_plan(name: str, layer: BlockSparseLinear, run: IpuRun) -> LayerPlan:
     """The plan of a sparse layer; 1x1 blocks have float partials only."""
     half_partials = run.half and run.half_partials and layer.block_size > 1
     return LayerPlan(
@@ -271,7 +254,7 @@ def layer_plan(name: str, layer: BlockSparseLinear, rows: int, run: IpuRun) -> L
         out_features=layer.out_features,
         block_size=layer.block_size,
         blocks=layer.values.shape[0],
-        batch=rows,
+        batch=run.micro_batch_size * run.sequence_length,
         available_memory_proportion=run.sparse_available_memory,
         meta_info_bucket_oversize_proportion=run.sparse_oversize,
         partials="half" if half_partials else "float",

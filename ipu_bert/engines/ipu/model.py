@@ -9,38 +9,20 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining, sparse_layers
-from ipu_bert.sizes.placement import stage_layers
+from ipu_bert.sizes.stages import pipeline_stages
 from sparse_ops.ipu.layer import IpuBlockSparseLinear
 from sparse_ops.ipu.layout import Encoder, LayerPlan
 from sparse_ops.linear import BlockSparseLinear
 
 MASKED_SCORE = -10000.0  # e to this is 0 in half; the most negative half would overflow when scores are added
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A pipeline stage: an IPU and what runs on it."""
-
-    name: str
-    ipu: int
-    layers: tuple[int, ...] = ()
-    embeddings: bool = False
-    heads: bool = False
-
-
-def pipeline_stages(layers_per_ipu: Sequence[int]) -> list[Stage]:
-    """The stages of `placement.stage_layers`; the first has the embeddings and the last the heads."""
-    plan = stage_layers(layers_per_ipu)
-    last = len(plan) - 1
-    return [Stage(*stage, embeddings=i == 0, heads=i == last) for i, stage in enumerate(plan)]
 
 
 class IpuSelfAttention(nn.Module):
@@ -62,19 +44,18 @@ class IpuSelfAttention(nn.Module):
 
 
 class IpuBert(nn.Module):
-    """The model that is handed to PopTorch; its parameters are named as the canonical ones, `values` as `nz_values`."""
+    """The model that is handed to PopTorch; its parameters are named as the canonical ones, `values` as `nz_values`.
+
+    plan: of a sparse layer and its name. poptorch: PopTorch or the simulator.
+    """
 
     def __init__(
         self,
         model: BertForPreTraining,
-        *,
-        stages: Sequence[Stage],
+        run: IpuRun,
         plan: Callable[[str, BlockSparseLinear], LayerPlan],
         encoder: Encoder,
         poptorch: Any,
-        dtype: torch.dtype,
-        vocabulary_parts: int,
-        recompute: bool,
     ) -> None:
         super().__init__()
         copied = copy.deepcopy(model)
@@ -87,9 +68,8 @@ class IpuBert(nn.Module):
             attention: Any = block.attention
             attention.self = IpuSelfAttention(attention.self.qkv, shape.heads, shape.attention_dropout)
         self.bert, self.cls = copied.bert, copied.cls
-        self.to(dtype)
-        self._stages, self._poptorch = tuple(stages), poptorch
-        self._vocabulary_parts, self._recompute = vocabulary_parts, recompute
+        self.to(run.dtype)
+        self._stages, self._poptorch, self._run = tuple(pipeline_stages(run.layers_per_ipu)), poptorch, run
 
     def forward(
         self,
@@ -117,7 +97,7 @@ class IpuBert(nn.Module):
                     mask_bias = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * MASKED_SCORE
                 for i in stage.layers:
                     hidden = self.bert.encoder.layer[i](hidden, mask_bias)
-                    if self._recompute:
+                    if self._run.recompute:
                         hidden = self._poptorch.recomputationCheckpoint(hidden)
                 if stage.heads:
                     mlm_logits, nsp_logits = self._heads(hidden, masked_positions)
@@ -132,9 +112,9 @@ class IpuBert(nn.Module):
         predictions = self.cls.predictions
         transformed = predictions.transform(masked)
         words = self.bert.embeddings.word_embeddings.weight.t()  # [H, V]
-        if self._vocabulary_parts > 1:
+        if self._run.vocabulary_parts > 1:
             mode = self._poptorch.MatMulSerializationMode.OutputChannels
-            scores = self._poptorch.serializedMatMul(transformed, words, mode, self._vocabulary_parts)
+            scores = self._poptorch.serializedMatMul(transformed, words, mode, self._run.vocabulary_parts)
         else:
             scores = torch.matmul(transformed, words)
         return scores + predictions.bias, self.cls.seq_relationship(self.bert.pooler(hidden))

@@ -17,10 +17,10 @@ class IpuRun:
     """How a step is laid over IPUs. One instance's figures: poprun starts several, each with `replicas` of its own.
 
     layers_per_ipu: encoder layers of each IPU of a replica. gradient_accumulation: micro-batches of a replica in a
-    step.
-    available_memory: share of each IPU's memory for the working space of dense products (one for all, or one each).
-    sparse_available_memory, sparse_oversize: popsparse's own proportions, decimal text, the same for every layer.
-    half: FP16.16 with float32 moments; otherwise all is float32. half_partials: 16-bit partial sums of products.
+    step. available_memory: share of each IPU's memory for the working space of dense products (one for all, or one
+    each). sparse_available_memory, sparse_oversize: popsparse's own proportions, decimal text, the same for every
+    layer. half: FP16.16 with float32 moments; otherwise all is float32. half_partials: 16-bit partial sums of products.
+    The others as in IpuSettings; seed: 32 bits.
     """
 
     device: str
@@ -28,19 +28,21 @@ class IpuRun:
     replicas: int
     gradient_accumulation: int
     micro_batch_size: int
-    available_memory: tuple[float, ...] = (0.25,)
-    sparse_available_memory: str = "0.6"
-    sparse_oversize: str = "0.1"
-    half: bool = True
-    half_partials: bool = True
-    stochastic_rounding: bool = True
-    optimizer_off_chip: bool = True
-    optimizer_sharded: bool = False
-    recompute: bool = True
-    vocabulary_parts: int = 1
-    executable_cache: str = ""
-    profile_dir: str = ""
-    seed: int = 0
+    sequence_length: int
+    available_memory: tuple[float, ...]
+    sparse_available_memory: str
+    sparse_oversize: str
+    half: bool
+    loss_scale: float
+    half_partials: bool
+    stochastic_rounding: bool
+    optimizer_off_chip: bool
+    optimizer_sharded: bool
+    recompute: bool
+    vocabulary_parts: int
+    executable_cache: str
+    profile_dir: str
+    seed: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,8 +55,8 @@ class IpuRun:
         return self.replicas * self.gradient_accumulation * self.micro_batch_size
 
 
-def training_options(poptorch: Any, run: IpuRun, base: Any = None) -> Any:
-    """Options of the executable that trains; `base` are popdist's, where it starts the instances."""
+def training_options(poptorch: Any, run: IpuRun, base: Any) -> Any:
+    """Options of the executable that trains; `base` are popdist's where it starts the instances, else None."""
     options = _common(poptorch, run, base)
     options.Training.gradientAccumulation(run.gradient_accumulation)
     # Losses carry their own weights, so that sums over micro-batches and replicas are means over the batch.
@@ -70,7 +72,7 @@ def training_options(poptorch: Any, run: IpuRun, base: Any = None) -> Any:
     return options
 
 
-def inference_options(poptorch: Any, run: IpuRun, base: Any = None) -> Any:
+def inference_options(poptorch: Any, run: IpuRun, base: Any) -> Any:
     """Options of the executable that evaluates a whole batch in one call."""
     return _common(poptorch, run, base).deviceIterations(run.gradient_accumulation)
 

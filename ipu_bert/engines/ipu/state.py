@@ -7,12 +7,12 @@ from typing import Any, Dict, List, Mapping, Optional
 import torch
 from torch import Tensor, nn
 
+from ipu_bert.engines.base import MOMENTS
 from ipu_bert.model import BertForPreTraining, sparse_layers
 from sparse_ops.ipu.layer import IpuBlockSparseLinear
 from sparse_ops.ipu.layout import plain
 from sparse_ops.linear import BlockSparseLinear
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # canonical names, in PopART's order Accl1, Accl2
 State = Optional[Mapping[str, Tensor]]  # PopTorch's "ipu_state"
 Moments = Dict[str, List[Tensor]]  # canonical parameter -> both moments, float32
 

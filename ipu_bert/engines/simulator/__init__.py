@@ -1,7 +1,7 @@
 """An IPU on the CPU: the part of PopTorch's interface that the IPU engine uses, with PopTorch's semantics.
 
 The device has copies of its own and data moves only when told to. What real hardware would do wrong without a word is
-an error here: see `executor.py`. Use this package as if it were the module `poptorch`.
+a SimulatorError here: see compilation.py, streams.py and steps.py. Use this package as if it were the module poptorch.
 """
 
 from __future__ import annotations

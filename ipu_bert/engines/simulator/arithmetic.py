@@ -1,8 +1,7 @@
 """FP16.16 on a CPU: 16-bit tensors, every operation rounded once, products with 16-bit partial sums 16 wide.
 
 An IPU's matrix unit adds up 16 products exactly enough, then rounds the running sum to the partials' type. This mode
-does
-the same below autograd, so forward and backward of any model round as they would there.
+does the same below autograd, so forward and backward of any model round as they would there.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _EXACT = {
 
 
 class Rounding:
-    """float32 -> float16: to nearest, or stochastic with a generator of its own."""
+    """float32 -> float16 of any shape: to nearest, or stochastic with a generator of its own where a seed is given."""
 
     def __init__(self, stochastic_seed: int | None = None) -> None:
         self._generator = None if stochastic_seed is None else torch.Generator().manual_seed(stochastic_seed)
@@ -61,7 +60,7 @@ class Rounding:
 
     @property
     def state(self) -> list[int]:
-        """Of the generator; empty where there is none."""
+        """Bytes of the generator's state; empty where there is none."""
         return [] if self._generator is None else self._generator.get_state().tolist()
 
     @state.setter
@@ -70,12 +69,15 @@ class Rounding:
             self._generator.set_state(torch.tensor(state, dtype=torch.uint8))
 
     def keep_float(self, x: Tensor) -> Tensor:
-        """Rounded, but still stored as float32."""
+        """The rounded values, still stored as float32."""
         return self(x).float()
 
 
 def partial_sums(products: Callable[[int], Tensor], count: int, rounding: Rounding, half_partials: bool) -> Tensor:
-    """Sum of products(0) ... products(count - 1), each a 16-wide partial sum in float32; float32 result."""
+    """Sum of products(0) ... products(count - 1), each a 16-wide partial sum in float32, all of one shape; float32.
+
+    half_partials: round the running sum before each is added.
+    """
     total = products(0)
     for i in range(1, count):
         total = (rounding.keep_float(total) if half_partials else total) + products(i)
@@ -83,7 +85,10 @@ def partial_sums(products: Callable[[int], Tensor], count: int, rounding: Roundi
 
 
 class HalfArithmetic(TorchDispatchMode):
-    """Rounds what float16 tensors go through; leaves float32 alone. half_partials: also partial sums of products."""
+    """While entered, rounds what float16 tensors go through; leaves float32 alone.
+
+    half_partials: also round the partial sums of products.
+    """
 
     def __init__(self, rounding: Rounding, half_partials: bool) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equality of the bits; NaN patterns compare like any other."""
+    """Whether dtype, shape and every bit are equal; NaN patterns compare like any other."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if a.dtype == torch.bool:
@@ -26,19 +27,29 @@ class HostTensors:
     """The parameters and buffers of a host model, with a copy of what they were at the last transfer."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model, self.in_use = model, False
         self.synced = {name: tensor.detach().clone() for name, tensor in self.named().items()}
 
+    @contextmanager
+    def access(self) -> Iterator[None]:
+        """While inside, `in_use` is set: the executor's own accesses to the model are no reason to download."""
+        before, self.in_use = self.in_use, True
+        try:
+            yield
+        finally:
+            self.in_use = before
+
     def named(self) -> dict[str, Tensor]:
-        """Every parameter and buffer by name, as PopTorch names them."""
-        return {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        """Every parameter and buffer by name, as PopTorch names them: the live tensors."""
+        with self.access():
+            return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def changed(self) -> list[str]:
         """Names of tensors that differ from the last transfer."""
         return [name for name, tensor in self.named().items() if not same_bits(tensor, self.synced[name])]
 
     def check_shapes(self) -> None:
-        """Refuse tensors that came, went, or changed shape or dtype since compilation."""
+        """Raises SimulatorError for tensors that came, went, or changed shape or dtype since compilation."""
         now = self.named()
         if now.keys() != self.synced.keys():
             raise SimulatorError(f"tensors changed after compilation: {sorted(now.keys() ^ self.synced.keys())}")
@@ -63,12 +74,12 @@ class Transfers:
         self.bytes_down = self.bytes_up = self.downloads = self.uploads = 0
 
     def down(self, size: int) -> None:
-        """Device to host."""
+        """Count one transfer of `size` bytes, device to host."""
         self.bytes_down += size
         self.downloads += 1
 
     def up(self, size: int) -> None:
-        """Host to device."""
+        """Count one transfer of `size` bytes, host to device."""
         self.bytes_up += size
         self.uploads += 1
 

@@ -37,17 +37,17 @@ class AdamW(torch.optim.AdamW):
         self.max_grad_norm = max_grad_norm
         self._ipu: dict[str, Any] = {"ipu_state": None, "ipu_param": None}
         self.ipu_state_is_dirty = self.host_state_is_dirty = False
-        self.read_device: Any = None  # set by the executor
+        self.read_device: Any = None  # set at compilation
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's settings and the device's state, downloaded when it is newer than the cached copy."""
+        """torch's settings and the device's state by name, downloaded when it is newer than the cached copy."""
         if self.host_state_is_dirty and self.read_device is not None:
             self._ipu = self.read_device()
             self.host_state_is_dirty = False
         return {**self._ipu, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take settings and state; the state reaches the device at the next call."""
+        """Take settings and state; the state reaches the device at the next call. Raises RuntimeError without any."""
         if state_dict.get("ipu_state") is None:
             raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
@@ -56,13 +56,17 @@ class AdamW(torch.optim.AdamW):
 
     @property
     def cached_state(self) -> dict[str, Tensor] | None:
-        """The host's copy of the device's state."""
+        """The host's copy of the device's state by name; None before there is any."""
         state: dict[str, Tensor] | None = self._ipu["ipu_state"]
         return state
 
 
 class DeviceAdamW:
-    """The update as PopART composes it: unscale, clip, moments, decoupled decay; float32 inside, weights rounded."""
+    """The update as PopART composes it: unscale, clip, moments, decoupled decay; float32 inside, weights rounded.
+
+    state: `Accl1___<parameter>` and `Accl2___<parameter>` in the parameter's shape; where bias is corrected, also
+    `Step___<parameter>`, float32 [].
+    """
 
     def __init__(self, names: dict[int, str], optimizer: AdamW, parameters: dict[str, Tensor]) -> None:
         self._names = names  # id of a host parameter -> its name

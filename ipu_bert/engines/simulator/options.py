@@ -45,7 +45,7 @@ class MatMulSerializationMode(enum.Enum):
 
 
 class PipelinedExecution:
-    """Blocks become the stages of a pipeline."""
+    """Blocks become the stages of a pipeline. Raises SimulatorError for another AutoStage than AutoIncrement."""
 
     def __init__(self, auto_stage: AutoStage) -> None:
         if auto_stage is not AutoStage.AutoIncrement:
@@ -85,10 +85,12 @@ class _Training(_Freezable):
         self.reduction = ReductionType.Mean
 
     def gradientAccumulation(self, gradient_accumulation: int) -> _Training:  # noqa: N802
+        """Micro-batches of a replica per optimizer step."""
         self.gradient_accumulation = gradient_accumulation
         return self
 
     def accumulationAndReplicationReductionType(self, reduction_type: ReductionType) -> _Training:  # noqa: N802
+        """How gradients come together."""
         self.reduction = ReductionType(reduction_type)
         return self
 
@@ -99,10 +101,12 @@ class _Precision(_Freezable):
         self.partials = torch.float32
 
     def enableStochasticRounding(self, enabled: bool) -> _Precision:  # noqa: N802
+        """Round to halves stochastically, or to nearest."""
         self.stochastic_rounding = enabled
         return self
 
     def setPartialsType(self, dtype: torch.dtype) -> _Precision:  # noqa: N802
+        """Of products of halves: float16 or float32. Raises ValueError for another."""
         if dtype not in (torch.float16, torch.float32):
             raise ValueError(f"partials: expected float16 or float32, found {dtype}")
         self.partials = dtype
@@ -114,6 +118,7 @@ class _TensorLocations(_Freezable):
         self.optimizer = TensorLocationSettings()
 
     def setOptimizerLocation(self, location: TensorLocationSettings) -> _TensorLocations:  # noqa: N802
+        """Where moments live; no effect on numbers."""
         self.optimizer = location
         return self
 
@@ -125,6 +130,7 @@ class _Popart(_Freezable):
         self.options: dict[str, Any] = {}
 
     def set(self, key: str, value: Any) -> _Popart:
+        """Raises SimulatorError for options that would keep patterns from being updated."""
         if self._frozen:
             raise AttributeError("Can't modify frozen Options")
         if key == "disableOptimizerStateTensorStreams" and value:
@@ -135,11 +141,12 @@ class _Popart(_Freezable):
         return self
 
     def setPatterns(self, patterns: dict[str, bool], level: int = 2) -> _Popart:  # noqa: N802
+        """PopART's rewriting patterns; no effect here."""
         return self.set("patterns", dict(patterns)).set("patterns_level", level)
 
 
 class Options(_Freezable):
-    """poptorch.Options, as far as it is used here."""
+    """poptorch.Options, as far as it is used here. Raises AttributeError when set after a model was built with it."""
 
     def __init__(self) -> None:
         self.Training, self.Precision = _Training(), _Precision()
@@ -157,7 +164,7 @@ class Options(_Freezable):
             object.__setattr__(part, "_frozen", True)
 
     def replicationFactor(self, replication_factor: int) -> Options:  # noqa: N802
-        """Replicas of the whole pipeline."""
+        """Number of replicas of the whole pipeline."""
         self.replication_factor = replication_factor
         return self
 
@@ -186,7 +193,10 @@ class Options(_Freezable):
         return self
 
     def setAvailableMemoryProportion(self, available_memory_proportion: dict[str, float]) -> Options:  # noqa: N802
-        """Working memory of each IPU's products; no effect on numbers."""
+        """Working memory of each IPU's products, a share of the IPU's; no effect on numbers.
+
+        Raises ValueError for a key other than IPU<n> or a share outside (0, 1].
+        """
         for key, value in available_memory_proportion.items():
             if not key.startswith("IPU") or not 0.0 < value <= 1.0:
                 raise ValueError(f"available memory: expected 'IPU<n>' with a share in (0, 1], found {key!r}: {value}")
@@ -209,6 +219,6 @@ class Options(_Freezable):
         return self
 
     def enableSyntheticData(self, enabled: bool) -> Options:  # noqa: N802
-        """Refused: patterns would be frozen."""
+        """Raises SimulatorError if enabled: patterns would be frozen."""
         self._Popart.set("syntheticDataMode", 2 if enabled else 0)
         return self

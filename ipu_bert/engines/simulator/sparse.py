@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +13,8 @@ from ipu_bert.engines.simulator.layout import SimulatedEncoder
 from sparse_ops.ipu.layout import LayerPlan, bits_from_half
 
 
-class _Passes(NamedTuple):
-    """Blocks grouped so that each group holds at most one block of any row (or column)."""
-
-    groups: list[Tensor]  # int64, numbers of blocks
-
-
 def plan_of(attributes: dict[str, Any], data_type: str) -> LayerPlan:
-    """The LayerPlan that custom-op attributes came from."""
+    """The LayerPlan that custom-op attributes came from; data_type, "half" or "float", is not among them."""
     values = dict(attributes)
     values.pop("abi")
     blocks = values.pop("nonzeros") // values["block_size"] ** 2
@@ -28,7 +22,10 @@ def plan_of(attributes: dict[str, Any], data_type: str) -> LayerPlan:
 
 
 class BlockLinear(torch.autograd.Function):
-    """y = x W^T from device layout; differentiable in x and nz."""
+    """y = x W^T [T, out] from x [T, in], metaInfo float16 [m] and nz [n], y and nz of x's dtype.
+
+    Differentiable in x and nz. Raises ValueError when metaInfo and nz are not of `plan` or not of one pattern.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, meta_info: Tensor, nz: Tensor, plan: LayerPlan, rounding: Rounding) -> Tensor:
@@ -86,17 +83,18 @@ def _multiply(
     inputs = x.float().reshape(x.shape[0], -1, b).transpose(0, 1)  # [source grid, T, b]
     out = torch.zeros(size // b, x.shape[0], b)
     per_partial = max(1, PARTIAL_WIDTH // b)
-    for step, group in enumerate(_groups(to).groups):
+    for step, group in enumerate(_groups(to)):
         if step and step % per_partial == 0 and _half_partials(plan):
             out = rounding.keep_float(out)
         out[to[group]] += torch.bmm(inputs[source[group]], blocks[group])
     return out.transpose(0, 1).reshape(x.shape[0], size)
 
 
-def _groups(to: Tensor) -> _Passes:
+def _groups(to: Tensor) -> list[Tensor]:
+    """Numbers of blocks, int64, grouped so that no group holds two blocks of one row (or column) `to`."""
     order = to.argsort(stable=True)
     counts = torch.bincount(to)
     first = torch.cumsum(counts, 0) - counts
     depth = torch.empty_like(order)
     depth[order] = torch.arange(order.numel()) - first[to[order]]
-    return _Passes([(depth == d).nonzero().flatten() for d in range(int(counts.max()))])
+    return [(depth == d).nonzero().flatten() for d in range(int(counts.max()))]

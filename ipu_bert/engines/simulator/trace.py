@@ -17,7 +17,7 @@ from sparse_ops.ipu.layout import ABI_VERSION, DOMAIN, OPERATION, LayerPlan
 
 @dataclass
 class Trace:
-    """One pass of one micro-batch through the model on the simulated device."""
+    """One pass of one micro-batch through the model on the simulated device; notes what it does while entered."""
 
     rounding: Rounding
     visited: list[tuple[str, int]] = field(default_factory=list)  # (block, IPU), in order
@@ -35,7 +35,10 @@ class Trace:
         _traces.pop()
 
     def enter(self, block: str, ipu: int) -> None:
-        """A block begins: with AutoStage.AutoIncrement, a block not seen before is the next stage."""
+        """A block begins: with AutoStage.AutoIncrement, a block not seen before is the next stage.
+
+        Raises SimulatorError for a block that was left before.
+        """
         known = dict(self.visited)
         if block in known and self.visited[-1] != (block, ipu):
             raise SimulatorError(f"pipeline: block {block!r} was left and is entered again; stages run in order")
@@ -44,7 +47,7 @@ class Trace:
 
     @property
     def ipu(self) -> int | None:
-        """IPU of the present block."""
+        """Number of the present block's IPU; None before the first block."""
         return self.visited[-1][1] if self.visited else None
 
 
@@ -57,7 +60,7 @@ def isRunningOnIpu() -> bool:  # noqa: N802
 
 
 class Block:
-    """Context manager: what is called inside belongs to this block, on this IPU."""
+    """Context manager: what is called inside belongs to this block, on this IPU; blocks do not nest."""
 
     def __init__(self, user_id: str, ipu_id: int) -> None:
         self._block, self._ipu = user_id, ipu_id
@@ -83,7 +86,11 @@ def custom_op(
     example_outputs: Iterable[Tensor],
     attributes: dict[str, Any] | None = None,
 ) -> list[Tensor]:
-    """The sparse operation; outside a trace, as in PopTorch, zeros like the example outputs."""
+    """The sparse operation: [y [T, out]] from x [T, in], metaInfo float16 [m] and nz [n], y and nz of x's dtype.
+
+    Outside a trace, as in PopTorch, zeros like the example outputs. Raises SimulatorError for another operation or
+    version, another dtype, or shapes other than the attributes'; ValueError for attributes that are not ASCII.
+    """
     if not _traces:
         return [torch.zeros_like(x) for x in example_outputs]
     if (name, domain, domain_version) != (OPERATION, DOMAIN, 1):
@@ -112,7 +119,10 @@ def custom_op(
 
 
 def identity_loss(x: Tensor, reduction: str) -> Tensor:
-    """Marks the loss that training minimises."""
+    """Marks the loss that training minimises and reduces it: sum or mean to [], none leaves x's shape.
+
+    Raises ValueError for another reduction.
+    """
     if reduction not in ("sum", "mean", "none"):
         raise ValueError(f"identity_loss: expected sum, mean or none, found {reduction!r}")
     reduced = x.sum() if reduction == "sum" else x.mean() if reduction == "mean" else x.clone()
@@ -122,14 +132,17 @@ def identity_loss(x: Tensor, reduction: str) -> Tensor:
 
 
 def recomputationCheckpoint(*tensors: Tensor) -> Any:  # noqa: N802
-    """Keeps a tensor instead of computing it again in the backward pass; no effect on numbers."""
+    """Keeps tensors instead of computing them again in the backward pass; no effect on numbers."""
     return tensors[0] if len(tensors) == 1 else tensors
 
 
 def serializedMatMul(  # noqa: N802
     lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int = 0, keep_precision: bool = False
 ) -> Tensor:
-    """lhs @ rhs, `factor` parts of the output columns one after the other."""
+    """lhs [*, k] @ rhs [k, n] -> [*, n], `factor` parts of the n output columns one after the other.
+
+    Raises SimulatorError for another mode, or columns that do not divide.
+    """
     if mode is not MatMulSerializationMode.OutputChannels:
         raise SimulatorError(f"serializedMatMul: expected OutputChannels, found {mode}")
     if factor < 1 or rhs.shape[-1] % factor:

@@ -13,7 +13,10 @@ from ipu_bert.engines.simulator.trace import Trace
 
 
 class VariablePlacement(TorchFunctionMode):
-    """While a model is traced, notes the IPU of each variable's first use and refuses a use on another."""
+    """While a model is traced, notes the IPU of each variable's first use.
+
+    Raises SimulatorError at a use on another.
+    """
 
     def __init__(self, variables: dict[str, Tensor], trace: Trace) -> None:
         super().__init__()
@@ -28,9 +31,8 @@ class VariablePlacement(TorchFunctionMode):
                 first = self.ipus.setdefault(name, self._trace.ipu)
                 if first != self._trace.ipu:
                     raise SimulatorError(
-                        f"{name}: used on IPU {first} and IPU {self._trace.ipu}: a variable cannot be copied "
-                        "between the "
-                        "IPUs of a pipeline; put both uses on one IPU"
+                        f"{name}: used on IPU {first} and IPU {self._trace.ipu}: a variable cannot be copied between "
+                        "the IPUs of a pipeline; put both uses on one IPU"
                     )
         return func(*args, **(kwargs or {}))
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_models import make_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipu_bert.bench import models as bench_models
@@ -23,8 +24,8 @@ from ipu_bert.bench.models import (
 )
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.export import to_hugging_face
-from ipu_bert.record.metrics import Stopwatch
-from ipu_bert.sizes.shape import encoder_weights
+from ipu_bert.sizes.shape import FAMILY
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.linear import BlockSparseLinear
 
 SHAPE = replace(model_shape("tiny"), vocab_size=131, max_positions=32)
@@ -189,7 +190,7 @@ def test_a_pattern_update_takes_nothing_of_the_dense_size(block):
         for layer in host.layers.values():
             dense = 4 * layer.out_features * layer.in_features
             assert layer.values.numel() < 0.06 * dense / 4
-    smallest = 4 * min(weight.size for weight in encoder_weights(4, 256, 1024))
+    smallest = 4 * min(weight.size for weight in make_weights(FAMILY["mini"], 0.0))
     assert 0 < largest.bytes < smallest
     if block > 1:
         assert largest.bytes < smallest // 2

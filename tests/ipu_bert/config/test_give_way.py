@@ -11,7 +11,8 @@ from config_files import errors_of, write
 import run_pretraining
 from ipu_bert import assemble
 from ipu_bert.config import CONFIG_DIR, Config, ConfigError, as_dict, from_dict, identity, load_config
-from ipu_bert.dry_run import plan, render
+from ipu_bert.sizes.dry_run import render
+from ipu_bert.sizes.placement import place
 
 POD = "bert_base_dynsparse_pod4"  # [0, 4, 4, 4] layers, micro-batches of 8, one replica
 SIMULATED = "quickstart_simulated"  # [1, 1] layers, 16 sequences in micro-batches of 2, 60 steps
@@ -253,7 +254,7 @@ def test_what_gave_way_is_no_setting():
 def test_the_dry_run_and_the_start_of_a_run_say_it(tmp_path, monkeypatch, capsys):
     overrides = ["train.steps=40", "train.batch_size=16", f"data.dir={tmp_path}"]
     config = load_config("quickstart", overrides)
-    found = plan(config)
+    found = assemble.plan(config)
     assert found["gave_way"] == config.gave_way
     assert [line for line in render(found).splitlines() if line.startswith("gave way")] == [
         f"gave way    {line}" for line in config.gave_way
@@ -385,8 +386,8 @@ def test_overriding_one_thing_is_enough(name):
         changed = {other for other in after if after[other] != before[other]}
         assert gave_way - FOLLOWING <= changed <= {key} | gave_way | FOLLOWING, override
         if config.engine.name == "ipu":
-            placement = assemble.make_placement(config, config.data.vocab_size)
-            assert [text for text in placement.problems if text.startswith(("ipu.", "train."))] == [], override
+            problems = place(config, config.data.vocab_size).problems
+            assert [text for text in problems if text.startswith(("ipu.", "train."))] == [], override
     assert refused == REFUSED[name]
 
 

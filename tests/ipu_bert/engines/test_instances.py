@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ipu_bert.config import load_config
 from ipu_bert.engines.ipu.build import make_run
 from ipu_bert.engines.ipu.instances import (
     Instances,
@@ -18,7 +19,6 @@ from ipu_bert.engines.ipu.instances import (
     find_instances,
     folder_of_instance,
 )
-from ipu_bert.settings import IpuSettings
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern
 
@@ -71,10 +71,10 @@ def test_popdist_and_horovod_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.gather("abc") == ["abc", "abc"]
     assert found.options(4) == ("options", 4)
     assert type(find_instances("simulated")) is Instances, "the simulator is always alone"
-    run = make_run(IpuSettings(layers_per_ipu=[2], replicas=16, gradient_accumulation=2), "hardware", found, 2, True, 0)
+    run = make_run(load_config("bert_base_dynsparse_pod64"), found)
     assert run.replicas == 4
     with pytest.raises(ValueError, match=r"ipu\.replicas: expected a multiple of the 4 instances"):
-        make_run(IpuSettings(layers_per_ipu=[2], replicas=6), "hardware", found, 2, True, 0)
+        make_run(load_config("bert_base_dynsparse_pod64", ["ipu.replicas=2", "train.batch_size=64"]), found)
 
 
 def test_instance_0_writes_the_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

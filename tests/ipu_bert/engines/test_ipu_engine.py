@@ -8,32 +8,23 @@ from typing import Iterator
 
 import pytest
 import torch
+from small_models import make_optimization, make_run, make_shape, sparse_model
 from torch import Tensor
 
 from ipu_bert.data.batches import Batch
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines import simulator as sim
 from ipu_bert.engines.ipu.engine import IpuEngine
+from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.engines.simulator import executor
 from ipu_bert.engines.torch_engine import TorchEngine
-from ipu_bert.model import BertForPreTraining, sparse_layers, sparse_linear
+from ipu_bert.model import BertForPreTraining, sparse_layers
 from ipu_bert.optim import constant_schedule
 from ipu_bert.precision import Precision
-from ipu_bert.record.metrics import Stopwatch
-from ipu_bert.sizes.shape import BertShape, encoder_weights
+from ipu_bert.stopwatch import Stopwatch
 
-SHAPE = BertShape(
-    layers=2,
-    hidden_size=32,
-    heads=2,
-    intermediate_size=64,
-    vocab_size=48,
-    max_positions=16,
-    dropout=0.0,
-    attention_dropout=0.0,
-)
-SPARSITY = {w.name: 0.5 for w in encoder_weights(SHAPE.layers, SHAPE.hidden_size, SHAPE.intermediate_size)}
+SHAPE = make_shape(layers=2, vocab_size=48)
 SEQUENCES, TOKENS, LABELS = 12, 16, 3
 EPS = 1e-3  # large, so that a step is a smooth function of the gradient and engines can be compared
 LR = 1e-2
@@ -46,7 +37,7 @@ def _free_device() -> Iterator[None]:
 
 
 def make_model(seed: int, block_size: int = 8) -> BertForPreTraining:
-    model = BertForPreTraining(SHAPE, sparse_linear(block_size, SPARSITY, seed), seed=seed)
+    model = sparse_model(SHAPE, 0.5, block_size, seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1:
@@ -54,50 +45,19 @@ def make_model(seed: int, block_size: int = 8) -> BertForPreTraining:
     return model
 
 
-def make_run(**changes: object) -> IpuRun:
-    run = IpuRun(
-        device="simulated",
-        layers_per_ipu=(0, 1, 1),
-        replicas=1,
-        gradient_accumulation=12,
-        micro_batch_size=1,
-        half=False,
-        stochastic_rounding=False,
-    )
-    return dataclasses.replace(run, **changes)
+OPTIMIZATION = make_optimization(lr=LR, schedule=constant_schedule(4), eps=EPS)
 
 
-def make_engine(model: BertForPreTraining, run: IpuRun, loss_scale: float = 1.0, clip_norm: float = 1.0) -> IpuEngine:
-    return IpuEngine(
-        model,
-        run,
-        sim,
-        sim.SimulatedEncoder(),
-        lr=LR,
-        schedule=constant_schedule(4),
-        betas=(0.9, 0.999),
-        eps=EPS,
-        weight_decay=0.01,
-        group_lasso=0.0,
-        clip_norm=clip_norm,
-        loss_scale=loss_scale,
-        sequence_length=TOKENS,
-        timer=Stopwatch(),
-    )
+def make_engine(model: BertForPreTraining, run: IpuRun) -> IpuEngine:
+    return IpuEngine(model, run, sim, sim.SimulatedEncoder(), Instances(), OPTIMIZATION, Stopwatch())
 
 
 def make_torch_engine(model: BertForPreTraining) -> TorchEngine:
     return TorchEngine(
         model,
-        lr=LR,
-        schedule=constant_schedule(4),
-        betas=(0.9, 0.999),
-        eps=EPS,
-        weight_decay=0.01,
-        group_lasso=0.0,
-        clip_norm=1.0,
+        optimization=OPTIMIZATION,
+        precision=Precision(compute="float32", loss_scale=1.0),
         micro_batch_size=SEQUENCES,
-        precision=Precision(),
         block_norm=1.0,
         seed=0,
         timer=Stopwatch(),
@@ -127,16 +87,14 @@ def make_batch(seed: int) -> Batch:
     )
 
 
-def run_both(
-    seed: int, run: IpuRun, steps: int = 6, loss_scale: float = 1.0
-) -> tuple[TorchEngine, IpuEngine, list[tuple[float, float]]]:
+def run_both(seed: int, run: IpuRun, steps: int = 6) -> tuple[TorchEngine, IpuEngine, list[tuple[float, float]]]:
     """Train both with pattern updates on; the losses of both at each step."""
     model = make_model(seed)
     if run.half:
         with torch.no_grad():
             for p in model.parameters():
                 p.copy_(p.half())
-    torch_engine, ipu_engine = make_torch_engine(copy.deepcopy(model)), make_engine(model, run, loss_scale)
+    torch_engine, ipu_engine = make_torch_engine(copy.deepcopy(model)), make_engine(model, run)
     updaters = [make_updater(), make_updater()]
     losses = []
     for updater, engine in zip(updaters, (torch_engine, ipu_engine)):
@@ -198,8 +156,8 @@ def test_float32_is_the_torch_engine_across_pattern_updates(seed: int, changes: 
 
 
 def test_fp16_stays_within_what_half_allows(seed: int) -> None:
-    run = make_run(half=True, layers_per_ipu=(1, 1), micro_batch_size=2, gradient_accumulation=6)
-    torch_engine, ipu_engine, losses = run_both(seed, run, steps=5, loss_scale=512.0)
+    run = make_run(half=True, loss_scale=512.0, layers_per_ipu=(1, 1), micro_batch_size=2, gradient_accumulation=6)
+    torch_engine, ipu_engine, losses = run_both(seed, run, steps=5)
     # A logit sums rounding errors of (products with 64 / 16 partial sums and other operations) at 3 places in 2 layers:
     # about 60 roundings of relative size u = 2^-11 that add up as a random walk on values of size 4. A mean of log
     # probabilities is wrong by at most twice a logit's error. Steps of lr = 0.01 on slightly wrong gradients add less.
@@ -290,11 +248,11 @@ def test_checkpoints_fit_either_engine(seed: int, direction: str) -> None:
 def test_resume_repeats_dropout_and_stochastic_rounding(seed: int) -> None:
     shape = dataclasses.replace(SHAPE, dropout=0.2, attention_dropout=0.1)
     settings = {"layers_per_ipu": (2,), "micro_batch_size": 6, "gradient_accumulation": 2}
-    run = make_run(half=True, stochastic_rounding=True, **settings)
+    run = make_run(half=True, loss_scale=512.0, stochastic_rounding=True, **settings)
 
     def fresh() -> IpuEngine:
         executor._attached.clear()
-        return make_engine(BertForPreTraining(shape, sparse_linear(8, SPARSITY, seed), seed=seed), run, 512.0)
+        return make_engine(sparse_model(shape, 0.5, 8, seed), run)
 
     whole = fresh()
     expected = [whole.train_step(make_batch(seed + i)).mlm_loss for i in range(4)]

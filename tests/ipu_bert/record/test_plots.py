@@ -16,7 +16,9 @@ from ipu_bert.record.plots import (
     EMPTY,
     OLD,
     ORANGE,
+    LossCurve,
     PatternChange,
+    UpdateCurves,
     loss_figure,
     pattern_image,
     pattern_start_end_figure,
@@ -59,7 +61,8 @@ def test_loss_figure_draws_the_numbers_it_was_given(tmp_path: Path, seed: int) -
     rng = np.random.default_rng(seed)
     steps = np.arange(1, 201)
     mlm, nsp = rng.uniform(5, 9, 200), rng.uniform(0.5, 0.8, 200)
-    figure = loss_figure(steps, mlm, nsp, [0, 100, 200], [9.0, 6.6, 6.25], [0.7, None, 0.65], 6.45)
+    heldout = LossCurve([0, 100, 200], [9.0, 6.6, 6.25], [0.7, None, 0.65])
+    figure = loss_figure(LossCurve(steps, mlm, nsp), heldout, 6.45)
     top, bottom = figure.axes
     np.testing.assert_array_equal(line(top, "training, each logged step")[1], mlm)
     np.testing.assert_allclose(line(top, "training, mean over 9")[1][100], mlm[96:105].mean())
@@ -77,27 +80,28 @@ def test_loss_figure_draws_the_numbers_it_was_given(tmp_path: Path, seed: int) -
 
 
 def test_the_title_does_not_hide_that_nothing_was_learned() -> None:
-    figure = loss_figure([1, 2], [9.0, 8.0], [0.7, 0.7], [2], [7.0], [0.7], 6.45)
+    figure = loss_figure(LossCurve([1, 2], [9.0, 8.0], [0.7, 0.7]), LossCurve([2], [7.0], [0.7]), 6.45)
     assert "7.00, 0.55 ABOVE word frequencies" in figure.axes[0].get_title(loc="left")
 
 
 @pytest.mark.parametrize("steps", [[], [1], [1, 2]])
 def test_short_and_broken_runs_still_give_a_loss_figure(tmp_path: Path, steps: list[int]) -> None:
-    figure = loss_figure(steps, [None, 8.0][: len(steps)], [math.nan, 0.7][: len(steps)])
+    train = LossCurve(steps, [None, 8.0][: len(steps)], [math.nan, 0.7][: len(steps)])
+    figure = loss_figure(train, LossCurve([], [], []), None)
     assert "no held-out evaluation" in figure.axes[0].get_title(loc="left")
     saved(figure, tmp_path / "short.png")
 
 
 def test_pattern_updates_figure(tmp_path: Path) -> None:
-    figure = pattern_updates_figure(
-        [1, 2, 3],
-        [0.5, 0.25, 0.0],
-        [0.14, 0.17, 0.18],
-        [None, 0.6, 0.2],
-        0.1,
-        [0.13, 0.16, 0.17],
-        [0.2, 0.2, 0.2],
+    curves = UpdateCurves(
+        updates=[1, 2, 3],
+        ratio=[0.5, 0.25, 0.0],
+        explored_dof=[0.14, 0.17, 0.18],
+        removed_new=[None, 0.6, 0.2],
+        layer_low=[0.13, 0.16, 0.17],
+        layer_high=[0.2, 0.2, 0.2],
     )
+    figure = pattern_updates_figure(curves, 0.1)
     top, bottom = figure.axes
     assert top.get_title(loc="left") == "18 % of all positions tried after 3 updates"
     np.testing.assert_array_equal(line(top, "explored DOF"), [[1, 2, 3], [0.14, 0.17, 0.18]])
@@ -109,11 +113,11 @@ def test_pattern_updates_figure(tmp_path: Path) -> None:
 
 
 def test_one_update_and_no_update(tmp_path: Path) -> None:
-    figure = pattern_updates_figure([1], [0.5], [0.15], [None])
+    figure = pattern_updates_figure(UpdateCurves([1], [0.5], [0.15], [None], (), ()), None)
     assert figure.axes[0].get_title(loc="left") == "15 % of all positions tried after 1 update"
     saved(figure, tmp_path / "one.png")
     with pytest.raises(ValueError, match="expected at least one, found none"):
-        pattern_updates_figure([], [], [], [])
+        pattern_updates_figure(UpdateCurves([], [], [], [], (), ()), None)
 
 
 CHANGE = PatternChange(
@@ -158,7 +162,7 @@ def test_pattern_start_end_figure(tmp_path: Path) -> None:
 
 def test_a_static_pattern_says_so(tmp_path: Path) -> None:
     rows, cols = np.arange(4), np.arange(4)
-    figure = pattern_start_end_figure(PatternChange("w", (4, 16), 8, rows, cols, rows, cols))
+    figure = pattern_start_end_figure(PatternChange("w", (4, 16), 8, rows, cols, rows, cols, (), 10))
     assert "All 4 blocks ended where they began" in figure.texts[0].get_text()
     saved(figure, tmp_path / "static.png")
 
@@ -167,16 +171,16 @@ def test_a_static_pattern_says_so(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (
-            ((2, 2), 16, [0, 2], [0, 1], [0, 1], [0, 1]),
+            ((2, 2), 16, [0, 2], [0, 1], [0, 1], [0, 1], ()),
             "w at the start: a block lies outside the 2 x 2 block grid",
         ),
-        (((2, 2), 16, [0, 1], [0, 1], [0, 1], [0]), r"w at the end: expected two \[nnz\] arrays"),
+        (((2, 2), 16, [0, 1], [0, 1], [0, 1], [0], ()), r"w at the end: expected two \[nnz\] arrays"),
         (((4, 4), 16, [0], [0], [0], [0], ("q", "k", "v")), "w: 3 segments do not divide 4 block rows"),
     ],
 )
 def test_positions_that_do_not_fit_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PatternChange("w", *arguments)
+        PatternChange("w", *arguments, 10)
 
 
 def test_plots_leave_pyplot_alone() -> None:

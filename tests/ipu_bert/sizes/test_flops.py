@@ -6,17 +6,16 @@ import itertools
 
 import pytest
 import torch
+from small_models import dense_model, family_shape, make_shape, make_weights, sparse_model
 from torch import nn
 
-from ipu_bert.model import BertForPreTraining, sparse_layers, sparse_linear
+from ipu_bert.model import sparse_layers
 from ipu_bert.sizes import flops, footprint
-from ipu_bert.sizes.shape import FAMILY, BertShape, encoder_weights
+from ipu_bert.sizes.shape import FAMILY
 
 
 def count(size: str, sparsity: float) -> float:
-    layers, hidden = FAMILY[size]
-    chosen = {weight.name: sparsity for weight in encoder_weights(layers, hidden, 4 * hidden)}
-    return flops.encoder_flops(layers, hidden, 4 * hidden, 128, chosen).encoder
+    return flops.paper_flops(FAMILY[size], make_weights(FAMILY[size], sparsity), 128)
 
 
 @pytest.mark.parametrize(
@@ -57,23 +56,23 @@ def test_matched_loss_passes_through_the_family_and_inverts() -> None:
 
 def test_encoder_flops_by_hand() -> None:
     """One layer, H = 4, feed-forward 8, S = 2: weights 48 + 16 + 32 + 32 = 128."""
-    qkv, ffn = "bert.encoder.layer.0.attention.self.qkv", "bert.encoder.layer.0.output.dense"
-    found = flops.encoder_flops(1, 4, 8, 2, {qkv: 0.75, ffn: 0.0})
+    shape = make_shape(hidden_size=4, intermediate_size=8)
+    found = flops.sequence_flops(shape, make_weights(shape, 0.75, 1, ["*.qkv"]), 2, masked_positions=3)
     assert found.sparse == 3 * 2 * 2 * 12
     assert found.sparse_as_dense == 3 * 2 * 2 * 48
     assert found.dense == 3 * 2 * 2 * 80
     assert found.attention == 12 * 2**2 * 4
-    assert (found.heads, found.encoder) == (0.0, 144 + 960 + 192)
+    assert found.encoder == 144 + 960 + 192
 
 
 def test_heads_by_hand() -> None:
-    shape = BertShape(1, 4, 2, 8, vocab_size=10, max_positions=4)
-    found = flops.sequence_flops(shape, 2, masked_positions=3, sparsity={})
+    shape = make_shape(hidden_size=4, intermediate_size=8, vocab_size=10, max_positions=4)
+    found = flops.sequence_flops(shape, make_weights(shape, 0.0), 2, masked_positions=3)
     # Pooler 16 and NSP 8 weights on one token; transform 16 and decoder 40 on three.
     assert found.heads == 6 * (24 + 3 * 56)
     assert found.executed == found.dense_equivalent == found.encoder + found.heads
     assert found.to_dict()["executed"] == found.executed
-    half = flops.sequence_flops(shape, 2, 3, {weight.name: 0.5 for weight in encoder_weights(1, 4, 8)})
+    half = flops.sequence_flops(shape, make_weights(shape, 0.5, 1), 2, 3)
     assert half.dense_equivalent == found.executed
     assert half.executed == found.executed - found.dense / 2
 
@@ -81,14 +80,14 @@ def test_heads_by_hand() -> None:
 def test_forward_flops_equal_torchs_own_counter() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape = BertShape(2, 32, 2, 64, 97, 16, dropout=0.0, attention_dropout=0.0)
-    model = BertForPreTraining(shape).eval()
+    shape = make_shape(layers=2, vocab_size=97)
+    model = dense_model(shape).eval()
     ids = torch.randint(1, 97, (3, 16))
     positions = torch.zeros(3, 4, dtype=torch.int64)
     counter = FlopCounterMode(display=False)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
         model(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool), positions)
-    assert counter.get_total_flops() * 3 == 3 * flops.sequence_flops(shape, 16, 4, {}).executed
+    assert counter.get_total_flops() * 3 == 3 * flops.sequence_flops(shape, make_weights(shape, 0.0), 16, 4).executed
 
 
 def test_epsilon_by_hand() -> None:
@@ -107,16 +106,20 @@ def test_interpolation_refuses(points: list[tuple[float, float]]) -> None:
         flops.interpolate_loss(points, 2.0)
 
 
-def test_actual_sparsity_is_that_of_the_built_pattern() -> None:
-    weights = encoder_weights(2, 64, 128)
-    asked = {weight.name: 0.83 for weight in weights if "intermediate" not in weight.name}
-    found = flops.actual_sparsity(weights, asked, 16)
-    model = BertForPreTraining(BertShape(2, 64, 2, 128, 50, 16), sparse_linear(16, asked, 0))
-    assert found == pytest.approx({name: 1 - layer.pattern.density for name, layer in sparse_layers(model)})
+def test_blocks_are_those_of_the_built_pattern() -> None:
+    shape = make_shape(layers=2, hidden_size=64, intermediate_size=128)
+    names = ("*.qkv", "*.output.dense")
+    weights = {w.name: w for w in make_weights(shape, 0.83, 16, names)}
+    built = dict(sparse_layers(sparse_model(shape, 0.83, 16, layers=names)))
+    assert built.keys() == {name for name, weight in weights.items() if weight.is_sparse}
+    for name, layer in built.items():
+        assert (weights[name].blocks, weights[name].segments) == (layer.pattern.nnz, layer.segments)
+        assert weights[name].elements == layer.values.numel()
+        assert weights[name].density == pytest.approx(layer.pattern.density)
     # Worked: 4 x 4 blocks a segment, 0.17 * 16 = 2.72, so 3 are kept.
-    assert found["bert.encoder.layer.0.attention.self.qkv"] == pytest.approx(1 - 3 / 16)
+    assert weights["bert.encoder.layer.0.attention.self.qkv"].blocks == 9
     with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.qkv.*no 16x16 block"):
-        flops.actual_sparsity(weights, {weights[0].name: 0.99}, 16)
+        make_weights(shape, 0.99, 16)
 
 
 def bytes_of(tensors: object) -> int:
@@ -125,11 +128,11 @@ def bytes_of(tensors: object) -> int:
 
 @pytest.mark.parametrize("block", [1, 4, 16])
 def test_parameters_and_bytes_are_those_of_the_model(block: int) -> None:
-    shape = BertShape(2, 64, 2, 128, 101, 16)
-    asked = {weight.name: 0.8 for weight in encoder_weights(2, 64, 128) if "attention.output" not in weight.name}
-    model = BertForPreTraining(shape, sparse_linear(block, asked, 0))
+    shape = make_shape(layers=2, hidden_size=64, intermediate_size=128, vocab_size=101)
+    sparse = ("*.qkv", "*.intermediate.dense", "*.?.output.dense")
+    model, weights = sparse_model(shape, 0.8, block, layers=sparse), make_weights(shape, 0.8, block, sparse)
     layers = [layer for _, layer in sparse_layers(model)]
-    counts = footprint.parameter_counts(shape, asked, block)
+    counts = footprint.parameter_counts(shape, weights)
     total = sum(p.numel() for p in model.parameters())
     assert counts.sparse == sum(layer.values.numel() for layer in layers)
     assert counts.sparse_blocks == sum(layer.values.shape[0] for layer in layers)
@@ -137,26 +140,28 @@ def test_parameters_and_bytes_are_those_of_the_model(block: int) -> None:
     assert counts.total == counts.to_dict()["total"] == total
     assert counts.embeddings == sum(p.numel() for p in model.bert.embeddings.parameters())
     assert counts.heads == sum(p.numel() for m in (model.bert.pooler, model.cls) for p in m.parameters())
-    memory = footprint.memory_estimate(shape, asked, block)
+    memory = footprint.memory_estimate(shape, weights, 4, 4, 8)
     assert memory.sparse_weights + memory.dense_weights == bytes_of(model.parameters())
     assert memory.index == bytes_of(itertools.chain.from_iterable(layer.buffers() for layer in layers))
     assert memory.total == total * 16 + memory.index
-    half = footprint.memory_estimate(shape, asked, block, weight_bytes=2, gradient_bytes=2, moment_bytes=6)
+    half = footprint.memory_estimate(shape, weights, weight_bytes=2, gradient_bytes=2, moment_bytes=6)
     assert half.total == total * 10 + memory.index
 
 
 @pytest.mark.parametrize("size", sorted(FAMILY))
 def test_family_parameters_equal_transformers(size: str) -> None:
     transformers = pytest.importorskip("transformers")
-    layers, hidden = FAMILY[size]
+    member = FAMILY[size]
     with torch.device("meta"):
         peer: nn.Module = transformers.BertForPreTraining(
             transformers.BertConfig(
-                hidden_size=hidden,
-                num_hidden_layers=layers,
-                num_attention_heads=hidden // 64,
-                intermediate_size=4 * hidden,
+                hidden_size=member.hidden_size,
+                num_hidden_layers=member.layers,
+                num_attention_heads=member.hidden_size // 64,
+                intermediate_size=4 * member.hidden_size,
             )
         )
-    shape = BertShape(layers, hidden, hidden // 64, 4 * hidden, 30522, 512)
-    assert footprint.parameter_counts(shape, {}, 16).total == sum(p.numel() for p in peer.parameters())
+    shape = family_shape(member)
+    assert footprint.parameter_counts(shape, make_weights(shape, 0.0)).total == sum(
+        p.numel() for p in peer.parameters()
+    )

@@ -201,7 +201,23 @@ def test_the_command_writes_records_and_a_plot(tmp_path: Path, monkeypatch: pyte
     records = json.loads((tmp_path / "r.json").read_text())
     assert {r["block"] for r in records} == {1, 16}
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tmp_path / "r.json.part").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.png"}
+
+
+@needs_native
+def test_an_interrupted_run_keeps_the_cells_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "cells", lambda quick: [(32, 48, 20, b, 0.1) for b in (4, 16)])
+    real = bench.measure
+
+    def interrupted(cell: tuple, *arguments: object, **more: object) -> list:
+        if cell[3] == 16:
+            raise KeyboardInterrupt
+        return real(cell, ("dense", "ours"), *arguments[1:], **more)
+
+    monkeypatch.setattr(bench, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--quick", "--json", str(tmp_path / "r.json")])
+    assert {r["block"] for r in json.loads((tmp_path / "r.json").read_text())} == {4}
 
 
 def test_the_grid_is_the_issues() -> None:

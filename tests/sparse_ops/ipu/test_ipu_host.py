@@ -18,7 +18,7 @@ from sparse_ops.ipu.layout import ABI_VERSION, LayerPlan, bits_from_half, half_f
 from sparse_ops.pattern import BlockPattern
 
 HERE = Path(__file__).parent
-PLAN = LayerPlan("encoder.0.qkv", 64, 192, 8, 20, 256, "0.35", "0.1")
+PLAN = LayerPlan("encoder.0.qkv", 64, 192, 8, 20, 256, "0.35", "0.1", "half", "half")
 
 
 def compile_fake(folder: Path, abi: int = ABI_VERSION) -> Path:

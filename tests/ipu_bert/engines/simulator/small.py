@@ -35,6 +35,8 @@ def plan_for(layer: BlockSparseLinear, data_type: str = "float", rows: int = ROW
         block_size=layer.block_size,
         blocks=layer.values.shape[0],
         batch=rows,
+        available_memory_proportion="0.6",
+        meta_info_bucket_oversize_proportion="0.1",
         partials="half" if data_type == "half" else "float",
         data_type=data_type,
     )

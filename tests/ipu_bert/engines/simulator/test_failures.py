@@ -131,6 +131,16 @@ def test_second_compilation(run: Run) -> None:
         run.executor.compile(*run.inputs())
 
 
+def test_what_needs_an_executable_before_there_is_one(seed: int) -> None:
+    run = Run(seed)
+    executor = run.executor
+    for use in (executor.attachToDevice, executor.copyWeightsToHost, executor.copyWeightsToDevice):
+        with pytest.raises(sim.SimulatorError, match="not compiled"):
+            use()
+    assert not executor.isAttachedToDevice()
+    run.step()
+
+
 def test_custom_op_outside_a_trace_gives_zeros(run: Run) -> None:
     module = run.model.first
     x = torch.randn(ROWS, FEATURES)
@@ -163,6 +173,8 @@ def test_pipeline_needs_enough_micro_batches(seed: int) -> None:
     run = Run(seed, accumulation=2)
     with pytest.raises(sim.SimulatorError, match="gradient accumulation must be at least"):
         run.step()
+    assert not run.executor.isCompiled()
+    assert run.optimizer.state_dict()["ipu_state"] is None, "a refused compilation leaves no state behind"
 
 
 def test_variable_on_two_ipus(seed: int) -> None:

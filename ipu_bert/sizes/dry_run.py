@@ -2,52 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import groupby
+from typing import Any, Sequence
 
-from ipu_bert import assemble
-from ipu_bert.config import Config, ConfigError
-from ipu_bert.sizes.flops import actual_sparsity, block_total, encoder_flops, sequence_flops
+from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.settings import Config
+from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.footprint import memory_estimate, parameter_counts
+from ipu_bert.sizes.placement import Placement
 from ipu_bert.sizes.placement import render as render_placement
+from ipu_bert.sizes.shape import bert_shape
+from ipu_bert.sizes.weights import encoder_weights
+
+# The torch engine holds weights, gradients and both moments in float32.
+_WEIGHT_BYTES, _GRADIENT_BYTES, _MOMENT_BYTES = 4, 4, 8
 
 
-def plan(config: Config) -> dict[str, Any]:
+def plan(
+    config: Config,
+    files: TokenFiles | None,
+    placement: Placement | None,
+    learning_rate: float,
+    updates: Sequence[int],
+) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
-    Until the corpus is prepared, its vocabulary counts as large as the config asks for.
-    Raises ValueError where a weight cannot have its sparsity, or a file that is to be read cannot be.
+    files: the prepared corpus; until there is one, its vocabulary counts as large as the config asks for. placement: on
+    IPUs, where the engine is theirs. updates: the steps after which patterns change. Raises ValueError where a weight
+    cannot have its sparsity.
     """
-    folder, files = assemble.find_data(config)
-    shape = assemble.bert_shape(config, files.vocab_size if files else config.data.vocab_size)
-    sparsity, block_size = assemble.weight_sparsity(config), config.sparsity.block_size
-    data, train, model = config.data, config.train, config.model
-    executed = actual_sparsity(assemble.weights(config), sparsity, block_size)
-    paper = encoder_flops(model.layers, model.hidden_size, model.intermediate_size, data.sequence_length, sparsity)
-    whole = sequence_flops(shape, data.sequence_length, data.max_predictions, executed)
-    updater = assemble.make_updater(config)
-    placement = assemble.make_placement(config, config.data.vocab_size) if config.engine.name == "ipu" else None
-    if placement is not None and placement.problems:
-        raise ConfigError(placement.problems)
+    data, train = config.data, config.train
+    shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)
+    weights = encoder_weights(config.model, config.sparsity)
     return {
         "name": config.run.name,
         "method": config.sparsity.method,
         "model": vars(shape),
-        "flops_per_sequence": paper.encoder,
-        "flops": whole.to_dict(),
-        "parameters": parameter_counts(shape, sparsity, block_size).to_dict(),
-        "memory": memory_estimate(shape, sparsity, block_size).to_dict(),
+        "flops_per_sequence": paper_flops(shape, weights, data.sequence_length),
+        "flops": sequence_flops(shape, weights, data.sequence_length, data.max_predictions).to_dict(),
+        "parameters": parameter_counts(shape, weights).to_dict(),
+        "memory": memory_estimate(shape, weights, _WEIGHT_BYTES, _GRADIENT_BYTES, _MOMENT_BYTES).to_dict(),
         "steps": train.steps,
         "stop_at": train.stop_at or train.steps,
         "batch_size": train.batch_size,
         "micro_batch_size": train.micro_batch_size,
+        "warmup_steps": config.optim.warmup_steps,
         "sequences": train.steps * train.batch_size,
         "tokens": train.steps * train.batch_size * data.sequence_length,
-        "learning_rate": assemble.learning_rate(config),
-        "pattern_updates": sorted(updater.ratios) if updater else [],
+        "learning_rate": learning_rate,
+        "pattern_updates": list(updates),
         "data": {
             **vars(data),
             "vocab_size": shape.vocab_size,
-            "prepared": folder if files else None,
+            "prepared": files.directory if files else None,
             "splits": files.manifest["splits"] if files else None,
             "unigram_entropy": files.unigram_entropy if files else None,
         },
@@ -56,10 +63,10 @@ def plan(config: Config) -> dict[str, Any]:
                 "name": weight.name,
                 "shape": list(weight.shape),
                 "segments": weight.segments,
-                "sparsity": executed.get(weight.name, 0.0),
-                "blocks": block_total(weight, sparsity[weight.name], block_size) if weight.name in executed else None,
+                "sparsity": 1.0 - weight.density,
+                "blocks": weight.blocks or None,
             }
-            for weight in assemble.weights(config)
+            for weight in weights
         ],
         "gave_way": config.gave_way,
         "run_dir": config.run.dir,
@@ -80,7 +87,7 @@ def render(found: dict[str, Any]) -> str:
         + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}; {_prepared(data)}",
         f"steps       {found['stop_at']:,} of {found['steps']:,}, {found['batch_size']} sequences each "
         f"({found['micro_batch_size']} at a time): {found['sequences']:,} sequences, {found['tokens']:,} tokens",
-        f"learning    peak rate {found['learning_rate']:.3g}",
+        f"learning    peak rate {found['learning_rate']:.3g} after {found['warmup_steps']:,} steps of warm-up",
         f"patterns    {len(updates)} updates" + (f", after steps {_shorten(updates)}" if updates else ""),
         f"parameters  {parameters['total']:,}: {parameters['sparse']:,} block-sparse (in place of "
         f"{parameters['sparse_as_dense']:,}), {parameters['dense']:,} dense",
@@ -92,12 +99,31 @@ def render(found: dict[str, Any]) -> str:
         *(f"gave way    {line}" for line in found["gave_way"]),
         f"goes to     {found['run_dir']}",
         "",
-        f"{'encoder weight':<48} {'shape':>12} {'blocks':>8} {'sparsity':>9}",
+        *_weight_table(found["layers"]),
     ]
-    for layer in found["layers"]:
-        shape = "x".join(map(str, layer["shape"]))
-        lines.append(f"{layer['name']:<48} {shape:>12} {layer['blocks'] or 'dense':>8} {layer['sparsity']:>9.4f}")
     return "\n".join([*lines, "", found["placement_text"]] if found["placement_text"] else lines)
+
+
+def _weight_table(layers: list[dict[str, Any]]) -> list[str]:
+    """The encoder's weights; neighbouring layers that are alike are one group of rows."""
+    numbered = groupby(layers, key=lambda weight: int(weight["name"].split("layer.")[1].split(".")[0]))
+    groups: list[tuple[int, int, list[tuple[str, str]]]] = []  # first and last layer, (kind of weight, what it has)
+    for number, weights in numbered:
+        rows = [(weight["name"].split(f"layer.{number}.")[1], _weight_text(weight)) for weight in weights]
+        if groups and groups[-1][2] == rows:
+            groups[-1] = (groups[-1][0], number, rows)
+        else:
+            groups.append((number, number, rows))
+    lines = [f"{'encoder weight':<38} {'shape':>12} {'blocks':>8} {'sparsity':>9}"]
+    for first, last, rows in groups:
+        which = f"layer {first}" if first == last else f"layers {first}-{last}"
+        lines += [f"{which + ', ' + kind:<38} {text}" for kind, text in rows]
+    return lines
+
+
+def _weight_text(weight: dict[str, Any]) -> str:
+    shape = "x".join(map(str, weight["shape"]))
+    return f"{shape:>12} {weight['blocks'] or 'dense':>8} {weight['sparsity']:>9.4f}"
 
 
 def _prepared(data: dict[str, Any]) -> str:

@@ -1,0 +1,94 @@
+"""What compilation fixes and checks: options, shapes of inputs, stages of the pipeline, where variables live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ipu_bert.engines.simulator.arithmetic import HalfArithmetic, Rounding
+from ipu_bert.engines.simulator.device import DeviceMemory
+from ipu_bert.engines.simulator.errors import SimulatorError
+from ipu_bert.engines.simulator.options import Options, OutputMode, ReductionType
+from ipu_bert.engines.simulator.trace import Trace
+from ipu_bert.engines.simulator.variables import VariablePlacement
+from sparse_ops.ipu.layout import LayerPlan
+
+
+@dataclass(frozen=True)
+class SparseVariable:
+    """The values of a sparse layer: the plan of their layout, and the name of the parameter that holds them."""
+
+    plan: LayerPlan
+    values: str
+
+
+@dataclass(frozen=True)
+class Executable:
+    """What cannot change any more.
+
+    input_types: shape and dtype of each input of a call. micro_batches: of a call, over device iterations, gradient
+    accumulation and replicas. stages: (block, IPU) in order. sparse: by the name of the metaInfo buffer.
+    """
+
+    input_types: list[tuple[torch.Size, torch.dtype]]
+    micro_batches: int
+    stages: list[tuple[str, int]]
+    sparse: dict[str, SparseVariable]
+
+
+def check_options(options: Options, training: bool) -> None:
+    """Raises SimulatorError for options that the simulated device does not have."""
+    if options.Training.reduction is not ReductionType.Sum and training:
+        raise SimulatorError("options: expected accumulationAndReplicationReductionType(ReductionType.Sum)")
+    if options.output_mode is not OutputMode.All:
+        raise SimulatorError("options: expected outputMode(OutputMode.All)")
+    if not training and options.Training.gradient_accumulation != 1:
+        raise SimulatorError("options: inference has no gradient accumulation")
+
+
+def compile_model(model: nn.Module, options: Options, device: DeviceMemory, inputs: Sequence[Tensor]) -> Executable:
+    """Run one micro-batch of `inputs` [global batch, ...] forward on the device and note what the model does there.
+
+    Raises SimulatorError when inputs do not divide, a variable is used on two IPUs, the pipeline lacks micro-batches,
+    or a sparse layer's tensors are not the model's.
+    """
+    accumulation = options.Training.gradient_accumulation
+    micro_batches = options.device_iterations * accumulation * options.replication_factor
+    for x in inputs:
+        if x.shape[0] % micro_batches:
+            raise SimulatorError(
+                "inputs: expected a first dimension that is a multiple of device iterations x gradient accumulation x "
+                f"replicas = {micro_batches}, found {list(x.shape)}"
+            )
+    trace = _trace_once(model, device, [x[: x.shape[0] // micro_batches] for x in inputs])
+    pipeline = 2 * len(trace.visited) - 1
+    if device.optimizer is not None and len(trace.visited) > 1 and accumulation < pipeline:
+        raise SimulatorError(
+            f"pipeline: {len(trace.visited)} stages forward and back make {pipeline}; gradient accumulation must be at "
+            f"least that, found {accumulation}"
+        )
+    input_types = [(x.shape, x.dtype) for x in inputs]
+    return Executable(input_types, micro_batches, trace.visited, _sparse_variables(trace, device))
+
+
+def _trace_once(model: nn.Module, device: DeviceMemory, inputs: list[Tensor]) -> Trace:
+    trace = Trace(Rounding())
+    placement = VariablePlacement(device.variables, trace)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), placement, HalfArithmetic(Rounding(), False), trace:
+        torch.func.functional_call(model, device.variables, tuple(inputs))
+    return trace
+
+
+def _sparse_variables(trace: Trace, device: DeviceMemory) -> dict[str, SparseVariable]:
+    """By metaInfo buffer; refuses metaInfo or nz that is not a tensor of the model."""
+    buffers = {id(tensor): name for name, tensor in device.buffers.items()}
+    parameters = {id(tensor): name for name, tensor in device.parameters.items()}
+    found = {}
+    for plan, meta_info, nz in trace.sparse:
+        if id(meta_info) not in buffers or id(nz) not in parameters:
+            raise SimulatorError(f"{plan.layer}: metaInfo must be a buffer of the model and nz a parameter")
+        found[buffers[id(meta_info)]] = SparseVariable(plan, parameters[id(nz)])
+    return found

@@ -1,0 +1,70 @@
+"""What a report is made of, besides the records of the run's metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping
+
+from ipu_bert.config import Config
+from ipu_bert.sizes.flops import SequenceFlops
+from ipu_bert.sizes.footprint import ParameterCounts
+from ipu_bert.sizes.shape import BertShape
+
+
+@dataclass(frozen=True)
+class HeldoutMeans:
+    """The last evaluation on held-out text: mean losses in nats, accuracies in [0, 1]; NaN where training diverged."""
+
+    mlm_loss: float
+    nsp_loss: float
+    mlm_accuracy: float
+    nsp_accuracy: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run was computed, and with what; `cpus` is None where the system does not tell."""
+
+    processor: str
+    cpus: int | None
+    threads: int
+    torch: str
+    python: str
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended. Steps, seconds and elapsed_seconds cover the same span, all processes of the run together.
+
+    flops: of one sequence, forward and backward. splits: documents, sentences and tokens of each split of the corpus.
+    unigram_entropy [nats]: masked-LM loss of a model that knows word frequencies only. seconds: by phase (stopwatch).
+    """
+
+    config: Config
+    shape: BertShape
+    parameters: ParameterCounts
+    flops: SequenceFlops
+    splits: Mapping[str, Mapping[str, int]]
+    unigram_entropy: float
+    heldout: HeldoutMeans
+    steps: int
+    seconds: Mapping[str, float]
+    elapsed_seconds: float
+    peak_memory_bytes: int
+    machine: Machine
+
+    @property
+    def sequences(self) -> int:
+        """Sequences trained on, repetitions counted."""
+        return self.steps * self.config.train.batch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, padding and repetitions counted."""
+        return self.sequences * self.config.data.sequence_length
+
+    @property
+    def stream_sequences_per_second(self) -> float | None:
+        """How fast batches were made; None where no time was spent on it."""
+        reading = self.seconds["data"]
+        return self.sequences / reading if reading else None

@@ -1,0 +1,262 @@
+"""The numbers of a report, from how the run ended and the records of its metrics; touches no file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Iterable, Mapping, Sequence
+
+from ipu_bert.record.outcome import RunOutcome
+from ipu_bert.sizes.footprint import ParameterCounts
+from ipu_bert.stopwatch import OUTSIDE_TRAINING, PHASES
+
+MAX_WARMUP_STEPS = 10
+CLEAR_MARGIN = 0.05  # nats; a held-out sample of a few thousand tokens is about this noisy
+
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class HeldoutNumbers:
+    """The last held-out losses [nats] and accuracies, and what they say; None where a number is missing or not finite.
+
+    initial_mlm_loss is the untrained model's, from the evaluation at step 0; below_unigram [nats] is unigram_entropy -
+    mlm_loss, and beats_unigram says whether that is clearly above zero; nsp_learned whether NSP is clearly under ln 2;
+    best_mlm_loss and best_step come from the evaluations of the whole run.
+    """
+
+    mlm_loss: float | None
+    nsp_loss: float | None
+    unigram_entropy: float | None
+    initial_mlm_loss: float | None
+    mlm_accuracy: float | None
+    nsp_accuracy: float | None
+    below_unigram: float | None
+    beats_unigram: bool | None
+    nsp_learned: bool | None
+    best_mlm_loss: float | None
+    best_step: int | None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Rates per second; None where no time has passed.
+
+    Executed FLOP/s are the products that were done, dense-equivalent ones those that a dense model of the same shape
+    would have needed.
+    """
+
+    sequences_per_second: float | None
+    tokens_per_second: float | None
+    executed_flops_per_second: float | None
+    dense_equivalent_flops_per_second: float | None
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Seconds of one step, over `measured_steps`."""
+
+    mean: float
+    median: float
+    measured_steps: int
+    warmup_steps_left_out: int
+
+
+@dataclass(frozen=True)
+class Throughput(Speed):
+    """Speed of training once warm.
+
+    The headline is the mean over all steps after the first ones (data, forward, backward, optimizer and pattern
+    updates; no evaluation, no checkpoints); `median` is the typical step beside it; `whole_run` divides by all time
+    that passed. A run too short to leave anything out has no `step_seconds`, and three times the same speed.
+    """
+
+    step_seconds: StepSeconds | None
+    median: Speed
+    whole_run: Speed
+
+
+@dataclass(frozen=True)
+class PatternNumbers:
+    """What the pattern updates did; None where there were none, or where their records do not say.
+
+    density, sparsity: shares of the sparse weights' entries. blocks: of all weights. explored_dof: share of positions
+    tried at least once. removed_new, churn, seconds_per_update: means over updates. mean_age [steps], transfers and
+    layers (by name): as the last update's record says.
+    """
+
+    updates: int
+    density: float | None
+    sparsity: float | None
+    blocks: int | None
+    moved_total: int
+    explored_dof: float | None
+    removed_new: float | None
+    removed_new_last: float | None
+    churn: float | None
+    mean_age: float | None
+    seconds_per_update: float | None
+    transfers: Mapping[str, int] | None
+    layers: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that report.json and report.md say. time_share: of each phase and of "other"; the shares sum to 1."""
+
+    outcome: RunOutcome
+    heldout: HeldoutNumbers
+    throughput: Throughput
+    time_share: Mapping[str, float]
+    pattern: PatternNumbers
+
+
+def build_report(records: Records, outcome: RunOutcome) -> Report:
+    """The report of a run from its records, in order, and from how it ended."""
+    return Report(
+        outcome,
+        heldout_numbers(records, outcome),
+        throughput(records, outcome),
+        time_share(outcome.seconds, outcome.elapsed_seconds),
+        pattern_numbers(records, outcome.parameters),
+    )
+
+
+def of_kind(records: Records, kind: str) -> list[Mapping[str, Any]]:
+    """The records of one kind, in order."""
+    return [record for record in records if record["kind"] == kind]
+
+
+def finite(value: Any) -> float | None:
+    """`value`, or None where it is not a finite number."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+# ---------------------------------------------------------------- what was learned
+
+
+def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
+    """The last held-out results beside word frequencies, a coin toss, and the evaluations before."""
+    means = outcome.heldout
+    loss, entropy, nsp = finite(means.mlm_loss), finite(outcome.unigram_entropy), finite(means.nsp_loss)
+    gap = None if loss is None or entropy is None else entropy - loss
+    evaluations = [record for record in of_kind(records, "eval") if finite(record.get("mlm_loss")) is not None]
+    best: Mapping[str, Any] = min(evaluations, key=lambda record: float(record["mlm_loss"]), default={})
+    return HeldoutNumbers(
+        mlm_loss=loss,
+        nsp_loss=nsp,
+        unigram_entropy=entropy,
+        initial_mlm_loss=next((record["mlm_loss"] for record in evaluations if record["step"] == 0), None),
+        mlm_accuracy=finite(means.mlm_accuracy),
+        nsp_accuracy=finite(means.nsp_accuracy),
+        below_unigram=gap,
+        beats_unigram=None if gap is None else gap > CLEAR_MARGIN,
+        nsp_learned=None if nsp is None else nsp < math.log(2.0) - 0.02,
+        best_mlm_loss=best.get("mlm_loss"),
+        best_step=best.get("step"),
+    )
+
+
+# ---------------------------------------------------------------- how fast
+
+
+def step_times(records: Records, warmup_steps: int) -> list[tuple[int, float]]:
+    """(steps, seconds per step) between neighbouring train records, without evaluation and checkpoints.
+
+    Intervals that begin before `warmup_steps`, or in which the run was stopped and resumed, are left out.
+    """
+    times: list[tuple[int, float]] = []
+    last: Mapping[str, Any] | None = None
+    for record in records:
+        if record["kind"] == "resume":
+            last = None
+        if record["kind"] != "train" or finite(record.get("elapsed")) is None:
+            continue
+        if last is not None and last["step"] >= warmup_steps:
+            steps = int(record["step"] - last["step"])
+            spent = float(record["elapsed"] - last["elapsed"])
+            for phase in OUTSIDE_TRAINING:
+                spent -= _phase(record, phase) - _phase(last, phase)
+            if steps > 0 and spent > 0:
+                times.append((steps, spent / steps))
+        last = record
+    return times
+
+
+def _phase(record: Mapping[str, Any], phase: str) -> float:
+    return float(finite((record.get("seconds") or {}).get(phase)) or 0.0)
+
+
+def throughput(records: Records, outcome: RunOutcome) -> Throughput:
+    """Speed of training once warm, in the mean, in the median step and over the whole run."""
+    warmup = min(MAX_WARMUP_STEPS, outcome.steps // 5)
+    times = step_times(records, warmup) or step_times(records, 0)
+    elapsed = outcome.elapsed_seconds
+    whole = _speed(outcome.sequences / elapsed if elapsed else None, outcome)
+    if not times:  # too short to leave anything out
+        return Throughput(**vars(whole), step_seconds=None, median=whole, whole_run=whole)
+    measured = sum(count for count, _ in times)
+    step = StepSeconds(
+        mean=sum(count * seconds for count, seconds in times) / measured,
+        median=median(seconds for _, seconds in times),
+        measured_steps=measured,
+        warmup_steps_left_out=warmup,
+    )
+    batch_size = outcome.config.train.batch_size
+    mean = _speed(batch_size / step.mean, outcome)
+    return Throughput(
+        **vars(mean), step_seconds=step, median=_speed(batch_size / step.median, outcome), whole_run=whole
+    )
+
+
+def _speed(sequences: float | None, outcome: RunOutcome) -> Speed:
+    """All rates that follow from sequences per second."""
+    if sequences is None:
+        return Speed(None, None, None, None)
+    flops = outcome.flops
+    return Speed(
+        sequences,
+        sequences * outcome.config.data.sequence_length,
+        sequences * flops.executed,
+        sequences * flops.dense_equivalent,
+    )
+
+
+def time_share(seconds: Mapping[str, float], elapsed: float) -> dict[str, float]:
+    """Share of the elapsed time in each phase and in "other"; the shares sum to 1."""
+    spent = sum(seconds[phase] for phase in PHASES)
+    total = max(elapsed, spent)
+    if total <= 0:
+        return {**{phase: 0.0 for phase in PHASES}, "other": 1.0}
+    return {**{phase: seconds[phase] / total for phase in PHASES}, "other": 1 - spent / total}
+
+
+# ---------------------------------------------------------------- how the pattern changed
+
+
+def pattern_numbers(records: Records, parameters: ParameterCounts) -> PatternNumbers:
+    """What the updates did in all, and how it stood after the last one."""
+    updates = of_kind(records, "update")
+    density = parameters.sparse / parameters.sparse_as_dense if parameters.sparse_as_dense else None
+    last: Mapping[str, Any] = updates[-1] if updates else {}
+    return PatternNumbers(
+        updates=len(updates),
+        density=density,
+        sparsity=None if density is None else 1 - density,
+        blocks=last.get("blocks"),
+        moved_total=sum(int(record.get("moved") or 0) for record in updates),
+        explored_dof=last.get("explored_dof", density if not updates else None),
+        removed_new=_mean(record.get("removed_new") for record in updates),
+        removed_new_last=last.get("removed_new"),
+        churn=_mean(record.get("churn") for record in updates),
+        mean_age=last.get("mean_age"),
+        seconds_per_update=_mean(record.get("seconds") for record in updates),
+        transfers=last.get("transfers"),
+        layers=last.get("layers") or {},
+    )
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    found = [float(value) for value in values if finite(value) is not None]
+    return sum(found) / len(found) if found else None

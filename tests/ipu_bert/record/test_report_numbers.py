@@ -1,0 +1,115 @@
+"""A hand-worked report; runs that were resumed, and times that do not add up."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from report_case import OUTCOME, RECORDS, train
+
+from ipu_bert.record.report import as_json
+from ipu_bert.record.report_numbers import build_report, step_times, throughput, time_share
+from ipu_bert.stopwatch import PHASES
+
+
+def test_speed_worked_by_hand() -> None:
+    speed = as_json(build_report(RECORDS, OUTCOME), {})["throughput"]
+    assert speed["step_seconds"] == {
+        "mean": 0.25,
+        "median": 0.2,
+        "measured_steps": 40,
+        "warmup_steps_left_out": 10,
+    }
+    assert speed["sequences_per_second"] == pytest.approx(8 / 0.25)
+    assert speed["tokens_per_second"] == pytest.approx(8 / 0.25 * 128)
+    assert speed["executed_flops_per_second"] == pytest.approx(32 * 2e6)
+    assert speed["dense_equivalent_flops_per_second"] == pytest.approx(32 * 1e7)
+    assert speed["median"]["sequences_per_second"] == pytest.approx(8 / 0.2)
+    assert speed["median"]["dense_equivalent_flops_per_second"] == pytest.approx(40 * 1e7)
+    assert speed["whole_run"]["sequences_per_second"] == pytest.approx(400 / 20.0)
+
+
+def test_shares_losses_and_patterns_worked_by_hand() -> None:
+    report = as_json(build_report(RECORDS, OUTCOME), {})
+    assert report["time_share"] == pytest.approx(
+        {
+            "data": 0.05,
+            "forward": 0.2,
+            "backward": 0.4,
+            "optimizer": 0.1,
+            "update": 0.05,
+            "evaluation": 0.15,
+            "checkpoint": 0.0,
+            "other": 0.05,
+        }
+    )
+    assert report["heldout"] == {
+        "mlm_loss": 6.0,
+        "nsp_loss": 0.6,
+        "unigram_entropy": 6.5,
+        "initial_mlm_loss": 9.0,
+        "mlm_accuracy": 0.125,
+        "nsp_accuracy": 0.75,
+        "below_unigram": 0.5,
+        "beats_unigram": True,
+        "nsp_learned": True,
+        "best_mlm_loss": 6.25,
+        "best_step": 30,
+    }
+    pattern = report["pattern"]
+    assert pattern["layers"] == {"a": {"explored_dof": 0.16}}
+    del pattern["layers"]
+    assert pattern == pytest.approx(
+        {
+            "updates": 2,
+            "density": 0.1,
+            "sparsity": 0.9,
+            "blocks": 60,
+            "moved_total": 42,
+            "explored_dof": 0.16,
+            "removed_new": 0.4,
+            "removed_new_last": 0.4,
+            "churn": 0.35,
+            "mean_age": 1.0,
+            "seconds_per_update": 0.5,
+            "transfers": None,
+        }
+    )
+    assert report["parameters"] == {"sparse": 1000, "dense": 500, "sparse_dense_equivalent": 10000, "total": 1500}
+    assert report["flops_per_sequence"] == {"executed": 2e6, "dense_equivalent": 1e7}
+    assert (report["steps"], report["sequences"], report["tokens"]) == (50, 400, 51200)
+    assert report["data"]["stream_sequences_per_second"] == 400.0
+    assert report["peak_memory_bytes"] == 3 * 2**30
+
+
+def test_mean_and_median_against_any_step_times(seed: int) -> None:
+    rng = random.Random(seed)
+    seconds = [rng.uniform(0.01, 1.0) for _ in range(101)]
+    records = [train(step, sum(seconds[:step])) for step in range(1, 102)]
+    speed = throughput(records, replace(OUTCOME, steps=101))
+    measured = sorted(seconds[10:])  # the first ten are warm-up
+    assert speed.step_seconds is not None
+    assert speed.step_seconds.median == pytest.approx(measured[45])
+    assert speed.sequences_per_second == pytest.approx(8 * 91 / sum(measured))
+
+
+def test_the_gap_of_a_resumed_run_is_no_step_time() -> None:
+    records = [
+        train(10, 1.0),
+        train(20, 2.0),
+        {"kind": "resume", "step": 20},
+        train(30, 900.0),
+        train(40, 901.0),
+    ]
+    assert step_times(records, 10) == [(10, pytest.approx(0.1)), (10, pytest.approx(0.1))]
+    restarted_clock = [train(10, 5.0), train(20, 6.0), train(30, 0.5), train(40, 1.5)]
+    assert step_times(restarted_clock, 0) == [(10, pytest.approx(0.1)), (10, pytest.approx(0.1))]
+
+
+def test_shares_sum_to_one_even_if_phases_exceed_the_clock() -> None:
+    nothing = dict.fromkeys(PHASES, 0.0)
+    shares = time_share({**nothing, "forward": 3.0, "backward": 9.0}, 10.0)
+    assert shares["backward"] == 0.75
+    assert shares["other"] == 0.0
+    assert sum(time_share(nothing, 0.0).values()) == 1.0

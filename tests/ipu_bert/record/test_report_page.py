@@ -1,0 +1,118 @@
+"""The words of a report, chosen from its numbers: runs that learned or did not, static and dense ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from report_case import OUTCOME, RECORDS, with_heldout
+
+from ipu_bert.record.outcome import RunOutcome
+from ipu_bert.record.report_numbers import build_report
+from ipu_bert.record.report_page import memory, render_page, scaled, verdict
+
+
+def page_of(records: list[dict[str, Any]], outcome: RunOutcome) -> str:
+    return render_page(build_report(records, outcome), {})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"mlm_loss": 6.0}, "**Yes: the model reads context.**"),
+        ({"mlm_loss": 6.0}, "Its held-out masked-LM loss, 6.000 nats, is 0.500 below the 6.500"),
+        ({"mlm_loss": 6.0}, f"{math.exp(0.5):.2f} times the probability"),
+        ({"mlm_loss": 6.48}, "**Not clearly.**"),
+        ({"mlm_loss": 6.5}, "**No: the model has NOT beaten word frequencies.**"),
+        ({"mlm_loss": 7.25}, "7.250 nats, is 0.750 above the 6.500"),
+        ({"mlm_loss": 7.25}, "no more than which words are frequent"),
+        ({"mlm_loss": 9.0}, "no better than the untrained model"),
+        ({"mlm_loss": math.nan}, "**Unknown: there is no finite held-out loss**"),
+    ],
+)
+def test_the_verdict_follows_the_numbers(values: dict[str, float], says: str) -> None:
+    report = build_report(RECORDS, with_heldout(**values))
+    said = verdict(report.heldout)
+    assert says in said
+    assert said in render_page(report, {})
+    assert ("Yes" in said) == (values.get("mlm_loss") == 6.0)
+
+
+def test_without_word_frequencies_nothing_is_claimed() -> None:
+    page = page_of(RECORDS, replace(OUTCOME, unigram_entropy=math.nan))
+    assert "it cannot be said whether that is more than counting words" in page
+    assert "| masked LM (MLM) | 6.000 | not measured (word frequencies) |" in page
+
+
+def test_the_page_says_what_a_newcomer_needs() -> None:
+    page = render_page(build_report(RECORDS, OUTCOME), {"loss_curves": "loss_curves.png"})
+    for words in (
+        "A BERT with 2 layers of width 256 was pre-trained for 50 steps on 400 sequences",
+        "(51,200 tokens) in 20 s.",
+        "The corpus: 249 documents, 2,430,000 tokens, a vocabulary of 8,192 word pieces.",
+        "block-sparse: 90.0 % of their entries do not exist, and the rest is kept in blocks of 16 x 16",
+        "| masked LM (MLM) | 6.000 | 6.500 (word frequencies) | 12.5 % |",
+        "| next sentence (NSP) | 0.600 | 0.693 (coin toss, ln 2) | 75.0 % |",
+        "| executed FLOP/s | 64 MFLOP/s | 80 MFLOP/s | 40 MFLOP/s |",
+        "| dense-equivalent FLOP/s | 320 MFLOP/s | 400 MFLOP/s | 200 MFLOP/s |",
+        "10 MFLOP, 5.0 times as much",
+        "makes 400 sequences/s, 12.5 times what training used.",
+        "| backward pass | 40.0 % | `############` |",
+        "| peak memory of the process | 3.00 GiB |",
+        "2 pattern updates removed the weakest blocks (of 60) and put as many elsewhere, 42 moves",
+        "over the whole run 16.0 % were tried at least once",
+        "the next one removed 40.0 % on average",
+        "![Loss over training steps](loss_curves.png)",
+        "sparsity.block_size = 16",
+        "- cpus: 2",
+    ):
+        assert words in page, words
+    assert "pattern_updates.png" not in page  # not drawn, not shown
+
+
+def test_a_slow_stream_a_stuck_nsp_and_overfitting_are_said() -> None:
+    outcome = replace(with_heldout(mlm_loss=6.4, nsp_loss=0.69), seconds={**OUTCOME.seconds, "data": 10.0})
+    page = page_of(RECORDS, outcome)  # 40 sequences/s are made, 32 used
+    assert "makes 40 sequences/s, 1.2 times what training used. **That is close: training may be waiting" in page
+    assert "NOT moved clearly below a coin toss" in page
+    assert "The best evaluation was 6.250 at step 30; since then the held-out loss has risen" in page
+
+
+def test_dense_and_static_runs() -> None:
+    records = [r for r in RECORDS if r["kind"] != "update"]
+    assert "no update changed it" in page_of(records, OUTCOME)
+    dense = replace(
+        OUTCOME,
+        parameters=replace(OUTCOME.parameters, sparse=0, sparse_as_dense=0, encoder_dense=1100, sparse_blocks=0),
+        flops=replace(OUTCOME.flops, sparse=0.0, sparse_as_dense=0.0, dense=9.5e6),
+    )
+    report = build_report(records, dense)
+    assert report.pattern.density is None
+    page = render_page(report, {})
+    assert "All its weights are dense." in page
+    assert "There is no pattern: this run is dense." in page
+    assert "Every product is dense here, so both counts are 10 MFLOP per sequence." in page
+
+
+def test_what_an_update_moved_is_said_where_weights_live_elsewhere() -> None:
+    transfers = {"bytes_down": 2000, "bytes_up": 3000, "compilations": 1}
+    records = [{**r, "transfers": transfers} if r["kind"] == "update" else r for r in RECORDS]
+    page = page_of(records, OUTCOME)
+    assert "moved 2,000 bytes from the device and 3,000 bytes to it" in page
+    assert "compiled once" in page
+    assert "from the device" not in page_of(RECORDS, OUTCOME)
+
+
+def test_units() -> None:
+    assert [scaled(v, "B/s") for v in (None, 0.5, 999.6, 1234.0, 3.35e10, 9.999e11, 2e15)] == [
+        "not measured",
+        "0.5 B/s",
+        "1,000 B/s",
+        "1.23 kB/s",
+        "33.5 GB/s",
+        "1,000 GB/s",
+        "2 PB/s",
+    ]
+    assert [memory(v) for v in (812 * 2**20, 2**30)] == ["812 MiB", "1.00 GiB"]
