@@ -92,6 +92,7 @@ def learning_rate(config: Config) -> float:
 def schedule(config: Config) -> Callable[[int], float]:
     """Factor of the learning rate after so many steps."""
     optim = config.optim
+    assert isinstance(optim.warmup_steps, int)
     if optim.schedule == "constant":
         return constant_schedule(optim.warmup_steps)
     return linear_schedule(config.train.steps, optim.warmup_steps)
