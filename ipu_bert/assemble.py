@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Callable
 
 import torch
@@ -12,25 +11,20 @@ from ipu_bert.data.batches import BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.dynsparse.updater import PatternUpdater
+from ipu_bert.dynsparse.grow import GROW_RULES
+from ipu_bert.dynsparse.schedules import SCHEDULES
+from ipu_bert.dynsparse.updater import PatternUpdater, UpdatePlan
 from ipu_bert.engines.base import Engine
+from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_linear
-from ipu_bert.optim import (
-    DENSE_OPTIMA,
-    Optimization,
-    constant_schedule,
-    dense_learning_rate,
-    linear_schedule,
-    sparse_learning_rate,
-)
+from ipu_bert.optim import DENSE_OPTIMA, Optimization, dense_learning_rate, sparse_learning_rate
 from ipu_bert.precision import Precision
 from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
-
-NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
+from sparse_ops.norms import NORMS
 
 
 def open_data(config: Config, progress: bool) -> TokenFiles:
@@ -93,9 +87,7 @@ def schedule(config: Config) -> Callable[[int], float]:
     """Factor of the learning rate after so many steps."""
     optim = config.optim
     assert isinstance(optim.warmup_steps, int)
-    if optim.schedule == "constant":
-        return constant_schedule(optim.warmup_steps)
-    return linear_schedule(config.train.steps, optim.warmup_steps)
+    return with_warmup(LR_SCHEDULES[optim.schedule], config.train.steps, optim.warmup_steps)
 
 
 def make_updater(config: Config) -> PatternUpdater | None:
@@ -103,18 +95,19 @@ def make_updater(config: Config) -> PatternUpdater | None:
     sparsity = config.sparsity
     if sparsity.method != "dynsparse":
         return None
-    return PatternUpdater(
+    plan = UpdatePlan(
         updates=sparsity.updates,
         total_steps=config.train.steps,
         pruning_ratio=sparsity.pruning_ratio,
-        seed=config.run.seed,
-        schedule=sparsity.schedule,
-        growth=sparsity.growth,
-        norm=NORMS[sparsity.norm],
-        allow_removed=sparsity.allow_removed,
+        schedule=SCHEDULES[sparsity.schedule],
         start=sparsity.start,
         stop=sparsity.stop,
+        norm=NORMS[sparsity.norm],
+        growth=GROW_RULES[sparsity.growth],
+        allow_removed=sparsity.allow_removed,
+        seed=config.run.seed,
     )
+    return PatternUpdater(plan)
 
 
 def make_model(config: Config, vocab_size: int) -> BertForPreTraining:

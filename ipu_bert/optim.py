@@ -1,4 +1,4 @@
-"""AdamW groups, learning-rate schedules, learning rates from the paper's rules, and group lasso."""
+"""AdamW groups, learning rates from the paper's rules, and group lasso."""
 
 from __future__ import annotations
 
@@ -63,31 +63,6 @@ def sparse_learning_rate(dense_lr: float, sparsity: float) -> float:
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity must be in [0, 1), found {sparsity}")
     return dense_lr * math.exp(1.969 * sparsity**2 + 0.2905 * sparsity)
-
-
-def linear_schedule(total_steps: int, warmup_steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate for LambdaLR: linear warm-up, then linear decay to 0 over the rest of the
-    run.
-
-    The argument is the number of steps done, so the first step runs at 1 / warmup_steps and the last at
-    1 / (total_steps - warmup_steps); after ``total_steps`` steps the factor is 0.
-    """
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"warmup_steps must be in [0, total_steps), found {warmup_steps} of {total_steps}")
-
-    def factor(done: int) -> float:
-        if done < warmup_steps:
-            return (done + 1) / warmup_steps
-        return max(0.0, (total_steps - done) / (total_steps - warmup_steps))
-
-    return factor
-
-
-def constant_schedule(warmup_steps: int = 0) -> Callable[[int], float]:
-    """Factor of the learning rate for LambdaLR: linear warm-up, then 1 for ever."""
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps must be at least 0, found {warmup_steps}")
-    return lambda done: min(1.0, (done + 1) / warmup_steps) if warmup_steps else 1.0
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Collection, List, Optional, Union
+
+from ipu_bert.dynsparse.grow import GROW_RULES
+from ipu_bert.dynsparse.schedules import SCHEDULES
+from ipu_bert.lr_schedules import LR_SCHEDULES
+from sparse_ops.norms import NORMS
 
 
 def setting(
@@ -13,7 +18,7 @@ def setting(
     high: Optional[float] = None,
     above: Optional[float] = None,
     below: Optional[float] = None,
-    choices: Optional[Tuple[Any, ...]] = None,
+    choices: Optional[Collection[Any]] = None,
 ) -> Any:
     """A documented field; low and high are allowed, above and below are not."""
     metadata = {"text": text, "low": low, "high": high, "above": above, "below": below, "choices": choices}
@@ -59,9 +64,9 @@ class SparsitySettings:
     block_size: int = setting(16, "side b of the square blocks", choices=(1, 4, 8, 16))
     updates: int = setting(80, "n: the run is cut into n parts, and patterns change n - 1 times between them", low=1)
     pruning_ratio: float = setting(0.5, "pr: share of blocks that the first update moves", low=0, high=1)
-    schedule: str = setting("cosine", "how the pruning ratio decays", choices=("cosine", "linear", "constant"))
-    norm: str = setting("l1", "block norm that pruning goes by (Eq. 1)", choices=("l1", "l2", "linf"))
-    growth: str = setting("random", "where pruned blocks go: `random`, or `gradient` (RigL's rule)")
+    schedule: str = setting("cosine", "how the pruning ratio decays", choices=SCHEDULES)
+    norm: str = setting("l1", "block norm that pruning goes by (Eq. 1)", choices=NORMS)
+    growth: str = setting("random", "where pruned blocks go; `gradient` is RigL's rule", choices=GROW_RULES)
     allow_removed: bool = setting(False, "let a block return to a position that the same update pruned")
     start: float = setting(0.0, "share of the run before which patterns do not change", low=0, below=1)
     stop: float = setting(1.0, "share of the run at which the ratio has decayed and updates end", above=0, high=1)
@@ -81,7 +86,7 @@ class OptimSettings:
     dense_lr: Optional[float] = setting(
         None, "eta(0) of Eq. 3, the dense optimum; none: the optimum of this size in Table A.11", above=0
     )
-    schedule: str = setting("linear", "after warm-up: linear decay to 0, or constant", choices=("linear", "constant"))
+    schedule: str = setting("linear", "how the learning rate goes on after warm-up", choices=LR_SCHEDULES)
     warmup_steps: Optional[float] = setting(
         None,
         "steps of linear warm-up, or, below 1, the share of the run that they are (0.1: a tenth; 0: no warm-up; 1: one "

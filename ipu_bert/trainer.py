@@ -93,8 +93,9 @@ class Trainer:
         with self.timer("data"):
             batch = self.train_stream.batch(step - 1)
         due = self.updater is not None and self.updater.is_due(step)
+        gradient_counts = self.updater.gradient_counts(step) if self.updater is not None else None
         try:
-            result = self.engine.train_step(batch, self._gradient_counts(step) if due else None)
+            result = self.engine.train_step(batch, gradient_counts)
         except NonFiniteError as error:
             saved = checkpoint.complete(self._checkpoints)
             kept = f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
@@ -104,17 +105,6 @@ class Trainer:
         if due:
             self._update_patterns(metrics, result.gradients)
         return result
-
-    def _gradient_counts(self, step: int) -> dict[str, int] | None:
-        """Per layer how many blocks a segment may need, where the growth rule goes by the dense gradient."""
-        assert self.updater is not None
-        if not self.updater.needs_gradient:
-            return None
-        with self.engine.host_state() as host:
-            return {
-                name: self.updater.blocks_to_move(layer.values.shape[0] // layer.segments, step)
-                for name, layer in host.layers.items()
-            }
 
     def _update_patterns(self, metrics: Metrics, gradients: Mapping[str, GradientBlocks] | None) -> None:
         assert self.updater is not None

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparse_ops.pattern import BlockPattern
 from sparse_ops.reference import dense_gradient_strip, strips
+from sparse_ops.registry import Registry
 
-NORMS = (1.0, 2.0, math.inf)
+BlockNorm = Callable[[Tensor], Tensor]  # values [..., b, b] of up to 32 bits -> float32 [...], never negative
+NORMS: Registry[BlockNorm] = Registry("block norm")
+register = NORMS.register  # makes a norm known by name
 
 
 def block_norm(values: Tensor, p: float) -> Tensor:
-    """L^p norm of each block, p in {1, 2, inf} (Eq. 1). values [..., b, b] of any floating dtype -> float32 [...]."""
-    if p not in NORMS:
+    """L^p norm of each block (Eq. 1). values [..., b, b], float32, bfloat16 or float16 -> float32 [...].
+
+    Raises ValueError for another p than 1, 2 and inf.
+    """
+    if p not in (1.0, 2.0, math.inf):
         raise ValueError(f"block norm: expected p = 1, 2 or inf, found {p}")
     return torch.linalg.vector_norm(values, ord=p, dim=(-2, -1), dtype=torch.float32)
+
+
+@register("l1")
+def l1(values: Tensor) -> Tensor:
+    """Sum of magnitudes, the paper's choice: values [..., b, b] -> float32 [...]."""
+    return block_norm(values, 1.0)
+
+
+@register("l2")
+def l2(values: Tensor) -> Tensor:
+    """Root of the sum of squares: values [..., b, b] -> float32 [...]."""
+    return block_norm(values, 2.0)
+
+
+@register("linf")
+def linf(values: Tensor) -> Tensor:
+    """Largest magnitude: values [..., b, b] -> float32 [...]."""
+    return block_norm(values, math.inf)
 
 
 class GradientBlocks(NamedTuple):
@@ -30,11 +54,13 @@ class GradientBlocks(NamedTuple):
     active: Tensor  # float32 [nnz], in slot order
 
 
-def largest_gradient_blocks(x: Tensor, dy: Tensor, pattern: BlockPattern, count: int, p: float) -> GradientBlocks:
+def largest_gradient_blocks(
+    x: Tensor, dy: Tensor, pattern: BlockPattern, count: int, norm: BlockNorm
+) -> GradientBlocks:
     """The `count` free positions of each segment where the dense gradient dY^T X has the largest block norm.
 
-    x [T, in], dy [T, out]. This is what gradient growth (RigL) needs. The dense gradient is computed strip by strip and
-    only the best candidates are kept, so memory stays at a strip plus O(count + nnz) even with 1x1 blocks.
+    x float32 [T, in], dy float32 [T, out]. This is what gradient growth (RigL) needs. The dense gradient is computed
+    strip by strip and only the best candidates are kept: memory is a strip plus O(count + nnz), with 1x1 blocks too.
     """
     b, index = pattern.block_size, pattern.index()
     active = torch.zeros(pattern.nnz)
@@ -43,7 +69,7 @@ def largest_gradient_blocks(x: Tensor, dy: Tensor, pattern: BlockPattern, count:
     n_cols = pattern.grid[1]
     segment_rows = pattern.grid[0] // pattern.segments
     for strip in strips(index, b, pattern.segments):
-        norms = block_norm(dense_gradient_strip(x, dy, strip, b), p)
+        norms = norm(dense_gradient_strip(x, dy, strip, b))
         rows, cols = index.rows[strip.slots].long() - strip.first_row, index.cols[strip.slots].long()
         active[strip.slots] = norms[rows, cols]
         norms[rows, cols] = -1.0  # below every norm: taken positions are no candidates

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+from ipu_bert.dynsparse.grow import GROW_RULES
+from ipu_bert.dynsparse.schedules import constant
+from ipu_bert.dynsparse.updater import UpdatePlan
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining, dense_linear, sparse_linear
 from ipu_bert.optim import Optimization
 from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes.shape import BertShape, EncoderSize
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
+from sparse_ops.norms import l1
 
 
 def make_shape(**changes: Any) -> BertShape:
@@ -85,3 +89,10 @@ def make_run(**changes: Any) -> IpuRun:
         "seed": 0,
     }
     return IpuRun(**{**values, **changes})
+
+
+def make_plan(**changes: Any) -> UpdatePlan:
+    """Half of the blocks, by the paper's rules, after steps 10, 20 and 30 of 40."""
+    when = {"updates": 4, "total_steps": 40, "pruning_ratio": 0.5, "schedule": constant, "start": 0.0, "stop": 1.0}
+    rules = {"norm": l1, "growth": GROW_RULES["random"], "allow_removed": False, "seed": 1}
+    return UpdatePlan(**{**when, **rules, **changes})

@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # From what is built on to what builds on it; a room (a folder or a file of ipu_bert) imports only rooms before it.
 ORDER = [
     "stopwatch",
-    "settings",
     "precision",
     "dynsparse",
+    "lr_schedules",
+    "settings",
     "data",
     "sizes",
     "config",

@@ -20,6 +20,7 @@ from ipu_bert.sizes.shape import FAMILY, TOKEN_TYPES, BertShape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import native
+from sparse_ops.norms import l1
 
 VOCABULARY = 30522  # bert-base-uncased
 OPTIMIZATION = Optimization(
@@ -134,7 +135,7 @@ def make_engine(choice: Implementation, shape: BertShape, sparsity: float, timer
         optimization=OPTIMIZATION,
         precision=Precision(choice.compute, loss_scale=1.0),
         micro_batch_size=1 << 30,  # whole batches
-        block_norm=1.0,
+        block_norm=l1,
         seed=0,
         timer=timer,
     )

@@ -23,7 +23,9 @@ from ipu_bert.bench import models as bench_models
 from ipu_bert.bench.memory import StateBytes, peak_bytes, state_bytes
 from ipu_bert.bench.models import DENSE_BFLOAT16, DENSE_FLOAT32, IMPLEMENTATIONS, Implementation, Trainer
 from ipu_bert.data.batches import Batch
-from ipu_bert.dynsparse.updater import PatternUpdater
+from ipu_bert.dynsparse.grow import GROW_RULES
+from ipu_bert.dynsparse.schedules import constant
+from ipu_bert.dynsparse.updater import PatternUpdater, UpdatePlan
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.record.metrics import dumps
 from ipu_bert.settings import SparsitySettings
@@ -34,6 +36,7 @@ from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import files, native
 from sparse_ops.bench.arguments import file_to_write, fraction, whole_number
 from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
+from sparse_ops.norms import l1
 
 PHASES = ("forward", "backward", "optimizer")
 
@@ -43,6 +46,20 @@ PAPER_LOSS = {
     "base": {1: 2.160, 4: 2.272, 8: 2.295, 16: 2.311},
 }
 PAPER_SPARSITY, PAPER_LENGTH = 0.9, 128
+
+# What `update s` times: half of the blocks after each of steps 1, 2 and 3.
+UPDATE = UpdatePlan(
+    updates=4,
+    total_steps=4,
+    pruning_ratio=0.5,
+    schedule=constant,
+    start=0.0,
+    stop=1.0,
+    norm=l1,
+    growth=GROW_RULES["random"],
+    allow_removed=False,
+    seed=0,
+)
 
 # Where bfloat16 takes so many times as long as float32, its steps would take minutes.
 MAX_SLOWDOWN = 10.0
@@ -167,7 +184,7 @@ def critical(size: str, block: int, length: int, sparsity: float) -> float | Non
 
 def time_update(engine: TorchEngine) -> float:
     """Seconds of one pattern update that moves half of the blocks of every sparse weight; the least of three."""
-    updater = PatternUpdater(updates=4, total_steps=4, pruning_ratio=0.5, seed=0, schedule="constant")
+    updater = PatternUpdater(UPDATE)
     times = []
     with engine.host_state() as host:
         updater.track(host.layers)

@@ -79,10 +79,10 @@ def _engine_checks(config: Config) -> Iterator[str]:
         yield f"ipu.available_memory: expected shares in (0, 1], found {ipu.available_memory}"
     if config.optim.group_lasso:
         yield f"optim.group_lasso: expected 0 on the ipu engine, found {config.optim.group_lasso}"
-    if config.sparsity.method == "dynsparse" and config.sparsity.growth == "gradient":
+    if config.sparsity.method == "dynsparse" and GROW_RULES[config.sparsity.growth].needs_gradient:
         yield (
-            "sparsity.growth: expected random on the ipu engine, found gradient: "
-            "a dense gradient would have to be computed there in every step"
+            "sparsity.growth: expected a rule without the dense gradient on the ipu engine, found "
+            f"{config.sparsity.growth!r}: the gradient would have to be computed there in every step"
         )
 
 
@@ -94,8 +94,6 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
         yield f"{name}: expected a multiple of sparsity.block_size {sparsity.block_size}, found {size}"
     if not undivided:
         yield from _sparse_weight_checks(config)
-    if sparsity.growth not in GROW_RULES:
-        yield f"sparsity.growth: expected one of {', '.join(GROW_RULES)}, found {sparsity.growth!r}"
     if sparsity.method == "dynsparse":
         if sparsity.start >= sparsity.stop:
             yield f"sparsity.start: expected less than sparsity.stop {sparsity.stop}, found {sparsity.start}"

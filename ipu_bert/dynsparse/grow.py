@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops.pattern import free_positions, sample_distinct
+from sparse_ops.registry import Registry
 
 
 class FreePositions:
@@ -35,21 +36,30 @@ class GrowContext:
     """What a growth rule may use besides the free positions."""
 
     generator: torch.Generator
-    candidates: Tensor | None = None  # int64 [n]: positions with the largest dense gradient, if the rule needs them
-    gradient_norms: Tensor | None = None  # float32 [n]
+    candidates: Tensor | None  # int64 [n]: positions with the largest dense gradient, if the rule needs them
+    gradient_norms: Tensor | None  # float32 [n]: the block norm of the dense gradient at each candidate
 
 
-GrowRule = Callable[[FreePositions, int, GrowContext], Tensor]
-GROW_RULES: dict[str, GrowRule] = {}
-NEEDS_GRADIENT = {"gradient"}
+Grow = Callable[[FreePositions, int, GrowContext], Tensor]
 
 
-def register(name: str) -> Callable[[GrowRule], GrowRule]:
-    """Make a growth rule known as `sparsity.growth: name`."""
+@dataclass(frozen=True)
+class GrowRule:
+    """A growth rule as registered."""
 
-    def add(rule: GrowRule) -> GrowRule:
-        GROW_RULES[name] = rule
-        return rule
+    grow: Grow
+    needs_gradient: bool  # whether its context is to have `candidates` and `gradient_norms`
+
+
+GROW_RULES: Registry[GrowRule] = Registry("growth rule")
+
+
+def register(name: str, needs_gradient: bool = False) -> Callable[[Grow], Grow]:
+    """Decorator: the function below is the growth rule `sparsity.growth: name`."""
+
+    def add(grow: Grow) -> Grow:
+        GROW_RULES.register(name)(GrowRule(grow, needs_gradient))
+        return grow
 
     return add
 
@@ -60,7 +70,7 @@ def grow_random(free: FreePositions, count: int, context: GrowContext) -> Tensor
     return free.at(sample_distinct(len(free), count, context.generator))
 
 
-@register("gradient")
+@register("gradient", needs_gradient=True)
 def grow_gradient(free: FreePositions, count: int, context: GrowContext) -> Tensor:
     """The `count` free positions with the largest block norm of the dense gradient (RigL); int64 [count]."""
     assert context.candidates is not None

@@ -9,11 +9,27 @@ import torch
 from torch import Tensor
 
 from ipu_bert.dynsparse.explored import LayerHistory
-from ipu_bert.dynsparse.grow import GROW_RULES, NEEDS_GRADIENT, FreePositions, GrowContext
-from ipu_bert.dynsparse.schedules import SCHEDULES
+from ipu_bert.dynsparse.grow import FreePositions, GrowContext, GrowRule
+from ipu_bert.dynsparse.schedules import Schedule
 from sparse_ops.linear import BlockSparseLinear
-from sparse_ops.norms import GradientBlocks, block_norm
+from sparse_ops.norms import BlockNorm, GradientBlocks
 from sparse_ops.pattern import BlockPattern, named_generator
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """When patterns change, and by which rules (Algorithm 1)."""
+
+    updates: int  # n: the run is cut into n parts and patterns change between them, n - 1 times
+    total_steps: int  # T of the full run
+    pruning_ratio: float  # pr, the first ratio
+    schedule: Schedule  # how it decays
+    start: float  # share of the run before which patterns do not change
+    stop: float  # share of the run at which the ratio has decayed and updates end
+    norm: BlockNorm  # of Eq. 1: the smallest blocks are pruned
+    growth: GrowRule
+    allow_removed: bool  # whether a block may return to a position that the same update pruned
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -55,40 +71,19 @@ class UpdateReport:
 
 
 class PatternUpdater:
-    """Decides when patterns change and changes them; the same on every rank for the same (seed, step, layer name).
+    """Decides when patterns change and changes them; the same on every rank for the same (seed, step, layer name)."""
 
-    updates: n of Algorithm 1; the run is cut into n parts and patterns change between them, n - 1 times.
-    total_steps: T of the full run. pruning_ratio: pr, the first ratio; `schedule` lets it decay.
-    start, stop: share of the run between which the updates are spread. growth: name of a rule in grow.py.
-    norm: p of Eq. 1. allow_removed: whether a block may return to a position that the same update pruned.
-    """
-
-    def __init__(
-        self,
-        *,
-        updates: int,
-        total_steps: int,
-        pruning_ratio: float,
-        seed: int,
-        schedule: str = "cosine",
-        growth: str = "random",
-        norm: float = 1.0,
-        allow_removed: bool = False,
-        start: float = 0.0,
-        stop: float = 1.0,
-    ) -> None:
-        self._seed, self._norm, self._allow_removed = seed, norm, allow_removed
-        self._rule = GROW_RULES[growth]
-        self.needs_gradient = growth in NEEDS_GRADIENT
-        factor = SCHEDULES[schedule]
-        span = (stop - start) * total_steps
+    def __init__(self, plan: UpdatePlan) -> None:
+        self.plan = plan
+        first, span = plan.start * plan.total_steps, (plan.stop - plan.start) * plan.total_steps
         self.ratios = {  # step after which an update happens -> pr(t)
-            round(start * total_steps + k * span / updates): pruning_ratio * factor(k / updates)
-            for k in range(1, updates)
+            round(first + k * span / plan.updates): plan.pruning_ratio * plan.schedule(k / plan.updates)
+            for k in range(1, plan.updates)
         }
         self.done = 0
         self._previous_step = 0
         self._history: dict[str, LayerHistory] = {}
+        self._segment_blocks: dict[str, int] = {}  # of each layer's fullest segment
 
     def is_due(self, step: int) -> bool:
         """Whether patterns change after this step (steps count from 1)."""
@@ -100,7 +95,18 @@ class PatternUpdater:
 
     def track(self, layers: Mapping[str, BlockSparseLinear]) -> None:
         """Begin the record of explored positions with the patterns at the start of training."""
-        self._history = {name: LayerHistory(layer.pattern) for name, layer in layers.items()}
+        patterns = {name: layer.pattern for name, layer in layers.items()}
+        self._history = {name: LayerHistory(pattern) for name, pattern in patterns.items()}
+        self._segment_blocks = {name: int(p.slot_segments().bincount().max()) for name, p in patterns.items()}
+
+    def gradient_counts(self, step: int) -> dict[str, int] | None:
+        """Per tracked layer how many free positions a segment may ask of the dense gradient at `step`.
+
+        None where patterns do not change after `step`, or the growth rule does not go by the gradient.
+        """
+        if not (self.is_due(step) and self.plan.growth.needs_gradient):
+            return None
+        return {name: self.blocks_to_move(blocks, step) for name, blocks in self._segment_blocks.items()}
 
     @torch.no_grad()
     def update(
@@ -139,10 +145,10 @@ class PatternUpdater:
         self, name: str, layer: BlockSparseLinear, step: int, gradient: GradientBlocks | None
     ) -> tuple[Tensor, Tensor]:
         """The slots to prune and the positions they move to; int64 [n] each."""
-        pattern, norms = layer.pattern, block_norm(layer.values, self._norm).cpu()
+        pattern, norms = layer.pattern, self.plan.norm(layer.values).cpu()
         keys, of_segment = pattern.keys(), pattern.slot_segments()
         positions = pattern.grid[0] * pattern.grid[1] // pattern.segments
-        generator = named_generator(self._seed, step, name)
+        generator = named_generator(self.plan.seed, step, name)
         all_slots: list[Tensor] = []
         all_keys: list[Tensor] = []
         for segment in range(pattern.segments):
@@ -150,15 +156,15 @@ class PatternUpdater:
             slots = (of_segment == segment).nonzero().flatten()
             slots = slots[keys[slots].argsort()]  # equal norms are pruned in row-major order, whatever the slots' order
             count = self.blocks_to_move(slots.numel(), step)
-            if not self._allow_removed:
+            if not self.plan.allow_removed:
                 count = min(count, positions - slots.numel())
             order = norms[slots].argsort(stable=True)
             pruned, kept = slots[order[:count]], slots[order[count:]]
-            taken = keys[kept if self._allow_removed else slots].sort().values - offset
+            taken = keys[kept if self.plan.allow_removed else slots].sort().values - offset
             free = FreePositions(taken, positions)
             context = _context(generator, gradient, pattern, pruned, offset, positions)
             all_slots.append(pruned)
-            all_keys.append(self._rule(free, count, context) + offset)
+            all_keys.append(self.plan.growth.grow(free, count, context) + offset)
         return torch.cat(all_slots), torch.cat(all_keys)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -183,7 +189,7 @@ def _context(
 ) -> GrowContext:
     """What the rule may use: with a gradient, the best free positions of the segment and the ones just pruned."""
     if gradient is None:
-        return GrowContext(generator)
+        return GrowContext(generator, candidates=None, gradient_norms=None)
     n_cols = pattern.grid[1]
     candidates = torch.cat([gradient.rows * n_cols + gradient.cols, pattern.keys()[pruned]]) - offset
     norms = torch.cat([gradient.norms, gradient.active[pruned]])

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from sparse_ops.functional import observe_gradients
 from sparse_ops.linear import BlockSparseLinear
-from sparse_ops.norms import GradientBlocks, largest_gradient_blocks
+from sparse_ops.norms import BlockNorm, GradientBlocks, largest_gradient_blocks
 from sparse_ops.pattern import BlockIndex
 
 
 @contextmanager
 def record_gradient_blocks(
-    layers: Mapping[str, BlockSparseLinear], counts: Mapping[str, int], norm: float
+    layers: Mapping[str, BlockSparseLinear], counts: Mapping[str, int], norm: BlockNorm
 ) -> Iterator[dict[str, GradientBlocks]]:
-    """Fill a dict, per layer, during the one backward pass inside the context."""
+    """A dict that the one backward pass inside the context fills with each layer's largest free blocks.
+
+    counts: per layer how many free positions of a segment are wanted.
+    """
     found: dict[str, GradientBlocks] = {}
     names = {layer.rows.data_ptr(): name for name, layer in layers.items()}
 

@@ -28,7 +28,7 @@ from ipu_bert.optim import Optimization, adamw, group_lasso_
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.host_memory import keep_freed_memory
-from sparse_ops.norms import GradientBlocks
+from sparse_ops.norms import BlockNorm, GradientBlocks
 
 
 class TorchEngine:
@@ -45,7 +45,7 @@ class TorchEngine:
         optimization: Optimization,
         precision: Precision,
         micro_batch_size: int,
-        block_norm: float,
+        block_norm: BlockNorm,
         seed: int,
         timer: Stopwatch,
     ) -> None:

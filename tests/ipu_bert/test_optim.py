@@ -1,4 +1,4 @@
-"""Optimizer groups, schedules, the paper's learning-rate rules and group lasso, by value."""
+"""Optimizer groups, the paper's learning-rate rules and group lasso, by value."""
 
 from __future__ import annotations
 
@@ -76,33 +76,9 @@ def test_eps_times_loss_scale_is_eps_on_unscaled_gradients(seed: int) -> None:
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=0)
 
 
-def test_linear_schedule_by_hand() -> None:
-    factor = optim.linear_schedule(10, 4)
-    assert [factor(k) for k in range(12)] == pytest.approx(
-        [1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0, 0]
-    )
-    assert [optim.linear_schedule(3, 0)(k) for k in range(3)] == pytest.approx([1, 2 / 3, 1 / 3])
-    assert [optim.constant_schedule(2)(k) for k in range(4)] == [0.5, 1, 1, 1]
-    assert optim.constant_schedule()(0) == 1.0
-
-
-def test_schedule_through_lambda_lr() -> None:
-    optimizer = optim.adamw(nn.Linear(1, 1), make_optimization(lr=2e-4))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.linear_schedule(4, 2))
-    seen = []
-    for _ in range(4):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert seen == pytest.approx([1e-4, 2e-4, 2e-4, 1e-4])
-
-
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: optim.linear_schedule(10, 10),
-        lambda: optim.linear_schedule(10, -1),
-        lambda: optim.constant_schedule(-1),
         lambda: optim.sparse_learning_rate(1e-4, 1.0),
         lambda: optim.dense_learning_rate(0),
         lambda: optim.group_lasso_([torch.zeros(2, 3)], 0.1, 0.1),

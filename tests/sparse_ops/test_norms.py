@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_ops import BlockPattern, block_norm
-from sparse_ops.norms import largest_gradient_blocks
+from sparse_ops.norms import NORMS, largest_gradient_blocks
 
 
 @pytest.mark.parametrize(("p", "expected"), [(1.0, [7.0, 0.0]), (2.0, [5.0, 0.0]), (math.inf, [4.0, 0.0])])
@@ -17,14 +17,23 @@ def test_block_norm_by_hand(p, expected):
     assert block_norm(values, p).tolist() == expected
 
 
+@pytest.mark.parametrize(("name", "expected"), [("l1", [7.0, 0.5]), ("l2", [5.0, 0.5]), ("linf", [4.0, 0.5])])
+def test_norms_by_hand(name, expected):
+    """Two blocks, in any number of dimensions before them and every dtype that weights have."""
+    values = torch.tensor([[[3.0, 0.0], [0.0, -4.0]], [[0.0, -0.5], [0.0, 0.0]]])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        found = NORMS[name](values.to(dtype).view(1, 2, 2, 2))
+        assert (found.dtype, found.tolist()) == (torch.float32, [expected])
+
+
 def test_other_norms_are_refused():
     with pytest.raises(ValueError, match="expected p = 1, 2 or inf, found 3"):
         block_norm(torch.zeros(1, 4, 4), 3.0)
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize(("norm", "p"), [("l1", 1.0), ("l2", 2.0), ("linf", math.inf)])
 @pytest.mark.parametrize(("block_size", "segments"), [(1, 1), (4, 3), (16, 3)])
-def test_largest_gradient_blocks_against_the_dense_gradient(seed, block_size, segments, p):
+def test_largest_gradient_blocks_against_the_dense_gradient(seed, block_size, segments, norm, p):
     g = torch.Generator().manual_seed(seed)
     shape = (96, 64)
     pattern = BlockPattern.random(shape, block_size, 0.6, g, segments)
@@ -35,7 +44,7 @@ def test_largest_gradient_blocks_against_the_dense_gradient(seed, block_size, se
     norms[pattern.rows.long(), pattern.cols.long()] = -1.0
 
     count = 3
-    found = largest_gradient_blocks(x, dy, pattern, count, p)
+    found = largest_gradient_blocks(x, dy, pattern, count, NORMS[norm])
     torch.testing.assert_close(found.active.double(), active, rtol=1e-4, atol=1e-4)
     for segment, part in enumerate(norms.chunk(segments)):
         mine = (found.rows // (pattern.grid[0] // segments)) == segment

@@ -177,7 +177,7 @@ def test_a_pattern_update_takes_nothing_of_the_dense_size(block):
     """
     shape = replace(model_shape("mini"), vocab_size=131, max_positions=32)
     engine = make_engine(IMPLEMENTATIONS[f"sparse {block}x{block} float32"], shape, 0.95, Stopwatch())
-    updater = PatternUpdater(updates=2, total_steps=2, pruning_ratio=0.5, seed=0, schedule="constant")
+    updater = PatternUpdater(bench_step.UPDATE)
     with engine.host_state() as host:
         updater.track(host.layers)
         before = {name: layer.pattern.checksum() for name, layer in host.layers.items()}

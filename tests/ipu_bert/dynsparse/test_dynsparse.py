@@ -6,18 +6,18 @@ import math
 
 import pytest
 import torch
+from small_models import make_plan
 
 from ipu_bert.dynsparse.explored import LayerHistory
 from ipu_bert.dynsparse.grow import GROW_RULES, FreePositions, GrowContext, register
-from ipu_bert.dynsparse.schedules import SCHEDULES
+from ipu_bert.dynsparse.schedules import SCHEDULES, cosine, linear
 from ipu_bert.dynsparse.updater import PatternUpdater
 from sparse_ops import BlockPattern, BlockSparseLinear
-from sparse_ops.norms import GradientBlocks
+from sparse_ops.norms import GradientBlocks, l1, l2, linf
 
 
 def updater(**changes) -> PatternUpdater:
-    settings = {"updates": 4, "total_steps": 40, "pruning_ratio": 0.5, "seed": 1, "schedule": "constant"}
-    return PatternUpdater(**{**settings, **changes})
+    return PatternUpdater(make_plan(**changes))
 
 
 def random_layer(seed: int, shape=(96, 64), block_size=8, sparsity=0.7, segments=1) -> BlockSparseLinear:
@@ -45,19 +45,19 @@ def test_schedules_by_hand(name, expected):
 
 def test_when_updates_happen_and_how_many_blocks_move():
     """n = 4 parts of 40 steps: updates after 10, 20 and 30, with pr(t) on the cosine; the end, at pr = 0, has none."""
-    changer = updater(schedule="cosine")
+    changer = updater(schedule=cosine)
     assert changer.ratios == pytest.approx({10: 0.5 * 0.853553, 20: 0.25, 30: 0.5 * 0.146447}, abs=1e-6)
     assert [step for step in range(1, 41) if changer.is_due(step)] == [10, 20, 30]
     assert changer.blocks_to_move(100, 10) == 43  # 42.68
 
 
 def test_start_and_stop_bound_the_updates():
-    changer = updater(schedule="linear", start=0.25, stop=0.75)
+    changer = updater(schedule=linear, start=0.25, stop=0.75)
     assert changer.ratios == pytest.approx({15: 0.375, 20: 0.25, 25: 0.125})
 
 
 def test_the_paper_has_159_updates_of_160_parts():
-    changer = updater(updates=160, total_steps=757000, schedule="cosine")
+    changer = updater(updates=160, total_steps=757000, schedule=cosine)
     assert len(changer.ratios) == 159
     assert min(changer.ratios) == round(757000 / 160)
 
@@ -77,7 +77,7 @@ def test_an_update_by_hand():
     assert found.mean_age == pytest.approx((10 + 0 + 10) / 3)
 
 
-@pytest.mark.parametrize(("norm", "goes"), [(1.0, 0), (2.0, 1), (math.inf, 1)])
+@pytest.mark.parametrize(("norm", "goes"), [(l1, 0), (l2, 1), (linf, 1)])
 def test_the_norm_decides_which_block_goes(norm, goes):
     """Slot 0 has one large weight (L1 3, Linf 3); slot 1 sixteen small ones (L1 4, L2 1, Linf 0.25)."""
     rows, cols = torch.tensor([0, 0], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
@@ -170,7 +170,7 @@ def test_gradient_growth_takes_the_largest_free_blocks(seed):
     masked[before.rows.long(), before.cols.long()] = -1
     flat = masked.flatten().argsort(descending=True)[: masked.numel() - before.nnz]
     gradient = GradientBlocks(flat // grid[1], flat % grid[1], masked.flatten()[flat], active)
-    run_update(updater(growth="gradient"), layer, 10, {"layer": gradient})
+    run_update(updater(growth=GROW_RULES["gradient"]), layer, 10, {"layer": gradient})
     moved = (layer.values == 0).flatten(1).all(1)
     for segment in range(3):
         mine = moved & (before.slot_segments() == segment)
@@ -185,8 +185,19 @@ def test_gradient_growth_may_choose_a_pruned_place_when_allowed():
     for allowed, place in ((True, (0, 0)), (False, (1, 1))):
         layer = BlockSparseLinear(BlockPattern((8, 8), 4, rows, cols))
         layer.values.data[1] = 1.0
-        run_update(updater(growth="gradient", allow_removed=allowed), layer, 10, {"layer": gradient})
+        run_update(updater(growth=GROW_RULES["gradient"], allow_removed=allowed), layer, 10, {"layer": gradient})
         assert (int(layer.rows[0]), int(layer.cols[0])) == place
+
+
+def test_how_much_of_the_gradient_is_asked_for(seed):
+    """At an update of a rule that goes by the gradient, as many positions as the update moves in a segment."""
+    layers = {"qkv": random_layer(seed, sparsity=0.5, segments=3), "output": random_layer(seed, sparsity=0.75)}
+    by_gradient, at_random = updater(growth=GROW_RULES["gradient"], pruning_ratio=0.3), updater()
+    for changer in (by_gradient, at_random):
+        changer.track(layers)
+    assert by_gradient.gradient_counts(10) == {"qkv": 5, "output": 7}  # 0.3 of 16, 4.8; 0.3 of 24, 7.2
+    assert by_gradient.gradient_counts(11) is None
+    assert at_random.gradient_counts(10) is None
 
 
 def test_a_growth_rule_is_one_registered_function():
@@ -197,7 +208,7 @@ def test_a_growth_rule_is_one_registered_function():
     try:
         layer = random_layer(0)
         free = sorted(set(range(96)) - set(layer.pattern.keys().tolist()))
-        found, _ = run_update(updater(growth="first"), layer, 10)
+        found, _ = run_update(updater(growth=GROW_RULES["first"]), layer, 10)
         moved = (layer.values == 0).flatten(1).all(1)
         assert sorted(layer.pattern.keys()[moved].tolist()) == free[: found.moved]
     finally:

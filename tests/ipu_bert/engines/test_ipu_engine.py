@@ -8,10 +8,11 @@ from typing import Iterator
 
 import pytest
 import torch
-from small_models import make_optimization, make_run, make_shape, sparse_model
+from small_models import make_optimization, make_plan, make_run, make_shape, sparse_model
 from torch import Tensor
 
 from ipu_bert.data.batches import Batch
+from ipu_bert.dynsparse.schedules import cosine
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines import simulator as sim
 from ipu_bert.engines.ipu.engine import IpuEngine
@@ -19,10 +20,11 @@ from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.engines.simulator import executor
 from ipu_bert.engines.torch_engine import TorchEngine
+from ipu_bert.lr_schedules import constant, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_layers
-from ipu_bert.optim import constant_schedule
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.norms import l1
 
 SHAPE = make_shape(layers=2, vocab_size=48)
 SEQUENCES, TOKENS, LABELS = 12, 16, 3
@@ -45,7 +47,7 @@ def make_model(seed: int, block_size: int = 8) -> BertForPreTraining:
     return model
 
 
-OPTIMIZATION = make_optimization(lr=LR, schedule=constant_schedule(4), eps=EPS)
+OPTIMIZATION = make_optimization(lr=LR, schedule=with_warmup(constant, total_steps=8, warmup_steps=4), eps=EPS)
 
 
 def make_engine(model: BertForPreTraining, run: IpuRun) -> IpuEngine:
@@ -58,14 +60,14 @@ def make_torch_engine(model: BertForPreTraining) -> TorchEngine:
         optimization=OPTIMIZATION,
         precision=Precision(compute="float32", loss_scale=1.0),
         micro_batch_size=SEQUENCES,
-        block_norm=1.0,
+        block_norm=l1,
         seed=0,
         timer=Stopwatch(),
     )
 
 
 def make_updater() -> PatternUpdater:
-    return PatternUpdater(updates=4, total_steps=8, pruning_ratio=0.5, seed=3)
+    return PatternUpdater(make_plan(total_steps=8, schedule=cosine, seed=3))
 
 
 def make_batch(seed: int) -> Batch:
