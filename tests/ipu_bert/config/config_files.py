@@ -1,4 +1,4 @@
-"""Config files written for a test, and what is wrong with a config."""
+"""Config files written for a test, and a config seen flat or by what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Sequence
 
 import pytest
 
-from ipu_bert.config import ConfigError, load_config
+from ipu_bert.config import Config, ConfigError, as_dict, load_config
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> str:
@@ -19,3 +19,7 @@ def errors_of(name_or_file: str, overrides: Sequence[str] = ()) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_config(name_or_file, overrides)
     return caught.value.errors
+
+
+def flat(config: Config) -> dict[str, object]:
+    return {f"{section}.{key}": value for section, keys in as_dict(config).items() for key, value in keys.items()}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from config_files import flat
 
 from ipu_bert import assemble
-from ipu_bert.config import CONFIG_DIR, as_dict, load_config
+from ipu_bert.config import CONFIG_DIR, load_config
 from ipu_bert.config.build import build
 from ipu_bert.config.written import Written, read
 
@@ -22,7 +23,7 @@ def values(written: Written) -> dict[str, object]:
     errors: list[str] = []
     config = build(written.tree, errors)
     assert errors == []
-    return {f"{section}.{key}": value for section, keys in as_dict(config).items() for key, value in keys.items()}
+    return flat(config)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
