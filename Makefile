@@ -1,9 +1,10 @@
 # Two commands: `make pretrain` trains the quickstart, `make test` checks everything. Both need Python 3.11 and g++ only.
+# `make hooks`: no commit is made that `make lint` refuses.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: pretrain test lint docs clean
+.PHONY: pretrain test lint hooks docs clean
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,12 +15,15 @@ pretrain: $(VENV)/ready
 	$(RUN) run_pretraining.py --config quickstart
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+hooks: $(VENV)/ready
+	$(RUN) -m pre_commit install
 
 docs: $(VENV)/ready
 	$(RUN) -m ipu_bert.config > docs/config.md

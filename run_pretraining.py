@@ -27,6 +27,8 @@ def main(argv: list[str]) -> int:
         config = load_config(options.config, options.overrides)
         if options.dry_run:
             return _dry_run(config, options.json)
+        for line in config.gave_way:
+            print(f"gave way: {line}", file=sys.stderr)
         return _train(config, options.resume)
     except ConfigError as error:
         return _fail(*error.errors)

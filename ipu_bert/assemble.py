@@ -7,7 +7,8 @@ from typing import Any, Callable
 import torch
 
 from ipu_bert.config import Config, ConfigError
-from ipu_bert.data.batches import BatchStream
+from ipu_bert.data.batches import BatchOptions, BatchStream
+from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.dynsparse.grow import GROW_RULES
@@ -28,40 +29,40 @@ from sparse_ops.norms import NORMS
 
 def open_data(config: Config, progress: bool) -> TokenFiles:
     """Prepare the corpus, or open it where it has been prepared before."""
-    data = config.data
-    return prepare(data.source, data.dir, workers=data.workers or None, progress=progress, **_corpus(config))
+    return prepare(_corpus(config), config.data.dir, workers=config.data.workers, progress=progress)
 
 
 def find_data(config: Config) -> tuple[str, TokenFiles | None]:
     """Where the corpus is or will be prepared, and its token files if they are there; nothing is made."""
-    return find_prepared(config.data.source, config.data.dir, **_corpus(config))
+    return find_prepared(_corpus(config), config.data.dir)
 
 
-def _corpus(config: Config) -> dict[str, Any]:
+def _corpus(config: Config) -> Corpus:
     data = config.data
-    return {
-        "paths": [data.path] if isinstance(data.path, str) and data.path else data.path,
-        "column": data.column,
-        "vocab_size": data.vocab_size,
-        "vocab_file": data.tokenizer or None,
-        "heldout_fraction": data.heldout_fraction,
-    }
+    return Corpus(
+        source=data.source,
+        paths=tuple([data.path] if isinstance(data.path, str) and data.path else data.path),
+        column=data.column,
+        document_words=None,
+        vocab_size=data.vocab_size,
+        vocab_file=data.tokenizer or None,
+        heldout_fraction=data.heldout_fraction,
+    )
 
 
 def make_stream(config: Config, files: TokenFiles, split: str) -> BatchStream:
     """The batches of one split; held-out ones do not depend on the run's seed."""
     data = config.data
-    return BatchStream(
-        files,
-        split,
+    options = BatchOptions(
         batch_size=config.train.batch_size,
         sequence_length=data.sequence_length,
         max_predictions=data.max_predictions,
         mask_probability=data.mask_probability,
         whole_word=data.whole_word_masking,
         short_sequence_probability=data.short_sequence_probability,
-        seed=config.run.seed if split == "train" else 0,
+        seed=config.run.seed,
     )
+    return BatchStream(files, split, options)
 
 
 def weights(config: Config) -> tuple[EncoderWeight, ...]:
@@ -85,6 +86,7 @@ def learning_rate(config: Config) -> float:
 def schedule(config: Config) -> Callable[[int], float]:
     """Factor of the learning rate after so many steps."""
     optim = config.optim
+    assert isinstance(optim.warmup_steps, int)
     return with_warmup(LR_SCHEDULES[optim.schedule], config.train.steps, optim.warmup_steps)
 
 

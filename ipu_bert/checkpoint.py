@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ipu_bert.config import Config, identity
 from sparse_ops.files import sha256_of, sync
 
 FORMAT = 1
@@ -108,7 +109,12 @@ def find(where: Path) -> Path:
 
 
 def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """CheckpointError that lists every setting in which a checkpoint's run differs from this one."""
+    """CheckpointError that lists every setting in which a checkpoint's run differs from this one.
+
+    A setting that was added after the checkpoint was written counts as its default there.
+    """
+    defaults = {key: value for key, value in identity(Config()).items() if key in expected}
+    found = {**defaults, **found}
     differing = [
         f"{key}: expected {expected.get(key)!r}, found {found.get(key)!r}"
         for key in sorted(set(expected) | set(found))

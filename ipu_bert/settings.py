@@ -87,7 +87,12 @@ class OptimSettings:
         None, "eta(0) of Eq. 3, the dense optimum; none: the optimum of this size in Table A.11", above=0
     )
     schedule: str = setting("linear", "how the learning rate goes on after warm-up", choices=LR_SCHEDULES)
-    warmup_steps: int = setting(10000, "steps of linear warm-up", low=0)
+    warmup_steps: Optional[float] = setting(
+        None,
+        "steps of linear warm-up, or, below 1, the share of the run that they are (0.1: a tenth; 0: no warm-up; 1: one "
+        "step); none: 10,000 steps as in the paper, or a tenth of a run that has no room for them",
+        low=0,
+    )
     beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = setting(0.999, "decay of the second moment", low=0, below=1)
     eps: float = setting(
@@ -214,7 +219,10 @@ class LogSettings:
 
 @dataclass
 class Config:
-    """A whole run; `base: NAME` in a file inherits from another one."""
+    """A whole run; `base: NAME` in a file inherits from another one.
+
+    `gave_way`, no setting, has a line for each value that had to fit one that the user wrote (config/give_way.py).
+    """
 
     run: RunSettings = field(default_factory=RunSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -228,3 +236,6 @@ class Config:
     engine: EngineSettings = field(default_factory=EngineSettings)
     ipu: IpuSettings = field(default_factory=IpuSettings)
     log: LogSettings = field(default_factory=LogSettings)
+
+    def __post_init__(self) -> None:
+        self.gave_way: List[str] = []

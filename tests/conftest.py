@@ -1,4 +1,4 @@
-"""Fresh random inputs in every run; the seed is printed when a test fails, and TEST_SEED repeats it."""
+"""One thread for a test; fresh random inputs in every run: a failure shows their seed, and TEST_SEED repeats it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import secrets
 
 import pytest
+
+# Before torch is imported, and for programs that tests start: tests run side by side, and OpenMP's threads wait for
+# each other where cores are taken. Tests about threads call torch.set_num_threads themselves.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 How a sequence is made (BERT's create_pretraining_data, as a pure function of the example number):
 - Every document is cut once into chunks of about S - 3 tokens (chunks.py). An epoch visits every chunk once.
-- One example in ten is short: sentences from somewhere in the chunk up to a random target length.
-- The sentences are split at a random boundary; the first part is A. Half of the time B is the second part,
-  else text from a random place of another document, as long as what is left of the target.
+- Some examples are short: sentences from somewhere in the chunk up to a random target length.
+- The sentences are split at a random boundary; the first part is A. Half of the time B is the second part, else text
+  from a random place of another document, as long as what is left of the target.
 - Too long a pair loses tokens one by one from the longer part, the surplus at random from both its ends.
-What BERT puts back when B is random (the chunk's second part) is not put back here, for then an example would
-depend on the ones before. Nothing is lost systematically all the same: coin, boundary and truncation are
-drawn anew for every example, so in the next epoch the same chunk is cut elsewhere, and random B's come from
-everywhere.
+
+What BERT puts back when B is random (the chunk's second part) is not put back here, for then an example would depend on
+the ones before. Nothing is lost systematically all the same: coin, boundary and truncation are drawn anew for every
+example, so in the next epoch the same chunk is cut elsewhere, and random B's come from everywhere.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .chunks import EpochOrder, chunk_starts
-from .errors import DataError
-from .masking import choose_tokens, mask_tokens
-from .token_files import SPLITS, TokenFiles
+from ipu_bert.data.chunks import EpochOrder, chunk_starts
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.masking import choose_tokens, mask_tokens
+from ipu_bert.data.token_files import SPLITS, TokenFiles
 
 HELDOUT_SEED = 1790  # evaluation is on the same sequences in every run, whatever the run's seed
 _DRAWS = 7
@@ -33,9 +33,9 @@ class Batch:
     """One batch of B sequences of S tokens with P places for predictions; int64 unless said.
 
     input_ids [B, S]: [CLS] A [SEP] B [SEP] [PAD]..., masked. token_type_ids [B, S]: 1 for B and its [SEP].
-    attention_mask [B, S] bool: True = token, False = padding. masked_positions [B, P]: ascending, unused
-    places 0. masked_labels [B, P]: the original ids, unused places -100. next_sentence_labels [B]: 0 = B
-    follows A, 1 = random.
+    attention_mask [B, S] bool: True = token, False = padding. masked_positions [B, P]: ascending, unused places 0.
+    masked_labels [B, P]: the original ids, unused places IGNORED_LABEL. next_sentence_labels [B]: 0 = B follows A,
+    1 = B is random.
     """
 
     input_ids: torch.Tensor
@@ -46,39 +46,51 @@ class Batch:
     next_sentence_labels: torch.Tensor
 
 
+@dataclass(frozen=True)
+class BatchOptions:
+    """How batches are made.
+
+    batch_size: B, sequences in a batch. sequence_length: S, tokens of a sequence. max_predictions: P, places for
+    predictions in a sequence. mask_probability: share of the tokens to predict. whole_word: mask all pieces of a word
+    or none. short_sequence_probability: share of short examples. seed: an int from 0 on.
+    Raises ValueError when a number is out of its range.
+    """
+
+    batch_size: int
+    sequence_length: int
+    max_predictions: int
+    mask_probability: float
+    whole_word: bool
+    short_sequence_probability: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        most = self.sequence_length - 3
+        for name, expected, holds in (
+            ("batch_size", "1 or more", self.batch_size >= 1),
+            ("sequence_length", "8 or more", self.sequence_length >= 8),
+            ("max_predictions", "1 to sequence_length - 3", 1 <= self.max_predictions <= most),
+            ("mask_probability", "a number between 0 and 1", 0.0 < self.mask_probability < 1.0),
+            ("short_sequence_probability", "a number from 0 to 1", 0.0 <= self.short_sequence_probability <= 1.0),
+            ("seed", "0 or more", self.seed >= 0),
+        ):
+            if not holds:
+                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)}")
+
+
 class BatchStream:
     """An endless stream of batches of one split; batch(index) depends on the values given here and on index.
 
-    split: "train" or "heldout"; for "heldout" HELDOUT_SEED takes the place of `seed`. batch_size: sequences
-    in a batch. sequence_length: S. max_predictions: P. mask_probability: share of tokens to predict.
-    whole_word: mask all pieces of a word or none. short_sequence_probability: share of short examples. seed:
-    an int from 0 on. Raises DataError for a split with fewer than 2 documents, or fewer sequences than one
-    batch.
-
-    In memory: 8 bytes per sequence of the corpus (chunk starts) and 4 (the epoch's order); tokens and offsets
-    of sentences and documents are memory-mapped.
+    split: "train", or "heldout", where HELDOUT_SEED takes the place of the seed in `options`.
+    In memory: 8 bytes per sequence of the corpus (chunk starts) and 4 (the epoch's order); tokens and offsets of
+    sentences and documents are memory-mapped.
+    Raises DataError for a split with fewer than 2 documents, or fewer sequences than one batch.
     """
 
-    def __init__(
-        self,
-        token_files: TokenFiles,
-        split: str,
-        batch_size: int,
-        sequence_length: int = 128,
-        max_predictions: int = 20,
-        mask_probability: float = 0.15,
-        whole_word: bool = True,
-        short_sequence_probability: float = 0.1,
-        seed: int = 0,
-    ) -> None:
-        _check(batch_size, sequence_length, max_predictions, mask_probability, short_sequence_probability, seed)
+    def __init__(self, token_files: TokenFiles, split: str, options: BatchOptions) -> None:
         arrays = token_files.split(split)
         self.split = split
-        self.batch_size = batch_size
-        self.sequence_length = sequence_length
-        self.max_predictions = max_predictions
-        self._mask_probability = mask_probability
-        self._short_probability = short_sequence_probability
+        self.options = options
         # plain views: a memmap object costs several times as much per slice
         self._tokens = np.asarray(arrays.tokens)
         self._sentences = np.asarray(arrays.sentences)
@@ -88,19 +100,19 @@ class BatchStream:
                 f"{token_files.directory}: corpus too small: expected at least 2 documents in split {split}, "
                 f"found {len(self._documents) - 1}"
             )
-        self._chunks = chunk_starts(self._sentences, self._documents, sequence_length - 3)
-        if self.sequences_per_epoch < batch_size:
+        self._chunks = chunk_starts(self._sentences, self._documents, options.sequence_length - 3)
+        if self.sequences_per_epoch < options.batch_size:
             raise DataError(
-                f"{token_files.directory}: corpus too small: expected at least one batch of {batch_size} "
-                f"sequences of {sequence_length} tokens in split {split}, found {self.sequences_per_epoch}"
+                f"{token_files.directory}: corpus too small: expected at least one batch of {options.batch_size} "
+                f"sequences of {options.sequence_length} tokens in split {split}, found {self.sequences_per_epoch}"
             )
-        used = HELDOUT_SEED if split == "heldout" else seed
+        used = HELDOUT_SEED if split == "heldout" else options.seed
         self._key = np.random.SeedSequence([used, SPLITS.index(split)]).generate_state(2, np.uint64)
         self._order = EpochOrder(self.sequences_per_epoch, self._key)
         special = token_files.special_ids()
         self._pad, self._cls, self._sep, self._mask = (special[f"[{n}]"] for n in ("PAD", "CLS", "SEP", "MASK"))
         pieces = token_files.vocabulary()
-        self._continues = np.array([whole_word and piece.startswith("##") for piece in pieces])
+        self._continues = np.array([options.whole_word and piece.startswith("##") for piece in pieces])
         self._replaceable = np.setdiff1d(np.arange(len(pieces)), list(special.values()))
 
     @property
@@ -109,10 +121,10 @@ class BatchStream:
         return len(self._chunks) - 1
 
     def batch(self, index: int) -> Batch:
-        """Batch number `index` (from 0): examples index * batch_size and following."""
+        """Batch number `index`: examples index * B and following. Raises ValueError for an index below 0."""
         if index < 0:
             raise ValueError(f"batch index: expected 0 or more, found {index}")
-        size, width, places = self.batch_size, self.sequence_length, self.max_predictions
+        size, width, places = self.options.batch_size, self.options.sequence_length, self.options.max_predictions
         ids = np.full((size, width), self._pad, np.int64)
         length_a = np.empty(size, np.int64)
         length_b = np.empty(size, np.int64)
@@ -134,7 +146,8 @@ class BatchStream:
         maskable = (place > 0) & (place != middle) & (place < (lengths - 1)[:, None])
         # the first token after [CLS] or [SEP] starts a word even if truncation left it the rest of one
         starts = maskable & (~self._continues[ids] | (place == 1) | (place == middle + 1))
-        chosen = choose_tokens(starts, maskable, lengths, draws[:, :width], places, self._mask_probability)
+        priority = draws[:, :width]
+        chosen = choose_tokens(starts, maskable, lengths, priority, places, self.options.mask_probability)
         kind, replacement = draws[:, width : width + places], draws[:, width + places :]
         inputs, positions, labels = mask_tokens(ids, chosen, kind, replacement, self._mask, self._replaceable)
         return Batch(
@@ -152,10 +165,10 @@ class BatchStream:
     def _layout(self, chunk: int, generator: np.random.Generator) -> tuple[bool, tuple[int, int], tuple[int, int]]:
         """(B is random, token range of A, token range of B) of an example made from a chunk."""
         short, length, begin, cut, coin, other, place = generator.random(_DRAWS).tolist()
-        most = self.sequence_length - 3
+        most = self.options.sequence_length - 3
         target = most
         first, last = int(self._chunks[chunk]), int(self._chunks[chunk + 1])
-        if short < self._short_probability:
+        if short < self.options.short_sequence_probability:
             target = 2 + int(length * (most - 1))
             if last - first > 2:
                 first += int(begin * (last - first - 1))
@@ -178,16 +191,14 @@ class BatchStream:
         return is_random, (a, a_end), (b, b_end)
 
     def _run(self, first: int, end: int, tokens: int) -> int:
-        """End of the shortest run of sentences from `first` that holds `tokens` tokens: one at least, within
-        end."""
+        """End of the shortest run of sentences from `first` with `tokens` tokens: one at least, none past `end`."""
         offsets = self._sentences[first + 1 : end + 1]
         wanted = int(self._sentences[first]) + tokens
         return min(first + 1 + int(np.searchsorted(offsets, wanted, "left")), end)
 
 
 def shares(length_a: int, length_b: int, most: int) -> tuple[int, int]:
-    """What is left of A and B when tokens are taken one by one from the longer (B if equal) until `most`
-    remain."""
+    """Lengths of A and B after tokens are taken one by one from the longer (B if equal) until `most` remain."""
     if length_a + length_b <= most:
         return length_a, length_b
     if length_a <= most // 2:
@@ -200,31 +211,9 @@ def shares(length_a: int, length_b: int, most: int) -> tuple[int, int]:
 def _truncate(begin: int, end: int, keep: int, generator: np.random.Generator) -> tuple[int, int]:
     """`keep` tokens of a range. The surplus goes from both ends, every division equally likely.
 
-    BERT tosses a coin for each token, which takes about half from either end: then the ends of long sentences
-    are hardly ever seen (measured on sotu at length 128: seven times as many tokens unseen after 40 epochs).
+    BERT tosses a coin for each token, which takes about half from either end: then the ends of long sentences are
+    hardly ever seen (measured on sotu at length 128: seven times as many tokens unseen after 40 epochs).
     """
     surplus = end - begin - keep
     front = int(generator.integers(surplus + 1)) if surplus else 0
     return begin + front, begin + front + keep
-
-
-def _check(
-    batch_size: int,
-    sequence_length: int,
-    max_predictions: int,
-    mask_probability: float,
-    short: float,
-    seed: int,
-) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected 1 or more, found {batch_size}")
-    if sequence_length < 8:
-        raise ValueError(f"sequence_length: expected 8 or more, found {sequence_length}")
-    if not 1 <= max_predictions <= sequence_length - 3:
-        raise ValueError(f"max_predictions: expected 1 to sequence_length - 3, found {max_predictions}")
-    if not 0.0 < mask_probability < 1.0:
-        raise ValueError(f"mask_probability: expected a number between 0 and 1, found {mask_probability}")
-    if not 0.0 <= short <= 1.0:
-        raise ValueError(f"short_sequence_probability: expected a number from 0 to 1, found {short}")
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, found {seed}")

@@ -1,5 +1,4 @@
-"""Chunks: the runs of sentences that training sequences are made of, and the order in which they are
-visited."""
+"""Chunks: the runs of sentences that training sequences are made of, and the order in which they are visited."""
 
 from __future__ import annotations
 
@@ -11,15 +10,14 @@ _BLOCK_SENTENCES = 1 << 20
 
 
 def chunk_starts(sentences: np.ndarray, documents: np.ndarray, target: int) -> np.ndarray:
-    """Cuts every document into chunks of consecutive sentences; a chunk ends where the next one starts.
+    """The first sentence of each chunk, and the number of sentences: int64 [chunks + 1].
 
     sentences: int64 [sentences + 1], token offsets. documents: int64 [documents + 1], sentence offsets.
-    Returns int64 [chunks + 1]: the first sentence of each chunk, and the number of sentences.
 
-    A chunk takes sentences until it holds `target` tokens, two at least (so that it can be split in A and B),
-    and a last single sentence of a document joins the chunk before it. So only a document of one sentence has
-    a chunk of one sentence, every sentence is in exactly one chunk, and no chunk crosses documents. Memory:
-    the result and blocks of about a million sentences.
+    A chunk takes sentences of a document until it holds `target` tokens, two at least (so that it can be split in A
+    and B), and a last single sentence joins the chunk before it. So only a document of one sentence has a chunk of one
+    sentence, every sentence is in exactly one chunk, and no chunk crosses documents.
+    Memory: the result and blocks of about a million sentences.
     """
     parts = [np.fromiter(_walk(block, first), np.int64) for first, block in _blocks(sentences, documents, target)]
     return np.concatenate([*parts, documents[-1:]]).astype(np.int64)

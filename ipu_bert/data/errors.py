@@ -4,5 +4,4 @@ from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Text or token files that cannot be used; the message is one line that names the file, expected and
-    found."""
+    """Text or token files that cannot be used; the message is one line: the file, what was expected, what was found."""

@@ -1,11 +1,10 @@
 """Documents from local files.
 
-.jsonl, .parquet: each row is a document, its text in one column.
-.txt: with 20 or more text files, each file is one document. With fewer, as when a user brings one big text, a
-file is cut into documents of about 1,000 words: next-sentence prediction needs other documents to draw from,
-and the held-out split must hold whole ones. Cuts fall between paragraphs (blank lines; between lines if the
-file has no blank line; between sentences in a paragraph that is itself too long). `document_words` sets the
-size; 0 means one document per file.
+- .jsonl, .parquet: each row is a document, its text in one column.
+- .txt: with 20 or more text files, each file is one document. With fewer, as when a user brings one big text, a file is
+  cut into documents of about 1,000 words: next-sentence prediction needs other documents to draw from, and the held-out
+  split must hold whole ones. Cuts fall between paragraphs (blank lines; between lines if the file has no blank line;
+  between sentences in a paragraph that is itself too long). `document_words` sets the size; 0: one document per file.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import os
 import re
 from typing import Any, Iterable, Iterator
 
-from .errors import DataError
-from .sentences import split_sentences
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.sentences import split_sentences
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 WHOLE_FILES_FROM = 20
@@ -31,11 +30,11 @@ def find_files(paths: Iterable[str]) -> list[str]:
 
     Raises DataError for nothing given, nothing found, or a file of another kind.
     """
-    entries = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    entries = list(paths)
     if not entries:
         raise DataError("source 'files' needs at least one path: a file, a folder or a glob")
     found: dict[str, None] = {}
-    for entry in map(os.fspath, entries):
+    for entry in entries:
         if os.path.isdir(entry):
             names = glob.glob(os.path.join(glob.escape(entry), "**", "*"), recursive=True)
             matches = [name for name in names if name.endswith(SUFFIXES) and os.path.isfile(name)]
@@ -53,7 +52,10 @@ def find_files(paths: Iterable[str]) -> list[str]:
 
 
 def words_per_document(files: list[str], document_words: int | None) -> int:
-    """The size at which text files are cut (0: never): as asked, or by the number of text files."""
+    """The size at which text files are cut (0: never): as asked, or (None) by the number of text files.
+
+    Raises DataError for a size below 0.
+    """
     if document_words is not None:
         if document_words < 0:
             raise DataError(f"document_words: expected 0 or more, found {document_words}")
@@ -62,9 +64,10 @@ def words_per_document(files: list[str], document_words: int | None) -> int:
 
 
 def file_identity(path: str) -> dict[str, Any]:
-    """{"name", "bytes", "sha256"} of a file, read in pieces.
+    """{"name", "bytes", "sha256"} of a file.
 
-    Raises DataError if it is missing or empty, or, for text, if it has NUL bytes or is not UTF-8.
+    One reading serves for the checksum and for a look at the text, since a corpus may be large.
+    Raises DataError if the file is missing or empty, or, for text, if it has NUL bytes or is not UTF-8.
     """
     is_text = not path.endswith(".parquet")
     digest, size, blank = hashlib.sha256(), 0, True
@@ -92,15 +95,17 @@ def file_identity(path: str) -> dict[str, Any]:
 
 
 def file_documents(path: str, column: str, document_words: int) -> Iterator[str]:
-    """The documents of one file (rules: top of this file). Memory: one document."""
+    """The documents of one file (rules: top of this file). Memory: one document.
+
+    Raises DataError, while it is read, for a file that is not of its kind, or a row without text in `column`.
+    """
     if path.endswith(".txt"):
         return cut_documents(_rows(path, "text", "text"), document_words)
     return _rows(path, "json" if path.endswith(".jsonl") else "parquet", column)
 
 
 def cut_documents(lines: Iterable[str], document_words: int) -> Iterator[str]:
-    """Groups the lines of one text file into documents of at least `document_words` words (the last may be
-    shorter)."""
+    """Documents of at least `document_words` words (the last may be shorter) from the lines of one text file."""
     parts: list[str] = []
     count = 0
     for paragraph in _paragraphs(lines):
@@ -115,13 +120,10 @@ def cut_documents(lines: Iterable[str], document_words: int) -> Iterator[str]:
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Paragraphs between blank lines, each made one line; single lines as long as no blank line has been
-    seen."""
+    """Paragraphs between blank lines, each made one line; single lines as long as no blank line has been seen."""
     gathered: list[str] = []
-    blank_seen, may_wait = (
-        False,
-        200,
-    )  # a paragraph of more lines than this means that blank lines are not used
+    blank_seen = False
+    may_wait = 200  # a paragraph of more lines than this means that blank lines are not used
     for line in map(str.strip, lines):
         if line.strip("\ufeff"):
             gathered.append(line)

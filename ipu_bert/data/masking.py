@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-IGNORED_LABEL = -100
+IGNORED_LABEL = -100  # of a place that is not predicted; what torch's cross_entropy ignores
 
 
 def choose_tokens(
@@ -17,10 +17,11 @@ def choose_tokens(
 ) -> np.ndarray:
     """Whole words in random order until enough tokens are chosen, as BERT does: bool [B, S].
 
-    starts: bool [B, S], True where a word starts; the word goes on to the next start. maskable: bool [B, S],
-    all but [CLS], [SEP] and padding; a start is maskable. lengths: int [B], tokens of the sequence, [CLS] and
-    [SEP] included. priority: float [B, S] uniform; word w of a row comes in the order of priority[w]. A row
-    asks for round(lengths * mask_probability) tokens, 1 to max_predictions; a word that would exceed this is
+    starts: bool [B, S], True where a word starts; the word goes on to the next start. maskable: bool [B, S], all but
+    [CLS], [SEP] and padding; a start is maskable. lengths: int [B], tokens of the sequence, [CLS] and [SEP] included.
+    priority: float [B, S], uniform; word w of a row comes in the order of priority[w].
+
+    A row asks for round(lengths * mask_probability) tokens, 1 to max_predictions; a word that would exceed this is
     passed over and the next one tried, so a row never has more and can have a little less.
     """
     batch, width = starts.shape
@@ -51,12 +52,12 @@ def mask_tokens(
     mask_id: int,
     replaceable: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(input ids [B, S], masked positions [B, P], labels [B, P]), int64; unused places are position 0, label
-    -100.
+    """Input ids [B, S], masked positions [B, P] and labels [B, P], int64.
 
-    ids: int64 [B, S], the text. chosen: bool [B, S], at most P True in a row. kind, replacement: float [B, P]
-    uniform. Each chosen token by itself becomes [MASK] (80 %), stays (10 %), or becomes one of `replaceable`
-    ids (10 %).
+    ids: int64 [B, S], the text. chosen: bool [B, S], at most P True in a row. kind, replacement: float [B, P], uniform.
+
+    Each chosen token by itself becomes [MASK] (80 %), stays (10 %), or becomes one of `replaceable` ids (10 %). Unused
+    places have position 0 and label IGNORED_LABEL.
     """
     row, column = np.nonzero(chosen)
     place = (np.cumsum(chosen, axis=1) - 1)[row, column]

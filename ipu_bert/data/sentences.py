@@ -1,8 +1,8 @@
 """Sentence boundaries of English text, by rule.
 
-Our own and small: next-sentence prediction needs sentences that are mostly right, and a trained splitter
-would be a download. A boundary is . ! or ? with its closing quotes and brackets, then a space, then something
-that can open a sentence; a full stop after a title, an initial or an abbreviation is not one.
+Our own and small: next-sentence prediction needs sentences that are mostly right, and a trained splitter would be a
+download. A boundary is . ! or ? with its closing quotes and brackets, then a space, then something that can open a
+sentence; a full stop after a title, an initial or an abbreviation is not one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ _TITLES = frozenset(
         r"\w+",
         """
     mr mrs ms messrs mme dr prof rev hon gen col maj capt lt sgt adm gov sen rep pres st mt ft vs cf viz
-    vol vols ch sec secs art fig figs pp eds approx jan feb mar apr jun jul aug sept sep oct nov
-    dec""",
+    vol vols ch sec secs art fig figs pp eds approx jan feb mar apr jun jul aug sept sep oct nov dec""",
     )
 )
 # An end only where a usual first word follows: "of the Union Co. The company".
@@ -42,9 +41,9 @@ MAX_WORDS = 100
 def split_sentences(text: str) -> list[str]:
     """Sentences of a document, in order, without white space around them or runs of it inside; none is empty.
 
-    A blank line always ends a sentence. Single newlines are spaces, except in a text without any blank line,
-    where each line is a paragraph of its own. A sentence above 100 words (a list, a table, text without
-    punctuation) is cut into even pieces, so that one long run of words does not fall to truncation later.
+    A blank line always ends a sentence. Single newlines are spaces, except in a text without any blank line, where each
+    line is a paragraph of its own. A sentence above 100 words (a list, a table, text without punctuation) is cut into
+    even pieces, so that one long run of words does not fall to truncation later.
     """
     blank = _BLANK_LINE.search(text) is not None
     paragraphs = _BLANK_LINE.split(text) if blank else text.splitlines()

@@ -1,12 +1,10 @@
 """The stages between a source and token files; each leaves finished shards that a restarted run keeps.
 
-1. spool: documents are written to text shards of a few MB (JSON strings, one per line), in the order of the
-source.
-2. tokenise: each text shard becomes a token shard, by worker processes; a shard's content depends on nothing
-but its text.
+1. spool: documents are written to text shards of a few MB (JSON strings, one per line), in the order of the source.
+2. tokenise: each text shard becomes a token shard, by worker processes; its content depends on nothing but the text.
 3. merge: token shards are appended in order, with offsets, counts and checksums.
 
-A shard appears by rename when it is complete. Memory: one shard per worker, and the vocabulary's counts.
+A shard appears by a rename when it is complete. Memory: one shard per worker, and the vocabulary's counts.
 """
 
 from __future__ import annotations
@@ -18,40 +16,24 @@ import json
 import math
 import os
 import shutil
-from typing import Any, BinaryIO, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
-from .errors import DataError
-from .sentences import split_sentences
-from .token_files import OFFSETS, SPLITS, sha256_of, split_files, token_dtype
-from .tokenizer import load_tokenizer
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.sentences import split_sentences
+from ipu_bert.data.token_files import OFFSETS, SPLITS, split_files, token_dtype
+from ipu_bert.data.tokenizer import load_tokenizer
+from sparse_ops import files
 
-SHARD_BYTES = 4 << 20
+SHARD_BYTES = 4 << 20  # text in one unit of work; the result does not depend on it
 HASH_RANGE = 1 << 64
 Progress = Callable[[int], Any]  # is told how many more units are done
 
 
-@contextlib.contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
-    """A file written aside, synced, and renamed to `path` when the block ends without an exception."""
-    aside = f"{path}.{os.getpid()}.tmp"
-    with open(aside, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def write_json(path: str, content: Any) -> None:
-    """Writes JSON aside and renames it."""
-    with replacing(path) as file:
-        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
 def document_hash(text: str) -> int:
-    """uint64 of a document's words, case and white space aside: the same text always falls into the same
-    split."""
+    """uint64 of a document's words, case and white space aside: the same text always falls into the same split."""
     return int.from_bytes(_digest(text)[:8], "little")
 
 
@@ -62,9 +44,11 @@ def _digest(text: str) -> bytes:
 # 1. spool
 
 
-def spool(documents: Iterable[str], folder: str, shard_bytes: int, progress: Progress) -> list[str]:
-    """Writes documents that hold any word to `folder`/00000.jsonl and so on; returns the paths. Continues a
-    stopped run."""
+def spool(documents: Iterable[str], folder: str, progress: Progress) -> list[str]:
+    """Write documents that hold any word to `folder`/00000.jsonl and so on, and return the paths.
+
+    What a stopped run has written is kept, and as many documents of the source are passed over.
+    """
     os.makedirs(folder, exist_ok=True)
     finished = os.path.join(folder, "finished.json")
     paths, already = [], 0
@@ -80,19 +64,22 @@ def spool(documents: Iterable[str], folder: str, shard_bytes: int, progress: Pro
     iterator = itertools.islice(iter(documents), already, None)
     for number in itertools.count(len(paths)):
         path = _shard(folder, number)
-        if not _spool_one(iterator, path, shard_bytes, progress):
+        if not _spool_one(iterator, path, progress):
             break
         paths.append(path)
-    write_json(finished, {"shards": len(paths)})
+    files.write(finished, json.dumps({"shards": len(paths)}))
     return paths
 
 
-def _spool_one(documents: Iterator[str], path: str, shard_bytes: int, progress: Progress) -> bool:
-    """One text shard and, last, the facts about it; False if no document was left."""
+def _spool_one(documents: Iterator[str], path: str, progress: Progress) -> bool:
+    """One text shard and, last, the facts about it: without them it is made again. False if no document is left."""
+    first = next(documents, None)
+    if first is None:
+        return False
     read = kept = size = 0
     ends = _Ends()
-    with replacing(path) as file:
-        for text in documents:
+    with files.replacing(path) as aside, open(aside, "wb") as file:
+        for text in itertools.chain([first], documents):
             read += 1
             progress(1)
             if text.strip():
@@ -101,13 +88,10 @@ def _spool_one(documents: Iterator[str], path: str, shard_bytes: int, progress: 
                 ends.add([document_hash(text)])
                 kept += 1
                 size += len(line)
-            if size >= shard_bytes:
+            if size >= SHARD_BYTES:
                 break
-    if not read:
-        os.unlink(path)
-        return False
     facts = {"read": read, "documents": kept, "bytes": size, "lowest": ends.lowest, "highest": ends.highest}
-    write_json(path + ".json", facts)
+    files.write(path + ".json", json.dumps(facts))
     return True
 
 
@@ -127,8 +111,11 @@ class _Ends:
 
 
 def heldout_below(text_shards: list[str], heldout_fraction: float) -> int:
-    """Documents whose hash is below the result are held out: about heldout_fraction of them, and at least two
-    different ones on either side. Raises DataError for fewer than four different documents."""
+    """The uint64 below which a document's hash puts it into the held-out split.
+
+    That is about heldout_fraction of the documents, and at least two different ones on either side.
+    Raises DataError for fewer than four different documents.
+    """
     ends, count = _Ends(), 0
     for path in text_shards:
         facts = _read_json(path + ".json")
@@ -167,9 +154,11 @@ def read_shard(path: str) -> Iterator[str]:
 
 
 def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int) -> str:
-    """Text shard -> token shard, a folder with SPLIT.tokens.bin (ids), SPLIT.sentences.bin (tokens of each
-    sentence) and SPLIT.documents.bin (sentences of each document). Returns its path; does nothing if it is
-    there."""
+    """Make the token shard of a text shard in `folder`, unless it is there, and return its path.
+
+    It is a folder of the files of token_files.py with lengths in place of offsets: SPLIT.tokens.bin (ids),
+    SPLIT.sentences.bin (tokens of each sentence) and SPLIT.documents.bin (sentences of each document).
+    """
     path = os.path.join(folder, os.path.basename(text_shard)[: -len(".jsonl")])
     if os.path.isdir(path):
         return path
@@ -189,7 +178,7 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
             tokens.extend(ids)
             lengths.extend(map(len, ids))
             counts.append(len(ids))
-    aside = f"{path}.{os.getpid()}.tmp"
+    aside = f"{path}.{os.getpid()}.tmp"  # a folder, since its six files must appear together
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
     for split, (tokens, lengths, counts) in parts.items():
@@ -199,11 +188,8 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
             "documents": np.array(counts, OFFSETS),
         }
         for part, name in split_files(split).items():
-            with open(os.path.join(aside, name), "wb") as file:
-                file.write(arrays[part].tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-    os.replace(aside, path)
+            Path(aside, name).write_bytes(arrays[part].tobytes())
+    publish(aside, path)
     return path
 
 
@@ -212,27 +198,30 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
 
 def merge(
     token_shards: list[str], out: str, vocab_size: int, progress: Progress
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Appends the token shards of each split in `out`. Returns counts {split: {documents, sentences, tokens}}
-    and token counts by id {split: int64 [vocab_size]}. Raises DataError for a split with fewer than 2
-    documents."""
-    sizes: dict[str, Any] = {}
-    unigrams: dict[str, Any] = {}
+) -> tuple[dict[str, dict[str, int]], dict[str, np.ndarray]]:
+    """Append the token shards of each split to its files in `out`.
+
+    Returns the sizes {split: {documents, sentences, tokens}}, and how often each id occurs {split: int64 [vocab_size]}.
+    Raises DataError for a split with fewer than 2 documents.
+    """
+    sizes: dict[str, dict[str, int]] = {}
+    unigrams: dict[str, np.ndarray] = {}
     for split in SPLITS:
         names = split_files(split)
         counts = np.zeros(vocab_size, np.int64)
         size = {"documents": 0, "sentences": 0, "tokens": 0}
         with contextlib.ExitStack() as stack:
-            files = {part: stack.enter_context(replacing(os.path.join(out, name))) for part, name in names.items()}
+            paths = {part: os.path.join(out, name) for part, name in names.items()}
+            output = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
             for part in ("sentences", "documents"):
-                files[part].write(np.zeros(1, OFFSETS).tobytes())
+                output[part].write(np.zeros(1, OFFSETS).tobytes())
             for shard in token_shards:
                 tokens = np.fromfile(os.path.join(shard, names["tokens"]), token_dtype(vocab_size))
                 lengths = np.fromfile(os.path.join(shard, names["sentences"]), OFFSETS)
                 per_document = np.fromfile(os.path.join(shard, names["documents"]), OFFSETS)
-                files["tokens"].write(tokens.tobytes())
-                files["sentences"].write((np.cumsum(lengths) + size["tokens"]).astype(OFFSETS).tobytes())
-                files["documents"].write((np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes())
+                output["tokens"].write(tokens.tobytes())
+                output["sentences"].write((np.cumsum(lengths) + size["tokens"]).astype(OFFSETS).tobytes())
+                output["documents"].write((np.cumsum(per_document) + size["sentences"]).astype(OFFSETS).tobytes())
                 counts += np.bincount(tokens, minlength=vocab_size)
                 size["tokens"] += len(tokens)
                 size["sentences"] += len(lengths)
@@ -249,9 +238,9 @@ def merge(
 def unigram_baseline(train: np.ndarray, heldout: np.ndarray, not_predicted: Iterable[int]) -> dict[str, float]:
     """What knowing only word frequencies is worth on held-out text: the loss that a trained model must beat.
 
-    train, heldout: int [vocab] token counts. heldout_cross_entropy, in nats: -sum_i q_i log p_i, q the
-    held-out split's frequencies, p_i = (train_i + 1) / (sum_j train_j + predictable ids), over ids that are
-    ever to be predicted (all but not_predicted). heldout_accuracy: the share of held-out tokens that are the
+    train, heldout: int [vocab], how often each id occurs; ids of `not_predicted` are left out.
+    heldout_cross_entropy, in nats: -sum_i q_i log p_i, with the held-out split's frequencies q_i and
+    p_i = (train_i + 1) / (sum_j train_j + number of ids). heldout_accuracy: the share of held-out tokens that are the
     training split's most frequent id.
     """
     keep = np.ones(len(train), bool)
@@ -267,7 +256,19 @@ def unigram_baseline(train: np.ndarray, heldout: np.ndarray, not_predicted: Iter
 def file_entries(folder: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """{name: {"bytes", "sha256"}} of the named files, for the manifest."""
     paths = {name: os.path.join(folder, name) for name in names}
-    return {name: {"bytes": os.path.getsize(path), "sha256": sha256_of(path)} for name, path in paths.items()}
+    return {name: {"bytes": os.path.getsize(path), "sha256": files.sha256_of(path)} for name, path in paths.items()}
+
+
+def publish(aside: str, final: str) -> None:
+    """Give a finished folder of files its name, once they and their names are on disk; `final` must not be there.
+
+    Whoever reads the folder finds every file whole, so none of them has to be written aside and renamed by itself.
+    """
+    for name in os.listdir(aside):
+        files.sync(os.path.join(aside, name))
+    files.sync(aside)
+    os.replace(aside, final)
+    files.sync(os.path.dirname(final) or ".")
 
 
 def _shard(folder: str, number: int) -> str:

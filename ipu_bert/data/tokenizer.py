@@ -8,18 +8,18 @@ from typing import Callable, Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from .errors import DataError
+from ipu_bert.data.errors import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 1000
 
 
 def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> Tokenizer:
-    """Trains a vocabulary of at most `vocab_size` pieces on texts(), which is called twice and streamed.
+    """A WordPiece vocabulary of at most `vocab_size` pieces from texts(), which is called twice and streamed.
 
-    The same texts give the same vocabulary, ids included. [PAD] [UNK] [CLS] [SEP] [MASK] are ids 0 to 4. A
-    small text may give fewer pieces than asked: read the size from the result. Raises DataError if vocab_size
-    is too small for the single letters of the text.
+    The same texts give the same vocabulary, ids included. [PAD] [UNK] [CLS] [SEP] [MASK] are ids 0 to 4. A small text
+    may give fewer pieces than asked: read the size from the result.
+    Raises DataError if vocab_size is too small for the single letters of the text.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     raw: collections.Counter[str] = collections.Counter()
@@ -30,9 +30,8 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> Toke
         for normal in normalizer.normalize_str(letter):
             counts[normal] += count
     kept = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))[:ALPHABET]
-    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and breaks ties between
-    # merges by these numbers. Naming the pieces of one letter beforehand, in order, leaves it nothing to
-    # choose.
+    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and breaks ties between merges by
+    # these numbers. Naming the pieces of one letter beforehand, in order, leaves it nothing to choose.
     inner = [
         f"##{c}" for c in sorted(kept) if len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f"a{c}a"))) == 1
     ]
@@ -86,7 +85,7 @@ def _wordpiece(pieces: list[str]) -> Tokenizer:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """Reads a tokenizer.json. Raises DataError if it is not one."""
+    """The tokenizer of a tokenizer.json. Raises DataError if the file is not one."""
     try:
         return Tokenizer.from_file(os.fspath(path))
     except Exception as error:  # tokenizers raises a bare Exception

@@ -68,6 +68,7 @@ def plan(
             }
             for weight in weights
         ],
+        "gave_way": config.gave_way,
         "run_dir": config.run.dir,
         "placement": placement.to_dict() if placement else None,
         "placement_text": render_placement(placement) if placement else "",
@@ -95,6 +96,7 @@ def render(found: dict[str, Any]) -> str:
         f"memory      {_megabytes(memory['total'])} for weights, gradients and moments, activations not counted; "
         f"sparse weights {_megabytes(memory['sparse_weights'] + memory['sparse_gradients'] + memory['sparse_moments'])}"
         f" and their index {_megabytes(memory['index'])}",
+        *(f"gave way    {line}" for line in found["gave_way"]),
         f"goes to     {found['run_dir']}",
         "",
         *_weight_table(found["layers"]),

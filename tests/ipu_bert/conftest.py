@@ -1,8 +1,9 @@
-"""A small corpus of real text, prepared once per session, and configs that train on it in seconds."""
+"""A small corpus of real text, prepared once, and configs that train on it in seconds."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import Callable
@@ -27,8 +28,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where token files of the session's corpus are kept."""
-    return tmp_path_factory.mktemp("data")
+    """Where token files of the corpus are kept, for all processes of `pytest -n`: the first that asks makes them."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process write empty pictures: rendering a run's three takes longer than all else that it does."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
 
 
 @pytest.fixture

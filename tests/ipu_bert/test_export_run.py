@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import BertForPreTraining
 
 from ipu_bert import assemble, export_run
 from ipu_bert.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 
 def test_transformers_loads_an_exported_run_and_agrees(tiny, tmp_path):

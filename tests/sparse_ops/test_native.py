@@ -40,12 +40,13 @@ def test_every_product_matches_float64(b: int, dtype: torch.dtype, level: str, s
     check_all(b, dtype, seed)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("b", BLOCK_SIZES)
-def test_threads_and_repetition(b: int, threads: int, seed: int) -> None:
+def test_threads_and_repetition(b: int, dtype: torch.dtype, threads: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     uneven = torch.cat([torch.zeros(12, dtype=torch.int64), torch.arange(1, 13)])  # row 0 holds half of them
     cols = torch.cat([torch.arange(12), torch.arange(12)])
-    case = Case(BlockPattern((13 * b, 12 * b), b, uneven.int(), cols.int()), 700, torch.float32, generator)
+    case = Case(BlockPattern((13 * b, 12 * b), b, uneven.int(), cols.int()), 700, dtype, generator)
     first = case.results()
     case.check(first)
     for _ in range(3):
@@ -55,6 +56,7 @@ def test_threads_and_repetition(b: int, threads: int, seed: int) -> None:
     case.check(other)
     assert torch.equal(first[0], other[0])
     assert torch.equal(first[1], other[1])
+    case.check_gelu(*case.gelu())
 
 
 def test_without_a_shared_openmp_runtime(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

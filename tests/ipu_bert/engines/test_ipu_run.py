@@ -14,6 +14,8 @@ from ipu_bert.engines.simulator import executor
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 IPU = ("engine.name=ipu", "engine.device=simulated", "model.dropout=0", "model.attention_dropout=0", "optim.eps=0.001")
 
 

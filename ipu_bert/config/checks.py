@@ -1,0 +1,117 @@
+"""What is wrong between settings that are right one by one; nothing is changed here."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from ipu_bert.config.resolve import longest_warmup, steps_to_update
+from ipu_bert.data.source import source_names
+from ipu_bert.dynsparse.grow import GROW_RULES
+from ipu_bert.settings import Config, SparsitySettings
+from ipu_bert.sizes.distribution import match_weights
+from ipu_bert.sizes.weights import encoder_weights
+
+
+def cross_checks(config: Config) -> Iterator[str]:
+    """What is wrong between settings that are right one by one."""
+    model, data, train = config.model, config.data, config.train
+    assert train.micro_batch_size is not None
+    if model.hidden_size % model.heads:
+        yield f"model.heads: expected a divisor of hidden_size {model.hidden_size}, found {model.heads}"
+    if data.sequence_length > model.max_positions:
+        limit = f"at most model.max_positions {model.max_positions}"
+        yield f"data.sequence_length: expected {limit}, found {data.sequence_length}"
+    if data.max_predictions > data.sequence_length - 3:
+        yield f"data.max_predictions: expected at most {data.sequence_length - 3}, found {data.max_predictions}"
+    if train.batch_size % train.micro_batch_size:
+        divisor = f"a divisor of train.batch_size {train.batch_size}"
+        yield f"train.micro_batch_size: expected {divisor}, found {train.micro_batch_size}"
+    if train.stop_at is not None and train.stop_at > train.steps:
+        yield f"train.stop_at: expected at most train.steps {train.steps}, found {train.stop_at}"
+    yield from _optim_checks(config)
+    if data.source not in source_names():
+        yield f"data.source: expected one of {', '.join(source_names())}, found {data.source!r}"
+    if data.source == "files" and not data.path:
+        yield "data.path: expected a file or folder with source files, found nothing"
+    if config.sparsity.method != "dense":
+        yield from _sparsity_checks(config)
+    yield from _engine_checks(config)
+
+
+def _optim_checks(config: Config) -> Iterator[str]:
+    optim, steps = config.optim, config.train.steps
+    warmup = optim.warmup_steps
+    assert warmup is not None
+    if not isinstance(warmup, int):
+        yield f"optim.warmup_steps: expected a whole number of steps, or a share of the run below 1, found {warmup}"
+    elif warmup > steps:
+        yield f"optim.warmup_steps: expected at most train.steps {steps}, found {warmup}"
+    elif warmup > longest_warmup(config):
+        yield f"optim.warmup_steps: expected less than train.steps {steps} before a linear decay, found {warmup}"
+    if isinstance(optim.lr, str) and optim.lr != "auto":
+        yield f"optim.lr: expected a number or auto, found {optim.lr!r}"
+    elif not isinstance(optim.lr, str) and optim.lr <= 0:
+        yield f"optim.lr: expected more than 0, found {optim.lr}"
+
+
+def _engine_checks(config: Config) -> Iterator[str]:
+    compute, ipu, train = config.precision.compute, config.ipu, config.train
+    if config.engine.name != "ipu":
+        if compute == "float16":
+            yield "precision.compute: expected float32 or bfloat16 on the torch engine, found float16"
+        return
+    assert train.micro_batch_size is not None
+    if compute == "bfloat16":
+        yield "precision.compute: expected float16 or float32 on the ipu engine, found bfloat16"
+    if sum(ipu.layers_per_ipu) != config.model.layers or min(ipu.layers_per_ipu) < 0:
+        made = f"{ipu.layers_per_ipu}, which make {sum(ipu.layers_per_ipu)}"
+        yield f"ipu.layers_per_ipu: expected counts that add up to model.layers {config.model.layers}, found {made}"
+    made_of = ipu.replicas * ipu.gradient_accumulation * train.micro_batch_size
+    if made_of != train.batch_size:
+        yield (
+            f"train.batch_size: expected ipu.replicas {ipu.replicas} x "
+            f"ipu.gradient_accumulation {ipu.gradient_accumulation} x "
+            f"train.micro_batch_size {train.micro_batch_size} = {made_of}, found {train.batch_size}"
+        )
+    if len(ipu.available_memory) not in (1, len(ipu.layers_per_ipu)):
+        yield f"ipu.available_memory: expected 1 or {len(ipu.layers_per_ipu)} shares, found {len(ipu.available_memory)}"
+    if not all(0.0 < share <= 1.0 for share in ipu.available_memory):
+        yield f"ipu.available_memory: expected shares in (0, 1], found {ipu.available_memory}"
+    if config.optim.group_lasso:
+        yield f"optim.group_lasso: expected 0 on the ipu engine, found {config.optim.group_lasso}"
+    if config.sparsity.method == "dynsparse" and GROW_RULES[config.sparsity.growth].needs_gradient:
+        yield (
+            "sparsity.growth: expected a rule without the dense gradient on the ipu engine, found "
+            f"{config.sparsity.growth!r}: the gradient would have to be computed there in every step"
+        )
+
+
+def _sparsity_checks(config: Config) -> Iterator[str]:
+    model, sparsity = config.model, config.sparsity
+    sizes = (("model.hidden_size", model.hidden_size), ("model.intermediate_size", model.intermediate_size))
+    undivided = [(name, size) for name, size in sizes if size % sparsity.block_size]
+    for name, size in undivided:
+        yield f"{name}: expected a multiple of sparsity.block_size {sparsity.block_size}, found {size}"
+    if not undivided:
+        yield from _sparse_weight_checks(config)
+    if sparsity.method == "dynsparse":
+        if sparsity.start >= sparsity.stop:
+            yield f"sparsity.start: expected less than sparsity.stop {sparsity.stop}, found {sparsity.start}"
+        elif sparsity.updates > steps_to_update(config):
+            yield (
+                f"sparsity.updates: expected at most one per step, {config.train.steps} step(s) from start to stop, "
+                f"found {sparsity.updates}"
+            )
+
+
+def _sparse_weight_checks(config: Config) -> Iterator[str]:
+    """Whether the names match weights and every sparse weight keeps a block; the first that does not is reported."""
+    try:
+        match_weights(encoder_weights(config.model, SparsitySettings(method="dense")), config.sparsity.layers)
+    except ValueError as error:
+        yield f"sparsity.layers: {error}"
+        return
+    try:
+        encoder_weights(config.model, config.sparsity)
+    except ValueError as error:
+        yield f"sparsity.sparsity: {error}"

@@ -1,0 +1,53 @@
+"""From a file and overrides, or from nested values, to a checked Config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from ipu_bert.config.build import build
+from ipu_bert.config.checks import cross_checks
+from ipu_bert.config.give_way import give_way
+from ipu_bert.config.resolve import resolve
+from ipu_bert.config.written import ConfigError, config_path, read
+from ipu_bert.settings import Config
+
+
+def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of a name in configs/ or a YAML file, with `section.key=value` overrides after it.
+
+    What the user did not write gives way to what they wrote (give_way.py), and `gave_way` of the config says where.
+    Raises ConfigError with all that is wrong.
+    """
+    path = config_path(name_or_file)
+    written = read(path)
+    errors: list[str] = []
+    for override in overrides:
+        try:
+            written = written.override(override)
+        except ValueError as error:
+            errors.append(str(error))
+    config = build(written.tree, errors)
+    if not errors:
+        config.gave_way = give_way(config, written)
+    return _checked(config, path.stem, errors)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The checked config of nested plain values, as `as_dict` gives them; nothing gives way.
+
+    Raises ConfigError with all that is wrong.
+    """
+    errors: list[str] = []
+    return _checked(build(tree, errors), "run", errors)
+
+
+def _checked(config: Config, name: str, errors: list[str]) -> Config:
+    config.run.name = config.run.name or name
+    config.run.dir = config.run.dir or str(Path("runs") / config.run.name)
+    if not errors:
+        resolve(config)
+        errors += cross_checks(config)
+    if errors:
+        raise ConfigError(errors)
+    return config

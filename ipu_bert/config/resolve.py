@@ -1,0 +1,53 @@
+"""What follows from other settings where nothing, or a share of something, was written."""
+
+from __future__ import annotations
+
+from ipu_bert.settings import Config
+
+PAPER_WARMUP = 10_000  # steps, Appendix A
+
+
+def resolve(config: Config) -> None:
+    """Write out the defaults that follow from other settings, and the warm-up in steps."""
+    model, optim, train, ipu = config.model, config.optim, config.train, config.ipu
+    model.heads = model.heads or default_heads(config)
+    model.intermediate_size = model.intermediate_size or 4 * model.hidden_size
+    train.micro_batch_size = train.micro_batch_size or train.batch_size
+    written = optim.warmup_steps
+    optim.warmup_steps = default_warmup(config) if written is None else in_steps(config, written)
+    if config.engine.name == "ipu":
+        ipu.layers_per_ipu = ipu.layers_per_ipu or [model.layers]
+        micro_batches = train.batch_size // (ipu.replicas * train.micro_batch_size)
+        ipu.gradient_accumulation = ipu.gradient_accumulation or max(1, micro_batches)
+
+
+def default_heads(config: Config) -> int:
+    """One attention head for every 64 of the hidden size, as in the BERT family."""
+    return max(1, config.model.hidden_size // 64)
+
+
+def default_warmup(config: Config) -> int:
+    """Steps of warm-up: the paper's 10,000, or a tenth of a run that has no room for them."""
+    return PAPER_WARMUP if longest_warmup(config) >= PAPER_WARMUP else _share(0.1, config.train.steps)
+
+
+def longest_warmup(config: Config) -> int:
+    """Most steps that the learning rate can warm up for; a linear decay needs at least one after them."""
+    return config.train.steps - int(config.optim.schedule == "linear")
+
+
+def steps_to_update(config: Config) -> int:
+    """Whole steps between the start and the stop of pattern updates."""
+    share = config.sparsity.stop - config.sparsity.start
+    return int(round(share * config.train.steps, 6))  # 0.1 of 60 steps is 6, and 5.999999999999999 in floats
+
+
+def in_steps(config: Config, warmup: float) -> float:
+    """A warm-up as it may be written, a share of the run or steps, in steps; what is neither is left to the checks."""
+    if 0 < warmup < 1:
+        return _share(warmup, config.train.steps)
+    return int(warmup) if float(warmup).is_integer() else warmup
+
+
+def _share(share: float, steps: int) -> int:
+    return int(share * steps + 0.5)

@@ -1,0 +1,86 @@
+"""One value of a config: its conversion to the type of its setting, its range, and both in words."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, Callable, Mapping, Union, get_args, get_origin
+
+
+def convert(value: Any, wanted: Any) -> Any:
+    """The value as the wanted type; YAML reads 1e-4 as text, which is a number all the same.
+
+    Raises TypeError or ValueError when it is not one.
+    """
+    origin = get_origin(wanted)
+    if origin is Union:
+        return _convert_to_any(value, get_args(wanted))
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [convert(item, get_args(wanted)[0]) for item in items]
+    if wanted is type(None) and value is None:
+        return None
+    if wanted is bool and isinstance(value, bool):
+        return value
+    if isinstance(value, bool):
+        raise TypeError
+    if wanted is float and isinstance(value, (int, float, str)):
+        number = float(value)
+        if math.isnan(number):
+            raise ValueError
+        return number
+    if wanted is int and isinstance(value, (int, float, str)):
+        return _whole(float(value) if isinstance(value, str) else value)
+    if wanted is str and isinstance(value, (str, int, float)):
+        return str(value)
+    raise TypeError
+
+
+def _convert_to_any(value: Any, options: tuple[Any, ...]) -> Any:
+    """As the first of the types that can hold it."""
+    for option in options:
+        try:
+            return convert(value, option)
+        except (TypeError, ValueError):
+            continue
+    raise TypeError
+
+
+def _whole(number: float) -> int:
+    if isinstance(number, float) and not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def type_name(wanted: Any) -> str:
+    """A type in words."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    if get_origin(wanted) is Union:
+        return " or ".join(type_name(option) for option in get_args(wanted))
+    if get_origin(wanted) is list:
+        return f"a list of {type_name(get_args(wanted)[0])}"
+    return names[wanted]
+
+
+_LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "low": ("at least", operator.ge),
+    "high": ("at most", operator.le),
+    "above": ("more than", operator.gt),
+    "below": ("less than", operator.lt),
+}
+
+
+def in_range(value: Any, limits: Mapping[str, Any]) -> bool:
+    """Whether a field with these limits (`settings.setting`) allows a value of its type."""
+    if limits["choices"] is not None:
+        return value in limits["choices"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return True
+    return all(test(value, limits[key]) for key, (_, test) in _LIMITS.items() if limits[key] is not None)
+
+
+def range_text(limits: Mapping[str, Any]) -> str:
+    """What a field allows, in words; empty when anything of its type."""
+    if limits["choices"] is not None:
+        return "one of " + ", ".join(map(str, limits["choices"]))
+    return " and ".join(f"{words} {limits[key]}" for key, (words, _) in _LIMITS.items() if limits[key] is not None)

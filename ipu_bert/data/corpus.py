@@ -1,0 +1,31 @@
+"""What a corpus is and how it is prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipu_bert.data.errors import DataError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text, its vocabulary and its split; the same values and the same text give the same token files, to the byte.
+
+    source: a registered name (source.py). paths, column, document_words: for source "files" (rules: local_files.py);
+    document_words None: by the number of text files. vocab_size: word pieces to train at most; without effect where
+    vocab_file, a vocab.txt, is used instead (None: train). heldout_fraction: share of the documents, chosen by a hash
+    of their text, that never appear in training; at least two documents stay on either side.
+    Raises DataError when heldout_fraction is not between 0 and 1.
+    """
+
+    source: str
+    paths: tuple[str, ...]
+    column: str
+    document_words: int | None
+    vocab_size: int
+    vocab_file: str | None
+    heldout_fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.heldout_fraction < 1.0:
+            raise DataError(f"heldout_fraction: expected a number between 0 and 1, found {self.heldout_fraction}")

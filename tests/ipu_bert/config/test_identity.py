@@ -1,0 +1,56 @@
+"""What decides whether a run may continue another one, also one that an earlier version wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ipu_bert.checkpoint import CheckpointError, check_same_run
+from ipu_bert.config import config_hash, from_dict, identity, load_config
+
+# identity() and config_hash() of the quickstart before warm-ups could be shares and anything gave way.
+STORED = json.loads((Path(__file__).parent / "quickstart_identity.json").read_text())
+
+
+def test_identity_leaves_out_what_does_not_change_the_numbers():
+    plain = load_config("quickstart")
+    same = load_config(
+        "quickstart", ["run.dir=/elsewhere", "eval.every=7", "log.every=3", "train.stop_at=5", "checkpoint.keep=9"]
+    )
+    other = load_config("quickstart", ["sparsity.sparsity=0.8"])
+    assert config_hash(plain) == config_hash(same) != config_hash(other)
+    assert identity(plain)["run.seed"] == 0
+
+
+def test_the_quickstart_is_the_run_it_was():
+    config = load_config("quickstart")
+    assert json.dumps(identity(config), sort_keys=True) == json.dumps(STORED["identity"], sort_keys=True)
+    assert config_hash(config) == STORED["sha256"]
+
+
+def test_an_earlier_checkpoint_is_of_the_same_run(tmp_path):
+    check_same_run(tmp_path, identity(load_config("quickstart")), STORED["identity"])
+    with pytest.raises(CheckpointError, match=r"another run: optim\.warmup_steps: expected 4, found 60; train\.steps"):
+        check_same_run(tmp_path, identity(load_config("quickstart", ["train.steps=40"])), STORED["identity"])
+
+
+@pytest.mark.parametrize("key", ["sparsity.growth", "optim.schedule", "data.whole_word_masking"])
+def test_a_setting_that_a_checkpoint_lacks_had_its_default(tmp_path, key):
+    older = {name: value for name, value in STORED["identity"].items() if name != key}
+    check_same_run(tmp_path, identity(load_config("quickstart")), older)
+
+
+def test_a_setting_that_a_checkpoint_lacks_was_not_another_one(tmp_path):
+    older = {name: value for name, value in STORED["identity"].items() if name != "sparsity.growth"}
+    with pytest.raises(CheckpointError, match=r"sparsity\.growth: expected 'gradient', found 'random'$"):
+        check_same_run(tmp_path, identity(load_config("quickstart", ["sparsity.growth=gradient"])), older)
+
+
+def test_the_config_of_an_earlier_checkpoint_loads_as_the_same_run():
+    tree: dict[str, dict[str, object]] = {}
+    for key, value in STORED["identity"].items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = value
+    assert config_hash(from_dict(tree)) == STORED["sha256"]
