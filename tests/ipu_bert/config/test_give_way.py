@@ -198,8 +198,8 @@ def test_what_the_user_wrote_is_strict(overrides, message):
         ),
         (
             ["sparsity.growth=gradient"],
-            "sparsity.growth: expected random on the ipu engine, found gradient: "
-            "a dense gradient would have to be computed there in every step",
+            "sparsity.growth: expected a rule without the dense gradient on the ipu engine, found 'gradient': "
+            "the gradient would have to be computed there in every step",
         ),
         (
             ["precision.compute=bfloat16"],
