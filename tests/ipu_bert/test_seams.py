@@ -11,7 +11,7 @@ from torch import Tensor
 from ipu_bert import assemble, lr_schedules
 from ipu_bert.config import Config, ConfigError, load_config
 from ipu_bert.dynsparse import grow, schedules
-from ipu_bert.record.metrics import Stopwatch
+from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import norms
 
 REGISTRIES = {
