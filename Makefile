@@ -15,7 +15,7 @@ pretrain: $(VENV)/ready
 	$(RUN) run_pretraining.py --config quickstart
 
 test: lint
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
