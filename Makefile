@@ -20,6 +20,7 @@ lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	find sparse_ops tests -name '*.[ch]' -o -name '*.[ch]pp' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 docs: $(VENV)/ready
 	$(RUN) -m ipu_bert.config > docs/config.md

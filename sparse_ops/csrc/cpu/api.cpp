@@ -86,7 +86,8 @@ EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, con
     static thread_local Workspace workspace;
     float* weights = (float*)workspace.get((side.nnz() * block * block + 1) * sizeof(float));
     const float* scalars = block > 1 ? nullptr : half ? weights : (const float*)values;
-    if (scalars == weights) std::transform((const uint16_t*)values, (const uint16_t*)values + side.nnz(), weights, from_half);
+    if (scalars == weights)
+        std::transform((const uint16_t*)values, (const uint16_t*)values + side.nnz(), weights, from_half);
     BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, scalars, n_groups, for_each);
     int64_t next = 0;
     Product job{};

@@ -20,25 +20,25 @@ constexpr int64_t kOutputLanes = 16, kLongestRow = 2048;
 struct Product {
     const void* x;
     void* y;
-    void* slope;           // with gelu: its derivative, as y; or null
-    bool gelu;             // y is the GELU of the product
-    const float* bias;     // [n_out] or null
-    const void* values;    // [slot][output][input], of x's type, or with `transposed` [slot][input][output]
+    void* slope;         // with gelu: its derivative, as y; or null
+    bool gelu;           // y is the GELU of the product
+    const float* bias;   // [n_out] or null
+    const void* values;  // [slot][output][input], of x's type, or with `transposed` [slot][input][output]
     bool transposed;
     // The same in the order of the visits: of every row's blocks in a chunk a few outputs [block][input][outputs] (of a
     // level that takes pairs [block][input / 2][outputs][2], bfloat16), then the next few. Not of 1x1 blocks.
     float* weights;
     int64_t tokens, n_in, n_out, block, n_rows;  // n_rows = n_out / block
-    bool half;             // x and y are bfloat16
+    bool half;                                   // x and y are bfloat16
     bool lanes_are_outputs;
     int64_t panel;             // tokens at a time
     int64_t chunk, n_chunks;   // input features packed at a time
     const int32_t* chunk_ptr;  // [n_chunks + 1][n_rows] into entries: where a row's blocks in a chunk begin
     const Entry* entries;
-    const int32_t* order;  // [n_rows] for 1x1 blocks: every 16 rows by their number of blocks, so that pairs are alike
-    const int32_t* groups; // [n_groups + 1]: block rows split into parts of about equal work
+    const int32_t* order;   // [n_rows] for 1x1 blocks: every 16 rows by their number of blocks, so that pairs are alike
+    const int32_t* groups;  // [n_groups + 1]: block rows split into parts of about equal work
     int64_t n_groups;
-    int64_t* next;         // the shared counter from which threads draw jobs (panel, group)
+    int64_t* next;  // the shared counter from which threads draw jobs (panel, group)
 };
 
 // Some 1x1 blocks of one resident feature, at most kDots; where there are fewer, the last stands again. Places are in
@@ -78,7 +78,7 @@ struct Level {
     int lanes;
     int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has `product`
     int64_t (*product_panel)(int64_t block, bool lanes_are_outputs);  // tokens in a panel
-    int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most
+    int64_t (*product_chunk)(int64_t block);                          // input features packed at a time, at most
     int64_t (*gradient_panel)(int64_t block);
     void (*gather)(const Product&, int64_t first, int64_t last);  // the weights of block rows [first, last)
     void (*product)(const Product&);                              // draws jobs until none is left

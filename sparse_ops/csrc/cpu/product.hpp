@@ -143,11 +143,12 @@ template <int B, int NV, int N, class T>
 INLINE void whole_group(const Pass& pass, int64_t row, const float* sums, float* out, const Target<T>& next,
                         const float* done, const Target<T>& to, Ahead& ahead, int64_t lines) {
     constexpr int P = NV * W, R = kOutputs<B>, PASSES = kLine / R, TILES = kLine / W * NV;
-    constexpr int A_PASS = (TILES + PASSES - 1) / PASSES, FIRST = N * A_PASS, LAST = FIRST + A_PASS;
+    constexpr int A_PASS = (TILES + PASSES - 1) / PASSES, FIRST = N * A_PASS;
+    constexpr int LAST = FIRST + A_PASS < TILES ? FIRST + A_PASS : TILES;
     if constexpr (N < PASSES) {
         ahead.some(lines);
         next.claim(P * N / PASSES, P * (N + 1) / PASSES);
-        write_tiles<FIRST, LAST < TILES ? LAST : TILES, P>(done, to);
+        write_tiles<FIRST, LAST, P>(done, to);
         run_pass<B, NV, P, T>(pass, row, N * R, R, sums, out);
         whole_group<B, NV, N + 1>(pass, row, sums, out, next, done, to, ahead, lines);
     }
@@ -223,7 +224,7 @@ static void product_blocks(const Product& job) {
         ahead.set((const T*)job.x, job.n_in, ahead_first, share.end(ahead_first));
         bool packed = job.n_chunks == 1 && share.index == last_panel;
         product_panel<B, NV, T>(job, (const T*)job.x + first * job.n_in, all.at(first, 0), share.tokens, share.row,
-                                    share.last_row, ahead, packed, panel, sums, stage);
+                                share.last_row, ahead, packed, panel, sums, stage);
         last_panel = share.index;
     }
     stream_end();

@@ -17,7 +17,8 @@ inline uint16_t to_half(float f) {
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-struct Sums {  // how a gradient's sums lie, see UnitOrder and DotOrder
+// How a gradient's sums lie, see UnitOrder and DotOrder.
+struct Sums {
     int64_t count, floats, width, stride;  // of blocks, of a part; of a block's row
     const int32_t* slots;
     const int64_t* places;  // null: one after the other
