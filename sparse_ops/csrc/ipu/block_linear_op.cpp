@@ -47,9 +47,18 @@ poplar::Type poplarType(const LayerSpec& spec, popart::DataType type) {
 
 }  // namespace
 
-BlockLinearOp::BlockLinearOp(const popart::OperatorIdentifier& opid, LayerSpec spec,
-                             const popart::Op::Settings& settings)
+PlannedOp::PlannedOp(const popart::OperatorIdentifier& opid, LayerSpec spec, const popart::Op::Settings& settings)
     : popart::Op(opid, settings), spec_(std::move(spec)) {}
+
+void PlannedOp::appendAttributes(popart::OpSerialiserBase& os) const {
+    popart::Op::appendAttributes(os);
+    appendSpec(os, spec_);
+}
+
+void PlannedOp::appendOutlineAttributes(popart::OpSerialiserBase& os) const {
+    popart::Op::appendOutlineAttributes(os);
+    appendSpec(os, spec_);
+}
 
 std::unique_ptr<popart::Op> BlockLinearOp::clone() const { return std::make_unique<BlockLinearOp>(*this); }
 
@@ -58,24 +67,24 @@ void BlockLinearOp::setup() {
     const auto& metaInfo = inInfo(kMetaInfo);
     const auto& nz = inInfo(kNz);
     try {
-        validate(spec_, poplarType(spec_, x.dataType()));
+        validate(spec(), poplarType(spec(), x.dataType()));
     } catch (const std::invalid_argument& e) {
         throw popart::error(std::string("{}"), std::string(e.what()));
     }
-    if (x.shape() != popart::Shape{spec_.batch, spec_.inFeatures}) {
-        throw popart::error("sparse layer '{}': x must be [{}, {}] (batch, in_features), found {}", spec_.layer,
-                            spec_.batch, spec_.inFeatures, x.shape());
+    if (x.shape() != popart::Shape{spec().batch, spec().inFeatures}) {
+        throw popart::error("sparse layer '{}': x must be [{}, {}] (batch, in_features), found {}", spec().layer,
+                            spec().batch, spec().inFeatures, x.shape());
     }
     if (metaInfo.dataType() != popart::DataType::FLOAT16 || metaInfo.rank() != 1) {
         throw popart::error("sparse layer '{}': metaInfo must be a 1-D float16 tensor that carries uint16 bits (an "
                             "integer buffer would be frozen into the executable), found {} {}",
-                            spec_.layer, metaInfo.data_type(), metaInfo.shape());
+                            spec().layer, metaInfo.data_type(), metaInfo.shape());
     }
     if (nz.dataType() != x.dataType() || nz.rank() != 1) {
-        throw popart::error("sparse layer '{}': nz must be 1-D and of x's type {}, found {} {}", spec_.layer,
+        throw popart::error("sparse layer '{}': nz must be 1-D and of x's type {}, found {} {}", spec().layer,
                             x.data_type(), nz.data_type(), nz.shape());
     }
-    outInfo(kY) = popart::TensorInfo(x.dataType(), {spec_.batch, spec_.outFeatures});
+    outInfo(kY) = popart::TensorInfo(x.dataType(), {spec().batch, spec().outFeatures});
 }
 
 std::vector<std::unique_ptr<popart::Op>> BlockLinearOp::getGradOps() {
@@ -84,18 +93,8 @@ std::vector<std::unique_ptr<popart::Op>> BlockLinearOp::getGradOps() {
     return ops;
 }
 
-void BlockLinearOp::appendAttributes(popart::OpSerialiserBase& os) const {
-    popart::Op::appendAttributes(os);
-    appendSpec(os, spec_);
-}
-
-void BlockLinearOp::appendOutlineAttributes(popart::OpSerialiserBase& os) const {
-    popart::Op::appendOutlineAttributes(os);
-    appendSpec(os, spec_);
-}
-
 BlockLinearGradOp::BlockLinearGradOp(const BlockLinearOp& forward)
-    : popart::Op(gradId(), forward.getSettings()), spec_(forward.spec()) {}
+    : PlannedOp(gradId(), forward.spec(), forward.getSettings()) {}
 
 std::unique_ptr<popart::Op> BlockLinearGradOp::clone() const { return std::make_unique<BlockLinearGradOp>(*this); }
 
@@ -116,16 +115,6 @@ const std::vector<popart::GradInOutMapper>& BlockLinearGradOp::gradInputInfo() c
 const std::map<int, int>& BlockLinearGradOp::gradOutToNonGradIn() const {
     static const std::map<int, int> outputs = {{kDx, BlockLinearOp::kX}, {kDnz, BlockLinearOp::kNz}};
     return outputs;
-}
-
-void BlockLinearGradOp::appendAttributes(popart::OpSerialiserBase& os) const {
-    popart::Op::appendAttributes(os);
-    appendSpec(os, spec_);
-}
-
-void BlockLinearGradOp::appendOutlineAttributes(popart::OpSerialiserBase& os) const {
-    popart::Op::appendOutlineAttributes(os);
-    appendSpec(os, spec_);
 }
 
 namespace {
