@@ -195,8 +195,7 @@ static void dot_group(const DotGroup& group, const float* resident, const float*
     constexpr int N = kDots < W ? kDots : W;
     const float* b = resident + group.resident;
     V bv[kDotVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kDotVectors; ++v) bv[v] = load_pinned(b + v * W);
+    load_pinned(b, bv);
 #pragma GCC unroll 2
     for (int first = 0; first < kDots; first += N) {
         V dot[N];

@@ -61,8 +61,7 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
 #pragma GCC unroll 16
         for (int i = 0; i < K; ++i) {
             V xv[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) xv[v] = load_pinned(x + i * P + v * W);
+            load_pinned(x + i * P, xv);
 #pragma GCC unroll 16
             for (int o = 0; o < R; ++o) {
                 const float* at = w + i * R + o;

@@ -52,8 +52,7 @@ static __attribute__((noinline)) void row_tile(const Product& job, int64_t row, 
 #pragma GCC unroll 16
         for (int i = 0; i < kLine; ++i) {
             V wv[kLineVectors];
-#pragma GCC unroll 4
-            for (int v = 0; v < kLineVectors; ++v) wv[v] = load_pinned(w + i * kLine + v * W);
+            load_pinned(w + i * kLine, wv);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 V s = broadcast(at[r][i]);
