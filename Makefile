@@ -21,6 +21,7 @@ lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	find sparse_ops tests -name '*.[ch]' -o -name '*.[ch]pp' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 hooks: $(VENV)/ready
 	$(RUN) -m pre_commit install
