@@ -15,12 +15,13 @@ pretrain: $(VENV)/ready
 	$(RUN) run_pretraining.py --config quickstart
 
 test: lint
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	find sparse_ops tests -name '*.[ch]' -o -name '*.[ch]pp' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 hooks: $(VENV)/ready
 	$(RUN) -m pre_commit install

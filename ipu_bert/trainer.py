@@ -15,7 +15,7 @@ from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.record.metrics import Metrics
 from ipu_bert.run_folder import RunFolder
-from ipu_bert.stopwatch import Stopwatch
+from ipu_bert.stopwatch import OUTSIDE_TRAINING, Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
 from sparse_ops.norms import GradientBlocks
 
@@ -145,7 +145,7 @@ class Trainer:
 
     def _training_clock(self) -> float:
         """A clock in seconds that stands still while the run evaluates or saves."""
-        return time.monotonic() - self.timer.seconds["evaluation"] - self.timer.seconds["checkpoint"]
+        return time.monotonic() - sum(self.timer.seconds[phase] for phase in OUTSIDE_TRAINING)
 
     def _elapsed(self) -> float:
         """Seconds of training over all processes of the run."""

@@ -25,8 +25,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Iterable, NamedTuple
 
+from sparse_ops.files import lock, replacing
 from sparse_ops.ipu import build as build_ipu
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
@@ -137,7 +138,7 @@ def build() -> Path:
     if not writable:  # for this process only: a folder that others can write is no place to load code from
         path = Path(tempfile.mkdtemp(prefix="sparse_ops-")) / path.name
     try:
-        with _locked(path.with_suffix(".lock")):
+        with lock(path.with_suffix(".lock"), wait=True):
             if not path.exists():  # another process may have made it while this one waited
                 _compile(path)
     except OSError as error:
@@ -145,40 +146,26 @@ def build() -> Path:
     return path
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the system frees it when a process dies, so a crash leaves nothing to clean up."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks here: two builds at once cost time, and the rename keeps them correct
-        yield
-        return
-    with open(path, "a", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _compile(path: Path) -> None:
     compiler, start = find_compiler(), time.monotonic()
     print(f"sparse_ops: compiling CPU kernels with {compiler[0]}, once, into {path.parent}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-        objects, running = [], []
-        for unit in units():
-            target = os.path.join(folder, unit.name + ".o")
-            command = [*compiler, *COMMON_FLAGS, *unit.flags, "-c", str(SOURCES / unit.source), "-o", target]
-            objects.append(target)
-            running.append((command, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
-        failures = [(command, process.communicate()[1], process.returncode) for command, process in running]
-        library = os.path.join(folder, path.name)
-        link = [*compiler, "-shared", "-o", library, *objects, "-lpthread"]
-        if not any(code for _, _, code in failures):
-            linked = subprocess.run(link, capture_output=True, text=True, check=False)
-            failures.append((link, linked.stderr, linked.returncode))
-        for command, message, code in failures:
-            if code:
-                raise BuildError(f"{shlex.join(command)} failed with {code}:\n{message[-2000:]}")
-        os.replace(library, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder, replacing(path) as library:
+        objects = {unit: os.path.join(folder, unit.name + ".o") for unit in units()}
+        _run(
+            [*compiler, *COMMON_FLAGS, *unit.flags, "-c", str(SOURCES / unit.source), "-o", target]
+            for unit, target in objects.items()
+        )
+        _run([[*compiler, "-shared", "-o", str(library), *objects.values(), "-lpthread"]])
     print(f"sparse_ops: compiled in {time.monotonic() - start:.1f} s", file=sys.stderr)
+
+
+def _run(commands: Iterable[list[str]]) -> None:
+    """Run commands side by side. Raises BuildError, when all have ended, with what the first that failed said."""
+    running = [(c, subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)) for c in commands]
+    said = [process.communicate()[0] for _, process in running]
+    for (command, process), message in zip(running, said):
+        if process.returncode:
+            raise BuildError(f"{shlex.join(command)} failed with {process.returncode}:\n{message[-2000:]}")
 
 
 def main(argv: list[str]) -> int:

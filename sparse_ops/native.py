@@ -51,7 +51,7 @@ def level() -> str:
 
     Raises ValueError when the name is unknown or the processor does not have it.
     """
-    return LEVELS[_level(os.environ.get("SPARSE_OPS_LEVEL", ""))]
+    return LEVELS[_level_now()]
 
 
 def forward(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None) -> Tensor:
@@ -107,12 +107,23 @@ def grad_values(
     x, dy = _contiguous(x), _contiguous(dy)
     out = x.new_empty(index.rows.numel(), block_size, block_size)
     bias = x.new_empty(dy.shape[1] if with_bias else 0)
-    half = int(x.dtype == torch.bfloat16)
-    status = _library().sparse_ops_gradient(
-        x.data_ptr(), dy.data_ptr(), out.data_ptr(), _address(bias), x.shape[0], x.shape[1], dy.shape[1], block_size,
-        half, *(tensor.data_ptr() for tensor in index), *_threads()
-    )  # fmt: skip
-    return _done(status, out), bias
+    call = _GradientCall(
+        x=x.data_ptr(),
+        dy=dy.data_ptr(),
+        out=out.data_ptr(),
+        bias=_address(bias),
+        index=_addresses(index),
+        tokens=x.shape[0],
+        n_in=x.shape[1],
+        n_out=dy.shape[1],
+        block=block_size,
+        parallel=_torch_parallel(),
+        threads=torch.get_num_threads(),
+        level=_level_now(),
+        half=x.dtype == torch.bfloat16,
+    )
+    _done(_library().sparse_ops_gradient(call))
+    return out, bias
 
 
 def _product(
@@ -127,25 +138,39 @@ def _product(
 ) -> Tensor:
     x, values = _contiguous(x), _contiguous(values)
     bias = None if bias is None else _contiguous(bias.float())
-    by_row = (index.row_ptr, index.row_slots, index.cols)
-    side = (index.col_ptr, index.col_slots, index.rows) if transposed else by_row
-    half = int(x.dtype == torch.bfloat16)
-    status = _library().sparse_ops_product(
-        x.data_ptr(), y.data_ptr(), _address(slope), int(gelu), _address(bias), values.data_ptr(),
-        x.shape[0], x.shape[1], y.shape[1], values.shape[-1], int(transposed), half,
-        *(tensor.data_ptr() for tensor in side), *_threads()
-    )  # fmt: skip
-    return _done(status, y)
+    call = _ProductCall(
+        x=x.data_ptr(),
+        y=y.data_ptr(),
+        slope=_address(slope),
+        bias=_address(bias),
+        values=values.data_ptr(),
+        index=_addresses(index),
+        tokens=x.shape[0],
+        n_in=x.shape[1],
+        n_out=y.shape[1],
+        block=values.shape[-1],
+        parallel=_torch_parallel(),
+        threads=torch.get_num_threads(),
+        level=_level_now(),
+        half=x.dtype == torch.bfloat16,
+        gelu=gelu,
+        transposed=transposed,
+    )
+    _done(_library().sparse_ops_product(call))
+    return y
+
+
+def _addresses(index: BlockIndex) -> _BlockIndex:
+    return _BlockIndex(*[tensor.data_ptr() for tensor in index])  # their names and order are BlockIndex's
 
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None or not tensor.numel() else tensor.data_ptr()
 
 
-def _done(status: int, result: Tensor) -> Tensor:
+def _done(status: int) -> None:
     if status:
         raise MemoryError("native kernels: out of memory for a workspace")
-    return result
 
 
 def _contiguous(tensor: Tensor) -> Tensor:
@@ -178,6 +203,64 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> N
         raise ValueError(f"{name}: expected {like.dtype} as the values (one of {DTYPES}), found {tensor.dtype}")
 
 
+class _Call(ctypes.Structure):
+    """A C structure that takes every one of its fields by name; ctypes alone lets them be left out or misspelt."""
+
+    _names: frozenset[str]
+
+    def __init_subclass__(cls) -> None:
+        cls._names = frozenset(name for name, *_ in cls._fields_)
+
+    def __init__(self, **fields: Any) -> None:
+        if fields.keys() != self._names:
+            raise TypeError(f"{type(self).__name__}: expected the fields {sorted(self._names)}, found {sorted(fields)}")
+        super().__init__(**fields)
+
+
+# The structures of csrc/cpu/api.hpp, which says what their fields mean.
+class _BlockIndex(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in BlockIndex._fields)
+
+
+class _ProductCall(_Call):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("slope", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("index", _BlockIndex),
+        ("tokens", ctypes.c_int64),
+        ("n_in", ctypes.c_int64),
+        ("n_out", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+        ("parallel", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+        ("level", ctypes.c_int32),
+        ("half", ctypes.c_bool),
+        ("gelu", ctypes.c_bool),
+        ("transposed", ctypes.c_bool),
+    )
+
+
+class _GradientCall(_Call):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("dy", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("index", _BlockIndex),
+        ("tokens", ctypes.c_int64),
+        ("n_in", ctypes.c_int64),
+        ("n_out", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+        ("parallel", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+        ("level", ctypes.c_int32),
+        ("half", ctypes.c_bool),
+    )
+
+
 @functools.lru_cache(maxsize=None)
 def _library() -> Any:
     from sparse_ops.build import build
@@ -186,12 +269,8 @@ def _library() -> Any:
 
 
 def _declare(library: Any) -> Any:
-    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    tail = [number, number, pointer]
-    library.sparse_ops_product.argtypes = (
-        [pointer] * 3 + [number] + [pointer] * 2 + [size] * 4 + [number] * 2 + [pointer] * 3 + tail
-    )
-    library.sparse_ops_gradient.argtypes = [pointer] * 4 + [size] * 4 + [number] + [pointer] * 6 + tail
+    library.sparse_ops_product.argtypes = [ctypes.POINTER(_ProductCall)]
+    library.sparse_ops_gradient.argtypes = [ctypes.POINTER(_GradientCall)]
     return library
 
 
@@ -205,8 +284,8 @@ def _level(named: str) -> int:
     return LEVELS.index(named)
 
 
-def _threads() -> tuple[int, int, int | None]:
-    return _level(os.environ.get("SPARSE_OPS_LEVEL", "")), torch.get_num_threads(), _torch_parallel()
+def _level_now() -> int:
+    return _level(os.environ.get("SPARSE_OPS_LEVEL", ""))
 
 
 @functools.lru_cache(maxsize=None)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import secrets
+from pathlib import Path
 
 import pytest
 
 # Before torch is imported, and for programs that tests start: tests run side by side, and OpenMP's threads wait for
 # each other where cores are taken. Tests about threads call torch.set_num_threads themselves.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for what all processes of `pytest -n` use: the first that needs it makes it, under a lock."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture

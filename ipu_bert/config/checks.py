@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Iterator
 
 from ipu_bert.config.resolve import longest_warmup, steps_to_update
-from ipu_bert.data.source import source_names
+from ipu_bert.data.source import SOURCES
 from ipu_bert.dynsparse.grow import GROW_RULES
 from ipu_bert.settings import Config, SparsitySettings
 from ipu_bert.sizes.distribution import match_weights
@@ -29,8 +29,8 @@ def cross_checks(config: Config) -> Iterator[str]:
     if train.stop_at is not None and train.stop_at > train.steps:
         yield f"train.stop_at: expected at most train.steps {train.steps}, found {train.stop_at}"
     yield from _optim_checks(config)
-    if data.source not in source_names():
-        yield f"data.source: expected one of {', '.join(source_names())}, found {data.source!r}"
+    if data.source not in SOURCES:
+        yield f"data.source: expected one of {', '.join(SOURCES)}, found {data.source!r}"
     if data.source == "files" and not data.path:
         yield "data.path: expected a file or folder with source files, found nothing"
     if config.sparsity.method != "dense":

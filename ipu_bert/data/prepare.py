@@ -30,7 +30,7 @@ from ipu_bert.data import shards
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
-from ipu_bert.data.source import Source, make_source, source_names
+from ipu_bert.data.source import SOURCES, Source, make_source
 from ipu_bert.data.token_files import (
     FORMAT,
     MANIFEST,
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--source",
         default=defaults.source,
-        help=f"where the text comes from: {', '.join(source_names())} (default: %(default)s)",
+        help=f"where the text comes from: {', '.join(SOURCES)} (default: %(default)s)",
     )
     parser.add_argument("--out", default=defaults.dir, help="folder for prepared text (default: %(default)s)")
     parser.add_argument(

@@ -21,6 +21,7 @@ from typing import Any, Callable, Iterable, Iterator
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.local_files import file_documents, file_identity, find_files, words_per_document
+from sparse_ops.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -36,36 +37,22 @@ class Source:
     documents: Callable[[], Iterator[str]]
 
 
-_SOURCES: dict[str, Callable[..., Source]] = {}
-
-
-def register(name: str) -> Callable[[Callable[..., Source]], Callable[..., Source]]:
-    """Decorator: the function below is the source called `name`; it is given paths, column and document_words."""
-
-    def add(function: Callable[..., Source]) -> Callable[..., Source]:
-        assert name not in _SOURCES, f"source {name!r} is registered twice"
-        _SOURCES[name] = function
-        return function
-
-    return add
-
-
-def source_names() -> list[str]:
-    """Names of all registered sources, sorted."""
-    return sorted(_SOURCES)
+# A function that is given paths, column and document_words; only `files` uses them.
+SOURCES: Registry[Callable[..., Source]] = Registry("source")
+register = SOURCES.register
 
 
 def make_source(corpus: Corpus) -> Source:
-    """The source that a corpus names; `paths`, `column` and `document_words` reach it, and only `files` uses them.
+    """The source that a corpus names.
 
     Raises DataError for an unknown name (with the nearest known one) and for what the source itself refuses.
     """
     name = corpus.source
-    if name not in _SOURCES:
-        near = difflib.get_close_matches(name, source_names(), n=1)
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise DataError(f"unknown data source {name!r}{hint}; known sources: {', '.join(source_names())}")
-    return _SOURCES[name](paths=corpus.paths, column=corpus.column, document_words=corpus.document_words)
+        raise DataError(f"unknown data source {name!r}{hint}; known sources: {', '.join(SOURCES)}")
+    return SOURCES[name](paths=corpus.paths, column=corpus.column, document_words=corpus.document_words)
 
 
 @register("sotu")

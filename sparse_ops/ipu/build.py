@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Mapping
 
+from sparse_ops.files import replacing
+
 SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "ipu"
 LIBRARY = "libblock_linear_ipu.so"
 
@@ -49,20 +51,17 @@ def build() -> Path:
             + "\n".join(f"  - {line}" for line in lacking)
         )
     target = library_path()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_suffix(".building")
-    if aside.exists():
-        aside.unlink()
-    done = subprocess.run(
-        ["make", "--no-print-directory", "-f", str(SOURCE / "Makefile"), f"OUT={aside}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"the IPU library did not compile:\n{done.stdout}")
-    os.replace(aside, target)
+    with replacing(target) as aside:
+        done = subprocess.run(
+            # Always all: what stands at `aside` can only be a part that a killed build left behind.
+            ["make", "--no-print-directory", "--always-make", "-f", str(SOURCE / "Makefile"), f"OUT={aside}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"the IPU library did not compile:\n{done.stdout}")
     return target
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from pathlib import Path
 from typing import Callable
@@ -27,10 +26,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where token files of the corpus are kept, for all processes of `pytest -n`: the first that asks makes them."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
+def prepared(shared: Path) -> Path:
+    """Where token files of the corpus are kept."""
+    return shared / "data"
 
 
 @pytest.fixture

@@ -48,6 +48,13 @@ def _start(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, *command], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+_FAILS = "echo no such flag >&2; exit 3"
+_BROKEN = {
+    "compiler": _FAILS,
+    "linker": f'case $1 in -shared) echo a part > "$3"; {_FAILS};; esac',  # -shared -o library
+}
+
+
 @needs_compiler
 def test_two_first_uses_at_once_compile_once(tmp_path: Path) -> None:
     """Compiled without optimization, which would take most of the time."""
@@ -79,17 +86,17 @@ def test_no_compiler_means_one_warning_and_the_torch_path(
     assert "no C++ compiler: expected g++, clang++ or c++" in capsys.readouterr().err
 
 
-def test_a_compiler_that_fails_means_one_warning_and_the_torch_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", _BROKEN)
+def test_a_compiler_that_fails_means_one_warning_and_the_torch_path(what: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit 0\necho no such flag >&2; exit 3\n')
+    broken.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit 0\n{_BROKEN[what]}\n')
     broken.chmod(0o755)
     environment = _environment(SPARSE_OPS_CACHE=str(tmp_path / "cache"), CXX=str(broken))
     out, _ = _start(environment, "-c", _PRODUCT).communicate(timeout=60)
     assert out.split()[:2] == ["torch", "1"]
     assert "failed with 3" in out
     assert "no such flag" in out
-    assert not list((tmp_path / "cache").glob("*.so"))
-    assert not list((tmp_path / "cache").glob("build-*"))
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"], "nothing else is left"
 
 
 def test_a_cache_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+from pathlib import Path
 from typing import Iterator
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from native_cases import DTYPES, Case, check_all
 
-from sparse_ops import native
+from sparse_ops import build, native
 from sparse_ops.functional import block_linear
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 
@@ -154,6 +157,43 @@ def test_refusals() -> None:
         native.grad_values(x, dy[:2], index, 4)
     with pytest.raises(ValueError, match="index rows"):
         native.forward(x, values, BlockIndex(*(t.long() for t in index)), None)
+
+
+_KINDS = {
+    ctypes.c_void_p: "std::is_pointer_v<T>",
+    ctypes.c_bool: "std::is_same_v<T, bool>",
+    ctypes.c_int32: "std::is_same_v<T, int32_t>",
+    ctypes.c_int64: "std::is_same_v<T, int64_t>",
+    native._BlockIndex: "std::is_same_v<T, BlockIndex>",
+}
+
+
+@pytest.mark.parametrize("structure", [native._BlockIndex, native._ProductCall, native._GradientCall])
+def test_python_and_the_compiler_lay_structures_out_alike(structure: type[ctypes.Structure], tmp_path: Path) -> None:
+    """The compiler is asked for each field by its name; a structured binding fails where their number differs."""
+    name = structure.__name__.lstrip("_")
+    fields = [(field, kind) for field, kind, *_ in structure._fields_]
+    lines = [f"static_assert(sizeof({name}) == {ctypes.sizeof(structure)});"]
+    lines += [f"auto all = [](const {name}& s) {{ const auto& [{', '.join(field for field, _ in fields)}] = s; }};"]
+    for field, kind in fields:
+        lines += [f"static_assert(offsetof({name}, {field}) == {getattr(structure, field).offset});"]
+        lines += [f"template <class T> void check_{field}() {{ static_assert({_KINDS[kind]}); }}"]
+        lines += [f"template void check_{field}<decltype({name}::{field})>();"]
+    source = tmp_path / "layout.cpp"
+    source.write_text("\n".join(["#include <cstddef>", "#include <type_traits>", '#include "api.hpp"', *lines]) + "\n")
+    command = [*build.find_compiler(), "-std=c++17", "-fsyntax-only", f"-I{build.SOURCES}", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_call_takes_every_field_by_name() -> None:
+    fields = dict.fromkeys((name for name, _ in native._GradientCall._fields_ if name != "index"), 1)
+    index = native._BlockIndex(1, 2, 3, 4, 5, 6)
+    assert native._GradientCall(index=index, **fields).index.col_slots == 6
+    with pytest.raises(TypeError, match=r"_GradientCall: expected the fields \['bias', .* found \['bias', "):
+        native._GradientCall(**fields)
+    with pytest.raises(TypeError, match=r"found .*'indexes'"):
+        native._GradientCall(indexes=index, **fields)
 
 
 def test_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,16 +10,14 @@ import torch
 from native_cases import DTYPES, check_all
 
 from sparse_ops import build, native
+from sparse_ops.files import lock
 from sparse_ops.pattern import BLOCK_SIZES
 
-pytestmark = [
-    pytest.mark.skipif(not native.available() or not build._X86, reason="no C++ compiler, or not x86-64"),
-    pytest.mark.xdist_group("wide_library"),  # compiled by one process
-]
+pytestmark = pytest.mark.skipif(not native.available() or not build._X86, reason="no C++ compiler, or not x86-64")
 
 
 @pytest.fixture(scope="module")
-def wide_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def wide_library(shared: Path) -> ctypes.CDLL:
     """A library whose AVX-512 levels need only what every x86-64 processor has."""
     everything = " ".join(("sse2", *(feature for level in build.LEVELS for feature in level.features)))
     with pytest.MonkeyPatch.context() as patch:
@@ -28,11 +26,12 @@ def wide_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     assert [unit.name for unit in units[:2]] == ["avx512_bf16", "avx512"]
     plain = [u._replace(flags=tuple(flag for flag in u.flags if not flag.startswith("-m"))) for u in units[:2]]
     rest = [u._replace(flags=tuple(flag for flag in u.flags if not flag.startswith("-O"))) for u in units[2:]]
-    path = Path(tmp_path_factory.mktemp("wide")) / "kernels.so"
-    with pytest.MonkeyPatch.context() as patch:
+    path = shared / "wide.so"
+    with pytest.MonkeyPatch.context() as patch, lock(shared / "wide.lock", wait=True):
         patch.setattr(build, "units", lambda: [*plain, *rest])
         patch.setattr(build, "COMMON_FLAGS", ("-Og", "-Wno-psabi", *build.COMMON_FLAGS[1:]))
-        build._compile(path)
+        if not path.exists():
+            build._compile(path)
     return native._declare(ctypes.CDLL(str(path)))
 
 

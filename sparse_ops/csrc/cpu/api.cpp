@@ -1,13 +1,14 @@
-// The C interface that Python calls through ctypes: chooses a level, makes the visiting order, shares the work out.
+// What api.hpp declares: chooses a level, makes the visiting order, shares the work out.
+#include "api.hpp"
+
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "plan.hpp"
 #include "scatter.hpp"
 #include "threads.hpp"
-
-#define EXPORT __attribute__((visibility("default")))
 
 namespace portable { extern const Level level; }
 namespace avx2 { extern const Level level; }
@@ -39,6 +40,123 @@ constexpr int64_t kRows = 16;  // of blocks, whose weights are gathered at a tim
 // Streamed features in a chunk of 1x1 blocks: a little more than L1, since larger chunks fill more groups of kDots.
 int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 49152 / (panel * 4) / 16 * 16); }
 
+// A gradient's job with the order of the blocks that it points to, and how its sums will lie.
+struct GradientPlan {
+    Gradient job;
+    bool x_resident;  // else dy is
+    Sums sums{};
+    std::optional<UnitOrder> units;
+    std::optional<DotOrder> dots;  // of 1x1 blocks
+
+    GradientPlan(const GradientCall& call, const Level& level) : job{call}, x_resident(call.n_in <= call.n_out) {
+        const Side by_row = rows_of(call.index, call.n_out / call.block);
+        const Side by_col = cols_of(call.index, call.n_in / call.block);
+        const Side &streamed = x_resident ? by_row : by_col, &resident = x_resident ? by_col : by_row;
+        job.resident = x_resident ? call.x : call.dy, job.streamed = x_resident ? call.dy : call.x;
+        job.n_resident = x_resident ? call.n_in : call.n_out, job.n_streamed = x_resident ? call.n_out : call.n_in;
+        job.panel = level.gradient_panel(call.block);
+        if (call.block == 1) {
+            job.chunk = chunk_features(job.panel), job.n_chunks = (job.n_streamed + job.chunk - 1) / job.chunk;
+            dots.emplace(resident, job.n_chunks, job.chunk, job.panel, [&](int64_t parts, const auto& work) {
+                for_each_part(call.parallel, call.threads, parts, work);
+            });
+            job.dots = dots->groups.data(), job.chunk_ptr = dots->chunk_ptr.data();
+            int64_t count = (int64_t)dots->slots.size();
+            sums = {count, count, 1, 1, dots->slots.data(), nullptr};
+        } else {
+            units.emplace(streamed, call.block, level.lanes, job.panel);
+            job.units = units->units.data(), job.unit_ptr = units->ptr.data();
+            int64_t floats = (int64_t)units->units.size() * units->unit;
+            sums = {streamed.nnz(), floats, units->width, units->stride, streamed.slots, units->places.data()};
+        }
+    }
+};
+
+// Add the threads' sums in their order, each the blocks' and then the bias's, and write them as `T`.
+template <class T, class Convert>
+void write_gradient(const GradientCall& call, const GradientPlan& plan, const std::vector<const float*>& parts,
+                    Convert convert) {
+    const Sums& sums = plan.sums;
+    int64_t n_scatters = sums.floats < 16384 ? 1 : call.threads;
+    for_each_part(call.parallel, call.threads, n_scatters, [&](int64_t p) {
+        int64_t first = sums.count * p / n_scatters, last = sums.count * (p + 1) / n_scatters;
+        scatter_any(sums.width, parts, sums, first, last, call.block, !plan.x_resident, (T*)call.out, convert);
+    });
+    for (int64_t o = 0; call.bias && o < call.n_out; ++o) {
+        float sum = 0;
+        for (const float* part : parts) sum += part[sums.floats + o];
+        ((T*)call.bias)[o] = convert(sum);
+    }
+}
+
+void product(const ProductCall& call) {
+    const Level& level = product_level(call.level, call.half, call.block);
+    const int64_t block = call.block, threads = call.threads;
+    const Side side = (call.transposed ? cols_of : rows_of)(call.index, call.n_out / block);
+    const bool by_output = block == kOutputLanes && level.pairs == 1 && call.n_in <= kLongestRow;
+    int64_t panel = level.product_panel(block, by_output), panels = (call.tokens + panel - 1) / panel;
+    int64_t most = by_output ? call.n_in : level.product_chunk(block), n_chunks = (call.n_in + most - 1) / most;
+    int64_t chunk = (call.n_in + n_chunks * 16 - 1) / (n_chunks * 16) * 16;
+    // With few panels the block rows are shared out too; each part then packs the panel for itself.
+    int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line(block) + 1);
+    auto for_each = [&](int64_t parts, const auto& work) {
+        for_each_part(call.parallel, block == 1 ? call.threads : 1, parts,
+                      work);  // for fewer blocks threads do not pay
+    };
+    static thread_local Workspace workspace;
+    float* weights = (float*)workspace.get((side.nnz() * block * block + 1) * sizeof(float));
+    const float* scalars = block > 1 ? nullptr : call.half ? weights : (const float*)call.values;
+    if (scalars == weights) {
+        const uint16_t* values = (const uint16_t*)call.values;
+        std::transform(values, values + side.nnz(), weights, from_half);
+    }
+    BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, scalars, n_groups, for_each);
+    int64_t next = 0;
+    Product job{call};
+    job.weights = weights, job.n_rows = side.n_rows, job.lanes_are_outputs = by_output;
+    job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
+    job.entries = order.entries.data(), job.order = order.order.data();
+    job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;
+    if (block > 1)
+        for_each_part(call.parallel, call.threads, (side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
+            level.gather(job, part * kRows, std::min(side.n_rows, (part + 1) * kRows));
+        });
+    for_each_part(call.parallel, call.threads, std::min<int64_t>(panels * n_groups, threads),
+                  [&](int64_t) { level.product(job); });
+}
+
+void gradient(const GradientCall& call) {
+    const Level& level = level_of(call.level);
+    const GradientPlan plan(call, level);
+    const int64_t panel = plan.job.panel, panels = (call.tokens + panel - 1) / panel;
+    int64_t n_parts = std::max<int64_t>(1, std::min<int64_t>(call.threads, panels));
+    int64_t length = (plan.sums.floats + call.n_out + 31) / 16 * 16;
+    static thread_local Workspace workspace;
+    float* all = (float*)workspace.get(n_parts * length * sizeof(float));
+    std::vector<const float*> parts;
+    for (int64_t p = 0; p < n_parts; ++p) parts.push_back(all + p * length);
+    for_each_part(call.parallel, call.threads, n_parts, [&](int64_t p) {
+        float* mine = all + p * length;
+        memset(mine, 0, length * sizeof(float));
+        int64_t first = panels * p / n_parts * panel, last = std::min(call.tokens, panels * (p + 1) / n_parts * panel);
+        level.gradient(plan.job, first, last, mine, call.bias ? mine + plan.sums.floats : nullptr);
+    });
+    if (call.half)
+        write_gradient<uint16_t>(call, plan, parts, to_half);
+    else
+        write_gradient<float>(call, plan, parts, [](float f) { return f; });
+}
+
+template <class Call>
+int status_of(void (*work)(const Call&), const Call& call) {
+    try {
+        work(call);
+        return 0;
+    } catch (const std::exception&) {
+        return -1;
+    }
+}
+
 }  // namespace
 
 char* thread_workspace(size_t bytes) {
@@ -46,11 +164,7 @@ char* thread_workspace(size_t bytes) {
     return workspace.get(bytes);
 }
 
-extern "C" {
-
-// 3: AVX-512 with AVX512_BF16, 2: AVX-512, 1: AVX2, 0: portable; the best of those compiled (SPARSE_OPS_LEVELS of them)
-// that this processor and its operating system run.
-EXPORT int sparse_ops_best_level() {
+int sparse_ops_best_level() {
     int best = 0;
 #if SPARSE_OPS_LEVELS > 1
     __builtin_cpu_init();
@@ -64,118 +178,6 @@ EXPORT int sparse_ops_best_level() {
     return best < SPARSE_OPS_LEVELS ? best : SPARSE_OPS_LEVELS - 1;
 }
 
-// y[tokens, n_out] = x[tokens, n_in] W^T + bias, or with `gelu` its GELU, whose derivative goes to slope[tokens, n_out]
-// unless that is null. W is given by one side of its index; `transposed`: by the other, for dX.
-// half: x, y and values are bfloat16. bias float32 [n_out] or null. Returns 0, or -1 when memory runs out.
-EXPORT int sparse_ops_product(const void* x, void* y, void* slope, int gelu, const float* bias, const void* values,
-                              int64_t tokens, int64_t n_in, int64_t n_out, int64_t block, int transposed, int half,
-                              const int32_t* ptr, const int32_t* slots, const int32_t* other, int level_number,
-                              int threads, Parallel parallel) try {
-    if (tokens == 0) return 0;
-    const Level& level = product_level(level_number, half, block);
-    Side side{n_out / block, ptr, slots, other};
-    const bool by_output = block == kOutputLanes && level.pairs == 1 && n_in <= kLongestRow;
-    int64_t panel = level.product_panel(block, by_output), panels = (tokens + panel - 1) / panel;
-    int64_t most = by_output ? n_in : level.product_chunk(block), n_chunks = (n_in + most - 1) / most;
-    int64_t chunk = (n_in + n_chunks * 16 - 1) / (n_chunks * 16) * 16;
-    // With few panels the block rows are shared out too; each part then packs the panel for itself.
-    int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line(block) + 1);
-    auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
-        for_each_part(parallel, block == 1 ? threads : 1, parts, work);  // for fewer blocks threads do not pay
-    };
-    static thread_local Workspace workspace;
-    float* weights = (float*)workspace.get((side.nnz() * block * block + 1) * sizeof(float));
-    const float* scalars = block > 1 ? nullptr : half ? weights : (const float*)values;
-    if (scalars == weights) std::transform((const uint16_t*)values, (const uint16_t*)values + side.nnz(), weights, from_half);
-    BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, scalars, n_groups, for_each);
-    int64_t next = 0;
-    Product job{};
-    job.x = x, job.y = y, job.slope = slope, job.gelu = gelu, job.half = half, job.lanes_are_outputs = by_output;
-    job.bias = bias, job.values = values, job.transposed = transposed, job.weights = weights;
-    job.tokens = tokens, job.n_in = n_in, job.n_out = n_out, job.block = block, job.n_rows = side.n_rows;
-    job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
-    job.entries = order.entries.data(), job.order = order.order.data();
-    job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;
-    if (block > 1)
-        for_each_part(parallel, threads, (side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
-            level.gather(job, part * kRows, std::min(side.n_rows, (part + 1) * kRows));
-        });
-    for_each_part(parallel, threads, std::min<int64_t>(panels * n_groups, threads),
-                  [&](int64_t) { level.product(job); });
-    return 0;
-} catch (const std::exception&) {
-    return -1;
-}
+int sparse_ops_product(const ProductCall* call) { return call->tokens == 0 ? 0 : status_of(product, *call); }
 
-// out[nnz, block, block] = dy^T x at the blocks, in slot order; bias[n_out] = dy summed over tokens, unless null.
-// half: x, dy, out and bias are bfloat16.
-EXPORT int sparse_ops_gradient(const void* x, const void* dy, void* out, void* bias, int64_t tokens, int64_t n_in,
-                               int64_t n_out, int64_t block, int half, const int32_t* rows, const int32_t* cols,
-                               const int32_t* row_ptr, const int32_t* row_slots, const int32_t* col_ptr,
-                               const int32_t* col_slots, int level_number, int threads, Parallel parallel) try {
-    const Level& level = level_of(level_number);
-    Side by_row{n_out / block, row_ptr, row_slots, cols}, by_col{n_in / block, col_ptr, col_slots, rows};
-    bool x_resident = n_in <= n_out;
-    const Side& streamed = x_resident ? by_row : by_col;
-    Gradient job{};
-    job.resident = x_resident ? x : dy, job.streamed = x_resident ? dy : x, job.dy = dy, job.n_out = n_out;
-    job.n_resident = x_resident ? n_in : n_out, job.n_streamed = x_resident ? n_out : n_in;
-    job.block = block, job.half = half, job.panel = level.gradient_panel(block);
-    auto for_each = [&](int64_t parts, const std::function<void(int64_t)>& work) {
-        for_each_part(parallel, threads, parts, work);
-    };
-    std::vector<UnitOrder> units;
-    std::vector<DotOrder> dots;
-    Sums sums{};
-    if (block == 1) {
-        job.chunk = chunk_features(job.panel), job.n_chunks = (job.n_streamed + job.chunk - 1) / job.chunk;
-        const Side& resident = x_resident ? by_col : by_row;
-        const DotOrder& order = dots.emplace_back(resident, job.n_chunks, job.chunk, job.panel, for_each);
-        job.dots = order.groups.data(), job.chunk_ptr = order.chunk_ptr.data();
-        int64_t count = (int64_t)order.slots.size();
-        sums = {count, count, 1, 1, order.slots.data(), nullptr};
-    } else {
-        const UnitOrder& order = units.emplace_back(streamed, block, level.lanes, job.panel);
-        job.units = order.units.data(), job.unit_ptr = order.ptr.data();
-        int64_t floats = (int64_t)order.units.size() * order.unit;
-        sums = {streamed.nnz(), floats, order.width, order.stride, streamed.slots, order.places.data()};
-    }
-    // Of every thread: the blocks' sums, then the bias's.
-    int64_t panels = (tokens + job.panel - 1) / job.panel;
-    int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, panels));
-    int64_t length = (sums.floats + n_out + 31) / 16 * 16;
-    static thread_local Workspace workspace;
-    float* all_sums = (float*)workspace.get(parts * length * sizeof(float));
-    std::vector<const float*> all;
-    for (int64_t p = 0; p < parts; ++p) all.push_back(all_sums + p * length);
-    for_each_part(parallel, threads, parts, [&](int64_t p) {
-        float* mine = all_sums + p * length;
-        memset(mine, 0, length * sizeof(float));
-        int64_t first = panels * p / parts * job.panel, last = std::min(tokens, panels * (p + 1) / parts * job.panel);
-        level.gradient(job, first, last, mine, bias ? mine + sums.floats : nullptr);
-    });
-    int64_t n_scatters = sums.floats < 16384 ? 1 : threads;
-    for_each_part(parallel, threads, n_scatters, [&](int64_t p) {
-        int64_t first = sums.count * p / n_scatters, last = sums.count * (p + 1) / n_scatters;
-        auto to = [&](auto* values, auto convert) {
-            scatter_any(sums.width, all, sums, first, last, block, !x_resident, values, convert);
-        };
-        if (half)
-            to((uint16_t*)out, to_half);
-        else
-            to((float*)out, [](float f) { return f; });
-    });
-    for (int64_t o = 0; bias && o < n_out; ++o) {
-        float sum = 0;
-        for (const float* part : all) sum += part[sums.floats + o];
-        if (half)
-            ((uint16_t*)bias)[o] = to_half(sum);
-        else
-            ((float*)bias)[o] = sum;
-    }
-    return 0;
-} catch (const std::exception&) {
-    return -1;
-}
-
-}  // extern "C"
+int sparse_ops_gradient(const GradientCall* call) { return status_of(gradient, *call); }

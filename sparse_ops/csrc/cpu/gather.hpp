@@ -13,6 +13,21 @@ INLINE void convert(bf16 from, float* to) {
     memcpy(to, &bits, sizeof(bits));
 }
 
+// A block row's blocks in a chunk.
+struct RowBlocks {
+    const Entry *begin, *end;
+};
+INLINE RowBlocks row_blocks(const Product& job, int64_t chunk, int64_t row) {
+    const int32_t* ptr = job.chunk_ptr + chunk * job.n_rows + row;
+    return {job.entries + ptr[0], job.entries + ptr[job.n_rows]};
+}
+// Where the weights of a row's blocks begin, those of outputs [first, B).
+template <int B, int PAIRS>
+INLINE float* row_weights(const Product& job, const RowBlocks& row, int first) {
+    constexpr int K = B / PAIRS;
+    return job.weights + (row.begin - job.entries) * (K * B) + (row.end - row.begin) * (K * first);
+}
+
 // Block rows [first, last); R: outputs at a time.
 template <int B, int R, int PAIRS, bool TRANSPOSED, class T>
 static void gather_rows(const Product& job, int64_t first, int64_t last) {
@@ -20,11 +35,10 @@ static void gather_rows(const Product& job, int64_t first, int64_t last) {
     constexpr int INPUT = TRANSPOSED ? B : 1, OUTPUT = TRANSPOSED ? 1 : B;  // from one to the next, in a block
     for (int64_t c = 0; c < job.n_chunks; ++c)
         for (int64_t row = first; row < last; ++row) {
-            const int32_t* ptr = job.chunk_ptr + c * job.n_rows + row;
-            const Entry *begin = job.entries + ptr[0], *end = job.entries + ptr[job.n_rows];
-            Out* to = (Out*)job.weights + (int64_t)ptr[0] * (B * B);
+            const RowBlocks blocks = row_blocks(job, c, row);
+            Out* to = (Out*)row_weights<B, PAIRS>(job, blocks, 0);
             for (int some = 0; some < B; some += R)
-                for (const Entry* e = begin; e < end; ++e, to += B * R) {
+                for (const Entry* e = blocks.begin; e < blocks.end; ++e, to += B * R) {
                     const T* from = (const T*)job.values + (int64_t)e->slot * (B * B) + some * OUTPUT;
                     for (int i = 0; i < B; ++i)
                         for (int o = 0; o < R; ++o)

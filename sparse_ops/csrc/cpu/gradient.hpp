@@ -14,11 +14,11 @@ constexpr int kGradientUnits = 3;
 // How a block of so many features lies in vectors.
 template <int BLOCK>
 struct Units {
-    static constexpr int B = BLOCK < W ? BLOCK : W;             // features of a block in a vector
-    static constexpr int S = BLOCK / B;                         // vectors of a block, each a unit
-    static constexpr bool kTwoBlocks = W / B == 2;              // two blocks in a vector
-    static constexpr int K = kTwoBlocks ? 1 : W / B;                // tokens in a vector
-    static constexpr int SUMS = BLOCK * (K == 1 ? W : B);           // floats
+    static constexpr int B = BLOCK < W ? BLOCK : W;                                // features of a block in a vector
+    static constexpr int S = BLOCK / B;                                            // vectors of a block, each a unit
+    static constexpr bool kTwoBlocks = W / B == 2;                                 // two blocks in a vector
+    static constexpr int K = kTwoBlocks ? 1 : W / B;                               // tokens in a vector
+    static constexpr int SUMS = BLOCK * (K == 1 ? W : B);                          // floats
     static constexpr int R = BLOCK < kGradientOutputs ? BLOCK : kGradientOutputs;  // streamed features at a time
     static constexpr int G = W == 16 && R == 4 ? 6 : kGradientUnits;               // units at a time
 };
@@ -195,8 +195,7 @@ static void dot_group(const DotGroup& group, const float* resident, const float*
     constexpr int N = kDots < W ? kDots : W;
     const float* b = resident + group.resident;
     V bv[kDotVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kDotVectors; ++v) bv[v] = load_pinned(b + v * W);
+    load_pinned(b, bv);
 #pragma GCC unroll 2
     for (int first = 0; first < kDots; first += N) {
         V dot[N];

@@ -1,11 +1,44 @@
-// What the dispatcher hands to the kernels. Plain data, the same in every level; sizes in elements unless said.
+// What the dispatcher (api.cpp) hands to the kernels: plain data, the same in every level.
+//
+// The words
+//   block row   `block` outputs that follow each other, and the blocks of W that add to them
+//   slot        where a block's values lie in `values`; slots stand in no order of positions in W
+//   transposed  dX = dY W is Y = X W^T with W in place of W^T: its block rows are the block columns of W, and
+//               blocks are transposed as their weights are gathered; all else is the same
+//   lanes       the floats of a vector, which one instruction multiplies: 16, 8 or 4, by level (vec.hpp)
+//   panel       a few tokens of an activation, in a product 4 to 64; all blocks are done for these before the next ones
+//               are begun, so that what a panel needs stays in cache
+//   chunk       the features of a panel that are packed at a time, where all would be more than the cache holds
+//   group       a share of the block rows: all of them, unless panels are too few to keep the threads busy
+//
+// A product, from call to result
+//   1. plan.cpp lists the blocks as entries in the order of their visits: by block row, in a row by input. An entry is
+//      8 bytes: where the block's inputs begin in a panel, and its slot.
+//   2. gather.hpp copies the weights of the blocks into the order of the visits; a 1x1 block's is in its entry.
+//   3. Each thread draws jobs, a panel and a group, until none is left (share.hpp). It packs a chunk of the panel, the
+//      tokens of a feature side by side (pack.hpp), and runs over the blocks of the group (product.hpp). Lanes are
+//      tokens: a weight is multiplied with all tokens of the panel. The sums of a few outputs stay in registers; they
+//      begin as the bias, or as what the chunks before came to.
+//   4. With the last chunk the sums, or their GELU, are turned into rows and written to Y.
+// So 4096 tokens of 768 features and 8x8 blocks are, in AVX2, 171 panels of 24 tokens in one chunk, which is 72 KB.
+// For 16x16 blocks (product_rows.hpp) lanes are outputs: inputs are read from the rows of X where they lie (bfloat16 is
+// widened before), results are rows already, and there is one chunk. Not so where rows are long, nor in pairs (Level).
+//
+// A gradient dW = dY^T X at the blocks (gradient.hpp)
+//   The narrower of X and dY is the resident side: a panel of it is packed whole and stays in cache, while the other,
+//   the streamed side, passes by, sixteen features or, of 1x1 blocks, a chunk at a time. A vector of a block's resident
+//   features is multiplied with one streamed feature; of 1x1 blocks, a vector of tokens of the one side with one of the
+//   other. Every thread takes tokens of its own and keeps sums of all blocks in float32, in the order in which it makes
+//   them; scatter.hpp adds the threads' sums and puts them into slots.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-// A block of a product, in the order in which it is visited: by output block row, then by input.
+#include "api.hpp"
+
+// A block of a product.
 struct Entry {
-    int32_t source;  // where its inputs begin in a chunk of a panel, in floats
+    int32_t source;  // where its inputs begin, in floats: in a packed chunk, or in a row of X where lanes are outputs
     union {
         int32_t slot;
         float weight;  // of a 1x1 block, gathered: one cache line holds eight
@@ -16,72 +49,70 @@ struct Entry {
 // tokens. Where rows are longer, those of a few tokens throw each other and the weights out of the cache.
 constexpr int64_t kOutputLanes = 16, kLongestRow = 2048;
 
-// Y[T, n_out] = X[T, n_in] W^T (+ bias), with W [n_out, n_in].
-struct Product {
-    const void* x;
-    void* y;
-    void* slope;           // with gelu: its derivative, as y; or null
-    bool gelu;             // y is the GELU of the product
-    const float* bias;     // [n_out] or null
-    const void* values;    // [slot][output][input], of x's type, or with `transposed` [slot][input][output]
-    bool transposed;
-    // The same in the order of the visits: of every row's blocks in a chunk a few outputs [block][input][outputs] (of a
-    // level that takes pairs [block][input / 2][outputs][2], bfloat16), then the next few. Not of 1x1 blocks.
+// A call, and how it is carried out. Its blocks are [n_out / block] rows of the grid of W, or of its transpose.
+struct Product : ProductCall {
+    int64_t n_rows;          // block rows: n_out / block
+    bool lanes_are_outputs;  // else tokens
+    int64_t panel;           // tokens in a panel
+    int64_t chunk;           // features in a chunk, a multiple of 16; the last may have fewer
+    int64_t n_chunks;        // of n_in features
+    // The blocks' weights in the order of the visits: for every block row and every chunk of it, a few outputs of all
+    // blocks as [block][input][outputs], then the next few outputs. float32; in a level that takes pairs bfloat16, as
+    // [block][input / 2][outputs][2]. Not of 1x1 blocks.
     float* weights;
-    int64_t tokens, n_in, n_out, block, n_rows;  // n_rows = n_out / block
-    bool half;             // x and y are bfloat16
-    bool lanes_are_outputs;
-    int64_t panel;             // tokens at a time
-    int64_t chunk, n_chunks;   // input features packed at a time
-    const int32_t* chunk_ptr;  // [n_chunks + 1][n_rows] into entries: where a row's blocks in a chunk begin
+    // [nnz] blocks by block row, then by input; and a few more, which prefetches may look at.
     const Entry* entries;
-    const int32_t* order;  // [n_rows] for 1x1 blocks: every 16 rows by their number of blocks, so that pairs are alike
-    const int32_t* groups; // [n_groups + 1]: block rows split into parts of about equal work
-    int64_t n_groups;
-    int64_t* next;         // the shared counter from which threads draw jobs (panel, group)
-};
-
-// Some 1x1 blocks of one resident feature, at most kDots; where there are fewer, the last stands again. Places are in
-// floats: of the resident feature in its panel, of the streamed ones in their chunk.
-constexpr int kDots = 8;
-struct DotGroup {
-    int32_t resident;
-    int32_t streamed[kDots];
+    // [n_chunks + 1][n_rows]: where each row's entries begin in each chunk, and where they end after the last.
+    const int32_t* chunk_ptr;
+    // [n_rows], of 1x1 blocks, which go two rows at a time: every 16 rows by their number of blocks, so that two have
+    // about as many.
+    const int32_t* order;
+    const int32_t* groups;  // [n_groups + 1]: where each group's block rows begin; groups are about equal work
+    int64_t n_groups;       // for each panel
+    int64_t* next;          // a counter that the threads share, from which they draw jobs: panel * n_groups + group
 };
 
 // What meets the streamed side in one vector of dW: resident features of a block, as many as fit; or of two blocks of a
 // row, where a block fills half a vector (the same twice, where a row has an odd number).
 struct Unit {
-    int32_t low, high;  // where their inputs begin in a panel, in floats
+    int32_t low;   // where the inputs of the vector's lower half, or of all of it, begin in a panel, in floats
+    int32_t high;  // the same of the upper half
 };
 
-// dW at the existing blocks, summed over a range of tokens into `sums`, float32.
-struct Gradient {
-    const void* resident;  // [T, n_resident]: x or dy, the narrower
-    const void* streamed;  // [T, n_streamed]
-    const void* dy;        // [T, n_out], one of the two
-    int64_t n_out;
-    int64_t n_resident, n_streamed, block;
-    bool half;
-    int64_t panel;
-    // Blocks of 4 and more. Sums are [unit][streamed feature][lanes], or [block] in place of lanes where those are more
-    // than two blocks.
-    const int32_t* unit_ptr;  // [n_streamed / block + 1] into units
-    const Unit* units;
-    // 1x1: sums are [group][kDots].
-    const DotGroup* dots;      // sorted by chunk of the streamed side
-    const int64_t* chunk_ptr;  // [n_chunks + 1] into dots
-    int64_t chunk, n_chunks;   // streamed features in a chunk
+// Some 1x1 blocks of one resident feature, at most kDots; where there are fewer, the last stands again.
+constexpr int kDots = 8;
+struct DotGroup {
+    int32_t resident;         // where the resident feature begins in its panel, in floats
+    int32_t streamed[kDots];  // where the streamed ones begin in their chunk, in floats
 };
 
+// A call, and how it is carried out.
+struct Gradient : GradientCall {
+    const void* resident;  // [tokens, n_resident]: x or dy, the narrower
+    const void* streamed;  // [tokens, n_streamed]: the other
+    int64_t n_resident;    // features
+    int64_t n_streamed;    // features
+    int64_t panel;         // tokens in a panel
+    // Blocks of 4 and more. Sums are [unit][streamed feature of its blocks][lanes], or [block] in place of [lanes]
+    // where a vector has more lanes than two blocks have features.
+    const Unit* units;        // by streamed block, then by resident feature
+    const int32_t* unit_ptr;  // [n_streamed / block + 1]: where each streamed block's units begin
+    // 1x1 blocks. Sums are [group][kDots].
+    const DotGroup* dots;      // by chunk of the streamed side, then by resident feature
+    const int64_t* chunk_ptr;  // [n_chunks + 1]: where each chunk's groups begin
+    int64_t chunk;             // streamed features in a chunk; the last may have fewer
+    int64_t n_chunks;          // of n_streamed features
+};
+
+// What is compiled once for each instruction level (level.cpp).
 struct Level {
     int lanes;
     int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has `product`
     int64_t (*product_panel)(int64_t block, bool lanes_are_outputs);  // tokens in a panel
-    int64_t (*product_chunk)(int64_t block);  // input features packed at a time, at most
-    int64_t (*gradient_panel)(int64_t block);
-    void (*gather)(const Product&, int64_t first, int64_t last);  // the weights of block rows [first, last)
-    void (*product)(const Product&);                              // draws jobs until none is left
+    int64_t (*product_chunk)(int64_t block);                          // features in a chunk, at most
+    int64_t (*gradient_panel)(int64_t block);                         // tokens in a panel
+    void (*gather)(const Product&, int64_t first, int64_t last);      // the weights of block rows [first, last)
+    void (*product)(const Product&);                                  // draws jobs until none is left
     // Tokens [first, last) of a gradient, added to `sums`; dy's sum over them to bias [n_out] unless that is null.
     void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums, float* bias);
 };

@@ -48,7 +48,9 @@ extern const Level level;
 
 #ifdef SPARSE_OPS_PAIRS
 
-const Level level = {W, kLevelPairs, product_panel_tokens, product_chunk, nullptr, gather_of<bf16>, product_of<bf16>, nullptr};
+const Level level = {
+    W, kLevelPairs, product_panel_tokens, product_chunk, nullptr, gather_of<bf16>, product_of<bf16>, nullptr,
+};
 
 #else
 
@@ -75,7 +77,9 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
     job.half ? gradient_of<bf16>(job, first, last, sums, bias) : gradient_of<float>(job, first, last, sums, bias);
 }
 
-const Level level = {W, kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather, product, gradient};
+const Level level = {
+    W, kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather, product, gradient,
+};
 
 #endif
 

@@ -9,9 +9,9 @@ INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Pack features [first, last) of `tokens` rows of x (row length `stride`) as [feature / B][panel][B] at `out`, with
-// zeros for tokens up to `panel` (a multiple of W / B). Whole vectors of features are packed, beyond `last` too where the
-// row goes on. A few rows at a time from end to end: rows that lie a power of two apart would otherwise throw each other
-// out of the cache.
+// zeros for tokens up to `panel` (a multiple of W / B). Whole vectors of features are packed, beyond `last` too where
+// the row goes on. A few rows at a time from end to end: rows that lie a power of two apart would otherwise throw each
+// other out of the cache.
 template <int B, class T>
 static void pack(const T* x, int64_t stride, int64_t first, int64_t last, int64_t tokens, int64_t panel, float* out) {
     constexpr int K = W / B;

@@ -6,14 +6,20 @@
 
 #include "job.hpp"
 
-// One side of a pattern's index: the blocks of row r are slots[ptr[r]:ptr[r + 1]], sorted by other[slot].
+// One side of a pattern's index: the grid of blocks by its rows, or by its columns, which then stand in place of rows.
 struct Side {
     int64_t n_rows;
-    const int32_t* ptr;
-    const int32_t* slots;
-    const int32_t* other;
+    const int32_t* ptr;    // [n_rows + 1]: the blocks of row r are slots[ptr[r]:ptr[r + 1]]
+    const int32_t* slots;  // [nnz], in a row by column
+    const int32_t* other;  // [nnz] the column of each slot
     int64_t nnz() const { return ptr[n_rows]; }
 };
+inline Side rows_of(const BlockIndex& index, int64_t n_rows) {
+    return {n_rows, index.row_ptr, index.row_slots, index.cols};
+}
+inline Side cols_of(const BlockIndex& index, int64_t n_cols) {
+    return {n_cols, index.col_ptr, index.col_slots, index.rows};
+}
 
 // Run work(part) for every part, on the threads that a call has.
 using ForEachPart = std::function<void(int64_t parts, const std::function<void(int64_t)>& work)>;
@@ -21,30 +27,34 @@ using ForEachPart = std::function<void(int64_t parts, const std::function<void(i
 // Block rows whose outputs fill a cache line of floats: no two parts of the work write to one.
 inline int64_t rows_of_a_line(int64_t block) { return (16 + block - 1) / block; }
 
+// The order of Y and dX: a side's rows are the block rows. What the fields hold is said at Product.
 struct BlockOrder {
-    std::vector<Entry> entries;      // and a few more, which prefetches may look at
-    std::vector<int32_t> chunk_ptr;  // [n_chunks + 1][n_rows]
-    std::vector<int32_t> order;      // 1x1: every 16 rows by their number of blocks
-    std::vector<int32_t> groups;     // rows in parts of about equal work
-    // chunk, panel: features and tokens packed at a time, pairs: features in a float. values: of 1x1 blocks, else null.
+    std::vector<Entry> entries;
+    std::vector<int32_t> chunk_ptr;
+    std::vector<int32_t> order;
+    std::vector<int32_t> groups;
+    // chunk: its features. panel: floats from one feature to the next as the inputs lie, the tokens of a packed panel
+    // or 1 in rows of X. pairs: features in such a float. values: those of 1x1 blocks, float32, else null.
     BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, int pairs,
                const float* values, int64_t n_groups, const ForEachPart& for_each_part);
 };
 
-// dW of larger blocks: a side's rows are the streamed features.
+// The order of dW with larger blocks: a side's rows are the blocks of streamed features. A block's sums are
+// [block / width][streamed feature][width resident features], `stride` floats from one streamed feature to the next.
 struct UnitOrder {
-    std::vector<Unit> units;
-    std::vector<int32_t> ptr;     // [n_rows + 1] into units
-    std::vector<int64_t> places;  // [nnz] where a block's sums begin, in the order of the side
-    int64_t width, stride;        // a block's sums are [block / width][block][width], rows `stride` apart
+    std::vector<Unit> units;      // by row, then by resident feature
+    std::vector<int32_t> ptr;     // [n_rows + 1]: where each row's units begin
+    std::vector<int64_t> places;  // [nnz]: where each block's sums begin, in floats; blocks in the order of the side
+    int64_t width;                // resident features of a block in a vector
+    int64_t stride;               // width, or twice that where two blocks share a vector
     int64_t unit;                 // floats of a unit's sums
     UnitOrder(const Side& side, int64_t block, int64_t lanes, int64_t panel);
 };
 
-// dW of 1x1 blocks: a side's rows are the resident features.
+// The order of dW with 1x1 blocks: a side's rows are the resident features.
 struct DotOrder {
-    std::vector<DotGroup> groups;
-    std::vector<int64_t> chunk_ptr;  // [n_chunks + 1] into groups
-    std::vector<int32_t> slots;      // [groups][kDots], -1 where a group has fewer
+    std::vector<DotGroup> groups;    // by chunk of the streamed side, then by row
+    std::vector<int64_t> chunk_ptr;  // [n_chunks + 1]: where each chunk's groups begin
+    std::vector<int32_t> slots;      // [groups][kDots]: of each block; -1 where a group has fewer
     DotOrder(const Side& side, int64_t n_chunks, int64_t chunk, int64_t panel, const ForEachPart& for_each_part);
 };

@@ -1,6 +1,7 @@
 // Y = X W^T and dX = dY W of 8x8, 4x4 and 1x1 blocks (16x16 too where inputs come in pairs): lanes are tokens, weights
 // are broadcast scalars. A panel of tokens is packed a chunk of features at a time, and all block rows run over it.
 #pragma once
+#include "gather.hpp"
 #include "pack.hpp"
 #include "share.hpp"
 
@@ -31,8 +32,6 @@ struct Pass {
     const Product& job;
     int64_t chunk;
     const float* panel;
-    const Entry* begin(int64_t row) const { return job.entries + job.chunk_ptr[chunk * job.n_rows + row]; }
-    const Entry* end(int64_t row) const { return begin(row + job.n_rows); }
 };
 
 // Outputs [o, o + R) of a block row start from the sums of the chunks before, or from the bias.
@@ -54,16 +53,15 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
     const Product& job = pass.job;
     V acc[R][NV];
     start_sums<R, NV, P>(acc, job, row * B + first, sums ? sums + first * P : nullptr);
-    const Entry *e = pass.begin(row), *end = pass.end(row);
-    const float* w = job.weights + (e - job.entries) * (K * B) + (end - e) * (K * first);
-    for (; e < end; ++e, w += K * R) {
+    const RowBlocks blocks = row_blocks(job, pass.chunk, row);
+    const float* w = row_weights<B, PAIRS>(job, blocks, first);
+    for (const Entry* e = blocks.begin; e < blocks.end; ++e, w += K * R) {
         const float* x = pass.panel + e->source;
         pin(x), pin(w);
 #pragma GCC unroll 16
         for (int i = 0; i < K; ++i) {
             V xv[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) xv[v] = load_pinned(x + i * P + v * W);
+            load_pinned(x + i * P, xv);
 #pragma GCC unroll 16
             for (int o = 0; o < R; ++o) {
                 const float* at = w + i * R + o;
@@ -88,7 +86,8 @@ static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_
     const Entry *e[ROWS], *end[ROWS];
 #pragma GCC unroll 2
     for (int r = 0; r < ROWS; ++r) {
-        e[r] = pass.begin(rows[r]), end[r] = pass.end(rows[r]);
+        const RowBlocks blocks = row_blocks(pass.job, pass.chunk, rows[r]);
+        e[r] = blocks.begin, end[r] = blocks.end;
         V bias = pass.job.bias ? broadcast(pass.job.bias[rows[r]]) : V{};
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) acc[r][v] = sums ? load(sums + (rows[r] - first) * P + v * W) : bias;
@@ -127,7 +126,7 @@ INLINE void run_pass(const Pass& pass, int64_t row, int64_t o, int64_t n, const 
     }
 }
 
-// Tiles [FIRST, LAST) of a group's results, where everything but the addresses is known when this is compiled.
+// Tiles [FIRST, LAST) of kLine outputs, where everything but the addresses is known when this is compiled.
 template <int FIRST, int LAST, int P, class T>
 INLINE void write_tiles(const float* done, const Target<T>& to) {
     if constexpr (FIRST < LAST) {
@@ -137,19 +136,20 @@ INLINE void write_tiles(const float* done, const Target<T>& to) {
     }
 }
 
-// Passes [N, kLine / R) over the kLine outputs of a group and a whole panel, while the results of the group before are
-// written in as many parts: no branch between the passes depends on data.
+// Passes [N, kLine / R) over kLine outputs and a whole panel, while the results of the outputs before are written in as
+// many parts: no branch between the passes depends on data.
 template <int B, int NV, int N, class T>
-INLINE void whole_group(const Pass& pass, int64_t row, const float* sums, float* out, const Target<T>& next,
-                        const float* done, const Target<T>& to, Ahead& ahead, int64_t lines) {
+INLINE void whole_line(const Pass& pass, int64_t row, const float* sums, float* out, const Target<T>& next,
+                       const float* done, const Target<T>& to, Ahead& ahead, int64_t lines) {
     constexpr int P = NV * W, R = kOutputs<B>, PASSES = kLine / R, TILES = kLine / W * NV;
-    constexpr int A_PASS = (TILES + PASSES - 1) / PASSES, FIRST = N * A_PASS, LAST = FIRST + A_PASS;
+    constexpr int A_PASS = (TILES + PASSES - 1) / PASSES, FIRST = N * A_PASS;
+    constexpr int LAST = FIRST + A_PASS < TILES ? FIRST + A_PASS : TILES;
     if constexpr (N < PASSES) {
         ahead.some(lines);
         next.claim(P * N / PASSES, P * (N + 1) / PASSES);
-        write_tiles<FIRST, LAST < TILES ? LAST : TILES, P>(done, to);
+        write_tiles<FIRST, LAST, P>(done, to);
         run_pass<B, NV, P, T>(pass, row, N * R, R, sums, out);
-        whole_group<B, NV, N + 1>(pass, row, sums, out, next, done, to, ahead, lines);
+        whole_line<B, NV, N + 1>(pass, row, sums, out, next, done, to, ahead, lines);
     }
 }
 
@@ -165,7 +165,7 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
         Results<T> next = {out, to.at(0, row * B), P, tokens, (last - row) * B};
         const float* from = sums ? sums + row * (B * P) : nullptr;
         if (next.whole_lines() && done.whole_lines()) {
-            whole_group<B, NV, 0>(pass, row, from, out, next.to, done.in, done.to, ahead, lines);
+            whole_line<B, NV, 0>(pass, row, from, out, next.to, done.in, done.to, ahead, lines);
         } else {
             for (int64_t o = 0, n = 0; o < next.features; o += R, ++n) {
                 ahead.some(lines);
@@ -223,7 +223,7 @@ static void product_blocks(const Product& job) {
         ahead.set((const T*)job.x, job.n_in, ahead_first, share.end(ahead_first));
         bool packed = job.n_chunks == 1 && share.index == last_panel;
         product_panel<B, NV, T>(job, (const T*)job.x + first * job.n_in, all.at(first, 0), share.tokens, share.row,
-                                    share.last_row, ahead, packed, panel, sums, stage);
+                                share.last_row, ahead, packed, panel, sums, stage);
         last_panel = share.index;
     }
     stream_end();

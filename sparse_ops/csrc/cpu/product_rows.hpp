@@ -1,6 +1,7 @@
 // Y = X W^T and dX = dY W of 16x16 blocks: lanes are outputs, a cache line of them, and inputs are broadcast from the
 // rows where they lie. Only the weights are rearranged, once a call: in the order of the visits, input by input.
 #pragma once
+#include "gather.hpp"
 #include "pack.hpp"
 #include "share.hpp"
 
@@ -37,10 +38,10 @@ static __attribute__((noinline)) void row_tile(const Product& job, int64_t row, 
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < kLineVectors; ++v) acc[r][v] = job.bias ? load(job.bias + row * kLine + v * W) : V{};
-    const Entry *e = job.entries + job.chunk_ptr[row], *end = job.entries + job.chunk_ptr[row + job.n_rows];
-    const float* w = job.weights + (e - job.entries) * (kLine * kLine);
+    const RowBlocks blocks = row_blocks(job, 0, row);
+    const float* w = row_weights<kLine, 1>(job, blocks, 0);
     int64_t stride = job.n_in;
-    for (; e < end; ++e, w += kLine * kLine) {
+    for (const Entry* e = blocks.begin; e < blocks.end; ++e, w += kLine * kLine) {
         const float *at[R], *next = x + e[1].source;
         at[0] = x + e->source;
         pin(w), pin(at[0]);
@@ -51,8 +52,7 @@ static __attribute__((noinline)) void row_tile(const Product& job, int64_t row, 
 #pragma GCC unroll 16
         for (int i = 0; i < kLine; ++i) {
             V wv[kLineVectors];
-#pragma GCC unroll 4
-            for (int v = 0; v < kLineVectors; ++v) wv[v] = load_pinned(w + i * kLine + v * W);
+            load_pinned(w + i * kLine, wv);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 V s = broadcast(at[r][i]);

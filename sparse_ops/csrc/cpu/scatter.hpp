@@ -17,15 +17,19 @@ inline uint16_t to_half(float f) {
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-struct Sums {  // how a gradient's sums lie, see UnitOrder and DotOrder
-    int64_t count, floats, width, stride;  // of blocks, of a part; of a block's row
-    const int32_t* slots;
-    const int64_t* places;  // null: one after the other
+// How a gradient's sums lie, see UnitOrder and DotOrder.
+struct Sums {
+    int64_t count;          // of blocks, and of places that hold none
+    int64_t floats;         // of all blocks
+    int64_t width;          // resident features that stand together
+    int64_t stride;         // from one streamed feature of a block to the next
+    const int32_t* slots;   // [count], -1 for no block
+    const int64_t* places;  // [count] where each block's sums begin; null: one after the other
 };
 
 // Sum the threads' parts in their order and put blocks [first, last) where the slots are: [nnz, block, block] in the
 // output's type. A part's sums begin at places[k] and are [block / WIDTH][block][WIDTH], rows `stride` apart.
-// transposed: they hold every block as its transpose. A slot of -1 has no block.
+// transposed: they hold every block as its transpose.
 template <int WIDTH, class T, class Convert>
 void scatter(const std::vector<const float*>& parts, const Sums& sums, int64_t first, int64_t last, int64_t block,
              bool transposed, T* out, Convert convert) {

@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "api.hpp"
+
 struct Workspace {  // mapped by hand: whole pages of 2 MB where the system has them, and none given back between calls
     char* data = nullptr;
     size_t size = 0;
@@ -32,9 +34,6 @@ struct Workspace {  // mapped by hand: whole pages of 2 MB where the system has 
     }
     ~Workspace() { release(); }
 };
-
-// GOMP_parallel of the OpenMP runtime that torch runs on, so that these threads are torch's own; null: start threads.
-typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
 
 // Call work(part) for every part, on at most `threads` threads. Correct whatever number of threads really comes.
 inline void for_each_part(Parallel parallel, int threads, int64_t parts, const std::function<void(int64_t)>& work) {

@@ -50,6 +50,11 @@ INLINE V load_pinned(const float* p) {
     pin(v);
     return v;
 }
+template <int N>
+INLINE void load_pinned(const float* p, V (&v)[N]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) v[i] = load_pinned(p + i * W);
+}
 // In place: given the choice, GCC overwrites a factor, and then needs one more register.
 INLINE void multiply_add(V& sum, V a, V b) {
 #if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)

@@ -32,7 +32,7 @@ def random_documents(seed: int, count: int, sentences: int = 12) -> list[str]:
 def use_source(monkeypatch: pytest.MonkeyPatch, documents: Callable[[], Any], name: str = "toy") -> None:
     """Register a source for one test."""
     identity: dict[str, Any] = {"made": "for a test"}
-    monkeypatch.setitem(source._SOURCES, name, lambda **_: source.Source(name, identity, documents))
+    monkeypatch.setitem(source.SOURCES, name, lambda **_: source.Source(name, identity, documents))
 
 
 def corpus(**changes: Any) -> Corpus:

@@ -13,7 +13,7 @@ from data_corpora import corpus
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.local_files import cut_documents
-from ipu_bert.data.source import BOOKCORPUS, WIKIPEDIA, group_rows, make_source, register, source_names
+from ipu_bert.data.source import BOOKCORPUS, SOURCES, WIKIPEDIA, group_rows, make_source, register
 
 
 def files(*paths: Path, **options: object) -> Corpus:
@@ -123,14 +123,16 @@ def test_an_unknown_source_names_the_nearest() -> None:
 
 
 def test_a_new_source_is_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipu_bert.data.source._SOURCES", {})
+    monkeypatch.setitem(SOURCES, "mine", None)  # so that it is taken out at the end
+    del SOURCES["mine"]
 
     @register("mine")
     def mine(**_: object) -> object:
         return "made"
 
-    assert source_names() == ["mine"]
     assert make_source(corpus(source="mine")) == "made"
+    with pytest.raises(ValueError, match="source 'mine': expected a new name, found it registered already"):
+        register("mine")(mine)
 
 
 def test_wikipedia_and_bookcorpus_come_by_name_in_documents(monkeypatch: pytest.MonkeyPatch) -> None:

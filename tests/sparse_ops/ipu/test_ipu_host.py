@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,15 @@ def compile_fake(folder: Path, abi: int = ABI_VERSION) -> Path:
     command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", f"-DFAKE_ABI={abi}", f"-I{build_ipu.SOURCE}"]
     subprocess.run([*command, str(HERE / "fake_host.c"), "-o", str(path)], check=True)
     return path
+
+
+def fake_sdk(folder: Path) -> None:
+    """The files that a build looks for."""
+    for header in ("poplar/Graph.hpp", "popsparse/FullyConnected.hpp", "popart/op.hpp"):
+        (folder / header).parent.mkdir()
+        (folder / header).touch()
+    for name in ("poplar", "popsparse", "poputil", "popart"):
+        (folder / f"lib{name}.so").touch()
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +110,35 @@ def test_build_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = "\n".join(lacking)
     for part in ("poplar/Graph.hpp", "popsparse/FullyConnected.hpp", "popart/op.hpp", "libpopart.so", "command make"):
         assert part in text
-    for header in ("poplar/Graph.hpp", "popsparse/FullyConnected.hpp", "popart/op.hpp"):
-        (tmp_path / header).parent.mkdir(exist_ok=True)
-        (tmp_path / header).touch()
-    for name in ("poplar", "popsparse", "poputil", "popart"):
-        (tmp_path / f"lib{name}.so").touch()
+    fake_sdk(tmp_path)
     found = build_ipu.missing({"CPATH": str(tmp_path), "LIBRARY_PATH": str(tmp_path), "PATH": str(tmp_path)})
     assert all(line.startswith("command") for line in found)
     if build.main(["ipu"]):
         assert "needs an enabled Poplar SDK" in capsys.readouterr().err
+
+
+def test_a_build_that_fails_leaves_the_library_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for an SDK, and for its compiler one that writes "library", or a part of it and then fails."""
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nuntil [ "$1" = -o ]; do shift; done\nprintf "$WRITES" > "$2"; exit $STATUS\n')
+    compiler.chmod(0o755)
+    fake_sdk(tmp_path)
+    folders = {"CPATH": str(tmp_path), "LIBRARY_PATH": str(tmp_path), "SPARSE_OPS_BUILD_DIR": str(tmp_path / "build")}
+    for name, value in {**folders, "CXX": str(compiler), "WRITES": "library", "STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    left = build_ipu.library_path().with_name(f".{build_ipu.LIBRARY}.{os.getpid()}.tmp")
+    left.parent.mkdir(parents=True)
+    left.write_text("what a killed build of the same number left")
+    built = build_ipu.build()
+    assert built.read_text() == "library"
+    monkeypatch.setenv("WRITES", "a part")
+    monkeypatch.setenv("STATUS", "3")
+    with pytest.raises(RuntimeError, match=r"did not compile:(?s:.)* 3"):
+        build_ipu.build()
+    assert built.read_text() == "library"
+    assert [path.name for path in built.parent.iterdir()] == [built.name]
 
 
 def test_poptorch_that_is_not_there() -> None:

@@ -1,0 +1,70 @@
+// The C interface: what sparse_ops/native.py calls through ctypes. It fills these structures by its own declaration of
+// them, and tests/sparse_ops/test_native.py compares the two. Arrays are contiguous and row-major.
+#pragma once
+#include <cstdint>
+
+// GOMP_parallel of the OpenMP runtime that torch runs on, so that these threads are torch's own.
+typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
+
+// The blocks of a weight by row and by column, as sparse_ops.pattern.BlockIndex. A slot is a place for one block's
+// values: slot k holds the block at (rows[k], cols[k]) of the grid of blocks. nnz: the number of slots.
+struct BlockIndex {
+    const int32_t* rows;       // [nnz] block row of each slot
+    const int32_t* cols;       // [nnz] block column of each slot
+    const int32_t* row_ptr;    // [block rows + 1]: row r has the slots row_slots[row_ptr[r]:row_ptr[r + 1]]
+    const int32_t* row_slots;  // [nnz] slots by row, then by column
+    const int32_t* col_ptr;    // [block columns + 1]: the same of columns
+    const int32_t* col_slots;  // [nnz] slots by column, then by row
+};
+
+// Y = X W^T + bias of a weight W, or GELU of it. dX = dY W is this too, with W transposed: `x` is then dY and `y` is
+// dX.
+struct ProductCall {
+    const void* x;       // [tokens, n_in]
+    void* y;             // [tokens, n_out]
+    void* slope;         // [tokens, n_out]: with `gelu` its derivative at X W^T + bias; null: not wanted
+    const float* bias;   // [n_out], float32 always; null: none
+    const void* values;  // [nnz, block, block]: blocks of W in slot order, as they stand in it
+    BlockIndex index;    // of W
+    int64_t tokens;      // rows of x and y
+    int64_t n_in;        // features of x
+    int64_t n_out;       // features of y
+    int64_t block;       // 1, 4, 8 or 16
+    Parallel parallel;   // runs the threads; null: they are started for this call
+    int32_t threads;     // at most so many
+    int32_t level;       // instruction level, see sparse_ops_best_level
+    bool half;           // x, y, slope and values are bfloat16, else float32
+    bool gelu;           // y is the GELU of the product
+    bool transposed;     // multiply by W in place of W^T
+};
+
+// dW = dY^T X at the blocks of W, and the bias's gradient.
+struct GradientCall {
+    const void* x;      // [tokens, n_in]
+    const void* dy;     // [tokens, n_out]
+    void* out;          // [nnz, block, block]: dW in slot order
+    void* bias;         // [n_out]: dy summed over tokens; null: not wanted
+    BlockIndex index;   // of W
+    int64_t tokens;     // rows of x and dy
+    int64_t n_in;       // features of x
+    int64_t n_out;      // features of dy
+    int64_t block;      // 1, 4, 8 or 16
+    Parallel parallel;  // as of a product
+    int32_t threads;    // at most so many
+    int32_t level;      // instruction level
+    bool half;          // x, dy, out and bias are bfloat16, else float32
+};
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// 3: AVX-512 with AVX512_BF16, 2: AVX-512, 1: AVX2, 0: portable; the best of those compiled (SPARSE_OPS_LEVELS of them)
+// that this processor and its operating system run.
+EXPORT int sparse_ops_best_level();
+
+// Both return 0, or -1 when memory runs out.
+EXPORT int sparse_ops_product(const ProductCall* call);
+EXPORT int sparse_ops_gradient(const GradientCall* call);
+
+}  // extern "C"
