@@ -150,10 +150,11 @@ def build() -> Path:
 
 
 def _sweep(cache: Path) -> None:
-    """Remove what killed compilations left; one that is older than a day is nobody's any more."""
+    """Remove what killed compilations left: folders of our object files alone, older than a day."""
+    ours = {f"{name}.o" for name in (*(level.name for level in LEVELS), "api", "plan")}
     for folder in cache.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):  # another process sweeps, too, or the cache cannot be written
-            if time.time() - folder.stat().st_mtime > _DAY:
+            if time.time() - folder.stat().st_mtime > _DAY and {path.name for path in folder.iterdir()} <= ours:
                 shutil.rmtree(folder)
 
 
