@@ -80,7 +80,7 @@ def test_a_folder_that_a_killed_process_left_is_not_a_checkpoint(tmp_path):
         (lambda path: (path / "state.json").write_text("{"), "state.json"),
         (
             lambda path: edit(path / "state.json", format=99),
-            "expected format 1, found 99; use the version that wrote it",
+            "expected format 1, found 99; use the version that",
         ),
         (lambda path: (path / "state.json").write_text("[1]"), "expected a JSON object, found list"),
         (lambda path: (path / "state.json").write_text("[" * 99_999), "state.json: "),

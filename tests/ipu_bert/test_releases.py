@@ -39,9 +39,9 @@ def recorded(folder: Path, kind: str) -> list[tuple[int, float]]:
 def test_a_run_goes_on_to_what_the_release_recorded(release, engine):
     """Losses of the same numbers, perhaps summed in another order on this machine.
 
-    A loss is a mean of -log softmax over 300 pieces in float32: sums of 300 terms are within 300 x 2^-24 = 2e-5 of exact
-    ones, and so is their logarithm. With Adam's epsilon at 1e-3 such errors of a gradient move no weight by more than
-    lr x 1e-2 of themselves. From the weights of step 0 in place of step 3, losses are 1e-3 away.
+    A loss is a mean of -log softmax over 300 pieces in float32: sums of 300 terms are within 300 x 2^-24 = 2e-5 of the
+    exact ones, and so is their logarithm. An error of a gradient moves a weight by at most lr / epsilon = 1 times itself.
+    From the weights of step 0 in place of step 3, the next evaluation would be 7e-4 away.
     """
     executor._attached.clear()
     folder = release / engine
