@@ -134,7 +134,7 @@ class TrainSettings:
     )
     skip_non_finite: int = setting(
         0,
-        "steps in a row that are skipped where the loss or the gradient is not finite: their batch is used up, weights, "
+        "steps in a row that are skipped where loss or gradient is not finite: their batch is used up; weights, "
         "moments and patterns stay; one more ends the run, with 0 the first",
         low=0,
     )

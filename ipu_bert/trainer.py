@@ -131,8 +131,7 @@ class Trainer:
 
     def _evaluate(self, metrics: Metrics) -> dict[str, float]:
         stream = self.heldout_stream
-        in_one_pass = -(-stream.sequences_per_epoch // self.config.train.batch_size)
-        batches = range(min(self.config.eval.batches, in_one_pass))
+        batches = stream.first_batches(self.config.eval.batches)
         with self.timer("evaluation"):
             means = reduce(add, (self.engine.eval_step(stream.batch(index)) for index in batches)).means()
         self._write(metrics, "eval", **means)

@@ -30,7 +30,10 @@ ORDER = [
     "summary",
     "dry_run",
     "trainer",
+    "trained",
     "export_run",
+    "evaluate",
+    "measure",
     "bench",
     "bench_step",
 ]
