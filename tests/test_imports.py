@@ -33,8 +33,8 @@ ORDER = [
     "trained",
     "export_run",
     "evaluate",
-    "measure",
     "bench",
+    "measure",
     "bench_step",
 ]
 POPTORCH_FILES = {"sparse_ops/ipu/layer.py", "ipu_bert/engines/ipu/engine.py"}
