@@ -37,7 +37,8 @@ def load_model(path: Path) -> TrainedModel:
         model.load_state_dict(groups["model"])
         return TrainedModel(model, config, found, info["step"], info["identity"]["tokenizer"])
     except (KeyError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"checkpoint {found}: {error}") from None
+        problem = "; ".join(str(error).splitlines())  # a config's errors have a line each
+        raise checkpoint.CheckpointError(f"checkpoint {found}: {problem}") from None
 
 
 def open_text(trained: TrainedModel) -> TokenFiles:
