@@ -94,6 +94,7 @@ def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, caps
     state = json.loads((other / "state.json").read_text())
     state["config"]["optim"]["lr"], state["config"]["model"]["heads"] = "fast", 3
     (other / "state.json").write_text(json.dumps(state))
+    changed = SimpleNamespace(manifest={"tokenizer_sha256": "0"}, directory="elsewhere")
     for arguments, message in (
         ([nowhere], f"expected {nowhere} to be or to hold a complete checkpoint, found none"),
         ([run, "--text", "/no/such.txt"], "no text found at '/no/such.txt'"),
@@ -103,7 +104,6 @@ def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, caps
         ([run], "expected the vocabulary that it was trained with, found another one"),
     ):
         if arguments == [run]:  # the text has changed since: losses would be of other words
-            changed = SimpleNamespace(manifest={"tokenizer_sha256": "0"}, directory="elsewhere")
             monkeypatch.setattr(assemble, "find_data", lambda config: ("", changed))
         capsys.readouterr()
         assert evaluate.main([str(argument) for argument in arguments]) == 2
