@@ -21,8 +21,8 @@ from ipu_bert.trainer import Trainer
     [
         [],
         ["sparsity.method=dense", "model.layers=3"],
-        ["sparsity.method=static", "sparsity.block_size=1"],
-        ["sparsity.layers=['*.qkv']", "sparsity.block_size=4", "model.hidden_size=128"],
+        ["sparsity.block_size=1"],
+        ["sparsity.layers=['*.qkv']", "sparsity.method=static", "sparsity.block_size=4", "model.hidden_size=128"],
     ],
     ids=lambda overrides: overrides[0] if overrides else "as it is",
 )
