@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipu_bert import checkpoint
+from ipu_bert import checkpoint, export_run
 from ipu_bert.config import as_dict, from_dict, load_config
 from ipu_bert.engines.simulator import executor
-from ipu_bert.export_run import load_model
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trainer import Trainer
 
@@ -67,10 +66,11 @@ def test_a_resolved_config_is_the_same_run(release):
         assert as_dict(from_dict(written)) == read
 
 
-def test_a_checkpoint_is_exported(release):
+def test_a_checkpoint_and_its_text_are_exported(release):
     for engine in ENGINES:
-        model, config = load_model(release / engine)
-        assert (model.shape.layers, config.engine.name) == (1, engine)
+        assert export_run.main([str(release / engine), engine + " exported"]) == 0
+        written = {path.name for path in (release / f"{engine} exported").iterdir()}
+        assert written == {"config.json", "model.safetensors", "tokenizer.json"}
 
 
 CHECKPOINT = "torch/checkpoints/step_00000003/state.json"
