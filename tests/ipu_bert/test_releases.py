@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 import yaml
@@ -22,12 +23,14 @@ pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 
 @pytest.fixture(params=RELEASES, ids=lambda path: path.name)
-def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to work in; what is read there is named from there."""
+def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy to work in, what is read there is named from there, and the simulated IPUs free before and after."""
     copy = tmp_path / "release"
     shutil.copytree(request.param, copy)
     monkeypatch.chdir(copy)
-    return copy
+    executor._attached.clear()
+    yield copy
+    executor._attached.clear()
 
 
 def recorded(folder: Path, kind: str) -> list[tuple[int, float]]:
@@ -42,7 +45,6 @@ def test_a_run_goes_on_to_what_the_release_recorded(release, engine):
     exact ones, and so is their logarithm. An error of a gradient moves a weight by at most lr / epsilon = 1 times that.
     From the weights of step 0 in place of step 3, the next evaluation would be 7e-4 away.
     """
-    executor._attached.clear()
     folder = release / engine
     expected = {kind: recorded(folder, kind) for kind in ("train", "eval")}
     config = load_config(str(folder / "config.yaml"))
