@@ -132,6 +132,12 @@ class TrainSettings:
     micro_batch_size: Optional[int] = setting(
         None, "sequences per forward and backward pass, gradients added up; none: the whole batch", low=1
     )
+    skip_non_finite: int = setting(
+        0,
+        "steps in a row that are skipped where loss or gradient is not finite: their batch is used up; weights, "
+        "moments and patterns stay; one more ends the run, with 0 the first",
+        low=0,
+    )
 
 
 @dataclass
@@ -148,6 +154,7 @@ class CheckpointSettings:
 
     every: int = setting(1000, "steps between checkpoints; 0: only at the end", low=0)
     keep: int = setting(2, "newest checkpoints to keep; 0: all", low=0)
+    keep_best: bool = setting(False, "also keep the one of the lowest held-out masked-LM loss, in `best/`")
 
 
 @dataclass
