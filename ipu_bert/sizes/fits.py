@@ -25,7 +25,7 @@ def check_memory(config: Config, vocab_size: int, available: int) -> None:
         working += 4 * sequences * config.data.max_predictions * shape.vocab_size
     if held + working > available:
         raise ValueError(
-            f"memory: expected a run that fits the {available / 1e9:,.1f} GB here, found {held / 1e9:,.1f} GB for weights, "
-            f"gradients and moments and at least {working / 1e9:,.1f} GB for a micro-batch; "
+            f"memory: expected a run that fits the {available / 1e9:,.1f} GB here, found {held / 1e9:,.1f} GB for "
+            f"weights, gradients and moments and at least {working / 1e9:,.1f} GB for a micro-batch; "
             "try a smaller model or train.micro_batch_size"
         )
