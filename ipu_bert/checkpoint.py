@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ipu_bert.config import Config, identity
+from ipu_bert.json_file import is_count, read_object
 from sparse_ops.files import sha256_of, sync
 
 FORMAT = 1
@@ -96,7 +97,16 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     Raises DamagedCheckpointError when a byte of it is not as written.
     """
     state = verify(path)
-    return {(path / name).stem: load_file(str(path / name)) for name in state["files"]}, state
+    return {(path / name).stem: _tensors(path, path / name) for name in state["files"]}, state
+
+
+def _tensors(path: Path, file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(file))
+    except Exception as error:  # safetensors raises many kinds for a header that is none
+        raise DamagedCheckpointError(
+            path, file, f"cannot be read as safetensors: {' '.join(str(error).split())}"
+        ) from None
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -118,10 +128,10 @@ def read_info(path: Path) -> dict[str, Any]:
     """The info of a checkpoint folder alone; DamagedCheckpointError when that cannot be read."""
     file = path / _STATE
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = read_object(file)
     except FileNotFoundError:
         raise DamagedCheckpointError(path, path, f"expected a folder with {_STATE}, found none") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedCheckpointError(path, file, str(error)) from None
     problem = _problem(state)
     if problem:
@@ -132,16 +142,20 @@ def read_info(path: Path) -> dict[str, Any]:
     return state
 
 
-def _problem(state: Any) -> str:
+def _problem(state: Mapping[str, Any]) -> str:
     """Why this cannot be what `save` wrote into state.json; empty where it can."""
-    if not isinstance(state, dict):
-        return f"expected a JSON object, found {type(state).__name__}"
     for key, kind in _TYPES.items():
         if type(state.get(key, kind())) is not kind or (key in _ALWAYS and key not in state):
             return f"expected {key} of type {kind.__name__}, found {state.get(key)!r:.60}"
+    if not is_count(state["step"]):
+        return f"expected a step of 0 or more, found {state['step']!r:.60}"
+    for phase, seconds in {**state.get("seconds", {}), "elapsed_seconds": state.get("elapsed_seconds", 0.0)}.items():
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            return f"expected seconds of 0 or more, found {phase!r:.60}: {seconds!r:.60}"
     for name, entry in state["files"].items():
         beside = os.path.basename(name) == name and name.endswith(".safetensors")
-        if not beside or not isinstance(entry, dict) or {"bytes", "sha256"} - entry.keys():
+        entry_as_written = isinstance(entry, dict) and is_count(entry.get("bytes")) and "sha256" in entry
+        if not beside or not entry_as_written:
             return f"expected bytes and sha256 of a safetensors file beside it, found {name!r:.60}: {entry!r:.60}"
     return ""
 

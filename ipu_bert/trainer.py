@@ -232,9 +232,9 @@ class Trainer:
         if self.step > last:
             raise checkpoint.CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {self.step}")
         try:
-            self.engine.load_state(groups, self.step)
             if self.updater is not None:
-                self.updater.load_state_dict(groups["pattern_history"])
+                self.updater.load_state_dict(groups.get("pattern_history", {}))
+            self.engine.load_state(groups, self.step)
         except (KeyError, ValueError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {error}") from None
 
