@@ -26,6 +26,7 @@ _STATE = "state.json"
 _NAME = re.compile(r"step_(\d+)")
 _ASIDE = re.compile(r"\.(step_\d+)\.\d+\.(tmp|old)")
 
+_TEXT = ("tokenizer", "text")  # of a run's identity: what was prepared, which follows from the settings and the text
 _ALWAYS = ("format", "step", "files")
 _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
     **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
@@ -210,21 +211,28 @@ def _step_of(path: Path) -> int:
 
 
 def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
-    """CheckpointError that lists every setting in which a checkpoint's run differs from this one.
+    """CheckpointError that lists every setting in which a checkpoint's run differs from this one, or names its text.
 
-    A setting that was added after the checkpoint was written counts as its default there.
+    A setting that was added after the checkpoint was written counts as its default there. A checkpoint of a version
+    that did not record its prepared text is taken, with a warning.
     """
     if found is None:
         raise CheckpointError(f"checkpoint {path}: expected the settings of its run in {_STATE}, found none")
     defaults = {key: value for key, value in identity(Config()).items() if key in expected}
     found = {**defaults, **found}
-    differing = [
-        f"{key}: expected {expected.get(key)!r}, found {found.get(key)!r}"
-        for key in sorted(set(expected) | set(found))
-        if expected.get(key) != found.get(key)
-    ]
+    differing = [key for key in sorted(set(expected) | set(found)) if expected.get(key) != found.get(key)]
+    settings = [f"{k}: expected {expected.get(k)!r}, found {found.get(k)!r}" for k in differing if k not in _TEXT]
+    if settings:
+        raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(settings))
+    if "text" in expected and "text" not in found:
+        print(f"checkpoint {path} does not say which text it has seen, which may have changed since", file=sys.stderr)
+        differing.remove("text")
     if differing:
-        raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(differing))
+        of = "data.path" if expected.get("data.source") == "files" else f"data.source {expected.get('data.source')}"
+        raise CheckpointError(
+            f"checkpoint {path}: the text of {of}, or how it is prepared, changed since this was saved: a run goes on "
+            "with the text that it began with; bring it back, or begin a new run without --resume"
+        )
 
 
 def _make(folder: Path) -> None:
