@@ -8,7 +8,7 @@ from pathlib import Path
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, from_dict
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.engines.base import check_model_state
+from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining
 
 
@@ -32,13 +32,19 @@ def load_model(path: Path) -> TrainedModel:
     groups, info = checkpoint.load(found)
     try:
         config = from_dict(info["config"])
-        model = assemble.make_model(config, int(groups["model"]["cls.predictions.bias"].shape[0]))
-        check_model_state(model.state_dict(), groups["model"])
+        model = assemble.make_model(config, _vocab_size(groups))
+        check_model(model, groups)
         model.load_state_dict(groups["model"])
         return TrainedModel(model, config, found, info["step"], info["identity"]["tokenizer"])
     except (KeyError, ValueError) as error:
         problem = "; ".join(str(error).splitlines())  # a config's errors have a line each
         raise checkpoint.CheckpointError(f"checkpoint {found}: {problem}") from None
+
+
+def _vocab_size(groups: checkpoint.Groups) -> int:
+    """Rows of the decoder's bias; 1 where there is none, with which the check of the model fails."""
+    bias = groups.get("model", {}).get("cls.predictions.bias")
+    return max(1, bias.numel()) if bias is not None else 1
 
 
 def open_text(trained: TrainedModel) -> TokenFiles:
