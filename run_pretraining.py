@@ -4,17 +4,25 @@ python run_pretraining.py --config quickstart                        the small r
 python run_pretraining.py --config my.yaml train.steps=500           a file of your own, one setting changed
 python run_pretraining.py --config quickstart --dry-run              what would be trained, then stop
 python run_pretraining.py --config quickstart --resume               go on where the newest checkpoint stands
+python run_pretraining.py --config quickstart --resume auto          go on if there is a checkpoint, else start
+
+exit status: 0 done; 2 something is wrong, one line each says what; 75 stopped by SIGTERM, SIGHUP, SIGUSR1 or SIGQUIT
+and saved: the same command with --resume auto goes on; 130 stopped by Ctrl-C and saved
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
+from ipu_bert.signals import InterruptedRunError, raised
 
 
 def main(argv: list[str]) -> int:
@@ -29,13 +37,19 @@ def main(argv: list[str]) -> int:
             return _dry_run(config, options.json)
         for line in config.gave_way:
             print(f"gave way: {line}", file=sys.stderr)
-        return _train(config, options.resume)
+        with raised():
+            return _train(config, _start(config, options.resume))
+    except InterruptedRunError as stop:
+        _say(str(stop))
+        return stop.status
     except ConfigError as error:
         return _fail(*error.errors)
+    except checkpoint.DamagedCheckpointError as error:
+        return _fail(f"{error}; {_way_on(error.path, options)}")
     except (ValueError, ArithmeticError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _say("stopped")
         return 130
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -57,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="latest",
         metavar="PATH",
-        help="continue from a checkpoint or a run's folder; without PATH, or with `latest`, from this run's newest",
+        help="continue from a checkpoint or a run's folder; without PATH, or with `latest`, from this run's newest; "
+        "with `auto` from the newest if there is one, else start",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan of the run and stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as one JSON object")
@@ -73,23 +88,29 @@ def _dry_run(config: Config, as_json: bool) -> int:
     return 0
 
 
-def _train(config: Config, resume: str | None) -> int:
-    from ipu_bert.trainer import InterruptedRunError, Trainer
+def _start(config: Config, resume: str | None) -> Path | None:
+    """The checkpoint to go on from, if any. Raises CheckpointError where one was asked for and there is none."""
+    if resume is None:
+        return None
+    folder = Path(config.run.dir if resume in ("latest", "auto") else resume)
+    try:
+        return checkpoint.find(folder)
+    except checkpoint.CheckpointError:
+        if resume == "auto":
+            return None
+        raise
 
-    start = None
-    if resume is not None:
-        start = checkpoint.find(Path(config.run.dir if resume == "latest" else resume))
+
+def _train(config: Config, start: Path | None) -> int:
+    from ipu_bert.trainer import Trainer
+
     if config.engine.name == "ipu":
         from ipu_bert.engines.ipu.instances import folder_of_instance
 
         config.run.dir = folder_of_instance(config.run.dir, config.engine.device)
         if config.engine.device == "offline":
             return _compile(config)
-    try:
-        folder = Trainer(config, start).run()
-    except InterruptedRunError as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.number
+    folder = Trainer(config, start).run()
     print(f"report: {folder / 'report.md'}")
     return 0
 
@@ -104,10 +125,28 @@ def _compile(config: Config) -> int:
     return 0
 
 
+def _way_on(damaged: Path, options: argparse.Namespace) -> str:
+    """What to do about a damaged checkpoint."""
+    intact = checkpoint.intact_before(damaged)
+    if intact is None:
+        return "no intact checkpoint is before it"
+    command = ["python", "run_pretraining.py", "--config", options.config, "--resume", str(intact), *options.overrides]
+    return f"{intact} before it is intact: go on with {shlex.join(command)}"
+
+
 def _fail(*lines: str) -> int:
     for line in lines:
-        print(f"error: {line}", file=sys.stderr)
+        _say(f"error: {line}")
     return 2
+
+
+def _say(line: str) -> None:
+    """One line on standard error; a terminal that was closed must not change the exit status."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,71 +23,127 @@ from sparse_ops.files import sha256_of, sync
 FORMAT = 1
 _STATE = "state.json"
 _NAME = re.compile(r"step_(\d+)")
+_ASIDE = re.compile(r"\.(step_\d+)\.\d+\.(tmp|old)")
+
+_ALWAYS = ("format", "step", "files")
+_TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
+    **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
+    **{"seconds": dict, "elapsed_seconds": float, "heldout_loss": float},
+}
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, cut, or belongs to something else."""
+    """A checkpoint that is missing, damaged, or belongs to something else."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint folder, `path`, that is not as it was written; `where`: its damaged file, or itself."""
+
+    def __init__(self, path: Path, where: Path, problem: str) -> None:
+        self.path = path
+        super().__init__(f"checkpoint {where}: {problem}")
 
 
 def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep: int) -> Path:
     """Write `folder`/step_<step>/ with one safetensors file per group and state.json; returns its path.
 
     It appears by a rename when everything is on disk, so a killed process or a full disk leaves the checkpoints before
-    it as they were. Afterwards all but the newest `keep` are removed (0: none).
+    it as they were. Afterwards all but the newest `keep` up to this step are removed (0: none).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final, aside = folder / f"step_{step:08d}", folder / f".step_{step:08d}.{os.getpid()}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    _make(folder)
+    final, aside = folder / f"step_{step:08d}", _aside(folder, step)
     try:
-        files = {}
-        for group, tensors in groups.items():
-            path = aside / f"{group}.safetensors"
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
-            files[path.name] = _describe(path)
-            sync(path)
-        state = {"format": FORMAT, "step": step, "files": files, **info}
-        (aside / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        sync(aside / _STATE)
-        if final.exists():  # the same step again, after a resume: the old one goes when the new one stands
+        _write(aside, final, step, groups, info)
+        if final.exists():  # the same step again: the old one goes when the new one stands
             os.replace(final, aside.with_suffix(".old"))
         os.replace(aside, final)
         sync(folder)
-    except SafetensorError as error:  # its message has no file name
-        raise OSError(f"checkpoint {final}: could not be written: {error}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
-    for _, old in complete(folder)[:-keep] if keep else ():
-        shutil.rmtree(old)
+    own = [(number, path) for number, path in complete(folder) if number <= step]
+    for number, old in own[:-keep] if keep else ():
+        doomed = _aside(folder, number)
+        os.replace(old, doomed)  # half of a checkpoint never has a checkpoint's name
+        shutil.rmtree(doomed)
     return final
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors by group and the info of a checkpoint folder; CheckpointError when a byte of it is not as written."""
+def try_out(folder: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:
+    """Write a checkpoint aside, read it back and remove it: what `save` could not do is found before any work is done.
+
+    Raises OSError or ValueError, one line, as `save` and `load` would, or when something is read that was not written.
+    """
+    _make(folder)
+    aside = _aside(folder, step)
     try:
-        state = json.loads((path / _STATE).read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path}: expected a folder with {_STATE}, found none") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path / _STATE}: {error}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else state
-        raise CheckpointError(f"checkpoint {path / _STATE}: expected format {FORMAT}, found {found}")
-    groups = {}
+        _write(aside, folder / f"step_{step:08d}", step, groups, info)
+        for group, tensors in groups.items():
+            read = load_file(str(aside / f"{group}.safetensors"))
+            differing = [name for name in tensors if name not in read or not _same_bits(read[name], tensors[name])]
+            if differing:
+                raise CheckpointError(f"checkpoint {folder}: {group} {differing[0]} is not read as it was written")
+        read_info(aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors by group and the info of a checkpoint folder.
+
+    Raises DamagedCheckpointError when a byte of it is not as written.
+    """
+    state = verify(path)
+    return {(path / name).stem: load_file(str(path / name)) for name in state["files"]}, state
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The info of a checkpoint folder whose every byte was compared with it; raises DamagedCheckpointError."""
+    state = read_info(path)
     for name, expected in state["files"].items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"checkpoint {path}: expected {name}, found no such file")
+            raise DamagedCheckpointError(path, path, f"expected {name}, found no such file")
         if file.stat().st_size != expected["bytes"]:
             found = file.stat().st_size
-            raise CheckpointError(f"checkpoint {file}: expected {expected['bytes']} bytes, found {found}: it is cut")
-        if _describe(file) != expected:
-            raise CheckpointError(f"checkpoint {file}: its SHA-256 is not the one in {_STATE}: it is damaged")
-        groups[file.stem] = load_file(str(file))
-    return groups, state
+            raise DamagedCheckpointError(path, file, f"expected {expected['bytes']} bytes, found {found}: it is cut")
+        if sha256_of(file) != expected["sha256"]:
+            raise DamagedCheckpointError(path, file, f"its SHA-256 is not the one in {_STATE}: it is damaged")
+    return state
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """The info of a checkpoint folder alone; DamagedCheckpointError when that cannot be read."""
+    file = path / _STATE
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedCheckpointError(path, path, f"expected a folder with {_STATE}, found none") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(path, file, str(error)) from None
+    problem = _problem(state)
+    if problem:
+        raise DamagedCheckpointError(path, file, problem)
+    if state["format"] != FORMAT:
+        found = f"found {state['format']}; use the version that wrote it"
+        raise CheckpointError(f"checkpoint {file}: expected format {FORMAT}, {found}")
+    return state
+
+
+def _problem(state: Any) -> str:
+    """Why this cannot be what `save` wrote into state.json; empty where it can."""
+    if not isinstance(state, dict):
+        return f"expected a JSON object, found {type(state).__name__}"
+    for key, kind in _TYPES.items():
+        if type(state.get(key, kind())) is not kind or (key in _ALWAYS and key not in state):
+            return f"expected {key} of type {kind.__name__}, found {state.get(key)!r:.60}"
+    for name, entry in state["files"].items():
+        beside = os.path.basename(name) == name and name.endswith(".safetensors")
+        if not beside or not isinstance(entry, dict) or {"bytes", "sha256"} - entry.keys():
+            return f"expected bytes and sha256 of a safetensors file beside it, found {name!r:.60}: {entry!r:.60}"
+    return ""
 
 
 def complete(folder: Path) -> list[tuple[int, Path]]:
@@ -108,11 +168,40 @@ def find(where: Path) -> Path:
     raise CheckpointError(f"checkpoint: expected {where} to be or to hold a complete checkpoint, found none")
 
 
-def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def intact_before(path: Path) -> Path | None:
+    """The newest checkpoint beside `path` that is older and of which every byte is as written."""
+    steps = {found: step for step, found in complete(path.parent)}
+    for older in sorted((x for x in steps if steps[x] < _step_of(path)), key=steps.__getitem__, reverse=True):
+        with contextlib.suppress(CheckpointError):
+            verify(older)
+            return older
+    return None
+
+
+def clean(folder: Path) -> None:
+    """Remove what killed processes left in a folder of checkpoints; the caller holds the run's lock."""
+    newest = max((step for step, _ in complete(folder)), default=0)
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        match = _ASIDE.fullmatch(path.name)
+        if match and match[2] == "old" and not (folder / match[1]).exists():
+            os.replace(path, folder / match[1])  # killed between the renames of `save`: it is still the one that counts
+        elif match or (_step_of(path) < newest and not (path / _STATE).is_file()):  # half removed by an older version
+            shutil.rmtree(path)
+
+
+def _step_of(path: Path) -> int:
+    """The step that a checkpoint's name tells; later than all where it is named otherwise."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else sys.maxsize
+
+
+def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
     """CheckpointError that lists every setting in which a checkpoint's run differs from this one.
 
     A setting that was added after the checkpoint was written counts as its default there.
     """
+    if found is None:
+        raise CheckpointError(f"checkpoint {path}: expected the settings of its run in {_STATE}, found none")
     defaults = {key: value for key, value in identity(Config()).items() if key in expected}
     found = {**defaults, **found}
     differing = [
@@ -124,5 +213,48 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
         raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(differing))
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+def _make(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync(folder.parent)
+
+
+def _aside(folder: Path, step: int) -> Path:
+    """Where this process builds or removes the checkpoint of a step."""
+    return folder / f".step_{step:08d}.{os.getpid()}.tmp"
+
+
+def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:
+    """All files of a checkpoint, on disk; `final` is what messages call it."""
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    files = {}
+    try:
+        for group, tensors in groups.items():
+            path = aside / f"{group}.safetensors"
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            sync(path)
+    except SafetensorError as error:  # its message has no file name
+        raise OSError(f"checkpoint {final}: could not be written: {error}") from None
+    state = {"format": FORMAT, "step": step, "files": files, **info}
+    for where, value in _floats(state, ""):
+        if not math.isfinite(value):
+            raise CheckpointError(f"checkpoint {final}: expected a finite number to write, found {where} = {value}")
+    (aside / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    sync(aside / _STATE)
+
+
+def _floats(value: Any, where: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield where, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _floats(item, f"{where}.{key}".lstrip("."))
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in dtype, shape and every bit, NaN too."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))

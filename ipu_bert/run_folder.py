@@ -1,35 +1,72 @@
-"""The folder of a run: whose it is, what it was called with, and the files that metrics go to."""
+"""The folder of a run: whose it is, what it was called with, the files that metrics go to, and a run that goes back."""
 
 from __future__ import annotations
 
+import math
+import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 import yaml
 
+from ipu_bert import checkpoint
 from ipu_bert.config import Config, as_dict
 from ipu_bert.record.console import ConsoleSink
-from ipu_bert.record.metrics import METRICS_FILE, JsonlSink, Metrics, Sink, TensorBoardSink, WandbSink
+from ipu_bert.record.metrics import (
+    METRICS_FILE,
+    JsonlSink,
+    Metrics,
+    Sink,
+    TensorBoardSink,
+    WandbSink,
+    read_metrics,
+    split_at,
+    write_metrics,
+)
 from sparse_ops import files
 
 CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+BEST = "best"  # the checkpoint of the lowest held-out loss
+BRANCHES = "branches"  # what came after a step that the run went back to
+_LOCK = ".lock"
+_ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a run goes on from, and its step."""
+
+    checkpoint: Path
+    step: int
 
 
 class RunFolder:
     """Opens a run's folder for one process; a context manager that closes the metrics and lets go of the folder.
 
-    A new run moves an earlier one that has the same folder to NAME.1, NAME.2, ..., so nothing is lost. Raises
-    ValueError when another process is training there, or when the folder holds something that is not a run.
+    A new run moves an earlier one that has the same folder to NAME.1, NAME.2, ..., so nothing is lost; a run that goes
+    back to an older checkpoint moves what came after it to branches/ in the folder. Raises ValueError when another
+    process is training there, when the folder holds something that is not a run, or another run than the one resumed.
     """
 
-    def __init__(self, config: Config, resume_step: int | None, unigram_entropy: float) -> None:
+    def __init__(self, config: Config, origin: Origin | None, unigram_entropy: float) -> None:
         self.path = Path(config.run.dir)
-        if resume_step is None:
+        self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
+        if origin is None:
             _make_room(self.path)
+        else:
+            _check_same_run(self.path, origin.checkpoint)
         self.path.mkdir(parents=True, exist_ok=True)
+        files.sync(self.path.parent)
         self._lock = _lock(self.path)
+        self._clean()
+        if origin is not None:
+            self._go_back(origin.step)
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
+        resume_step = None if origin is None else origin.step
         last = config.train.stop_at or config.train.steps
         sinks: list[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]
         if config.log.tensorboard:
@@ -38,6 +75,43 @@ class RunFolder:
             sinks.append(WandbSink("ipu-bert-dynsparse", config.run.name, self.path, as_dict(config), config.run.name))
         sinks.append(ConsoleSink(last, unigram_entropy=unigram_entropy))
         self.metrics = Metrics(sinks)
+
+    def evaluation(self, step: int) -> dict[str, float]:
+        """Held-out means after `step`, where the run has recorded them before; else empty."""
+        for record in read_metrics(self.path / METRICS_FILE):
+            if (record.pop("kind", ""), record.pop("step", 0)) == ("eval", step):
+                return {key: math.nan if value is None else value for key, value in record.items()}
+        return {}
+
+    def _clean(self) -> None:
+        """Remove what killed processes left; nobody else is here while the lock is held."""
+        for path in self.path.iterdir():
+            if _ASIDE.fullmatch(path.name) and path.is_file():
+                path.unlink()
+        checkpoint.clean(self.checkpoints)
+        checkpoint.clean(self.best)
+
+    def _go_back(self, step: int) -> None:
+        """Move checkpoints after `step`, and a copy of the records, to a place of their own, if there are such.
+
+        The newest checkpoint goes last: until then a killed process has left the run that it was.
+        """
+        later = [path for number, path in checkpoint.complete(self.checkpoints) if number > step]
+        if not later:
+            return
+        branch = _free_name(self.path / BRANCHES / f"after_step_{step:08d}")
+        (branch / CHECKPOINTS).mkdir(parents=True)
+        if (self.path / METRICS_FILE).exists():
+            write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
+        for number, path in checkpoint.complete(self.best):
+            if number > step:
+                (branch / BEST).mkdir(exist_ok=True)
+                os.replace(path, branch / BEST / path.name)
+        for path in later:
+            os.replace(path, branch / CHECKPOINTS / path.name)
+        files.sync(branch / CHECKPOINTS)
+        files.sync(self.checkpoints)
+        print(f"went back to step {step}; what came after it is in {branch} now")
 
     def __enter__(self) -> RunFolder:
         return self
@@ -50,21 +124,50 @@ class RunFolder:
 
 
 def _make_room(path: Path) -> None:
-    if not path.exists() or not any(path.iterdir()):
+    if _is_free(path):
         return
     if not (path / CONFIG_FILE).exists():
         raise ValueError(f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it")
     _lock(path).close()  # nobody may be training there
-    number = 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
+    aside = _free_name(path)
     path.rename(aside)
     print(f"an earlier run was in {path}; it is in {aside} now")
+
+
+def _check_same_run(path: Path, origin: Path) -> None:
+    """A run goes on in its own folder or in a new one; what another run has in its folder is not touched."""
+    own = (path / CHECKPOINTS, path / BEST)
+    if not _is_free(path) and origin.resolve().parent not in [folder.resolve() for folder in own]:
+        raise ValueError(
+            f"run.dir {path}: expected the run that {origin} is of, or a new folder, found another run or other files; "
+            "name a new one with run.dir=FOLDER"
+        )
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing is there but what a run makes before its config is written: it may have been killed just then."""
+    if not path.exists():
+        return True
+    return all(
+        found.name == _LOCK
+        or _ASIDE.fullmatch(found.name)
+        or (found.name in (CHECKPOINTS, BEST) and not checkpoint.complete(found))
+        for found in path.iterdir()
+    )
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or with .1, .2, ... after it the first that is not there."""
+    number, free = 0, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
 
 
 def _lock(path: Path) -> TextIO:
     """Hold the folder until the file is closed or the process ends."""
     try:
-        return files.lock(path / ".lock", wait=False)
+        return files.lock(path / _LOCK, wait=False)
     except BlockingIOError:
         raise ValueError(f"run.dir {path}: another process is training there; choose another run.dir") from None

@@ -148,6 +148,7 @@ class CheckpointSettings:
 
     every: int = setting(1000, "steps between checkpoints; 0: only at the end", low=0)
     keep: int = setting(2, "newest checkpoints to keep; 0: all", low=0)
+    keep_best: bool = setting(False, "also keep the one of the lowest held-out masked-LM loss, in `best/`")
 
 
 @dataclass

@@ -13,6 +13,7 @@ import torch
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.machine import processor
 from ipu_bert.model import starting_pattern
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.record.plots import PatternChange
@@ -87,20 +88,9 @@ def _pattern_change(config: Config, layers: Mapping[str, BlockSparseLinear], ste
 
 def _machine() -> Machine:
     return Machine(
-        processor=_processor(),
+        processor=processor(),
         cpus=os.cpu_count(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         python=platform.python_version(),
     )
-
-
-def _processor() -> str:
-    """The CPU's name where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import signal
+import math
+import sys
 import time
-from contextlib import contextmanager
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
+from torch import Tensor
+
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
+from ipu_bert.data.batches import Batch
 from ipu_bert.engines.base import NonFiniteError, StepResult
+from ipu_bert.machine import changed, conditions
 from ipu_bert.record.metrics import Metrics
-from ipu_bert.run_folder import RunFolder
+from ipu_bert.run_folder import Origin, RunFolder
+from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
 from sparse_ops.norms import GradientBlocks
-
-
-class InterruptedRunError(Exception):
-    """The run was asked to stop by a signal and has saved the step it was at."""
-
-    def __init__(self, number: int, saved: Path) -> None:
-        self.number = number
-        super().__init__(f"stopped by {signal.Signals(number).name}; saved {saved}, go on with --resume")
 
 
 class Trainer:
@@ -48,45 +45,72 @@ class Trainer:
                 self.updater.track(host.layers)
         self.step: int = info.get("step", 0)
         self._elapsed_before, self._started = info.get("elapsed_seconds", 0.0), time.monotonic()
-        self._signal = 0
-        self._resumed = resume is not None
+        self._conditions = conditions(config)
+        self._changed = changed(info.get("conditions", {}), self._conditions)
+        self._stop = StopRequest()
+        self._origin = None if resume is None else Origin(resume, self.step)
         if resume is not None:
             self._load(resume, groups, info)
 
     def run(self) -> Path:
         """Train to the last step or `train.stop_at`, then evaluate, save and report; returns the run's folder.
 
-        Raises InterruptedRunError after SIGINT or SIGTERM, and NonFiniteError when a loss becomes NaN.
+        Raises InterruptedRunError after a signal that asks to stop, NonFiniteError when a loss becomes NaN, and
+        ValueError or OSError before the first step when the state cannot be saved.
         """
         config = self.config
-        with RunFolder(config, self.step if self._resumed else None, self.data.unigram_entropy) as folder:
-            self._checkpoints = folder.path / "checkpoints"
+        with RunFolder(config, self._origin, self.data.unigram_entropy) as folder:
+            with self.timer("checkpoint"):
+                checkpoint.try_out(folder.checkpoints, self.step, *self._state())
+            self._open(folder)
             self._started = time.monotonic()
-            with self._catch_signals():
-                heldout = self._loop(folder.metrics)
+            with noted() as self._stop:
+                heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout)
         with self.engine.host_state() as host:
             write_outcome(folder.path, config, self.data, totals, host.layers)
         return folder.path
 
-    def _loop(self, metrics: Metrics) -> dict[str, float]:
+    def _open(self, folder: RunFolder) -> None:
+        """Where checkpoints go, and what is there: the newest one, and the best one's held-out loss."""
+        self._checkpoints, self._best = folder.checkpoints, folder.best
+        mine = self._origin and self._origin.checkpoint.resolve().parent == folder.checkpoints.resolve()
+        self._saved = self._origin.checkpoint if self._origin and mine else None  # the checkpoint of this very step
+        best = checkpoint.complete(folder.best)
+        self._best_loss = checkpoint.read_info(best[-1][1])["heldout_loss"] if best else math.inf
+
+    def _loop(self, folder: RunFolder) -> dict[str, float]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
-        config, last = self.config, self.config.train.stop_at or self.config.train.steps
-        self._write(metrics, "resume" if self._resumed else "start")
-        heldout = self._evaluate(metrics) if self.step in (0, last) else {}
+        config, metrics, last = self.config, folder.metrics, self.config.train.stop_at or self.config.train.steps
+        self._begin(metrics)
+        heldout = self._evaluate_if_due(metrics, folder.evaluation(self.step))
+        self._stop_if_asked(metrics)
         mark = (self.step, self._training_clock())
         while self.step < last:
             result = self._train_step(metrics)
+            self._saved = None
             if self.step % config.log.every == 0 or self.step == last:
                 mark = self._write_train(metrics, result, mark)
-            if self._signal:
-                raise InterruptedRunError(self._signal, self._save())
-            if self.step == last or _every(config.eval.every, self.step):
-                heldout = self._evaluate(metrics)
+            heldout = self._evaluate_if_due(metrics, {})
             if self.step == last or _every(config.checkpoint.every, self.step):
-                self._save()
+                self._save(metrics)
+            self._stop_if_asked(metrics)
         return heldout
+
+    def _begin(self, metrics: Metrics) -> None:
+        """The first record of this process; says once what is not as it was when the checkpoint was written."""
+        if self._origin is None:
+            self._write(metrics, "start")
+            return
+        self._write(metrics, "resume", changed=self._changed)
+        if self._changed:
+            differing = "; ".join(self._changed)
+            print(f"resumed, but not bit for bit the run it would have been: {differing}", file=sys.stderr)
+
+    def _stop_if_asked(self, metrics: Metrics) -> None:
+        if self._stop.number:
+            raise InterruptedRunError(self._stop.number, self._saved or self._save(metrics))
 
     def _train_step(self, metrics: Metrics) -> StepResult:
         step = self.step + 1
@@ -114,14 +138,37 @@ class Trainer:
         moved = {"transfers": vars(self.engine.transfers)} if self.engine.transfers is not None else {}
         self._write(metrics, "update", **report.as_record(), seconds=time.monotonic() - before, **moved)
 
+    def _evaluate_if_due(self, metrics: Metrics, made: dict[str, float]) -> dict[str, float]:
+        """Held-out means after this step where they are due; `made`: those that an earlier process recorded.
+
+        Empty where they are not due, and once the run is asked to stop: whoever goes on makes up for it.
+        """
+        last = self.config.train.stop_at or self.config.train.steps
+        if self.step not in (0, last) and not _every(self.config.eval.every, self.step):
+            return {}
+        means = made or self._evaluate(metrics)
+        if means and self.config.checkpoint.keep_best and self.step and means["mlm_loss"] < self._best_loss:
+            self._best_loss = means["mlm_loss"]
+            self._write_checkpoint(metrics, self._best, keep=1, heldout_loss=self._best_loss)
+        return means
+
     def _evaluate(self, metrics: Metrics) -> dict[str, float]:
-        stream = self.heldout_stream
-        in_one_pass = -(-stream.sequences_per_epoch // self.config.train.batch_size)
-        batches = range(min(self.config.eval.batches, in_one_pass))
         with self.timer("evaluation"):
-            means = reduce(add, (self.engine.eval_step(stream.batch(index)) for index in batches)).means()
+            results = [self.engine.eval_step(batch) for batch in self._heldout_batches()]
+        if self._stop.number:
+            return {}
+        means = reduce(add, results).means()
         self._write(metrics, "eval", **means)
         return means
+
+    def _heldout_batches(self) -> Iterator[Batch]:
+        """Those of one evaluation; none any more once the run is asked to stop."""
+        stream = self.heldout_stream
+        in_one_pass = -(-stream.sequences_per_epoch // self.config.train.batch_size)
+        for index in range(min(self.config.eval.batches, in_one_pass)):
+            if self._stop.number:
+                return
+            yield stream.batch(index)
 
     def _write_train(self, metrics: Metrics, result: StepResult, mark: tuple[int, float]) -> tuple[int, float]:
         now, data = self._training_clock(), self.config.data
@@ -151,24 +198,36 @@ class Trainer:
         """Seconds of training over all processes of the run."""
         return self._elapsed_before + time.monotonic() - self._started
 
-    def _save(self) -> Path:
-        groups = dict(self.engine.state())
+    def _state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+        """All that going on needs: tensors by group, and the info beside them."""
+        groups: dict[str, Mapping[str, Tensor]] = dict(self.engine.state())
         if self.updater is not None:
             groups["pattern_history"] = self.updater.state_dict()
         info = {
             "config": as_dict(self.config),
             "config_hash": config_hash(self.config),
             "identity": {**identity(self.config), "tokenizer": self.data.manifest["tokenizer_sha256"]},
+            "conditions": self._conditions,
             "next_batch": self.step,
             "seconds": self.timer.seconds,
             "elapsed_seconds": self._elapsed(),
         }
+        return groups, info
+
+    def _save(self, metrics: Metrics) -> Path:
+        """Save this step, after the records up to it."""
+        self._saved = self._write_checkpoint(metrics, self._checkpoints, self.config.checkpoint.keep)
+        return self._saved
+
+    def _write_checkpoint(self, metrics: Metrics, folder: Path, keep: int, **more: float) -> Path:
+        groups, info = self._state()
         with self.timer("checkpoint"):
-            return checkpoint.save(self._checkpoints, self.step, groups, info, self.config.checkpoint.keep)
+            metrics.sync()
+            return checkpoint.save(folder, self.step, groups, {**info, **more}, keep)
 
     def _load(self, path: Path, groups: checkpoint.Groups, info: Mapping[str, Any]) -> None:
         mine = {**identity(self.config), "tokenizer": self.data.manifest["tokenizer_sha256"]}
-        checkpoint.check_same_run(path, mine, info["identity"])
+        checkpoint.check_same_run(path, mine, info.get("identity"))
         last = self.config.train.stop_at or self.config.train.steps
         if self.step > last:
             raise checkpoint.CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {self.step}")
@@ -178,21 +237,6 @@ class Trainer:
                 self.updater.load_state_dict(groups["pattern_history"])
         except (KeyError, ValueError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {error}") from None
-
-    @contextmanager
-    def _catch_signals(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM, so that the step under way is finished and saved; a second one ends at once."""
-
-        def note(number: int, frame: Any) -> None:
-            self._signal = number
-            signal.signal(number, signal.SIG_DFL)
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _every(period: int, step: int) -> bool:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From what is built on to what builds on it; a room (a folder or a file of ipu_bert) imports only rooms before it.
 ORDER = [
     "stopwatch",
+    "signals",
     "precision",
     "dynsparse",
     "lr_schedules",
@@ -19,6 +20,7 @@ ORDER = [
     "data",
     "sizes",
     "config",
+    "machine",
     "record",
     "model",
     "optim",

@@ -5,6 +5,7 @@ Text is plain ASCII: a log file or a minimal locale must not stop a training run
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any, Callable, Mapping, TextIO
@@ -31,7 +32,7 @@ def format_duration(seconds: float) -> str:
 
 
 class ConsoleSink:
-    """Progress of a run of `total_steps` on `stream` (standard error by default).
+    """Progress of a run of `total_steps` on `stream` (standard error by default), as long as somebody reads it.
 
     On a terminal: a bar with step, losses, learning rate, speed and time left. Otherwise (a pipe, CI) the same as a
     plain line for the first record, the last step, and at most every `interval` seconds between. Either way a line for
@@ -57,9 +58,24 @@ class ConsoleSink:
         self._first_step = 0
         self._started = clock()
         self._printed: float | None = None
+        self._gone = False
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Show one record; start and resume only set where the run begins."""
+        """Show one record; start and resume only set where the run begins.
+
+        A terminal that was closed or a pipe whose reader has gone ends what is shown and not the run.
+        """
+        if self._gone:
+            return
+        try:
+            self._show(record)
+        except OSError:
+            self._gone, self._bar = True, None
+
+    def sync(self) -> None:
+        """Nothing: lines are flushed as they are written."""
+
+    def _show(self, record: Mapping[str, Any]) -> None:
         kind = record["kind"]
         if kind == "train":
             self._train(record)
@@ -73,7 +89,8 @@ class ConsoleSink:
     def close(self) -> None:
         """Leave the finished bar on the screen."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
             self._bar = None
 
     def _train_text(self, record: Mapping[str, Any]) -> str:

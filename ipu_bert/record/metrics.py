@@ -84,6 +84,20 @@ def read_metrics(path: PathLike) -> list[Record]:
     return records
 
 
+def split_at(records: Sequence[Record], step: int) -> tuple[list[Record], list[Record]]:
+    """What a run that goes on after `step` keeps, and what comes later, to which an end at `step` belongs."""
+
+    def is_later(record: Record) -> bool:
+        return bool(record.get("step", 0) >= step + (record.get("kind") != "end"))
+
+    return [r for r in records if not is_later(r)], [r for r in records if is_later(r)]
+
+
+def write_metrics(path: PathLike, records: Sequence[Record]) -> None:
+    """A metrics.jsonl of these records, in the place of one that is there."""
+    files.write(path, "".join(dumps(record) + "\n" for record in records))
+
+
 # ---------------------------------------------------------------- sinks
 
 
@@ -92,6 +106,9 @@ class Sink(Protocol):
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Take one record; it is complete when this returns."""
+
+    def sync(self) -> None:
+        """What was written survives a power cut from now on, as far as this sink is about that."""
 
     def close(self) -> None:
         """Flush and release; called once."""
@@ -110,6 +127,11 @@ class Metrics:
             raise ValueError(f"a record needs a 'kind' and an integer 'step'; found {dict(record)!r}")
         for sink in self.sinks:
             sink.write(record)
+
+    def sync(self) -> None:
+        """Put what was written where a power cut cannot take it: a checkpoint's past is on disk before it is."""
+        for sink in self.sinks:
+            sink.sync()
 
     def close(self) -> None:
         """Close every sink, even if one of them fails; raises the first failure at the end."""
@@ -137,9 +159,9 @@ class Metrics:
 class JsonlSink:
     """Appends each record as one strict JSON line, on disk for any reader as soon as `write` returns.
 
-    `resume_step=k` first cuts away every record after step k (and a torn last line), so that the resumed run's records
-    follow on without duplicates; the file is rewritten aside and renamed. Without it, raises ValueError for a file that
-    holds anything: a run never writes into another one's metrics.
+    `resume_step=k` first cuts away what comes later than step k (`split_at`) and a torn last line, so that the resumed
+    run's records follow on without duplicates; the file is rewritten aside and renamed. Without it, raises ValueError
+    for a file that holds anything: a run never writes into another one's metrics.
     """
 
     def __init__(self, path: PathLike, resume_step: int | None = None) -> None:
@@ -147,8 +169,7 @@ class JsonlSink:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if resume_step is not None:
             kept = read_metrics(self.path) if self.path.exists() else []
-            lines = [dumps(record) + "\n" for record in kept if record.get("step", 0) <= resume_step]
-            files.write(self.path, "".join(lines))
+            write_metrics(self.path, split_at(kept, resume_step)[0])
         elif self.path.exists() and self.path.stat().st_size > 0:
             raise ValueError(
                 f"{self.path} already holds the metrics of a run; expected a new run directory. "
@@ -161,10 +182,13 @@ class JsonlSink:
         self._file.write((dumps(record) + "\n").encode("utf-8"))
         self._file.flush()
 
+    def sync(self) -> None:
+        """Flush to the disk itself."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush to the disk itself and close."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.sync()
         self._file.close()
 
 
@@ -212,6 +236,10 @@ class TensorBoardSink:
         for tag, value in scalars(to_plain(record)):
             self._writer.add_scalar(tag, value, record["step"])
 
+    def sync(self) -> None:
+        """Hand over what is buffered."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
@@ -243,6 +271,9 @@ class WandbSink:
         values = dict(scalars(to_plain(record)))
         if values:
             self._run.log({**values, "step": record["step"]})
+
+    def sync(self) -> None:
+        """Nothing: W&B keeps its own files."""
 
     def close(self) -> None:
         """Finish the W&B run."""
