@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 KILLS, FAULTS = ("before", "within"), ("full", "read-only", "once")
 AGAIN = 0.4  # probability that what goes on after an interruption is interrupted, too
 MOST = 6  # interruptions of one chain
-STATUSES = {0, 2, 75}  # done, refused or failed in one line, stopped by a signal and saved
+STATUSES = {0, 2, 75, 130}  # done, refused or failed in one line, stopped by a signal or Ctrl-C and saved
 
 
 @dataclass

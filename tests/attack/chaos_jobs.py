@@ -57,8 +57,7 @@ def training(config: Path) -> Job:
     """A whole run with `--resume auto`: one job's command line, as a scheduler repeats it."""
 
     def act(folder: Path) -> int:
-        resume = ["--resume"] if checkpoint.complete(folder / "run" / "checkpoints") else []  # XXX auto
-        return run_pretraining.main(["--config", str(config), f"run.dir={folder / 'run'}", *resume])
+        return run_pretraining.main(["--config", str(config), f"run.dir={folder / 'run'}", "--resume", "auto"])
 
     return Job("train", act, lambda folder: _run_result(folder / "run"), _lost_steps)
 
