@@ -20,10 +20,12 @@ from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, Optimization, dense_learning_rate, sparse_learning_rate
 from ipu_bert.precision import Precision
 from ipu_bert.sizes import dry_run
+from ipu_bert.sizes.fits import check_memory
 from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.host_memory import total_memory_bytes
 from sparse_ops.norms import NORMS
 
 
@@ -111,7 +113,11 @@ def make_updater(config: Config) -> PatternUpdater | None:
 
 
 def make_model(config: Config, vocab_size: int) -> BertForPreTraining:
-    """BERT with its starting weights and patterns, which depend on the seed alone."""
+    """BERT with its starting weights and patterns, which depend on the seed alone.
+
+    Raises ValueError, before anything is built, when training it needs more memory than this machine has.
+    """
+    check_memory(config, vocab_size, total_memory_bytes())
     linear = sparse_linear(weights(config), config.run.seed, config.engine.kernel)
     return BertForPreTraining(bert_shape(config.model, vocab_size), linear, config.run.seed)
 

@@ -10,6 +10,9 @@ from ipu_bert.dynsparse.schedules import SCHEDULES
 from ipu_bert.lr_schedules import LR_SCHEDULES
 from sparse_ops.norms import NORMS
 
+# Upper limits are far above what anybody trains, and low enough that all that is counted from them takes seconds.
+MOST_STEPS = 10**9
+
 
 def setting(
     default: Any,
@@ -40,14 +43,14 @@ class RunSettings:
 class ModelSettings:
     """Size of BERT; the vocabulary's size comes from the prepared data."""
 
-    layers: int = setting(2, "encoder layers L", low=1)
-    hidden_size: int = setting(128, "hidden size H", low=1)
-    heads: int = setting(0, "attention heads; 0: H / 64, as in the BERT family", low=0)
-    intermediate_size: int = setting(0, "width of the feed-forward part; 0: 4 H", low=0)
-    max_positions: int = setting(512, "rows of the position embedding", low=1)
+    layers: int = setting(2, "encoder layers L", low=1, high=1000)
+    hidden_size: int = setting(128, "hidden size H", low=1, high=65_536)
+    heads: int = setting(0, "attention heads; 0: H / 64, as in the BERT family", low=0, high=65_536)
+    intermediate_size: int = setting(0, "width of the feed-forward part; 0: 4 H", low=0, high=2**20)
+    max_positions: int = setting(512, "rows of the position embedding", low=1, high=2**20)
     dropout: float = setting(0.0, "dropout of hidden states; the paper: 0.1 above BERT-Small, else 0", low=0, below=1)
     attention_dropout: float = setting(0.0, "dropout of attention probabilities", low=0, below=1)
-    layer_norm_eps: float = setting(1e-12, "added to the variance in LayerNorm", above=0)
+    layer_norm_eps: float = setting(1e-12, "added to the variance in LayerNorm", low=1e-30, high=1)
     initializer_range: float = setting(0.02, "standard deviation of the truncated normal of new weights", above=0)
 
 
@@ -62,7 +65,9 @@ class SparsitySettings:
     )
     sparsity: float = setting(0.9, "share s of each sparse weight that does not exist", low=0, below=1)
     block_size: int = setting(16, "side b of the square blocks", choices=(1, 4, 8, 16))
-    updates: int = setting(80, "n: the run is cut into n parts, and patterns change n - 1 times between them", low=1)
+    updates: int = setting(
+        80, "n: the run is cut into n parts, and patterns change n - 1 times between them", low=1, high=1_000_000
+    )
     pruning_ratio: float = setting(0.5, "pr: share of blocks that the first update moves", low=0, high=1)
     schedule: str = setting("cosine", "how the pruning ratio decays", choices=SCHEDULES)
     norm: str = setting("l1", "block norm that pruning goes by (Eq. 1)", choices=NORMS)
@@ -92,11 +97,12 @@ class OptimSettings:
         "steps of linear warm-up, or, below 1, the share of the run that they are (0.1: a tenth; 0: no warm-up; 1: one "
         "step); none: 10,000 steps as in the paper, or a tenth of a run that has no room for them",
         low=0,
+        high=MOST_STEPS,
     )
     beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = setting(0.999, "decay of the second moment", low=0, below=1)
     eps: float = setting(
-        1e-6, "Adam's epsilon for unscaled gradients (the paper: 1e-6 x loss scale for scaled ones)", above=0
+        1e-6, "Adam's epsilon for unscaled gradients (the paper: 1e-6 x loss scale for scaled ones)", low=1e-30, high=1
     )
     weight_decay: float = setting(0.01, "decoupled weight decay of weight matrices", low=0)
     group_lasso: float = setting(0.0, "lambda_group of Eq. 2 for sparse weights", low=0)
@@ -111,13 +117,15 @@ class DataSettings:
     path: Union[str, List[str]] = setting("", "with source files: a .txt, .jsonl or .parquet file, a folder, or a list")
     column: str = setting("text", "with jsonl and parquet files: the column that holds the text")
     tokenizer: str = setting("", "a vocab.txt in BERT's form; empty: train WordPiece on the training documents")
-    vocab_size: int = setting(8192, "size of the vocabulary to train", low=128)
+    vocab_size: int = setting(8192, "size of the vocabulary to train", low=128, high=10_000_000)
     dir: str = setting("data", "folder that token files are kept in, one subfolder per corpus and vocabulary")
-    workers: int = setting(0, "processes that prepare text; 0: one per CPU", low=0)
+    workers: int = setting(0, "processes that prepare text; 0: one per CPU", low=0, high=1024)
     heldout_fraction: float = setting(0.05, "share of the documents that is never trained on", above=0, below=1)
-    sequence_length: int = setting(128, "tokens of a sequence S, with [CLS] and [SEP]", low=8)
+    sequence_length: int = setting(128, "tokens of a sequence S, with [CLS] and [SEP]", low=8, high=2**20)
     mask_probability: float = setting(0.15, "share of the tokens to predict", above=0, below=1)
-    max_predictions: int = setting(20, "masked positions of every sequence, used or not, so shapes never change", low=1)
+    max_predictions: int = setting(
+        20, "masked positions of every sequence, used or not, so shapes never change", low=1, high=2**20
+    )
     whole_word_masking: bool = setting(True, "mask all pieces of a word together")
     short_sequence_probability: float = setting(0.1, "share of sequences of random shorter length", low=0, high=1)
 
@@ -126,11 +134,13 @@ class DataSettings:
 class TrainSettings:
     """How long and in which portions."""
 
-    steps: int = setting(1000, "optimizer steps T of the full run; schedules refer to it", low=1)
-    stop_at: Optional[int] = setting(None, "stop after this step, with the schedules of the full run", low=1)
-    batch_size: int = setting(32, "sequences per step", low=1)
+    steps: int = setting(1000, "optimizer steps T of the full run; schedules refer to it", low=1, high=MOST_STEPS)
+    stop_at: Optional[int] = setting(
+        None, "stop after this step, with the schedules of the full run", low=1, high=MOST_STEPS
+    )
+    batch_size: int = setting(32, "sequences per step", low=1, high=2**20)
     micro_batch_size: Optional[int] = setting(
-        None, "sequences per forward and backward pass, gradients added up; none: the whole batch", low=1
+        None, "sequences per forward and backward pass, gradients added up; none: the whole batch", low=1, high=2**20
     )
 
 
@@ -138,16 +148,16 @@ class TrainSettings:
 class EvalSettings:
     """Evaluation on held-out text."""
 
-    every: int = setting(500, "steps between evaluations; 0: only at the end", low=0)
-    batches: int = setting(16, "batches of one evaluation, always the same ones", low=1)
+    every: int = setting(500, "steps between evaluations; 0: only at the end", low=0, high=MOST_STEPS)
+    batches: int = setting(16, "batches of one evaluation, always the same ones", low=1, high=1_000_000)
 
 
 @dataclass
 class CheckpointSettings:
     """Checkpoints, in `checkpoints/` of the run's folder."""
 
-    every: int = setting(1000, "steps between checkpoints; 0: only at the end", low=0)
-    keep: int = setting(2, "newest checkpoints to keep; 0: all", low=0)
+    every: int = setting(1000, "steps between checkpoints; 0: only at the end", low=0, high=MOST_STEPS)
+    keep: int = setting(2, "newest checkpoints to keep; 0: all", low=0, high=1_000_000)
     keep_best: bool = setting(False, "also keep the one of the lowest held-out masked-LM loss, in `best/`")
 
 
@@ -179,7 +189,7 @@ class EngineSettings:
         "code that multiplies block-sparse weights; `auto`: native where it can be compiled",
         choices=("auto", "native", "torch"),
     )
-    threads: int = setting(0, "CPU threads; 0: torch's default", low=0)
+    threads: int = setting(0, "CPU threads; 0: torch's default", low=0, high=1024)
 
 
 @dataclass
@@ -190,9 +200,9 @@ class IpuSettings:
         [],
         "encoder layers on each IPU of a replica, as 0, 4, 4, 4; embeddings and heads are on the first; empty: one IPU",
     )
-    replicas: int = setting(1, "copies of the pipeline, over all instances", low=1)
+    replicas: int = setting(1, "copies of the pipeline, over all instances", low=1, high=65_536)
     gradient_accumulation: int = setting(
-        0, "micro-batches of a replica per step; 0: as many as train.batch_size needs", low=0
+        0, "micro-batches of a replica per step; 0: as many as train.batch_size needs", low=0, high=2**20
     )
     available_memory: List[float] = setting(
         [0.25], "working space of dense products, a share of an IPU; one for all, or one each"
@@ -204,7 +214,7 @@ class IpuSettings:
     optimizer_off_chip: bool = setting(True, "keep moments in the host's memory between steps")
     optimizer_sharded: bool = setting(False, "give each replica a share of the moments")
     recompute: bool = setting(True, "keep only a layer's input and compute the rest again in the backward pass")
-    vocabulary_parts: int = setting(1, "parts that the vocabulary's product is cut into", low=1)
+    vocabulary_parts: int = setting(1, "parts that the vocabulary's product is cut into", low=1, high=4096)
     executable_cache: str = setting("", "folder for compiled executables; empty: none")
     profile_dir: str = setting("", "folder for PopVision profiles; empty: none")
 
@@ -213,7 +223,7 @@ class IpuSettings:
 class LogSettings:
     """What is recorded while it runs; metrics.jsonl is always written."""
 
-    every: int = setting(10, "steps between training records", low=1)
+    every: int = setting(10, "steps between training records", low=1, high=MOST_STEPS)
     tensorboard: bool = setting(True, "write TensorBoard files")
     wandb: bool = setting(False, "log to Weights & Biases (needs the wandb package)")
 

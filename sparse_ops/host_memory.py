@@ -1,13 +1,18 @@
-"""The memory of this process: its peak, and keeping what is freed so that a step does not fault it in again."""
+"""Memory: what this process may have, its peak, and keeping what is freed so that a step does not fault it in again."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+# Where Linux says how much the control group of this process may have: version 2, version 1.
+_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def keep_freed_memory() -> bool:
@@ -42,3 +47,19 @@ def peak_memory_bytes() -> int:
         return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # macOS counts bytes, others KiB
+
+
+def total_memory_bytes() -> int:
+    """Memory that this process can have at most, in bytes: the machine's, or the limit of its container."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows
+        import psutil
+
+        total = int(psutil.virtual_memory().total)
+    for path in _GROUP_LIMITS:
+        try:
+            total = min(total, int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such file, or `max`
+            continue
+    return total

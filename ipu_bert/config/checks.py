@@ -11,6 +11,9 @@ from ipu_bert.settings import Config, SparsitySettings
 from ipu_bert.sizes.distribution import match_weights
 from ipu_bert.sizes.weights import encoder_weights
 
+MOST_TOKENS = 2**28  # of a step; the largest in the literature are 2**25
+MOST_PATTERNS = 100  # of sparsity.layers, each of which is held against every weight's name
+
 
 def cross_checks(config: Config) -> Iterator[str]:
     """What is wrong between settings that are right one by one."""
@@ -28,6 +31,9 @@ def cross_checks(config: Config) -> Iterator[str]:
         yield f"train.micro_batch_size: expected {divisor}, found {train.micro_batch_size}"
     if train.stop_at is not None and train.stop_at > train.steps:
         yield f"train.stop_at: expected at most train.steps {train.steps}, found {train.stop_at}"
+    if train.batch_size * data.sequence_length > MOST_TOKENS:
+        found = train.batch_size * data.sequence_length
+        yield f"train.batch_size x data.sequence_length: expected at most {MOST_TOKENS:,} tokens, found {found:,}"
     yield from _optim_checks(config)
     if data.source not in SOURCES:
         yield f"data.source: expected one of {', '.join(SOURCES)}, found {data.source!r}"
@@ -106,6 +112,10 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
 
 def _sparse_weight_checks(config: Config) -> Iterator[str]:
     """Whether the names match weights and every sparse weight keeps a block; the first that does not is reported."""
+    found = len(config.sparsity.layers)
+    if found > MOST_PATTERNS:
+        yield f"sparsity.layers: expected at most {MOST_PATTERNS} patterns, found {found}"
+        return
     try:
         match_weights(encoder_weights(config.model, SparsitySettings(method="dense")), config.sparsity.layers)
     except ValueError as error:

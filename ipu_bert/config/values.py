@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from typing import Any, Callable, Mapping, Union, get_args, get_origin
+
+from ipu_bert.config.yaml_text import Scalar
+
+LARGEST_FLOAT32 = 3.4028234663852886e38
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def convert(value: Any, wanted: Any) -> Any:
     """The value as the wanted type; YAML reads 1e-4 as text, which is a number all the same.
 
-    Raises TypeError or ValueError when it is not one.
+    Raises TypeError or ValueError when it is not one, and OverflowError for a number that float32 cannot hold.
     """
     origin = get_origin(wanted)
     if origin is Union:
@@ -18,6 +24,8 @@ def convert(value: Any, wanted: Any) -> Any:
     if origin is list:
         items = value if isinstance(value, list) else [value]
         return [convert(item, get_args(wanted)[0]) for item in items]
+    if isinstance(value, Scalar):
+        value = value.text if wanted is str and value.value is not None else value.value
     if wanted is type(None) and value is None:
         return None
     if wanted is bool and isinstance(value, bool):
@@ -28,10 +36,14 @@ def convert(value: Any, wanted: Any) -> Any:
         number = float(value)
         if math.isnan(number):
             raise ValueError
+        if abs(number) > LARGEST_FLOAT32:
+            raise OverflowError
         return number
     if wanted is int and isinstance(value, (int, float, str)):
         return _whole(float(value) if isinstance(value, str) else value)
     if wanted is str and isinstance(value, (str, int, float)):
+        if _CONTROL.search(str(value)):
+            raise ValueError
         return str(value)
     raise TypeError
 
@@ -41,7 +53,7 @@ def _convert_to_any(value: Any, options: tuple[Any, ...]) -> Any:
     for option in options:
         try:
             return convert(value, option)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     raise TypeError
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-import yaml
+from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent.parent / "configs"
+MOST_BASES = 16
 
 
 class ConfigError(ValueError):
@@ -38,23 +39,33 @@ class Written:
         return Written(_merge(self.tree, tree), {**shipped, **dict.fromkeys(keys, file)} if file else shipped)
 
     def override(self, text: str) -> Written:
-        """These values with one `section.key=value` over them; ValueError when it has another form."""
+        """These values with one `section.key=value` over them; ValueError when it has another form.
+
+        A quoted value and a list are read as YAML; all else is, for a setting that is text, what stands after the `=`.
+        """
         key, separator, value = text.partition("=")
         section, dot, name = key.partition(".")
         if not separator or not dot:
-            raise ValueError(f"override {text!r}: expected section.key=value")
+            raise ValueError(f"override {shortened(text)}: expected section.key=value")
         if not isinstance(self.tree.get(section, {}), dict):
             return self  # a section that is no section is reported with all else
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = value
-        return self.over({section: {name: parsed}}, None)
+        return self.over({section: {name: _override_value(value.strip())}}, None)
 
     @property
     def users(self) -> set[str]:
         """The keys, `section.key`, that the user wrote."""
         return _keys(self.tree) - self.shipped.keys()
+
+
+def _override_value(text: str) -> Any:
+    try:
+        value = parse(text)
+    except ValueError:
+        return text
+    if isinstance(value, Scalar):
+        return Scalar(text, value.value)
+    is_yaml = value is None or isinstance(value, list) or text[0] in "'\"!"
+    return value if is_yaml else text
 
 
 def config_path(name_or_file: str) -> Path:
@@ -76,19 +87,47 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Written:
     path = path.resolve()
     if path in seen:
         raise ConfigError([f"config {path.name}: `base:` comes back to {path.name} itself"])
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"config {path}: not YAML: {' '.join(str(error).split())}"]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError([f"config {path}: expected sections with keys, found {type(tree).__name__}"])
+    if len(seen) > MOST_BASES:
+        raise ConfigError(
+            [f"config {path}: expected at most {MOST_BASES} files under one another by `base:`, found more"]
+        )
+    tree = _read_tree(path)
     base = tree.pop("base", None)
+    if isinstance(base, Scalar):
+        base = None if base.value is None else base.text
     under = Written({}, {})
     if base is not None:
+        if not isinstance(base, str):
+            raise ConfigError([f"config {path}: base: expected the name of a config, found {shortened(base)}"])
         beside = path.parent / f"{base}.yaml"
-        under = read(beside if beside.is_file() else config_path(str(base)), (*seen, path))
+        under = read(beside if beside.is_file() else config_path(base), (*seen, path))
     shipped = CONFIG_DIR in path.parents
     return under.over(tree, f"configs/{path.relative_to(CONFIG_DIR).with_suffix('')}" if shipped else None)
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ConfigError([f"config {path}: expected at most {MOST_BYTES:,} bytes, found more"])
+    try:
+        tree = parse(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"config {path}: not YAML: {error}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"config {path}: {error}"]) from None
+    if tree is None or (isinstance(tree, Scalar) and tree.value is None):
+        return {}
+    if not isinstance(tree, dict):
+        kind = "list" if isinstance(tree, list) else "one value"
+        raise ConfigError([f"config {path}: expected sections with keys, found {kind}"])
+    return tree
+
+
+def shortened(value: object) -> str:
+    """The repr of a value, cut in the middle where it would fill more than a line."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:80]} ... {text[-20:]} ({len(text):,} characters)"
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,11 @@ from typing import Any, Sequence
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.settings import Config
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
-from ipu_bert.sizes.footprint import memory_estimate, parameter_counts
+from ipu_bert.sizes.footprint import FLOAT32_BYTES, memory_estimate, parameter_counts
 from ipu_bert.sizes.placement import Placement
 from ipu_bert.sizes.placement import render as render_placement
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.sizes.weights import encoder_weights
-
-# The torch engine holds weights, gradients and both moments in float32.
-_WEIGHT_BYTES, _GRADIENT_BYTES, _MOMENT_BYTES = 4, 4, 8
 
 
 def plan(
@@ -41,7 +38,7 @@ def plan(
         "flops_per_sequence": paper_flops(shape, weights, data.sequence_length),
         "flops": sequence_flops(shape, weights, data.sequence_length, data.max_predictions).to_dict(),
         "parameters": parameter_counts(shape, weights).to_dict(),
-        "memory": memory_estimate(shape, weights, _WEIGHT_BYTES, _GRADIENT_BYTES, _MOMENT_BYTES).to_dict(),
+        "memory": memory_estimate(shape, weights, *FLOAT32_BYTES).to_dict(),
         "steps": train.steps,
         "stop_at": train.stop_at or train.steps,
         "batch_size": train.batch_size,

@@ -8,6 +8,9 @@ from typing import Sequence
 from ipu_bert.sizes.shape import BertShape
 from ipu_bert.sizes.weights import EncoderWeight
 
+# Of a weight, its gradient and both its moments on the torch engine, which holds all of them in float32.
+FLOAT32_BYTES = (4, 4, 8)
+
 
 @dataclass(frozen=True)
 class ParameterCounts:

@@ -35,7 +35,7 @@ def test_all_mistakes_are_reported_together(tmp_path):
         "sparsity.sparsity: expected at least 0 and less than 1, found 1.5",
         "model.layers: expected a whole number, found 'many'",
         "log.every: expected a whole number, found 2.5",
-        "train.batch_size: expected at least 1, found 0",
+        "train.batch_size: expected at least 1 and at most 1048576, found 0",
     ):
         assert any(part in error for error in errors), part
     assert len(errors) == 8

@@ -1,0 +1,101 @@
+"""Numbers that no run can have: refused in one line within seconds, before memory or threads are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+from config_files import errors_of
+
+import run_pretraining
+from ipu_bert import assemble
+from ipu_bert.config import Config, load_config
+from ipu_bert.config.build import build
+from ipu_bert.sizes.fits import check_memory
+from sparse_ops import host_memory
+from sparse_ops.host_memory import total_memory_bytes
+
+INTS = [
+    (section.name, f.name)
+    for section in dataclasses.fields(Config)
+    for f in dataclasses.fields(getattr(Config(), section.name))
+    if f.type in ("int", "Optional[int]")
+]
+
+
+@pytest.mark.parametrize(("section", "name"), INTS)
+def test_every_whole_number_has_an_upper_limit(section, name):
+    errors: list[str] = []
+    build({section: {name: 10**400}}, errors)
+    assert len(errors) == 1
+    assert errors[0].startswith(f"{section}.{name}: expected ")
+
+
+@pytest.mark.parametrize(
+    "key", ["optim.clip_norm", "optim.eps", "optim.beta1", "precision.loss_scale", "optim.weight_decay"]
+)
+@pytest.mark.parametrize("value", [".inf", ".nan", "1e39", "-.inf", "9" * 400])
+def test_numbers_are_finite_in_float32(key, value):
+    (error,) = errors_of("quickstart", [f"{key}={value}"])
+    assert error.startswith(f"{key}: expected a number")
+
+
+def test_a_learning_rate_is_finite():
+    assert errors_of("quickstart", ["optim.lr=.inf"]) == ["optim.lr: expected a number or auto, found '.inf'"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.layers=1000000"], "model.layers: expected at least 1 and at most 1000, found 1000000"),
+        (["model.max_positions=1e13"], "model.max_positions: expected at least 1 and at most 1048576"),
+        (["engine.threads=100000"], "engine.threads: expected at least 0 and at most 1024, found 100000"),
+        (["train.batch_size=1048576", "data.sequence_length=512"], "expected at most 268,435,456 tokens"),
+        ([f"sparsity.layers=[{', '.join('*' * 101)}]".replace("*", "'*'")], "expected at most 100 patterns, found 101"),
+    ],
+)
+def test_sizes_are_refused_in_one_line(overrides, message, capsys):
+    began = time.monotonic()
+    assert run_pretraining.main(["--config", "quickstart", "--dry-run", *overrides]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert time.monotonic() - began < 5
+
+
+def test_the_largest_dry_run_takes_seconds(tmp_path):
+    largest = ["model.layers=1000", "train.steps=1e9", "sparsity.updates=1e6", "model.hidden_size=65536"]
+    began = time.monotonic()
+    config = load_config("quickstart", [*largest, "sparsity.distribution=erdos_renyi_kernel", f"data.dir={tmp_path}"])
+    found = assemble.plan(config)
+    assert found["memory"]["total"] > 1e12
+    assert len(found["pattern_updates"]) == 999_999
+    assert time.monotonic() - began < 10
+
+
+def test_a_model_larger_than_the_memory_is_not_built():
+    """1000 layers of 12 H^2 weights, H = 65536, 16 bytes for each of the tenth that exists: 82.5 TB, and an index."""
+    config = load_config("quickstart", ["model.layers=1000", "model.hidden_size=65536"])
+    with pytest.raises(ValueError, match=r"^memory: expected a run that fits the [\d,.]+ GB here, found 82,[\d,.]+ GB"):
+        assemble.make_model(config, 8192)
+
+
+def test_what_a_run_needs_is_counted_to_the_byte():
+    """The quickstart's sizes: what was just enough is allowed, and a byte less is not."""
+    config = load_config("quickstart")
+    held = assemble.plan(config)["memory"]["total"]
+    working = 4 * 32 * 128 * 2 * 256 + 4 * 32 * 20 * 8192
+    check_memory(config, 8192, held + working)
+    with pytest.raises(ValueError, match="try a smaller model"):
+        check_memory(config, 8192, held + working - 1)
+
+
+def test_memory_is_the_containers_where_that_is_less(monkeypatch, tmp_path):
+    machine = total_memory_bytes()
+    assert 1e8 < machine < 1e14
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(host_memory, "_GROUP_LIMITS", (str(tmp_path / "none"), str(limit)))
+    limit.write_text("123456789\n")
+    assert total_memory_bytes() == 123456789
+    limit.write_text("max\n")
+    assert total_memory_bytes() >= machine
