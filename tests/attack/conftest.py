@@ -9,7 +9,10 @@ import hypothesis
 import pytest
 import small_run
 
-hypothesis.settings.register_profile("ci", max_examples=25, derandomize=True, database=None, deadline=None)
+_QUICK = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # `make fuzz` makes what it finds small, too
+hypothesis.settings.register_profile(
+    "ci", max_examples=25, derandomize=True, database=None, deadline=None, phases=_QUICK
+)
 hypothesis.settings.register_profile(
     "fuzz", max_examples=int(os.environ.get("FUZZ", 0)) or 1, database=None, deadline=None, print_blob=True
 )

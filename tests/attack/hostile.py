@@ -8,7 +8,7 @@ import resource
 import signal
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator
 
 import psutil
 from hypothesis import strategies as st
@@ -50,6 +50,17 @@ def bounded() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+class Files(Dict[str, bytes]):
+    """The contents of files by their names; hypothesis shows the names."""
+
+    def __repr__(self) -> str:
+        return f"Files of {', '.join(self)}"
+
+    def but(self, name: str, data: bytes) -> Files:
+        """These files with other contents of one."""
+        return Files({**self, name: data})
 
 
 def contents(folder: Path) -> dict[str, str]:

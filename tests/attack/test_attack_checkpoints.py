@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import bounded, contents, damaged_bytes, damaged_json
+from hostile import Files, bounded, contents, damaged_bytes, damaged_json
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -25,21 +25,21 @@ DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8,
 
 
 @pytest.fixture(scope="module")
-def saved(small: Path) -> dict[str, bytes]:
+def saved(small: Path) -> Files:
     """The files of a checkpoint of step 2."""
     folder = Trainer(load_config(str(small), ["train.stop_at=2"])).run()
-    return {path.name: path.read_bytes() for path in checkpoint.find(folder).iterdir()}
+    return Files({path.name: path.read_bytes() for path in checkpoint.find(folder).iterdir()})
 
 
-def with_new_checksums(files: dict[str, bytes]) -> dict[str, bytes]:
+def with_new_checksums(files: Files) -> Files:
     """As somebody would write it who knows what a checkpoint looks like."""
     state = json.loads(files["state.json"])
     for name in state["files"]:
         state["files"][name] = {"bytes": len(files[name]), "sha256": hashlib.sha256(files[name]).hexdigest()}
-    return {**files, "state.json": json.dumps(state).encode()}
+    return files.but("state.json", json.dumps(state).encode())
 
 
-def go_on(small: Path, files: dict[str, bytes]) -> bool:
+def go_on(small: Path, files: Files) -> bool:
     """Resume from a checkpoint of these files and take a step; whether it was not refused."""
     run = small.parent / "run"
     shutil.rmtree(run / "checkpoints")
@@ -67,36 +67,36 @@ def go_on(small: Path, files: dict[str, bytes]) -> bool:
 
 
 @given(st.data())
-def test_a_changed_byte_is_refused(small: Path, saved: dict[str, bytes], data: st.DataObject):
+def test_a_changed_byte_is_refused(small: Path, saved: Files, data: st.DataObject):
     name = data.draw(st.sampled_from(sorted(saved.keys() - {"state.json"})))
-    assert not go_on(small, {**saved, name: data.draw(damaged_bytes(saved[name]))})
+    assert not go_on(small, saved.but(name, data.draw(damaged_bytes(saved[name]))))
 
 
 @given(st.data())
-def test_a_missing_or_strange_file_is_refused(small: Path, saved: dict[str, bytes], data: st.DataObject):
+def test_a_missing_or_strange_file_is_refused(small: Path, saved: Files, data: st.DataObject):
     gone = data.draw(st.sampled_from(sorted(saved.keys() - {"state.json"})))
-    assert not go_on(small, {name: found for name, found in saved.items() if name != gone})
+    assert not go_on(small, Files({name: found for name, found in saved.items() if name != gone}))
 
 
 @given(st.data())
-def test_any_bytes_with_right_checksums(small: Path, saved: dict[str, bytes], data: st.DataObject):
+def test_any_bytes_with_right_checksums(small: Path, saved: Files, data: st.DataObject):
     name = data.draw(st.sampled_from(sorted(saved.keys() - {"state.json"})))
-    go_on(small, with_new_checksums({**saved, name: data.draw(damaged_bytes(saved[name]))}))
+    go_on(small, with_new_checksums(saved.but(name, data.draw(damaged_bytes(saved[name])))))
 
 
 @given(st.data())
-def test_any_state(small: Path, saved: dict[str, bytes], data: st.DataObject):
+def test_any_state(small: Path, saved: Files, data: st.DataObject):
     state = data.draw(damaged_json(json.loads(saved["state.json"])))
-    go_on(small, {**saved, "state.json": json.dumps(state).encode()})
+    go_on(small, saved.but("state.json", json.dumps(state).encode()))
 
 
 @given(st.data())
-def test_any_bytes_as_state(small: Path, saved: dict[str, bytes], data: st.DataObject):
-    go_on(small, {**saved, "state.json": data.draw(damaged_bytes(saved["state.json"]))})
+def test_any_bytes_as_state(small: Path, saved: Files, data: st.DataObject):
+    go_on(small, saved.but("state.json", data.draw(damaged_bytes(saved["state.json"]))))
 
 
 @given(st.data())
-def test_any_tensors_with_right_checksums(small: Path, saved: dict[str, bytes], data: st.DataObject):
+def test_any_tensors_with_right_checksums(small: Path, saved: Files, data: st.DataObject):
     """Another shape, dtype or value, a tensor more or less."""
     name = data.draw(st.sampled_from(sorted(saved.keys() - {"state.json"})))
     tensors = load(saved[name])
@@ -117,5 +117,5 @@ def test_any_tensors_with_right_checksums(small: Path, saved: dict[str, bytes], 
         fitting = value if limits is None else max(limits.min, min(limits.max, value))
         tensors[key] = tensor.clone()
         tensors[key].view(-1)[place] = fitting
-    accepted = go_on(small, with_new_checksums({**saved, name: save(tensors)}))
+    accepted = go_on(small, with_new_checksums(saved.but(name, save(tensors))))
     assert not (accepted and name == "model.safetensors" and kind in ("gone", "new", "shape", "dtype"))

@@ -86,7 +86,7 @@ def test_any_value_in_a_file_is_planned_or_refused(small: Path, changed: dict[st
     tree = copy.deepcopy(small_run.settings(small.parent))
     for key, value in changed.items():
         section, _, name = key.partition(".")
-        tree[section][name] = value
+        tree.setdefault(section, {})[name] = value
     path = small.parent / "hostile.yaml"
     path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     if assert_refused_or_planned(["--config", str(path)], small.parent):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import anything, bounded, contents, damaged_bytes, damaged_json
+from hostile import Files, anything, bounded, contents, damaged_bytes, damaged_json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -22,27 +22,27 @@ OFFSETS = (-1, -(2**63), 2**63 - 1, 2**40, 0, 1, 3, 100)
 
 
 @pytest.fixture(scope="module")
-def prepared(small: Path) -> dict[str, bytes]:
+def prepared(small: Path) -> Files:
     """The files of the small run's text."""
     folder = Path(assemble.open_data(load_config(str(small)), progress=False).directory)
-    return {str(path): path.read_bytes() for path in sorted(folder.iterdir())}
+    return Files({str(path): path.read_bytes() for path in sorted(folder.iterdir())})
 
 
-def named(files: dict[str, bytes], ending: str) -> str:
+def named(files: Files, ending: str) -> str:
     return next(path for path in files if path.endswith(ending))
 
 
-def with_new_checksums(files: dict[str, bytes]) -> dict[str, bytes]:
+def with_new_checksums(files: Files) -> Files:
     """As somebody would write it who knows what a manifest looks like."""
     path = named(files, "manifest.json")
     manifest = json.loads(files[path])
     for name in manifest["files"]:
         data = files[named(files, name)]
         manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return {**files, path: json.dumps(manifest).encode()}
+    return files.but(path, json.dumps(manifest).encode())
 
 
-def use(small: Path, files: dict[str, bytes]) -> bool:
+def use(small: Path, files: Files) -> bool:
     """Open these files and make batches of both splits; whether they were not refused."""
     for path, data in files.items():
         Path(path).write_bytes(data)
@@ -67,38 +67,38 @@ def use(small: Path, files: dict[str, bytes]) -> bool:
 
 
 @given(st.data())
-def test_a_changed_byte_is_refused(small: Path, prepared: dict[str, bytes], data: st.DataObject):
+def test_a_changed_byte_is_refused(small: Path, prepared: Files, data: st.DataObject):
     path = data.draw(st.sampled_from(sorted(prepared.keys() - {named(prepared, "manifest.json")})))
-    assert not use(small, {**prepared, path: data.draw(damaged_bytes(prepared[path]))})
+    assert not use(small, prepared.but(path, data.draw(damaged_bytes(prepared[path]))))
 
 
 @given(st.data())
-def test_any_bytes_with_right_checksums(small: Path, prepared: dict[str, bytes], data: st.DataObject):
+def test_any_bytes_with_right_checksums(small: Path, prepared: Files, data: st.DataObject):
     path = data.draw(st.sampled_from(sorted(prepared.keys() - {named(prepared, "manifest.json")})))
-    use(small, with_new_checksums({**prepared, path: data.draw(damaged_bytes(prepared[path]))}))
+    use(small, with_new_checksums(prepared.but(path, data.draw(damaged_bytes(prepared[path])))))
 
 
 @given(st.data())
-def test_any_offsets_with_right_checksums(small: Path, prepared: dict[str, bytes], data: st.DataObject):
+def test_any_offsets_with_right_checksums(small: Path, prepared: Files, data: st.DataObject):
     part = data.draw(st.sampled_from(("sentences", "documents")))
     path = named(prepared, f"{data.draw(st.sampled_from(('train', 'heldout')))}.{part}.bin")
     numbers = np.frombuffer(prepared[path], "<i8").copy()
     for _ in range(data.draw(st.integers(1, 2))):
         numbers[data.draw(st.integers(0, len(numbers) - 1))] = data.draw(st.sampled_from(OFFSETS))
-    use(small, with_new_checksums({**prepared, path: numbers.tobytes()}))
+    use(small, with_new_checksums(prepared.but(path, numbers.tobytes())))
 
 
 @given(st.data())
-def test_any_manifest(small: Path, prepared: dict[str, bytes], data: st.DataObject):
+def test_any_manifest(small: Path, prepared: Files, data: st.DataObject):
     path = named(prepared, "manifest.json")
     manifest = data.draw(st.one_of(damaged_json(json.loads(prepared[path])), anything))
-    use(small, {**prepared, path: json.dumps(manifest).encode()})
+    use(small, prepared.but(path, json.dumps(manifest).encode()))
 
 
 @given(st.data())
-def test_any_bytes_as_a_manifest(small: Path, prepared: dict[str, bytes], data: st.DataObject):
+def test_any_bytes_as_a_manifest(small: Path, prepared: Files, data: st.DataObject):
     path = named(prepared, "manifest.json")
-    use(small, {**prepared, path: data.draw(damaged_bytes(prepared[path]))})
+    use(small, prepared.but(path, data.draw(damaged_bytes(prepared[path]))))
 
 
 pieces = st.one_of(
