@@ -60,10 +60,10 @@ class Trainer:
         """
         config = self.config
         with RunFolder(config, self._origin, self.data.unigram_entropy) as folder:
+            self._started = time.monotonic()
             with self.timer("checkpoint"):
                 checkpoint.try_out(folder.checkpoints, self.step, *self._state())
             self._open(folder)
-            self._started = time.monotonic()
             with noted() as self._stop:
                 heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())

@@ -220,6 +220,7 @@ case(
     "checkpoint.keep", 1, lambda b: [p.name[-1] for p in (b.folder / "checkpoints").iterdir()], ["3"],
     "train.stop_at=3", "checkpoint.every=1",
 )  # fmt: skip
+case("checkpoint.keep_best", True, lambda b: (b.folder / "best").is_dir(), None, "train.stop_at=1")
 case("precision.compute", "bfloat16", lambda b: b.engine._precision.compute)
 case("precision.loss_scale", 64.0, lambda b: b.engine._precision.loss_scale)
 

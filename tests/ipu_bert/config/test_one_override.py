@@ -69,6 +69,7 @@ OTHERS: dict[str, list[object]] = {
     "eval.batches": [1],
     "checkpoint.every": [0, 7],
     "checkpoint.keep": [0],
+    "checkpoint.keep_best": [True],
     "precision.compute": ["float32", "bfloat16", "float16"],
     "precision.loss_scale": [64.0],
     "engine.name": ["torch", "ipu"],
