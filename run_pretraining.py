@@ -53,6 +53,10 @@ def main(argv: list[str]) -> int:
         return 130
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # what torch raises for it
+            raise
+        return _fail(f"out of memory: {error}; try a smaller train.micro_batch_size or a smaller model")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,7 +140,7 @@ def _way_on(damaged: Path, options: argparse.Namespace) -> str:
 
 def _fail(*lines: str) -> int:
     for line in lines:
-        _say(f"error: {line}")
+        _say(f"error: {' '.join(line.splitlines())}")
     return 2
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ipu_bert.config import Config, identity
+from ipu_bert.json_file import is_count, read_object
 from sparse_ops.files import sha256_of, sync
 
 FORMAT = 1
@@ -26,6 +27,7 @@ _STATE = "state.json"
 _NAME = re.compile(r"step_(\d+)")
 _ASIDE = re.compile(r"\.(step_\d+)\.\d+\.(tmp|old)")
 
+_TEXT = ("tokenizer", "text")  # of a run's identity: what was prepared, which follows from the settings and the text
 _ALWAYS = ("format", "step", "files")
 _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
     **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
@@ -97,7 +99,16 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     Raises DamagedCheckpointError when a byte of it is not as written.
     """
     state = verify(path)
-    return {(path / name).stem: load_file(str(path / name)) for name in state["files"]}, state
+    return {(path / name).stem: _tensors(path, path / name) for name in state["files"]}, state
+
+
+def _tensors(path: Path, file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(file))
+    except Exception as error:  # safetensors raises many kinds for a header that is none
+        raise DamagedCheckpointError(
+            path, file, f"cannot be read as safetensors: {' '.join(str(error).split())}"
+        ) from None
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -119,10 +130,10 @@ def read_info(path: Path) -> dict[str, Any]:
     """The info of a checkpoint folder alone; DamagedCheckpointError when that cannot be read."""
     file = path / _STATE
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = read_object(file)
     except FileNotFoundError:
         raise DamagedCheckpointError(path, path, f"expected a folder with {_STATE}, found none") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedCheckpointError(path, file, str(error)) from None
     problem = _problem(state)
     if problem:
@@ -133,16 +144,20 @@ def read_info(path: Path) -> dict[str, Any]:
     return state
 
 
-def _problem(state: Any) -> str:
+def _problem(state: Mapping[str, Any]) -> str:
     """Why this cannot be what `save` wrote into state.json; empty where it can."""
-    if not isinstance(state, dict):
-        return f"expected a JSON object, found {type(state).__name__}"
     for key, kind in _TYPES.items():
         if type(state.get(key, kind())) is not kind or (key in _ALWAYS and key not in state):
             return f"expected {key} of type {kind.__name__}, found {state.get(key)!r:.60}"
+    if not is_count(state["step"]):
+        return f"expected a step of 0 or more, found {state['step']!r:.60}"
+    for phase, seconds in {**state.get("seconds", {}), "elapsed_seconds": state.get("elapsed_seconds", 0.0)}.items():
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            return f"expected seconds of 0 or more, found {phase!r:.60}: {seconds!r:.60}"
     for name, entry in state["files"].items():
         beside = os.path.basename(name) == name and name.endswith(".safetensors")
-        if not beside or not isinstance(entry, dict) or {"bytes", "sha256"} - entry.keys():
+        entry_as_written = isinstance(entry, dict) and is_count(entry.get("bytes")) and "sha256" in entry
+        if not beside or not entry_as_written:
             return f"expected bytes and sha256 of a safetensors file beside it, found {name!r:.60}: {entry!r:.60}"
     return ""
 
@@ -198,21 +213,28 @@ def _step_of(path: Path) -> int:
 
 
 def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
-    """CheckpointError that lists every setting in which a checkpoint's run differs from this one.
+    """CheckpointError that lists every setting in which a checkpoint's run differs from this one, or names its text.
 
-    A setting that was added after the checkpoint was written counts as its default there.
+    A setting that was added after the checkpoint was written counts as its default there. A checkpoint of a version
+    that did not record its prepared text is taken, with a warning.
     """
     if found is None:
         raise CheckpointError(f"checkpoint {path}: expected the settings of its run in {_STATE}, found none")
     defaults = {key: value for key, value in identity(Config()).items() if key in expected}
     found = {**defaults, **found}
-    differing = [
-        f"{key}: expected {expected.get(key)!r}, found {found.get(key)!r}"
-        for key in sorted(set(expected) | set(found))
-        if expected.get(key) != found.get(key)
-    ]
+    differing = [key for key in sorted(set(expected) | set(found)) if expected.get(key) != found.get(key)]
+    settings = [f"{k}: expected {expected.get(k)!r}, found {found.get(k)!r}" for k in differing if k not in _TEXT]
+    if settings:
+        raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(settings))
+    if "text" in expected and "text" not in found:
+        print(f"checkpoint {path} does not say which text it has seen, which may have changed since", file=sys.stderr)
+        differing.remove("text")
     if differing:
-        raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(differing))
+        of = "data.path" if expected.get("data.source") == "files" else f"data.source {expected.get('data.source')}"
+        raise CheckpointError(
+            f"checkpoint {path}: the text of {of}, or how it is prepared, changed since this was saved: a run goes on "
+            "with the text that it began with; bring it back, or begin a new run without --resume"
+        )
 
 
 def _make(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Mapping
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, from_dict
+from ipu_bert.engines.checked_state import check_model
 from ipu_bert.export import save_pretrained
 from ipu_bert.model import BertForPreTraining
 
@@ -23,15 +24,22 @@ def load_model(path: Path) -> tuple[BertForPreTraining, Config]:
 
     Raises CheckpointError when there is none or it is damaged.
     """
-    groups, info = checkpoint.load(checkpoint.find(path))
-    config = from_dict(info["config"])
-    model = assemble.make_model(config, _vocab_size(groups))
+    path = checkpoint.find(path)
+    groups, info = checkpoint.load(path)
+    try:
+        config = from_dict(info.get("config", {}))
+        model = assemble.make_model(config, _vocab_size(groups))
+        check_model(model, groups)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"checkpoint {path}: {error}") from None
     model.load_state_dict(groups["model"])
     return model, config
 
 
 def _vocab_size(groups: Mapping[str, Mapping[str, Any]]) -> int:
-    return int(groups["model"]["cls.predictions.bias"].shape[0])
+    """Rows of the decoder's bias; 1 where there is none, with which the check of the model fails."""
+    bias = groups.get("model", {}).get("cls.predictions.bias")
+    return max(1, bias.numel()) if bias is not None else 1
 
 
 def main(argv: list[str]) -> int:

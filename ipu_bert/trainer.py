@@ -20,8 +20,10 @@ from ipu_bert.machine import changed, conditions
 from ipu_bert.record.metrics import Metrics
 from ipu_bert.run_folder import Origin, RunFolder
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
+from ipu_bert.sizes.fits import check_memory
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
+from sparse_ops.host_memory import total_memory_bytes
 from sparse_ops.norms import GradientBlocks
 
 
@@ -35,6 +37,8 @@ class Trainer:
         self.config = config
         groups, info = checkpoint.load(resume) if resume is not None else ({}, {})
         self.timer = Stopwatch(info.get("seconds"))
+        if not config.data.tokenizer:  # else the vocabulary's size is known when the text is there
+            check_memory(config, config.data.vocab_size, total_memory_bytes())
         self.data = assemble.open_data(config, progress=True)
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
@@ -206,7 +210,7 @@ class Trainer:
         info = {
             "config": as_dict(self.config),
             "config_hash": config_hash(self.config),
-            "identity": {**identity(self.config), "tokenizer": self.data.manifest["tokenizer_sha256"]},
+            "identity": {**identity(self.config), **self.data.identity},
             "conditions": self._conditions,
             "next_batch": self.step,
             "seconds": self.timer.seconds,
@@ -226,15 +230,15 @@ class Trainer:
             return checkpoint.save(folder, self.step, groups, {**info, **more}, keep)
 
     def _load(self, path: Path, groups: checkpoint.Groups, info: Mapping[str, Any]) -> None:
-        mine = {**identity(self.config), "tokenizer": self.data.manifest["tokenizer_sha256"]}
+        mine = {**identity(self.config), **self.data.identity}
         checkpoint.check_same_run(path, mine, info.get("identity"))
         last = self.config.train.stop_at or self.config.train.steps
         if self.step > last:
             raise checkpoint.CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {self.step}")
         try:
-            self.engine.load_state(groups, self.step)
             if self.updater is not None:
-                self.updater.load_state_dict(groups["pattern_history"])
+                self.updater.load_state_dict(groups.get("pattern_history", {}))
+            self.engine.load_state(groups, self.step)
         except (KeyError, ValueError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {error}") from None
 

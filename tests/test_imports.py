@@ -17,6 +17,7 @@ ORDER = [
     "dynsparse",
     "lr_schedules",
     "settings",
+    "json_file",
     "data",
     "sizes",
     "config",

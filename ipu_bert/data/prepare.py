@@ -11,6 +11,7 @@ them. The same request gives the same bytes, whatever the number of workers.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -83,18 +84,29 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
     """Make token files of a corpus in a folder of `out`, or open them where they have been made before.
 
     workers: processes, 0: one per core; the result does not depend on it. progress: show bars on the terminal.
-    Raises DataError, one line, for text or a vocabulary that cannot be used.
+    Every byte of what is there is verified (TokenFiles.verify), and nothing is written beside it.
+    Raises DataError, one line, for text or a vocabulary that cannot be used, and for prepared files that are damaged.
     """
     if workers < 0:
         raise DataError(f"workers: expected 0 or more, found {workers}")
     request = _request(corpus)
     final = request.folder(out)
-    os.makedirs(out, exist_ok=True)
-    with _only_one(os.path.join(out, f".{os.path.basename(final)}.lock")):
-        if not os.path.exists(final):
-            _build(request, final, workers, progress)
-        shutil.rmtree(final + ".partial", ignore_errors=True)
-    return TokenFiles.open(final)
+    if not os.path.exists(final):
+        os.makedirs(out, exist_ok=True)
+        with _only_one(_lock_file(final)):
+            if not os.path.exists(final):
+                _build(request, final, workers, progress)
+            shutil.rmtree(final + ".partial", ignore_errors=True)
+    elif os.path.exists(final + ".partial"):  # killed after the rename; where nothing can be written it may stay
+        with contextlib.suppress(OSError), _only_one(_lock_file(final)):
+            shutil.rmtree(final + ".partial", ignore_errors=True)
+    prepared = TokenFiles.open(final)
+    prepared.verify()
+    return prepared
+
+
+def _lock_file(final: str) -> str:
+    return os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.lock")
 
 
 def find_prepared(corpus: Corpus, out: str) -> tuple[str, TokenFiles | None]:
@@ -239,8 +251,6 @@ def main(arguments: list[str] | None = None) -> None:
             heldout_fraction=options.heldout_fraction,
         )
         prepared = prepare(corpus, options.out, workers=options.workers, progress=not options.quiet)
-        if options.verify:
-            prepared.verify()
     except DataError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -293,7 +303,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=defaults.workers, help="processes, 0: one per core (default: %(default)s)"
     )
-    parser.add_argument("--verify", action="store_true", help="check the result's checksums, too")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,14 +48,22 @@ class LayerHistory:
         """Everything that resuming needs."""
         return {"bitmap": self.bitmap, "born": self.born, "added": torch.tensor(self.added)}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from a state; ValueError when it belongs to a layer of another size."""
-        for name in ("bitmap", "born"):
-            mine = getattr(self, name)
-            if state[name].shape != mine.shape:
-                found = list(state[name].shape)
-                raise ValueError(f"pattern history {name}: expected {list(mine.shape)}, found {found}")
-            mine.copy_(state[name])
+    def check(self, state: Mapping[str, Tensor], last: int) -> None:
+        """ValueError when a state is of a layer of another size, or has a block put down after `last`, or before 0."""
+        for name, mine in self.state_dict().items():
+            found = state.get(name)
+            if found is None or found.shape != mine.shape or found.dtype != mine.dtype:
+                what = "no such tensor" if found is None else f"{found.dtype} {list(found.shape)}"
+                raise ValueError(f"{name}: expected {mine.dtype} {list(mine.shape)}, found {what}")
+        for name, most in (("born", last), ("added", self.born.numel())):
+            low, high = int(state[name].min()), int(state[name].max())
+            if low < 0 or high > most:
+                raise ValueError(f"{name}: expected whole numbers of 0 to {most}, found {low} to {high}")
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a state that `check` allows."""
+        self.bitmap.copy_(state["bitmap"])
+        self.born.copy_(state["born"])
         self.added = int(state["added"])
 
     def _mark(self, keys: Tensor) -> None:

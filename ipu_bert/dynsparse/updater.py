@@ -173,9 +173,31 @@ class PatternUpdater:
         return {**state, "done": torch.tensor(self.done), "previous_step": torch.tensor(self._previous_step)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue a record; `track` must have been called with layers of the same sizes."""
-        for name, history in self._history.items():
-            history.load_state_dict({key: state[f"{name}.{key}"] for key in history.state_dict()})
+        """Continue a record; `track` must have been called with layers of the same sizes.
+
+        Raises ValueError that names the tensor, and changes nothing, for a record that these layers cannot have.
+        """
+        found = state.keys()
+        for name in sorted(found ^ self.state_dict().keys()):
+            wanted, got = ("no such tensor", "one") if name in found else ("such a tensor", "none")
+            raise ValueError(f"pattern history: {name}: expected {wanted}, found {got}")
+        for name, most in (("done", len(self.ratios)), ("previous_step", max(self.ratios, default=0))):
+            value = state[name]
+            if value.shape != () or value.dtype != torch.int64 or not 0 <= int(value) <= most:
+                what = (
+                    int(value)
+                    if value.dtype == torch.int64 and not value.shape
+                    else f"{value.dtype} {list(value.shape)}"
+                )
+                raise ValueError(f"pattern history: {name}: expected a whole number of 0 to {most}, found {what}")
+        records = {name: {key: state[f"{name}.{key}"] for key in h.state_dict()} for name, h in self._history.items()}
+        for name, record in records.items():
+            try:
+                self._history[name].check(record, last=int(state["previous_step"]))
+            except ValueError as error:
+                raise ValueError(f"pattern history: {name}.{error}") from None
+        for name, record in records.items():
+            self._history[name].load_state_dict(record)
         self.done, self._previous_step = int(state["done"]), int(state["previous_step"])
 
 

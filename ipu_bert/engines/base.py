@@ -106,11 +106,3 @@ class Engine(Protocol):
 
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Continue after `step`; ValueError when the tensors are those of another model."""
-
-
-def check_model_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """ValueError that names the first tensor, by name, that is missing, unknown or of another shape."""
-    for name in sorted({*expected, *found}):
-        wanted, got = (list(x[name].shape) if name in x else "no such tensor" for x in (expected, found))
-        if wanted != got:
-            raise ValueError(f"{name}: expected {wanted} as in this config's model, found {got}")

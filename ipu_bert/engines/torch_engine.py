@@ -20,8 +20,8 @@ from ipu_bert.engines.base import (
     StepResult,
     TensorGroups,
     TransferRecord,
-    check_model_state,
 )
+from ipu_bert.engines.checked_state import check_state
 from ipu_bert.engines.gradients import record_gradient_blocks
 from ipu_bert.model import BertForPreTraining, PretrainingLosses, pretraining_losses, sparse_layers
 from ipu_bert.optim import Optimization, adamw, group_lasso_
@@ -162,7 +162,7 @@ class TorchEngine:
 
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """See Engine."""
-        check_model_state(self.model.state_dict(), groups["model"])
+        check_state(self.model, groups, step)
         self.model.load_state_dict(groups["model"])
         for name, parameter in self._parameters.items():
             state = self._moments(parameter)

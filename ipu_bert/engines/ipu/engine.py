@@ -23,8 +23,8 @@ from ipu_bert.engines.base import (
     StepResult,
     TensorGroups,
     TransferRecord,
-    check_model_state,
 )
+from ipu_bert.engines.checked_state import check_state
 from ipu_bert.engines.ipu.instances import Instances, check_same_patterns
 from ipu_bert.engines.ipu.model import IpuBert
 from ipu_bert.engines.ipu.options import IpuRun, inference_options, training_options
@@ -199,7 +199,7 @@ class IpuEngine:
 
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """See Engine."""
-        check_model_state(self.canonical.model.state_dict(), groups["model"])
+        check_state(self.canonical.model, groups, step)
         self._read_state()
         self.canonical.model.load_state_dict(dict(groups["model"]))
         self._upload(self.canonical.write_all(groups["optimizer"], step))

@@ -54,3 +54,28 @@ def test_the_config_of_an_earlier_checkpoint_loads_as_the_same_run():
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
     assert config_hash(from_dict(tree)) == STORED["sha256"]
+
+
+TEXT = {"tokenizer": "a", "text": "b", "data.source": "files"}
+
+
+@pytest.mark.parametrize("changed", ["tokenizer", "text"])
+def test_a_text_that_changed_is_spoken_of_as_a_text(tmp_path, changed):
+    with pytest.raises(
+        CheckpointError, match=r"the text of data\.path, or how it is prepared, changed since this was"
+    ) as e:
+        check_same_run(tmp_path, {**TEXT, changed: "c"}, TEXT)
+    assert "expected" not in str(e.value)
+
+
+def test_a_setting_is_what_changed_where_the_text_follows_from_it(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is of another run: data\.vocab_size: expected 9, found 8$"):
+        check_same_run(tmp_path, {**TEXT, "data.vocab_size": 9, "text": "c"}, {**TEXT, "data.vocab_size": 8})
+
+
+def test_a_checkpoint_that_does_not_know_its_text_is_taken_with_a_warning(tmp_path, capsys):
+    older = {key: value for key, value in TEXT.items() if key != "text"}
+    check_same_run(tmp_path, TEXT, older)
+    assert "does not say which text it has seen" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="the text of"):
+        check_same_run(tmp_path, {**TEXT, "tokenizer": "c"}, older)

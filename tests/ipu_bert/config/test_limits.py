@@ -99,3 +99,24 @@ def test_memory_is_the_containers_where_that_is_less(monkeypatch, tmp_path):
     assert total_memory_bytes() == 123456789
     limit.write_text("max\n")
     assert total_memory_bytes() >= machine
+
+
+@pytest.mark.parametrize("error", [MemoryError("9 TiB"), RuntimeError("[x.cpp:1]\nAllocator: can't allocate memory")])
+def test_memory_that_runs_out_all_the_same_is_one_line(error, monkeypatch, capsys):
+    def no(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_pretraining, "_train", no)
+    assert run_pretraining.main(["--config", "quickstart"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory: ")
+    assert line.endswith("; try a smaller train.micro_batch_size or a smaller model")
+
+
+def test_what_is_no_lack_of_memory_is_not_hidden(monkeypatch):
+    def no(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(run_pretraining, "_train", no)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run_pretraining.main(["--config", "quickstart"])

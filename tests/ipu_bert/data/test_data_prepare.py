@@ -345,7 +345,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
         "--workers",
         "1",
     ]
-    main([*arguments, "--vocab-size", "200", "--document-words", "200", "--verify"])
+    main([*arguments, "--vocab-size", "200", "--document-words", "200"])
     assert "held-out unigram cross-entropy" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: unknown data source 'fils'"):
         main(["--source", "fils", "--out", str(tmp_path)])

@@ -1,0 +1,59 @@
+"""What a prepared folder says of itself, and whether its arrays can be token files; nothing is trusted."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Collection, Mapping
+
+import numpy as np
+
+from ipu_bert.json_file import is_count
+
+COUNTS = ("documents", "sentences", "tokens")
+_PIECE = 1 << 20  # offsets compared at once
+
+
+def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str, splits: Collection[str]) -> str:
+    """Why this cannot be the manifest of a folder with these files and splits; empty where it can.
+
+    tokenizer: which of the files holds it.
+    """
+    entries, sizes, unigram = (manifest.get(key) for key in ("files", "splits", "unigram"))
+    if not isinstance(entries, dict) or not set(files) <= entries.keys():
+        return f"expected files with {', '.join(sorted(files))}, found {entries!r:.80}"
+    for name, entry in entries.items():
+        plain = os.path.basename(name) == name and isinstance(entry, dict)
+        if not plain or not is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
+            return f"expected bytes and sha256 of a file beside it, found {name!r:.80}: {entry!r:.80}"
+    if not isinstance(sizes, dict) or sizes.keys() != set(splits):
+        return f"expected splits {', '.join(splits)}, found {sizes!r:.80}"
+    for split, size in sizes.items():
+        if not isinstance(size, dict) or not all(is_count(size.get(key)) for key in COUNTS):
+            return f"expected whole numbers of {', '.join(COUNTS)} in split {split}, found {size!r:.80}"
+    if not is_count(manifest.get("vocab_size")) or not 0 < manifest["vocab_size"] < 1 << 32:
+        return f"expected vocab_size of 1 to {(1 << 32) - 1}, found {manifest.get('vocab_size')!r:.80}"
+    entropy = unigram.get("heldout_cross_entropy") if isinstance(unigram, dict) else None
+    if not isinstance(entropy, (int, float)) or isinstance(entropy, bool) or entropy < 0:
+        return f"expected unigram.heldout_cross_entropy of 0 or more nats, found {entropy!r:.80}"
+    if manifest.get("tokenizer_sha256") != entries[tokenizer]["sha256"]:
+        return f"expected tokenizer_sha256 as of {tokenizer}, found {manifest.get('tokenizer_sha256')!r:.80}"
+    return ""
+
+
+def offsets_problem(offsets: np.ndarray, end: int) -> str:
+    """Why int64 [n + 1] cannot be where each of n parts of [0, end) begins, none empty; empty where it can."""
+    if len(offsets) and (offsets[0] != 0 or offsets[-1] != end):
+        return f"expected offsets from 0 to {end}, found {offsets[0]} to {offsets[-1]}"
+    for start in range(0, len(offsets) - 1, _PIECE):
+        piece = offsets[start : start + _PIECE + 1]
+        wrong = np.flatnonzero(piece[1:] <= piece[:-1])
+        if len(wrong):
+            place = start + int(wrong[0])
+            return f"expected ascending offsets, found {offsets[place]} and {offsets[place + 1]} at number {place}"
+    return ""
+
+
+def ids_problem(ids: np.ndarray, vocab_size: int) -> str:
+    """Why an array cannot hold ids of a vocabulary; empty where it can."""
+    largest = int(ids.max()) if len(ids) else 0
+    return f"expected ids below {vocab_size}, found {largest}" if largest >= vocab_size else ""
