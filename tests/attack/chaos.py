@@ -52,7 +52,8 @@ def main() -> int:
     options = parser.parse_args()
     if not victim.watched():
         return victim.start_watched()
-    root = Path(tempfile.mkdtemp(prefix="chaos-"))
+    memory = "/dev/shm"  # a kill leaves there what it leaves on a disk, and nothing waits for one
+    root = Path(tempfile.mkdtemp(prefix="chaos-", dir=memory if os.access(memory, os.W_OK) else None))
     well = attack(options, root)
     if well:
         shutil.rmtree(root)

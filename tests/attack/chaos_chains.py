@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 KILLS, FAULTS = ("before", "within"), ("full", "read-only", "once")
 AGAIN = 0.4  # probability that what goes on after an interruption is interrupted, too
 MOST = 6  # interruptions of one chain
-STATUSES = {0, 2, 75, 130}  # done, refused or failed in one line, stopped by a signal or Ctrl-C and saved
+STATUSES = {0, 75, 130}  # done, stopped by a signal or by Ctrl-C and saved
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Chaos:
             self._count(what, ended)
             done += ended.operations
             history.append(f"{what} -> {ended.status}")
-            wrong = _wrong(ended, what) + self._lost(done)
+            wrong = _wrong(self.job, ended, what) + self._lost(done)
             if wrong:
                 return self._note(history, wrong, ended)
         if ended.status != 0:
@@ -129,7 +130,7 @@ class Chaos:
         both = [Victim(lambda: self.job.act(self.folder), self.folder, victim.NOTHING) for _ in range(2)]
         ended = [one.wait() for one in both]
         self.tally.interruptions["two at once"] += 1
-        wrong = [text for one in ended for text in _wrong(one, victim.NOTHING)]
+        wrong = [text for one in ended for text in _wrong(self.job, one, victim.NOTHING)]
         if all(one.status for one in ended):
             wrong.append("neither came to its end")
         wrong += chaos_jobs.describe(self.expected, self.job.result(self.folder))
@@ -137,15 +138,16 @@ class Chaos:
             self._note(["two at once"], wrong, ended[-1])
 
 
-def _wrong(ended: Ended, what: Interruption) -> list[str]:
+def _wrong(job: Job, ended: Ended, what: Interruption) -> list[str]:
     """What no end may be: a traceback, an unknown status, an error of several lines or of none."""
     if ended.status == -(what.signal or signal.SIGKILL):
         return []  # killed, or a signal before anything was there to save
-    wrong = [f"status {ended.status}"] if ended.status not in STATUSES else []
+    refused, pattern = job.refused
+    wrong = [f"status {ended.status}"] if ended.status not in {*STATUSES, refused} else []
     if "Traceback (most recent call last)" in ended.printed:
         wrong.append("a traceback")
-    errors = [line for line in ended.printed.splitlines() if "error: " in line]
-    if ended.status == 2 and len(errors) != 1:
+    errors = re.findall(pattern, ended.printed, re.MULTILINE)
+    if ended.status == refused and len(errors) != 1:
         wrong.append(f"{len(errors)} lines of error")
     return wrong
 

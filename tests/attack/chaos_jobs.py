@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 import run_pretraining
 from ipu_bert import checkpoint
 from ipu_bert.data import prepare
+from ipu_bert.record import report
 from ipu_bert.record.metrics import read_metrics
-from sparse_ops import build
+from sparse_ops import build, files
 
 TIMES = {"seconds", "elapsed", "sequences_per_second", "tokens_per_second"}
 
@@ -27,22 +28,23 @@ TIMES = {"seconds", "elapsed", "sequences_per_second", "tokens_per_second"}
 class Job:
     """Something to interrupt.
 
-    act: do it in a folder; the exit status. result: what is in the folder at the end and must not depend on
-    interruptions. lost: what should be there after an interruption, going by the operations that were done, and is not.
+    act: do it in a folder; the exit status. refused: status when it could not, and what its one line of error matches.
+    result: what is in the folder at the end and must not depend on interruptions. lost: what should be there after an
+    interruption, going by the operations that were done, and is not.
     """
 
     name: str
     act: Callable[[Path], int]
+    refused: tuple[int, str]
     result: Callable[[Path], Mapping[str, object]]
     lost: Callable[[Path, tuple[str, ...]], list[str]]
 
 
-def _blank_picture(figure: Figure, path: Path, **_: object) -> None:
-    """Rendering a run's pictures takes longer than all else that it does."""
-    Path(path).write_bytes(b"")
-
-
-Figure.savefig = _blank_picture  # type: ignore[method-assign, assignment]
+def blank_pictures() -> None:
+    """Runs in this process write empty pictures: drawing a run's three takes longer than all else that it does."""
+    for name in ("loss_figure", "pattern_updates_figure", "pattern_start_end_figure"):
+        setattr(report, name, lambda *_: Figure())
+    report.save_figure = lambda figure, path: files.write(path, b"")  # type: ignore[assignment]
 
 
 def _digest(path: Path) -> str:
@@ -59,7 +61,7 @@ def training(config: Path) -> Job:
     def act(folder: Path) -> int:
         return run_pretraining.main(["--config", str(config), f"run.dir={folder / 'run'}", "--resume", "auto"])
 
-    return Job("train", act, lambda folder: _run_result(folder / "run"), _lost_steps)
+    return Job("train", act, (2, "^error: "), lambda folder: _run_result(folder / "run"), _lost_steps)
 
 
 def _run_result(folder: Path) -> dict[str, object]:
@@ -93,7 +95,7 @@ def preparing(text: Path) -> Job:
         prepare.main([*arguments, "--heldout-fraction", "0.2", "--out", str(folder / "data")])
         return 0
 
-    return Job("prepare", act, _all_files, lambda folder, operations: [])
+    return Job("prepare", act, (1, "^error: "), _all_files, lambda folder, operations: [])
 
 
 def compiling(compiler: Path) -> Job:
@@ -103,7 +105,7 @@ def compiling(compiler: Path) -> Job:
         os.environ["SPARSE_OPS_CACHE"], os.environ["CXX"] = str(folder / "cache"), str(compiler)
         return build.main([])
 
-    return Job("compile", act, _all_files, lambda folder, operations: [])
+    return Job("compile", act, (1, "^sparse_ops: (?!compil)"), _all_files, lambda folder, operations: [])
 
 
 def _all_files(folder: Path) -> dict[str, object]:
@@ -131,6 +133,7 @@ cp "$kept" "$out"
 
 def make_jobs(config: Path, root: Path) -> dict[str, Job]:
     """All three by name; `config` and what they share lie in `root`."""
+    blank_pictures()
     jobs = (training(config), preparing(root / "text"), compiling(remembering_compiler(root)))
     return {job.name: job for job in jobs}
 
