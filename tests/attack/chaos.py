@@ -3,11 +3,11 @@
 PYTHONPATH=. python tests/attack/chaos.py 500              500 kills; the seed is printed
 PYTHONPATH=. python tests/attack/chaos.py 50 --seed 7 --jobs train
 
-A chain begins in an empty folder with one interruption, goes on by the same command, perhaps interrupted again, and runs
-to its end. Then every byte of weights, moments and positions, every metric but times, and the names of all files are
-those of the run that nothing interrupted. After every kill the newest step that was saved is there and intact. Beside
-kills: SIGTERM and its like, a disk that is full or read-only from some operation on, one operation that fails, and two
-processes in one folder. Ends with status 1 when anything else came out, and leaves its folder then.
+A chain begins in an empty folder with one interruption, goes on by the same command, perhaps interrupted again, and
+runs to its end. Then every byte of weights, moments and positions, every metric but times, and the names of all files
+are those of the run that nothing interrupted. After every kill the newest step that was saved is there and intact.
+Beside kills: SIGTERM and its like, a disk that is full or read-only from some operation on, one operation that fails,
+and two processes in one folder. Ends with status 1 when anything else came out, and leaves its folder then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import victim
 
 
 def attack(options: argparse.Namespace, root: Path) -> bool:
-    """Chains of all jobs in turn until there were so many kills; prints what came out, and returns whether all is well."""
+    """Chains of all jobs until there were so many kills; prints what came out and returns whether all is well."""
     from chaos_chains import Chaos, attack_all, summary  # imports torch: only where victims are made
     from chaos_jobs import make_jobs
 

@@ -44,9 +44,7 @@ class Chaos:
         self.job, self.root, self.draw = job, root, draw
         self.folder = root / job.name
         self._start()
-        victim.import_as(lambda: job.act(self.folder), root)
-        self._start()
-        ended = self._run(victim.NOTHING)
+        ended = victim.run_and_import(lambda: job.act(self.folder), self.folder)
         if ended.status:
             raise SystemExit(f"{job.name}, not interrupted: status {ended.status}\n{ended.printed}")
         self.expected, self.seconds = job.result(self.folder), ended.seconds
@@ -59,7 +57,7 @@ class Chaos:
         return victim.run(lambda: self.job.act(self.folder), self.folder, what)
 
     def plan(self) -> Iterator[Interruption]:
-        """First interruptions of chains: every operation in each way, in random order, with moments between; for ever."""
+        """First interruptions of chains, for ever: every operation in each way in random order, and moments between."""
         while True:
             ways = [victim.at(how, n) for how in KILLS for n in range(1, self.tally.operations + 1)]
             faults = [victim.at(how, n) for how in FAULTS for n in range(1, self.tally.operations + 1)]
@@ -85,8 +83,10 @@ class Chaos:
             ended = self._run(what)
             self._count(what, ended)
             done += ended.operations
+            if ended.status == 0 and what == victim.NOTHING:
+                self.seconds = min(self.seconds, ended.seconds)  # the first one had to import
             history.append(f"{what} -> {ended.status}")
-            wrong = _wrong(self.job, ended, what) + self._lost(done)
+            wrong = _wrong(self.job, self.folder, ended, what) + self._lost(done)
             if wrong:
                 return self._note(history, wrong, ended)
         if ended.status != 0:
@@ -130,7 +130,7 @@ class Chaos:
         both = [Victim(lambda: self.job.act(self.folder), self.folder, victim.NOTHING) for _ in range(2)]
         ended = [one.wait() for one in both]
         self.tally.interruptions["two at once"] += 1
-        wrong = [text for one in ended for text in _wrong(self.job, one, victim.NOTHING)]
+        wrong = [text for one in ended for text in _wrong(self.job, self.folder, one, victim.NOTHING)]
         if all(one.status for one in ended):
             wrong.append("neither came to its end")
         wrong += chaos_jobs.describe(self.expected, self.job.result(self.folder))
@@ -138,7 +138,7 @@ class Chaos:
             self._note(["two at once"], wrong, ended[-1])
 
 
-def _wrong(job: Job, ended: Ended, what: Interruption) -> list[str]:
+def _wrong(job: Job, folder: Path, ended: Ended, what: Interruption) -> list[str]:
     """What no end may be: a traceback, an unknown status, an error of several lines or of none."""
     if ended.status == -(what.signal or signal.SIGKILL):
         return []  # killed, or a signal before anything was there to save
@@ -149,15 +149,18 @@ def _wrong(job: Job, ended: Ended, what: Interruption) -> list[str]:
     errors = re.findall(pattern, ended.printed, re.MULTILINE)
     if ended.status == refused and len(errors) != 1:
         wrong.append(f"{len(errors)} lines of error")
+    if any(str(folder) not in error for error in errors):
+        wrong.append("no name of a file or folder")
     return wrong
 
 
 def attack_all(chaos: list[Chaos], kills: int, draw: random.Random) -> None:
-    """Two processes at once, then chains of all jobs, in proportion to their operations, until there were so many kills."""
+    """Two processes at once, then chains of all jobs, in proportion to their operations, to so many kills."""
     plans = [one.plan() for one in chaos]
     for one in chaos:
         one.together()
     while sum(one.tally.kills for one in chaos) < kills:
+        print(f"{sum(one.tally.kills for one in chaos)} kills", end="\r", flush=True)
         number = draw.choices(range(len(chaos)), [one.tally.operations for one in chaos])[0]
         chaos[number].chain(next(plans[number]))
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Mapping
 
-from matplotlib.figure import Figure
+import small_run
 
 import run_pretraining
 from ipu_bert import checkpoint
 from ipu_bert.data import prepare
-from ipu_bert.record import report
 from ipu_bert.record.metrics import read_metrics
-from sparse_ops import build, files
+from sparse_ops import build
 
 TIMES = {"seconds", "elapsed", "sequences_per_second", "tokens_per_second"}
 
@@ -40,13 +39,6 @@ class Job:
     lost: Callable[[Path, tuple[str, ...]], list[str]]
 
 
-def blank_pictures() -> None:
-    """Runs in this process write empty pictures: drawing a run's three takes longer than all else that it does."""
-    for name in ("loss_figure", "pattern_updates_figure", "pattern_start_end_figure"):
-        setattr(report, name, lambda *_: Figure())
-    report.save_figure = lambda figure, path: files.write(path, b"")  # type: ignore[assignment]
-
-
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -61,7 +53,7 @@ def training(config: Path) -> Job:
     def act(folder: Path) -> int:
         return run_pretraining.main(["--config", str(config), f"run.dir={folder / 'run'}", "--resume", "auto"])
 
-    return Job("train", act, (2, "^error: "), lambda folder: _run_result(folder / "run"), _lost_steps)
+    return Job("train", act, (2, "^error: .*"), lambda folder: _run_result(folder / "run"), _lost_steps)
 
 
 def _run_result(folder: Path) -> dict[str, object]:
@@ -95,7 +87,7 @@ def preparing(text: Path) -> Job:
         prepare.main([*arguments, "--heldout-fraction", "0.2", "--out", str(folder / "data")])
         return 0
 
-    return Job("prepare", act, (1, "^error: "), _all_files, lambda folder, operations: [])
+    return Job("prepare", act, (1, "^error: .*"), _all_files, lambda folder, operations: [])
 
 
 def compiling(compiler: Path) -> Job:
@@ -105,7 +97,7 @@ def compiling(compiler: Path) -> Job:
         os.environ["SPARSE_OPS_CACHE"], os.environ["CXX"] = str(folder / "cache"), str(compiler)
         return build.main([])
 
-    return Job("compile", act, (1, "^sparse_ops: (?!compil)"), _all_files, lambda folder, operations: [])
+    return Job("compile", act, (1, "^sparse_ops: (?!compil).*"), _all_files, lambda folder, operations: [])
 
 
 def _all_files(folder: Path) -> dict[str, object]:
@@ -133,7 +125,7 @@ cp "$kept" "$out"
 
 def make_jobs(config: Path, root: Path) -> dict[str, Job]:
     """All three by name; `config` and what they share lie in `root`."""
-    blank_pictures()
+    small_run.blank_pictures(setattr)
     jobs = (training(config), preparing(root / "text"), compiling(remembering_compiler(root)))
     return {job.name: job for job in jobs}
 

@@ -1,4 +1,4 @@
-"""Hostile values, and damage to JSON and bytes, for hypothesis; and the bounds within which all of it must be refused."""
+"""Hostile values, and damage to JSON and bytes, for hypothesis; and how all of it must be refused."""
 
 from __future__ import annotations
 
@@ -61,6 +61,12 @@ class Files(Dict[str, bytes]):
     def but(self, name: str, data: bytes) -> Files:
         """These files with other contents of one."""
         return Files({**self, name: data})
+
+
+def assert_one_line(error: Exception, *names: object) -> None:
+    """A refusal is one line that names the thing."""
+    assert any(str(name) in str(error) for name in names), error
+    assert "\n" not in str(error), error
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""A run of a second for the attacks: made-up text, a one-layer BERT, and updates, evaluations, checkpoints all the time."""
+"""A run of a second for the attacks: made-up text, a one-layer BERT; updates, evaluations, checkpoints all the time."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import yaml
 
@@ -41,3 +41,15 @@ def write(folder: Path) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(settings(folder)))
     return path
+
+
+def blank_pictures(patch: Callable[[object, str, object], None]) -> None:
+    """Runs in this process write empty pictures: drawing a run's three takes longer than all else that it does."""
+    from matplotlib.figure import Figure
+
+    from ipu_bert.record import report
+    from sparse_ops import files
+
+    for name in ("loss_figure", "pattern_updates_figure", "pattern_start_end_figure"):
+        patch(report, name, lambda *_: Figure())
+    patch(report, "save_figure", lambda figure, path: files.write(path, b""))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import Files, anything, bounded, contents, damaged_bytes, damaged_json
+from hostile import Files, anything, assert_one_line, bounded, contents, damaged_bytes, damaged_json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -59,8 +59,7 @@ def use(small: Path, files: Files) -> bool:
                     batch = stream.batch(index)
                     assert 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < found.vocab_size
     except ValueError as error:
-        assert str(folder) in str(error), error
-        assert "\n" not in str(error), error
+        assert_one_line(error, folder)
         assert contents(folder) == before
         return False
     return True
@@ -128,5 +127,4 @@ def attack_vocabulary(small: Path, folder: Path, text: bytes) -> None:
             prepared = prepare(corpus, str(out), workers=1, progress=False)
             assert len(prepared.vocabulary()) == prepared.vocab_size
     except ValueError as error:
-        assert str(path) in str(error) or str(out) in str(error), error
-        assert "\n" not in str(error), error
+        assert_one_line(error, path, out)

@@ -1,7 +1,7 @@
 """Processes that can be killed at any operation on a file, or find the disk full or read-only from there on.
 
-A program with operations.cpp loaded (`start_watched`) imports everything once; a victim is a fork of it, which starts in
-no time where a new process needs seconds.
+A program with operations.cpp loaded (`start_watched`) imports everything once; a victim is a fork of it, which starts
+in no time where a new process needs seconds.
 """
 
 from __future__ import annotations
@@ -141,20 +141,20 @@ def run(action: Callable[[], int], root: Path, what: Interruption = NOTHING) -> 
     return Victim(action, root, what).wait()
 
 
-def import_as(action: Callable[[], int], root: Path) -> None:
-    """Import here whatever an action imports on its way, so that later victims need not."""
-    names = root / "modules"
+def run_and_import(action: Callable[[], int], root: Path) -> Ended:
+    """A victim that nothing interrupts; whatever it imported is imported here, too, so that later ones need not."""
+    with tempfile.NamedTemporaryFile("r") as names:
 
-    def note() -> int:
-        status = action()
-        names.write_text("\n".join(sorted(sys.modules)))
-        return status
+        def note() -> int:
+            status = action()
+            Path(names.name).write_text("\n".join(sorted(sys.modules)))
+            return status
 
-    run(note, root)
-    for name in names.read_text().split():
-        with suppress(Exception):  # a module that was made up by another one
-            importlib.import_module(name)
-    names.unlink()
+        ended = run(note, root)
+        for name in names.read().split():
+            with suppress(Exception):  # a module that was made up by another one
+                importlib.import_module(name)
+    return ended
 
 
 def _text(file: IO[bytes]) -> str:
