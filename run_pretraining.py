@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
+from ipu_bert.run_folder import check_idle
 from ipu_bert.signals import InterruptedRunError, raised
 
 
@@ -97,6 +98,8 @@ def _start(config: Config, resume: str | None) -> Path | None:
     if resume is None:
         return None
     folder = Path(config.run.dir if resume in ("latest", "auto") else resume)
+    if config.engine.name != "ipu":  # poprun's instances look at the same time
+        check_idle(Path(config.run.dir))
     try:
         return checkpoint.find(folder)
     except checkpoint.CheckpointError:

@@ -18,6 +18,7 @@ import run_pretraining
 from ipu_bert import checkpoint
 from ipu_bert.config import Config
 from ipu_bert.record.metrics import METRICS_FILE, Metrics, read_metrics
+from ipu_bert.run_folder import RunFolder
 from ipu_bert.signals import InterruptedRunError
 from ipu_bert.summary import RunTotals
 from ipu_bert.trainer import Trainer
@@ -167,6 +168,22 @@ def test_the_records_of_a_broken_run_are_the_unbroken_ones(chain, tiny, tmp_path
         folder = train(config, newest(config))
         assert history(folder) == unbroken["records"]
     assert [totals.heldout["mlm_loss"] for totals in outcomes[-2:]] == [unbroken["records"][-2]["mlm_loss"]] * 2
+
+
+def test_an_evaluation_under_way_is_given_up_and_the_step_saved_at_once(tiny):
+    """Evaluations are long, and what a scheduler grants is short."""
+    trainer, asked = Trainer(tiny(*SHORT)), []
+
+    def asked_to_stop(batch: Any) -> Any:
+        asked.append(trainer.step)
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return evaluate(batch)
+
+    evaluate, trainer.engine.eval_step = trainer.engine.eval_step, asked_to_stop
+    with pytest.raises(InterruptedRunError, match=r"stopped by SIGUSR1; saved .*step_00000002, go on with --resume"):
+        trainer.run()
+    assert asked == [0, 0, 2]
 
 
 def test_records_are_on_disk_before_the_checkpoint_that_follows_them(tiny, monkeypatch):
@@ -440,6 +457,15 @@ def test_resume_auto_starts_or_goes_on(program, tmp_path):
         assert program("--resume", "auto") == 0
     assert [r["step"] for r in read_metrics(tmp_path / "run" / METRICS_FILE) if r["kind"] == "resume"] == [1, 6]
     assert not (tmp_path / "run.1").exists()
+
+
+def test_what_is_newest_is_not_decided_while_somebody_trains(program, tiny, tmp_path, monkeypatch, capsys):
+    """What that process saves before it ends would else be taken for a future to go back from."""
+    monkeypatch.setattr(checkpoint, "find", lambda path: pytest.fail("looked for the newest checkpoint"))
+    with RunFolder(tiny(), None, unigram_entropy=6.5):
+        assert program("--resume", "auto") == program("--resume") == 2
+    expected = f"error: run.dir {tmp_path / 'run'}: another process is training there; choose another run.dir"
+    assert capsys.readouterr().err.splitlines() == [expected] * 2
 
 
 # --- other conditions

@@ -40,7 +40,7 @@ def test_a_run_goes_on_to_what_the_release_recorded(release, engine):
     """Losses of the same numbers, perhaps summed in another order on this machine.
 
     A loss is a mean of -log softmax over 300 pieces in float32: sums of 300 terms are within 300 x 2^-24 = 2e-5 of the
-    exact ones, and so is their logarithm. An error of a gradient moves a weight by at most lr / epsilon = 1 times itself.
+    exact ones, and so is their logarithm. An error of a gradient moves a weight by at most lr / epsilon = 1 times that.
     From the weights of step 0 in place of step 3, the next evaluation would be 7e-4 away.
     """
     executor._attached.clear()
