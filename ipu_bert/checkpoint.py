@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ipu_bert.config import Config, identity
 from ipu_bert.json_file import is_count, read_object
+from ipu_bert.stopwatch import PHASES
 from sparse_ops.files import sha256_of, sync
 
 FORMAT = 1
@@ -136,6 +137,8 @@ def read_info(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(path, file, str(error)) from None
     problem = _problem(state)
+    if _NAME.fullmatch(path.name) and _step_of(path) != state.get("step"):
+        problem = problem or f"expected step {_step_of(path)} in {path.name}, found {state['step']}"
     if problem:
         raise DamagedCheckpointError(path, file, problem)
     if state["format"] != FORMAT:
@@ -152,8 +155,9 @@ def _problem(state: Mapping[str, Any]) -> str:
     if not is_count(state["step"]):
         return f"expected a step of 0 or more, found {state['step']!r:.60}"
     for phase, seconds in {**state.get("seconds", {}), "elapsed_seconds": state.get("elapsed_seconds", 0.0)}.items():
-        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-            return f"expected seconds of 0 or more, found {phase!r:.60}: {seconds!r:.60}"
+        known = phase in PHASES or phase == "elapsed_seconds"
+        if not known or type(seconds) not in (int, float) or seconds < 0:
+            return f"expected seconds of 0 or more of a phase of a run, found {phase!r:.60}: {seconds!r:.60}"
     for name, entry in state["files"].items():
         beside = os.path.basename(name) == name and name.endswith(".safetensors")
         entry_as_written = isinstance(entry, dict) and is_count(entry.get("bytes")) and "sha256" in entry

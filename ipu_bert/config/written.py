@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -72,14 +73,15 @@ def config_path(name_or_file: str) -> Path:
     """The file that `--config` means; ConfigError with the nearest names when there is none."""
     path = Path(name_or_file)
     named = CONFIG_DIR / f"{name_or_file}.yaml"
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
         return path
-    if named.is_file():
+    if os.path.isfile(named):  # which is false, too, for a name that no file can have
         return named
     known = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
-    near = difflib.get_close_matches(name_or_file, known, n=3)
+    near = difflib.get_close_matches(name_or_file[:100], known, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else f"configs/ has {', '.join(known)}"
-    raise ConfigError([f"config {name_or_file!r}: expected a name in configs/ or a .yaml file, found neither; {hint}"])
+    expected = "expected a name in configs/ or a .yaml file, found neither"
+    raise ConfigError([f"config {shortened(name_or_file)}: {expected}; {hint}"])
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> Written:
@@ -100,7 +102,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Written:
         if not isinstance(base, str):
             raise ConfigError([f"config {path}: base: expected the name of a config, found {shortened(base)}"])
         beside = path.parent / f"{base}.yaml"
-        under = read(beside if beside.is_file() else config_path(base), (*seen, path))
+        under = read(beside if os.path.isfile(beside) else config_path(base), (*seen, path))
     shipped = CONFIG_DIR in path.parents
     return under.over(tree, f"configs/{path.relative_to(CONFIG_DIR).with_suffix('')}" if shipped else None)
 

@@ -33,6 +33,7 @@ from ipu_bert.data.errors import DataError
 from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
 from ipu_bert.data.source import SOURCES, Source, make_source
 from ipu_bert.data.token_files import (
+    AGAIN,
     FORMAT,
     MANIFEST,
     SPLITS,
@@ -101,6 +102,9 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
         with contextlib.suppress(OSError), _only_one(_lock_file(final)):
             shutil.rmtree(final + ".partial", ignore_errors=True)
     prepared = TokenFiles.open(final)
+    if prepared.manifest.get("request_sha256") != request.sha256:
+        found = f"found {prepared.manifest.get('request_sha256')!r:.80}"
+        raise DataError(f"{os.path.join(final, MANIFEST)}: expected request_sha256 {request.sha256}, {found}; {AGAIN}")
     prepared.verify()
     return prepared
 

@@ -15,8 +15,9 @@ Tensors = Mapping[str, Tensor]
 
 
 def check_state(model: nn.Module, groups: Mapping[str, Tensors], step: int) -> None:
-    """ValueError that names the first tensor of the groups "model" and "optimizer" that training cannot go on from."""
+    """ValueError that names the first tensor that training cannot go on from."""
     check_model(model, groups)
+    _check_generators(groups.get("random", {}))
     found = dict(_group(groups, "optimizer"))
     updates = found.pop("updates", None)  # missing where no step could be skipped
     if updates is not None and (updates.shape != () or updates.dtype != torch.int64 or not 0 <= int(updates) <= step):
@@ -49,6 +50,18 @@ def check_model(model: nn.Module, groups: Mapping[str, Tensors]) -> None:
         wanted, got = (x.slot_segments().bincount(minlength=x.segments).tolist() for x in (mine, pattern))
         if wanted != got:
             raise ValueError(f"model.safetensors: {name}.rows: expected {wanted} blocks by segment, found {got}")
+
+
+def _check_generators(found: Tensors) -> None:
+    """States of random generators: torch's own, and numbers of PopTorch's."""
+    for name, tensor in found.items():
+        try:
+            if name == "torch":
+                torch.Generator().set_state(tensor)
+            elif tensor.dtype != torch.int64 or tensor.dim() != 1:
+                raise TypeError(f"expected int64 [n], found {_text(tensor)}")
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"random.safetensors: {name}: {' '.join(str(error).split())}") from None
 
 
 def _group(groups: Mapping[str, Tensors], group: str) -> Tensors:

@@ -106,6 +106,7 @@ def test_offsets_are_compared_across_pieces():
         ({"unigram": None}, "expected unigram.heldout_cross_entropy of 0 or more nats, found None"),
         ({"unigram": {"heldout_cross_entropy": float("nan")}}, "cannot be read as a manifest: expected finite numbers"),
         ({"tokenizer_sha256": "0" * 64}, "expected tokenizer_sha256 as of tokenizer.json"),
+        ({"request_sha256": "0" * 64}, "manifest.json: expected request_sha256 "),
         ({"format": "1"}, "expected token file format "),
     ],
 )
