@@ -1,10 +1,14 @@
 # Two commands: `make pretrain` trains the quickstart, `make test` checks everything. Both need Python 3.11 and g++ only.
 # `make hooks`: no commit is made that `make lint` refuses.
+# `make fuzz`, `make chaos`, `make soak`: the attacks of docs/reliability.md, at length; `make chaos KILLS=1000` for more.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+EXAMPLES ?= 1000
+KILLS ?= 500
+MINUTES ?= 60
 
-.PHONY: pretrain test lint hooks docs clean
+.PHONY: pretrain test fuzz chaos soak lint hooks docs clean
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +20,15 @@ pretrain: $(VENV)/ready
 
 test: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+fuzz: $(VENV)/ready
+	FUZZ=$(EXAMPLES) $(RUN) -m pytest tests/attack -k "not chaos"
+
+chaos: $(VENV)/ready
+	PYTHONPATH=. $(RUN) tests/attack/chaos.py $(KILLS)
+
+soak: $(VENV)/ready
+	PYTHONPATH=. $(RUN) tests/attack/soak.py $(MINUTES)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
