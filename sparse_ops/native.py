@@ -113,6 +113,7 @@ def grad_values(
         out=out.data_ptr(),
         bias=_address(bias),
         index=_addresses(index),
+        blocks=index.rows.numel(),
         tokens=x.shape[0],
         n_in=x.shape[1],
         n_out=dy.shape[1],
@@ -145,6 +146,7 @@ def _product(
         bias=_address(bias),
         values=values.data_ptr(),
         index=_addresses(index),
+        blocks=index.rows.numel(),
         tokens=x.shape[0],
         n_in=x.shape[1],
         n_out=y.shape[1],
@@ -169,6 +171,8 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _done(status: int) -> None:
+    if status == -2:
+        raise ValueError("index: expected one made by BlockPattern.index(), found slots or positions that disagree")
     if status:
         raise MemoryError("native kernels: out of memory for a workspace")
 
@@ -187,7 +191,10 @@ def _check_values(values: Tensor, index: BlockIndex) -> int:
 
 
 def _check_index(index: BlockIndex) -> None:
+    """What the library cannot see; it checks the numbers themselves, at every call."""
     for name, tensor in zip(index._fields, index):
+        if tensor.dim() != 1 or (not name.endswith("_ptr") and tensor.numel() != index.rows.numel()):
+            raise ValueError(f"index {name}: expected [{index.rows.numel()}], found {list(tensor.shape)}")
         if tensor.dtype != torch.int32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise ValueError(
                 f"index {name}: expected contiguous int32 on the CPU, found {tensor.dtype} on {tensor.device}"
@@ -230,6 +237,7 @@ class _ProductCall(_Call):
         ("bias", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("index", _BlockIndex),
+        ("blocks", ctypes.c_int64),
         ("tokens", ctypes.c_int64),
         ("n_in", ctypes.c_int64),
         ("n_out", ctypes.c_int64),
@@ -250,6 +258,7 @@ class _GradientCall(_Call):
         ("out", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("index", _BlockIndex),
+        ("blocks", ctypes.c_int64),
         ("tokens", ctypes.c_int64),
         ("n_in", ctypes.c_int64),
         ("n_out", ctypes.c_int64),

@@ -159,6 +159,45 @@ def test_refusals() -> None:
         native.forward(x, values, BlockIndex(*(t.long() for t in index)), None)
 
 
+def _spoilt(index: BlockIndex, generator: torch.Generator) -> Iterator[BlockIndex]:
+    """Indices that lead astray: one number of one field is another, two change places, or a field is all noise."""
+    for place, field in enumerate(index):
+        for wild in (-1, field.numel(), 2**31 - 1, -(2**31), int(torch.randint(0, 9, (), generator=generator))):
+            number = field.clone()
+            number[int(torch.randint(field.numel(), (), generator=generator))] = wild
+            yield index._replace(**{index._fields[place]: number})
+        yield index._replace(**{index._fields[place]: field.flip(0)})
+        noise = torch.randint(-(2**31), 2**31, field.shape, generator=generator, dtype=torch.int64).int()
+        yield index._replace(**{index._fields[place]: noise})
+        yield index._replace(**{index._fields[place]: torch.zeros_like(field)})
+
+
+@pytest.mark.parametrize("b", BLOCK_SIZES)
+def test_an_index_that_no_pattern_has_is_refused(b: int, level: str, seed: int) -> None:
+    """Each product does what it should, where what it reads of the index is unharmed, or raises; and no index passes
+    all of them unless it is the right one. These killed the process, or wrote into others' memory."""
+    generator = torch.Generator().manual_seed(seed)
+    case = Case(BlockPattern.random((6 * b, 9 * b), b, 0.5, generator), 7, torch.float32, generator)
+    right, index = case.results(), case.index
+    for spoilt in _spoilt(index, generator):
+        products = (
+            lambda i=spoilt: native.forward(case.x, case.values, i, case.bias),
+            lambda i=spoilt: native.grad_input(case.dy, case.values, i),
+            lambda i=spoilt: native.grad_values(case.x, case.dy, i, b)[0],
+        )
+        refused = 0
+        for product, expected in zip(products, right):
+            try:
+                assert torch.equal(product(), expected)
+            except ValueError as error:
+                assert "index: expected one made by BlockPattern.index()" in str(error)
+                refused += 1
+        same = all(torch.equal(a, e) for a, e in zip(spoilt, index))
+        assert refused > 0 or same
+    with pytest.raises(ValueError, match=r"index col_slots: expected \[27\], found \[26\]"):
+        native.forward(case.x, case.values, index._replace(col_slots=index.col_slots[:-1]), None)
+
+
 _KINDS = {
     ctypes.c_void_p: "std::is_pointer_v<T>",
     ctypes.c_bool: "std::is_same_v<T, bool>",

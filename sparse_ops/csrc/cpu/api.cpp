@@ -55,11 +55,14 @@ struct GradientPlan {
         job.resident = x_resident ? call.x : call.dy, job.streamed = x_resident ? call.dy : call.x;
         job.n_resident = x_resident ? call.n_in : call.n_out, job.n_streamed = x_resident ? call.n_out : call.n_in;
         job.panel = level.gradient_panel(call.block);
+        auto for_each = [&](int64_t parts, const auto& work) {
+            for_each_part(call.parallel, call.block == 1 ? call.threads : 1, parts, work);
+        };
+        check(call.block == 1 ? resident : streamed, call.blocks,
+              (call.block == 1 ? job.n_streamed : job.n_resident) / call.block, for_each);
         if (call.block == 1) {
             job.chunk = chunk_features(job.panel), job.n_chunks = (job.n_streamed + job.chunk - 1) / job.chunk;
-            dots.emplace(resident, job.n_chunks, job.chunk, job.panel, [&](int64_t parts, const auto& work) {
-                for_each_part(call.parallel, call.threads, parts, work);
-            });
+            dots.emplace(resident, job.n_chunks, job.chunk, job.panel, for_each);
             job.dots = dots->groups.data(), job.chunk_ptr = dots->chunk_ptr.data();
             int64_t count = (int64_t)dots->slots.size();
             sums = {count, count, 1, 1, dots->slots.data(), nullptr};
@@ -103,6 +106,7 @@ void product(const ProductCall& call) {
         for_each_part(call.parallel, block == 1 ? call.threads : 1, parts,
                       work);  // for fewer blocks threads do not pay
     };
+    check(side, call.blocks, call.n_in / block, for_each);
     static thread_local Workspace workspace;
     float* weights = (float*)workspace.get((side.nnz() * block * block + 1) * sizeof(float));
     const float* scalars = block > 1 ? nullptr : call.half ? weights : (const float*)call.values;
@@ -152,6 +156,8 @@ int status_of(void (*work)(const Call&), const Call& call) {
     try {
         work(call);
         return 0;
+    } catch (const BadIndex&) {
+        return -2;
     } catch (const std::exception&) {
         return -1;
     }

@@ -6,7 +6,32 @@ namespace {
 
 constexpr int64_t kRows = 256;  // rows of a part
 
+bool row_is_sound(const Side& side, int64_t blocks, int64_t n_others, int64_t row) {
+    int32_t before = -1;
+    for (int32_t k = side.ptr[row]; k < side.ptr[row + 1]; ++k) {
+        const int32_t slot = side.slots[k];
+        if (slot < 0 || slot >= blocks || side.own[slot] != row || side.other[slot] <= before) return false;
+        before = side.other[slot];
+    }
+    return before < n_others;
+}
+
 }  // namespace
+
+// Every slot once: a row has none twice, since its positions increase, no two rows have the same, and they are as many.
+void check(const Side& side, int64_t blocks, int64_t n_others, const ForEachPart& for_each_part) {
+    bool sound = side.ptr[0] == 0 && side.ptr[side.n_rows] == blocks;
+    for (int64_t r = 0; r < side.n_rows; ++r) sound = sound && side.ptr[r] <= side.ptr[r + 1];
+    if (!sound) throw BadIndex();
+    int wrong = 0;
+    for_each_part((side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
+        bool good = true;
+        for (int64_t r = part * kRows, last = std::min(side.n_rows, r + kRows); r < last; ++r)
+            good = good && row_is_sound(side, blocks, n_others, r);
+        if (!good) __atomic_fetch_add(&wrong, 1, __ATOMIC_RELAXED);
+    });
+    if (wrong) throw BadIndex();
+}
 
 BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, int pairs,
                        const float* values, int64_t n_groups, const ForEachPart& for_each_part)

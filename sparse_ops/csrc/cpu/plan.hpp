@@ -1,6 +1,7 @@
 // The order in which a product visits its blocks, made from a pattern's index at every call: linear in the blocks,
 // a few nanoseconds each, and so the values stay in slot order and nothing has to be kept in step with the pattern.
 #pragma once
+#include <exception>
 #include <functional>
 #include <vector>
 
@@ -12,17 +13,25 @@ struct Side {
     const int32_t* ptr;    // [n_rows + 1]: the blocks of row r are slots[ptr[r]:ptr[r + 1]]
     const int32_t* slots;  // [nnz], in a row by column
     const int32_t* other;  // [nnz] the column of each slot
+    const int32_t* own;    // [nnz] the row of each slot
     int64_t nnz() const { return ptr[n_rows]; }
 };
 inline Side rows_of(const BlockIndex& index, int64_t n_rows) {
-    return {n_rows, index.row_ptr, index.row_slots, index.cols};
+    return {n_rows, index.row_ptr, index.row_slots, index.cols, index.rows};
 }
 inline Side cols_of(const BlockIndex& index, int64_t n_cols) {
-    return {n_cols, index.col_ptr, index.col_slots, index.rows};
+    return {n_cols, index.col_ptr, index.col_slots, index.rows, index.cols};
 }
 
 // Run work(part) for every part, on the threads that a call has.
 using ForEachPart = std::function<void(int64_t parts, const std::function<void(int64_t)>& work)>;
+
+// An index that no pattern has.
+struct BadIndex : std::exception {};
+
+// Throws BadIndex unless the side has every one of `blocks` slots once, in the row and in the order of its positions,
+// and all of these in the grid. Orders are made from what has passed: nothing in them leads out of an array.
+void check(const Side& side, int64_t blocks, int64_t n_others, const ForEachPart& for_each_part);
 
 // Block rows whose outputs fill a cache line of floats: no two parts of the work write to one.
 inline int64_t rows_of_a_line(int64_t block) { return (16 + block - 1) / block; }
