@@ -117,7 +117,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.kernel, ctx.has_bias = kernel, bias is not None
 
 
-def _backward(ctx: Any, dy: Tensor | None, _: Any = None) -> tuple[Any, ...]:
+def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+    dy: Tensor | None = gradients[0]
     slope, x, values, *index = ctx.saved_tensors
     rest = (None,) if slope is None else (None, None)
     if dy is None:  # nobody wants the gradient of a result that has a slope

@@ -24,6 +24,7 @@ class BlockSparseLinear(nn.Module):
 
     rows: Tensor
     cols: Tensor
+    row_ptr: Tensor
 
     def __init__(
         self,
@@ -158,7 +159,7 @@ class BlockSparseLinear(nn.Module):
             with torch.device("cpu"):
                 count = nnz // self.segments
                 self._place(BlockPattern.of_count(shape, self.block_size, count, source, self.segments))
-        blocks = self.row_ptr.diff()
+        blocks = torch.diff(self.row_ptr)
         fan_in = torch.where(blocks > 0, blocks * self.block_size, self.in_features)
         bound = fan_in.to(self.values.dtype).rsqrt()
         self.values.uniform_(-1.0, 1.0, generator=generator)

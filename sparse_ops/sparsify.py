@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_ops.linear import PATTERNS, BlockSparseLinear
 from sparse_ops.pattern import block_count
@@ -58,5 +58,5 @@ def sparsify(
     return {name: layer for name, layer in model.named_modules() if any(layer is new for new in made.values())}
 
 
-def _holds(module: nn.Module, parameter: nn.Parameter) -> bool:
+def _holds(module: nn.Module, parameter: Tensor) -> bool:
     return any(mine is parameter for mine in module.parameters(recurse=False))

@@ -224,7 +224,7 @@ def test_forward_mode(layer):
 
 @pytest.mark.parametrize("kernel", ["native", "torch"])
 def test_flops_are_those_executed(layer, kernel):
-    """Two for a multiply-add: the existing weights in native code, all of them in plain torch; thrice with gradients."""
+    """Two a multiply-add: of existing weights in native code, of all in plain torch; thrice with gradients."""
     if kernel == "native" and not native.available():
         pytest.skip("no native kernels here")
     layer.float().kernel = kernel

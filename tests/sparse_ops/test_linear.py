@@ -71,12 +71,20 @@ def test_state_dict_carries_the_pattern(seed):
 
 
 STATES = {
-    "another layer's positions": ({"rows": lambda t: t + 99}, ValueError, r"rows: expected block coordinates in \[0, 6\)"),
+    "another layer's positions": (
+        {"rows": lambda t: t + 99},
+        ValueError,
+        r"rows: expected block coordinates in \[0, 6\)",
+    ),
     "two slots at one place": ({"rows": torch.zeros_like, "cols": torch.zeros_like}, ValueError, "has two slots"),
     "int64 positions": ({"cols": lambda t: t.long()}, ValueError, "cols: expected int32"),
     "more blocks": ({"rows": lambda t: t.repeat(2)}, RuntimeError, r"mismatch for rows: expected \[10\], found \[20\]"),
     "no positions": ({"rows": None, "cols": None}, RuntimeError, r"found \['bias', 'values'\]$"),
-    "no bias": ({"bias": None}, RuntimeError, r"expected the keys \['bias', 'cols', 'rows', 'values'\], found \['cols',"),
+    "no bias": (
+        {"bias": None},
+        RuntimeError,
+        r"expected the keys \['bias', 'cols', 'rows', 'values'\], found \['cols',",
+    ),
     "a dense weight": ({"weight": torch.ones(48, 32)}, RuntimeError, "'weight'"),
 }
 

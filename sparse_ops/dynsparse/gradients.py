@@ -16,17 +16,23 @@ from sparse_ops.pattern import BlockIndex
 
 @contextmanager
 def record_gradient_blocks(
-    layers: Mapping[str, BlockSparseLinear], counts: Mapping[str, int], norm: BlockNorm
+    layers: Mapping[str, BlockSparseLinear], counts: Mapping[str, int] | None, norm: BlockNorm
 ) -> Iterator[dict[str, GradientBlocks]]:
     """A dict that the one backward pass inside the context fills with each layer's largest free blocks.
 
-    counts: per layer how many free positions of a segment are wanted.
+    counts: per layer how many free positions of a segment are wanted, as `PatternUpdater.gradient_counts` says; None:
+    nothing is recorded.
     """
     found: dict[str, GradientBlocks] = {}
+    if counts is None:
+        yield found
+        return
     names = {layer.rows.data_ptr(): name for name, layer in layers.items()}
 
     def observer(index: BlockIndex, x: Tensor, dy: Tensor) -> None:
-        name = names[index.rows.data_ptr()]
+        name = names.get(index.rows.data_ptr())
+        if name is None:  # a layer that nobody asked for
+            return
         with torch.no_grad():
             found[name] = largest_gradient_blocks(x.float(), dy.float(), layers[name].pattern, counts[name], norm)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from small_models import make_plan
 
-from ipu_bert.dynsparse.explored import LayerHistory
-from ipu_bert.dynsparse.grow import GROW_RULES, FreePositions, GrowContext, register
-from ipu_bert.dynsparse.schedules import SCHEDULES, cosine, linear
-from ipu_bert.dynsparse.updater import PatternUpdater
 from sparse_ops import BlockPattern, BlockSparseLinear
+from sparse_ops.dynsparse.explored import LayerHistory
+from sparse_ops.dynsparse.grow import GROW_RULES, FreePositions, GrowContext, register
+from sparse_ops.dynsparse.schedules import SCHEDULES, cosine, linear
+from sparse_ops.dynsparse.updater import PatternUpdater
 from sparse_ops.norms import GradientBlocks, l1, l2, linf
 
 
