@@ -117,8 +117,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.kernel, ctx.has_bias = kernel, bias is not None
 
 
-def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    dy: Tensor | None = gradients[0]
+def _backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+    dy: Tensor | None = grad_outputs[0]
     slope, x, values, *index = ctx.saved_tensors
     rest = (None,) if slope is None else (None, None)
     if dy is None:  # nobody wants the gradient of a result that has a slope

@@ -12,6 +12,7 @@ the best that the processor has. Threads are torch's own (its OpenMP runtime, to
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -30,7 +31,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @functools.lru_cache(maxsize=None)
 def available() -> bool:
-    """Whether the kernels can be used here; compiles them at the first call. Warns once, with the reason, when not."""
+    """Whether the kernels can be used here; compiles them at the first call, where a wheel has not brought them.
+
+    Warns once, with the reason, when not.
+    """
     from sparse_ops.build import BuildError  # not at the top: `python -m sparse_ops.build` imports this package first
 
     try:
@@ -272,8 +276,11 @@ class _GradientCall(_Call):
 
 @functools.lru_cache(maxsize=None)
 def _library() -> Any:
-    from sparse_ops.build import build
+    from sparse_ops.build import build, shipped_path
 
+    if shipped_path().exists():
+        with contextlib.suppress(OSError):  # made for a newer C library than this system's: then compile
+            return _declare(ctypes.CDLL(str(shipped_path())))
     return _declare(ctypes.CDLL(str(build())))
 
 

@@ -9,7 +9,8 @@ from typing import Any, Mapping, Sequence
 
 import yaml
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent.parent / "configs"
+_PACKAGE = Path(__file__).resolve().parent.parent
+CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())  # installed; a checkout
 
 
 class ConfigError(ValueError):
