@@ -118,13 +118,12 @@ def test_a_library_that_a_wheel_brought_is_used_and_one_that_does_not_load_is_no
     compiled = build.build()
     assert native._library.__wrapped__()._name == str(compiled)
     monkeypatch.setattr(build, "SHIPPED", tmp_path)
+    build.shipped_path().write_bytes(b"of another C library")
+    assert native._library.__wrapped__()._name == str(compiled)
     build.shipped_path().write_bytes(compiled.read_bytes())
     with monkeypatch.context() as patch:
         patch.setattr(build, "build", lambda: pytest.fail("compiled"))
         assert native._library.__wrapped__()._name == str(build.shipped_path())
-    build.shipped_path().unlink()
-    build.shipped_path().write_bytes(b"of another C library")
-    assert native._library.__wrapped__()._name == str(compiled)
     with monkeypatch.context() as patch:
         patch.setattr(build, "COMMON_FLAGS", ("-O2",))
         assert not build.shipped_path().exists(), "a library of other sources or flags is not found"
