@@ -164,7 +164,10 @@ class _BlockLinear(torch.autograd.Function):
         _setup_context(ctx, inputs, y)
         return y
 
-    backward = staticmethod(once_differentiable(_backward))
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        return _backward(ctx, *grad_outputs)
 
 
 class _BlockLinearGelu(torch.autograd.Function):
@@ -176,7 +179,10 @@ class _BlockLinearGelu(torch.autograd.Function):
         _setup_context(ctx, inputs, output)
         return output
 
-    backward = staticmethod(once_differentiable(_backward))
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        return _backward(ctx, *grad_outputs)
 
 
 class _Products(NamedTuple):
