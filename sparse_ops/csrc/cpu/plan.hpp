@@ -11,9 +11,9 @@
 struct BadIndex : std::exception {};
 
 // One side of a pattern's index: the grid of blocks by its rows, or by its columns, which then stand in place of rows.
-// The orders below throw BadIndex unless it has every slot once, in the row and in the order of its positions, and all of
-// these in the grid: no row has a slot twice, since its positions increase, no two rows have the same one, and they are
-// as many as there are. Nothing in an order that was made leads out of an array.
+// The orders below throw BadIndex unless it has every slot once, in the row and in the order of its positions, and all
+// of these in the grid. (No row has a slot twice, since its positions increase, no two rows have the same one, and they
+// are as many as there are.) Nothing in an order that was made leads out of an array.
 struct Side {
     int64_t n_rows;
     int64_t n_others;      // columns
