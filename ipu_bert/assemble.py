@@ -11,6 +11,7 @@ from ipu_bert.data.batches import BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.tokenizer import Normalization
 from ipu_bert.dynsparse.grow import GROW_RULES
 from ipu_bert.dynsparse.schedules import SCHEDULES
 from ipu_bert.dynsparse.updater import PatternUpdater, UpdatePlan
@@ -43,9 +44,13 @@ def _corpus(config: Config) -> Corpus:
         source=data.source,
         paths=tuple([data.path] if isinstance(data.path, str) and data.path else data.path),
         column=data.column,
+        encoding=data.encoding,
         document_words=None,
+        language=data.language,
+        line_is_sentence=data.line_is_sentence,
         vocab_size=data.vocab_size,
-        vocab_file=data.tokenizer or None,
+        tokenizer=data.tokenizer or None,
+        normalization=Normalization(data.do_lower_case, data.strip_accents, data.tokenize_chinese_chars),
         heldout_fraction=data.heldout_fraction,
     )
 

@@ -12,6 +12,7 @@ from typing import Any, Iterator, Mapping
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
+from ipu_bert.data.quality import text_quality
 from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.record.metrics import Metrics
 from ipu_bert.run_folder import RunFolder
@@ -41,6 +42,8 @@ class Trainer:
         self.data = assemble.open_data(config, progress=True)
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
+        self.quality = text_quality(self.data, config.data.sequence_length)
+        self._pairs = self.train_stream.pairs and self.heldout_stream.pairs
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer)
         self.updater = assemble.make_updater(config)
         if self.updater is not None:
@@ -67,13 +70,14 @@ class Trainer:
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout)
         with self.engine.host_state() as host:
-            write_outcome(folder.path, config, self.data, totals, host.layers)
+            write_outcome(folder.path, config, self.data, self.quality, totals, host.layers)
         return folder.path
 
-    def _loop(self, metrics: Metrics) -> dict[str, float]:
+    def _loop(self, metrics: Metrics) -> dict[str, float | None]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
         config, last = self.config, self.config.train.stop_at or self.config.train.steps
-        self._write(metrics, "resume" if self._resumed else "start")
+        text = {"summary": self.quality.summary(), "warnings": self.quality.warnings()}
+        self._write(metrics, "resume" if self._resumed else "start", text=text)
         heldout = self._evaluate(metrics) if self.step in (0, last) else {}
         mark = (self.step, self._training_clock())
         while self.step < last:
@@ -114,12 +118,15 @@ class Trainer:
         moved = {"transfers": vars(self.engine.transfers)} if self.engine.transfers is not None else {}
         self._write(metrics, "update", **report.as_record(), seconds=time.monotonic() - before, **moved)
 
-    def _evaluate(self, metrics: Metrics) -> dict[str, float]:
+    def _evaluate(self, metrics: Metrics) -> dict[str, float | None]:
         stream = self.heldout_stream
         in_one_pass = -(-stream.sequences_per_epoch // self.config.train.batch_size)
         batches = range(min(self.config.eval.batches, in_one_pass))
         with self.timer("evaluation"):
-            means = reduce(add, (self.engine.eval_step(stream.batch(index)) for index in batches)).means()
+            sums = reduce(add, (self.engine.eval_step(stream.batch(index)) for index in batches))
+        means: dict[str, float | None] = dict(sums.means())
+        if not self._pairs:
+            means.update(nsp_loss=None, nsp_accuracy=None)
         self._write(metrics, "eval", **means)
         return means
 
@@ -130,7 +137,7 @@ class Trainer:
             metrics,
             "train",
             mlm_loss=result.mlm_loss,
-            nsp_loss=result.nsp_loss,
+            nsp_loss=result.nsp_loss if self._pairs else None,
             lr=result.lr,
             grad_norm=result.grad_norm,
             sequences_per_second=sequences_per_second,
