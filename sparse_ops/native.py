@@ -1,7 +1,8 @@
 """The native CPU kernels: the same three products as sparse_ops.reference, compiled (sparse_ops.build) and fast.
 
 Names: x [T, in], dy [T, out], values [nnz, b, b] in slot order, bias [out]; T tokens, b in {1, 4, 8, 16}; float32, or
-bfloat16 with sums in float32. Inputs need not be contiguous (a copy is made then); outputs are.
+bfloat16 with sums in float32. Inputs need not be contiguous (a copy is made then); outputs are. Every product raises
+MemoryError when memory for its workspace runs out.
 
 Determinism: equal inputs give bit-equal results for a given thread count and instruction level. `forward` and
 `grad_input` are also equal across thread counts; `grad_values` is not, since each thread sums its own tokens.
@@ -65,8 +66,8 @@ def forward_gelu(
 ) -> tuple[Tensor, Tensor]:
     """GELU(X W^T + bias) [T, out] and its derivative there [T, out] (empty unless wanted), made as they are written.
 
-    Off by at most 7.5e-8 of |X W^T + bias| (the distribution function's approximation) and rounding. Raises ValueError
-    as `forward`.
+    Off by at most 7.5e-8 of |X W^T + bias| (the distribution function's approximation, Abramowitz and Stegun, 7.1.26)
+    and rounding. Raises ValueError as `forward`.
     """
     y = _new_output(x, values, index, bias)
     slope = torch.empty_like(y) if with_slope else y.new_empty(0)
@@ -95,8 +96,8 @@ def grad_values(
 ) -> tuple[Tensor, Tensor]:
     """dW = dY^T X at the existing blocks only, [nnz, b, b] in slot order, and the bias's gradient in the same pass.
 
-    The latter is dY summed over tokens, [out], or empty unless wanted. Both of x's dtype. Raises ValueError as
-    `forward`.
+    The latter is dY summed over tokens, [out], or empty unless wanted. Both of x's dtype. Raises ValueError when a
+    shape, dtype or device is wrong or block_size is none of BLOCK_SIZES.
     """
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block size: expected one of {BLOCK_SIZES}, found {block_size}")
@@ -222,43 +223,30 @@ class _BlockIndex(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in BlockIndex._fields)
 
 
+_OF_BOTH = (
+    ("index", _BlockIndex),
+    ("tokens", ctypes.c_int64),
+    ("n_in", ctypes.c_int64),
+    ("n_out", ctypes.c_int64),
+    ("block", ctypes.c_int64),
+    ("parallel", ctypes.c_void_p),
+    ("threads", ctypes.c_int32),
+    ("level", ctypes.c_int32),
+    ("half", ctypes.c_bool),
+)
+
+
 class _ProductCall(_Call):
     _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("slope", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("index", _BlockIndex),
-        ("tokens", ctypes.c_int64),
-        ("n_in", ctypes.c_int64),
-        ("n_out", ctypes.c_int64),
-        ("block", ctypes.c_int64),
-        ("parallel", ctypes.c_void_p),
-        ("threads", ctypes.c_int32),
-        ("level", ctypes.c_int32),
-        ("half", ctypes.c_bool),
+        *((name, ctypes.c_void_p) for name in ("x", "y", "slope", "bias", "values")),
+        *_OF_BOTH,
         ("gelu", ctypes.c_bool),
         ("transposed", ctypes.c_bool),
     )
 
 
 class _GradientCall(_Call):
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("dy", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("index", _BlockIndex),
-        ("tokens", ctypes.c_int64),
-        ("n_in", ctypes.c_int64),
-        ("n_out", ctypes.c_int64),
-        ("block", ctypes.c_int64),
-        ("parallel", ctypes.c_void_p),
-        ("threads", ctypes.c_int32),
-        ("level", ctypes.c_int32),
-        ("half", ctypes.c_bool),
-    )
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("x", "dy", "out", "bias")), *_OF_BOTH)
 
 
 @functools.lru_cache(maxsize=None)

@@ -99,9 +99,9 @@ void product(const ProductCall& call) {
     int64_t chunk = (call.n_in + n_chunks * 16 - 1) / (n_chunks * 16) * 16;
     // With few panels the block rows are shared out too; each part then packs the panel for itself.
     int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line(block) + 1);
+    // The order of larger blocks, which are fewer, is made by one thread: more do not pay.
     auto for_each = [&](int64_t parts, const auto& work) {
-        for_each_part(call.parallel, block == 1 ? call.threads : 1, parts,
-                      work);  // for fewer blocks threads do not pay
+        for_each_part(call.parallel, block == 1 ? call.threads : 1, parts, work);
     };
     static thread_local Workspace workspace;
     float* weights = (float*)workspace.get((side.nnz() * block * block + 1) * sizeof(float));
