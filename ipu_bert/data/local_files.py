@@ -9,6 +9,7 @@ A file of another name is read as text, or as a dump if it begins as one, when i
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Iterable, Iterator
 
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.rows import json_texts, jsonl_texts, parquet_texts
+from ipu_bert.data.sentences import count_units
 from ipu_bert.data.text_documents import cut_documents, line_documents
 from ipu_bert.data.text_files import COMPRESSIONS, look_at, plain_name, text_lines
 from ipu_bert.data.wiki_dump import dump_articles, is_dump
@@ -24,6 +26,7 @@ from sparse_ops import files
 OF_A_FOLDER = (".txt", ".jsonl", ".parquet")
 WHOLE_FILES_FROM = 20
 DOCUMENT_WORDS = 1000
+SHORTEST_DOCUMENT = 50
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,25 @@ def _left_out(folder: str, names: list[str]) -> str:
     )
 
 
-def words_per_document(paths: Iterable[str], document_words: int | None) -> int:
-    """The size at which text files are cut (0: never): as asked, or (None) by the number of text files.
+def words_per_document(paths: Iterable[str], document_words: int | None, encoding: str) -> int:
+    """The size at which text files are cut (0: never): as asked, or (None) by how many they are and how long.
 
-    Raises DataError for a size below 0.
+    Raises DataError for a size below 0, and for a file that cannot be read.
     """
     if document_words is not None:
         if document_words < 0:
             raise DataError(f"document_words: expected 0 or more, found {document_words}")
         return document_words
-    return 0 if sum(_kind(path) == ".txt" for path in paths) >= WHOLE_FILES_FROM else DOCUMENT_WORDS
+    texts = [path for path in paths if _kind(path) == ".txt"]
+    if len(texts) >= WHOLE_FILES_FROM:
+        return 0
+    lines = itertools.chain.from_iterable(text_lines(path, encoding) for path in texts)
+    words = 0
+    for line in lines:
+        words += count_units(line)
+        if words >= WHOLE_FILES_FROM * DOCUMENT_WORDS:
+            break
+    return max(SHORTEST_DOCUMENT, min(DOCUMENT_WORDS, words // WHOLE_FILES_FROM))
 
 
 def _kind(path: str) -> str:

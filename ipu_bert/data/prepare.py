@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ipu_bert.data import shards
 from ipu_bert.data.corpus import Corpus
-from ipu_bert.data.errors import DataError
+from ipu_bert.data.errors import DataError, naming
 from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import SOURCES, Source, make_source
@@ -115,7 +115,8 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
     os.makedirs(out, exist_ok=True)
     with _only_one(os.path.join(out, f".{os.path.basename(final)}.lock")):
         if not os.path.exists(final):
-            _build(request, final, workers, progress)
+            with naming(final + ".partial"):
+                _build(request, final, workers, progress)
         shutil.rmtree(final + ".partial", ignore_errors=True)
     return TokenFiles.open(final)
 

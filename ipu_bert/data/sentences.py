@@ -30,9 +30,9 @@ _SCRIPTS = {
     **{block: "ko" for block in range(344, 432)},
 }  # fmt: skip
 _SPACE_ENDS = ("th", "lo")
-# Thai and Lao, Tibetan, Burmese, Khmer, kana, Han: no spaces between words. A letter keeps the marks that follow it.
+# Thai and Lao, Tibetan, Burmese, Khmer, kana, Han: no spaces between words.
 _UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
-_UNIT = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+_UNIT = re.compile(f"[{_UNSPACED}]|[^\\s\u1361{_UNSPACED}]+")  # U+1361: a space of Ethiopic
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _END = "[.!?\u2026\u3002\uff01\uff1f\u0964\u061f\u06d4\u1362\u104b\u17d4\u0f0d][\"'\u201d\u2019\u300d\u300f)]*"
 _SOME = f".{{1,{_PARAGRAPH}}}"

@@ -92,8 +92,9 @@ def files(
 ) -> Source:
     """Local files (kinds and rules: local_files.py). Raises DataError where none of them has text."""
     found = find_files(paths)
-    how = Reading(column, encoding, words_per_document(found.paths, document_words), language, line_is_sentence)
     looked_at = {path: file_identity(path, encoding) for path in found.paths}  # binary ones stop here
+    words = words_per_document(found.paths, document_words, encoding)
+    how = Reading(column, encoding, words, language, line_is_sentence)
     read = [path for path, identity in looked_at.items() if identity is not None]
     if not read:
         first = found.paths[0]

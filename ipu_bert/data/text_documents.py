@@ -1,9 +1,10 @@
 """A text file as documents.
 
 With 20 or more text files, each file is one document. With fewer, as when a user brings one big text, a file is cut
-into documents of about 1,000 words: next-sentence prediction needs other documents to draw from, and the held-out split
-must hold whole ones. Cuts fall between paragraphs (blank lines; between lines if the file has no blank line; between
-sentences in a paragraph that is itself too long). `document_words` sets the size; 0: one document per file.
+into documents of about 1,000 words, or in twenty where it is too short for that: next-sentence prediction needs other
+documents to draw from, and the held-out split must hold whole ones. Cuts fall between paragraphs (blank lines; between
+lines if the file has no blank line; between sentences in a paragraph that is itself too long). `document_words` sets
+the size; 0: one document per file.
 Where each line is a sentence, a blank line ends a document, as in the files that BERT was made from.
 """
 

@@ -11,7 +11,7 @@ from ipu_bert.data.text_files import open_bytes
 
 _NOT_TEXT = ("ref", "table", "gallery", "math", "timeline", "imagemap", "score", "syntaxhighlight", "source")
 _OTHER_WIKI = re.compile(r"[a-z]{2,3}(-[a-z]+)*$")  # links to other languages, as older dumps have them
-_BLANK_LINES = re.compile(r"\n\s*\n\s*")
+_LINE_ENDS = ((re.compile(r"[ \t]*\n[ \t]*"), "\n"), (re.compile(r"\n{3,}"), "\n\n"))
 
 
 def is_dump(path: str) -> bool:
@@ -66,8 +66,11 @@ def plain_text(markup: str, namespaces: set[str]) -> str:
         prefix, colon, _ = str(link.title).strip().lower().partition(":")
         if colon and (prefix in namespaces or _OTHER_WIKI.match(prefix)):
             link.title = link.text = ""
-    text = code.strip_code(normalize=True, collapse=True, keep_template_params=False).replace("'''", "")
-    return _BLANK_LINES.sub("\n\n", text.replace("''", "")).strip()
+    text = code.strip_code(normalize=True, collapse=False, keep_template_params=False)
+    text = text.replace("'''", "").replace("''", "")
+    for pattern, line_end in _LINE_ENDS:
+        text = pattern.sub(line_end, text)
+    return text.strip()
 
 
 def _tag(element: ElementTree.Element) -> str:

@@ -340,6 +340,42 @@ def test_a_folder_is_on_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in final.iterdir()) == ["a", "b"]
 
 
+# from a script, from a session
+
+CALL = """
+from data_corpora import corpus
+from ipu_bert.data import shards
+from ipu_bert.data.prepare import prepare
+shards.SHARD_BYTES = 1000
+print(prepare(corpus(source="files", paths=(PATH,)), OUT, workers=2, progress=False).vocab_size)
+"""
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_prepare_in_a_script_without_a_guard_is_one_line(tmp_path: Path, interactive: bool) -> None:
+    """Its workers run the script again: they waited for the lock, and the script for them. A session has no script."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(random_documents(1, 60)), encoding="utf-8")
+    program = CALL.replace("PATH", repr(str(text))).replace("OUT", repr(str(tmp_path / "out")))
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    command = [sys.executable, *(["-i", "-q"] if interactive else [str(script)])]
+    done = subprocess.run(
+        command,
+        input=program if interactive else None,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    if interactive:
+        assert done.stdout.strip().isdigit(), done.stderr
+    else:
+        assert done.returncode != 0
+        assert "DataError: the processes that prepare text ended: in a script, call prepare() under" in done.stderr
+        assert len(done.stderr.split("Traceback")) == 2  # the caller's, and none of a worker
+
+
 # the command line, refusals
 
 
