@@ -48,7 +48,7 @@ def test_mix_is_sotu_the_bible_and_articles_of_wikipedia() -> None:
     first = next(articles)
     assert first.startswith("Anarchism\n\nAnarchism is a political philosophy that advocates self-governed societies")
     assert next(articles).startswith("Autism\n\n")
-    assert not set("[]{}|") & set(first)
+    assert not [mark for mark in ("[[", "{{", "{|", "==", "<ref") if mark in first]
 
 
 def test_a_package_of_mix_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
