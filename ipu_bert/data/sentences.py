@@ -90,9 +90,13 @@ def _opens_only(piece: str) -> bool:
 
 
 def _cut(sentence: str) -> Iterator[str]:
-    units = [match.start() for match in _UNIT.finditer(sentence)] if len(sentence) > MAX_UNITS else []
+    if len(sentence) <= MAX_UNITS or count_units(sentence) <= MAX_UNITS:
+        if sentence:
+            yield sentence
+        return
+    units = [match.start() for match in _UNIT.finditer(sentence)]
     pieces = -(-len(units) // MAX_UNITS)
-    starts = [_before_marks(sentence, units[len(units) * i // pieces]) for i in range(pieces)] or [0]
+    starts = [_before_marks(sentence, units[len(units) * i // pieces]) for i in range(pieces)]
     for start, end in zip(starts, [*starts[1:], len(sentence)]):
         if start < end:
             yield sentence[start:end].strip()
