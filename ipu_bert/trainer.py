@@ -43,7 +43,6 @@ class Trainer:
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
         self.quality = text_quality(self.data, config.data.sequence_length)
-        self._pairs = self.train_stream.pairs and self.heldout_stream.pairs
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer)
         self.updater = assemble.make_updater(config)
         if self.updater is not None:
@@ -125,7 +124,7 @@ class Trainer:
         with self.timer("evaluation"):
             sums = reduce(add, (self.engine.eval_step(stream.batch(index)) for index in batches))
         means: dict[str, float | None] = dict(sums.means())
-        if not self._pairs:
+        if not (self.train_stream.pairs and stream.pairs):
             means.update(nsp_loss=None, nsp_accuracy=None)
         self._write(metrics, "eval", **means)
         return means
@@ -137,7 +136,7 @@ class Trainer:
             metrics,
             "train",
             mlm_loss=result.mlm_loss,
-            nsp_loss=result.nsp_loss if self._pairs else None,
+            nsp_loss=result.nsp_loss if self.train_stream.pairs else None,
             lr=result.lr,
             grad_norm=result.grad_norm,
             sequences_per_second=sequences_per_second,

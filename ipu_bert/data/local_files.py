@@ -52,7 +52,7 @@ def find_files(paths: Iterable[str]) -> FoundFiles:
             names = glob.glob(os.path.join(glob.escape(entry), "**", "*"), recursive=True)
             present = sorted(name for name in names if os.path.isfile(name))
             matches = [name for name in present if plain_name(name).endswith(OF_A_FOLDER)]
-            left = [name for name in present if name not in set(matches)]
+            left = [name for name in present if not plain_name(name).endswith(OF_A_FOLDER)]
             notes += [_left_out(entry, left)] if left else []
         elif os.path.exists(entry):
             matches = [entry]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Iterator
 
@@ -51,7 +51,7 @@ def _located(package: str, file: str) -> Path:
     return path
 
 
-def _distribution(package: str):  # type: ignore[no-untyped-def]  # importlib.metadata.Distribution
+def _distribution(package: str) -> Distribution:
     try:
         return distribution(package)
     except PackageNotFoundError:

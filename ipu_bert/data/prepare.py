@@ -292,74 +292,75 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training."
     )
-    parser.add_argument(
+    _text_arguments(parser, defaults)
+    _vocabulary_arguments(parser, defaults)
+    add = parser.add_argument
+    add("--out", default=defaults.dir, help="folder for prepared text (default: %(default)s)")
+    add(
+        "--heldout-fraction",
+        type=float,
+        default=defaults.heldout_fraction,
+        help="share of documents kept for evaluation (default: %(default)s)",
+    )
+    add("--workers", type=int, default=defaults.workers, help="processes, 0: one per core (default: %(default)s)")
+    add("--verify", action="store_true", help="check the result's checksums, too")
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> None:
+    """Where text comes from, and what its documents and sentences are."""
+    add = parser.add_argument
+    add(
         "--source",
         default=defaults.source,
         help=f"where the text comes from: {', '.join(SOURCES)} (default: %(default)s)",
     )
-    parser.add_argument("--out", default=defaults.dir, help="folder for prepared text (default: %(default)s)")
-    parser.add_argument(
-        "--paths",
-        nargs="+",
-        default=(),
-        metavar="PATH",
-        help="for --source files: files, folders or globs",
+    add("--paths", nargs="+", default=(), metavar="PATH", help="for --source files: files, folders or globs")
+    add(
+        "--column",
+        default=defaults.column,
+        help="column with the text, for .jsonl, .json and .parquet (default: %(default)s)",
     )
-    parser.add_argument(
-        "--encoding", default=defaults.encoding, help="of text files without a byte order mark (default: %(default)s)"
+    add("--encoding", default=defaults.encoding, help="of text without a byte order mark (default: %(default)s)")
+    add(
+        "--document-words",
+        type=int,
+        metavar="N",
+        help=f"cut text files into documents of about N words, 0: one document per file (default: {DOCUMENT_WORDS}, "
+        f"fewer for a short text, or 0 from {WHOLE_FILES_FROM} files on)",
     )
-    parser.add_argument(
+    add(
         "--language",
         default=defaults.language,
         help="whose rules find sentences, as de; auto: by the script (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--line-is-sentence",
         action="store_true",
         default=defaults.line_is_sentence,
         help="each line is a sentence, a blank line ends a document",
     )
-    parser.add_argument(
-        "--column",
-        default=defaults.column,
-        help="column with the text, for .jsonl and .parquet (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--document-words",
-        type=int,
-        metavar="N",
-        help=f"cut .txt files into documents of about N words, 0: one document per file (default: {DOCUMENT_WORDS}, "
-        f"or 0 from {WHOLE_FILES_FROM} files on)",
-    )
-    parser.add_argument(
-        "--vocab-size", type=int, default=defaults.vocab_size, help="word pieces to train (default: %(default)s)"
-    )
-    parser.add_argument(
+
+
+def _vocabulary_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> None:
+    """What the words and their pieces are."""
+    add = parser.add_argument
+    add("--vocab-size", type=int, default=defaults.vocab_size, help="word pieces to train (default: %(default)s)")
+    add(
         "--tokenizer",
         "--vocab-file",
         default=defaults.tokenizer or None,
         help="use this vocab.txt, tokenizer.json, folder or hub name instead of training one",
     )
     for name in vars(TRAINED):
-        parser.add_argument(
+        add(
             f"--{name.replace('_', '-')}",
             type=_yes_or_no,
             default=getattr(defaults, name),
             metavar="yes/no",
             help="as of transformers' BertTokenizer (default: as the tokenizer has it)",
         )
-    parser.add_argument(
-        "--heldout-fraction",
-        type=float,
-        default=defaults.heldout_fraction,
-        help="share of documents kept for evaluation (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=defaults.workers, help="processes, 0: one per core (default: %(default)s)"
-    )
-    parser.add_argument("--verify", action="store_true", help="check the result's checksums, too")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser
 
 
 def _yes_or_no(value: str) -> bool:

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 
 import pytest
 
 from ipu_bert.data.sentences import BY_SCRIPT, MAX_UNITS, count_units, script_language, split_sentences
+
+# 0.6.1 is the last for Python 3.8: slower, and "J. Q. Adams spoke. So did I. We left." has one boundary there
+of_1_0 = pytest.mark.skipif(version("sentencex").startswith("0."), reason="needs sentencex 1.0")
 
 
 def split(text: str, language: str = BY_SCRIPT) -> list[str]:
     return split_sentences(text, language, line_is_sentence=False)
 
 
+@of_1_0
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -88,6 +93,7 @@ def test_a_long_run_without_spaces_is_cut_between_letters() -> None:
     assert [count_units("a bc 人生 d"), count_units("人生而自由"), count_units("a b")] == [5, 5, 2]
 
 
+@of_1_0
 @pytest.mark.parametrize(
     "text", ["人人生而自由。" * 30_000, "x" * 800_000, "Dr. " * 100_000, '"(a. ' * 50_000, "." * 300_000]
 )
