@@ -10,9 +10,10 @@ MINUTES ?= 60
 
 .PHONY: pretrain test fuzz chaos soak lint hooks docs wheel wheel-test clean
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements.txt requirements-mix.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mix.txt
 	touch $@
 
 pretrain: $(VENV)/ready

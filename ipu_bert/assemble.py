@@ -11,6 +11,7 @@ from ipu_bert.data.batches import BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.tokenizer import Normalization
 from ipu_bert.engines.base import Engine
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_linear
@@ -31,23 +32,28 @@ from sparse_ops.norms import NORMS
 
 def open_data(config: Config, progress: bool) -> TokenFiles:
     """Prepare the corpus, or open it where it has been prepared before."""
-    return prepare(_corpus(config), config.data.dir, workers=config.data.workers, progress=progress)
+    return prepare(corpus(config), config.data.dir, workers=config.data.workers, progress=progress)
 
 
 def find_data(config: Config) -> tuple[str, TokenFiles | None]:
     """Where the corpus is or will be prepared, and its token files if they are there; nothing is made."""
-    return find_prepared(_corpus(config), config.data.dir)
+    return find_prepared(corpus(config), config.data.dir)
 
 
-def _corpus(config: Config) -> Corpus:
+def corpus(config: Config) -> Corpus:
+    """The text of a run, and how it is prepared."""
     data = config.data
     return Corpus(
         source=data.source,
         paths=tuple([data.path] if isinstance(data.path, str) and data.path else data.path),
         column=data.column,
+        encoding=data.encoding,
         document_words=None,
+        language=data.language,
+        line_is_sentence=data.line_is_sentence,
         vocab_size=data.vocab_size,
-        vocab_file=data.tokenizer or None,
+        tokenizer=data.tokenizer or None,
+        normalization=Normalization(data.do_lower_case, data.strip_accents, data.tokenize_chinese_chars),
         heldout_fraction=data.heldout_fraction,
     )
 

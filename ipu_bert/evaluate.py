@@ -17,7 +17,7 @@ from typing import Any, Sequence
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
-from ipu_bert.data.text_files import TextFiles
+from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.engines.torch_engine import eval_batch
@@ -36,7 +36,8 @@ ENTROPY = (
 class Evaluation:
     """What a checkpoint makes of a text. sequences: judged by, of so many that one pass over the text has.
 
-    compute: dtype of the products. unigram_entropy [nats]: as ENTROPY says.
+    compute: dtype of the products. unigram_entropy [nats]: as ENTROPY says. pairs: whether the run's text and this one
+    give sentence pairs for next-sentence prediction. notes: what was said when the text was found.
     """
 
     checkpoint: str
@@ -47,11 +48,14 @@ class Evaluation:
     compute: str
     result: EvalResult
     unigram_entropy: float
+    pairs: bool
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: mean losses in nats, accuracies in [0, 1]."""
+        """Plain values: mean losses in nats, accuracies in [0, 1]; those of NSP are None without pairs."""
         values = {key: value for key, value in vars(self).items() if key != "result"}
-        return {**values, **self.result.means(), "mlm_labels": self.result.mlm_count}
+        nsp = {} if self.pairs else {"nsp_loss": None, "nsp_accuracy": None}
+        return {**values, **self.result.means(), **nsp, "mlm_labels": self.result.mlm_count}
 
 
 def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -> Evaluation:
@@ -60,7 +64,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     texts: files, folders or globs; none: the run's held-out text. Raises ValueError for text that cannot be used.
     """
     config, prepared = trained.config, open_text(trained)
-    files = TextFiles(prepared, texts, config.data.column) if texts else prepared
+    files = TextFiles(prepared, texts, assemble.corpus(config)) if texts else prepared
     stream = _stream(config, files)
     # FP16.16 is for IPUs.
     compute = "float32" if config.precision.compute == "float16" else config.precision.compute
@@ -76,6 +80,8 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         compute=compute,
         result=result,
         unigram_entropy=files.unigram_entropy,
+        pairs=stream.pairs and assemble.make_stream(config, prepared, "train").pairs,
+        notes=tuple(files.notes) if texts else (),
     )
 
 
@@ -102,7 +108,10 @@ def render(found: Evaluation) -> str:
             f"masked LM      {means['mlm_loss']:.4f} nats, {100 * means['mlm_accuracy']:.1f} % right; "
             f"{abs(gap):.4f} {side} word frequencies alone, {found.unigram_entropy:.4f}",
             f"next sentence  {means['nsp_loss']:.4f} nats, {100 * means['nsp_accuracy']:.1f} % right; "
-            "a coin toss: 0.6931",
+            "a coin toss: 0.6931"
+            if found.pairs
+            else "next sentence  not judged: the run's text or this one gives too few sentence pairs",
+            *(f"note: {note}" for note in found.notes),
             f"({ENTROPY})",
         ]
     )

@@ -76,7 +76,7 @@ class RunFolder:
         sinks.append(ConsoleSink(last, unigram_entropy=unigram_entropy))
         self.metrics = Metrics(sinks)
 
-    def evaluation(self, step: int) -> dict[str, float]:
+    def evaluation(self, step: int) -> dict[str, float | None]:
         """Held-out means after `step`, where the run has recorded them before; else empty."""
         for record in read_metrics(self.path / METRICS_FILE):
             if (record.pop("kind", ""), record.pop("step", 0)) == ("eval", step):

@@ -113,10 +113,30 @@ class OptimSettings:
 class DataSettings:
     """Text, vocabulary and how examples are made from it."""
 
-    source: str = setting("sotu", "where text comes from: sotu, files, wikipedia_bookcorpus")
-    path: Union[str, List[str]] = setting("", "with source files: a .txt, .jsonl or .parquet file, a folder, or a list")
-    column: str = setting("text", "with jsonl and parquet files: the column that holds the text")
-    tokenizer: str = setting("", "a vocab.txt in BERT's form; empty: train WordPiece on the training documents")
+    source: str = setting("sotu", "where text comes from: sotu, mix, files, wikipedia_bookcorpus")
+    path: Union[str, List[str]] = setting(
+        "",
+        "with source files: a file (text, .jsonl, .json, .parquet, a MediaWiki dump; also as .gz, .bz2, .xz, .zst), a "
+        "folder, a glob, or a list",
+    )
+    column: str = setting("text", "with jsonl, json and parquet files: the column that holds the text")
+    encoding: str = setting("utf-8", "of text files that have no byte order mark")
+    language: str = setting("auto", "whose rules find sentences, as `de` or `zh`; `auto`: by the script of a document")
+    line_is_sentence: bool = setting(False, "each line is a sentence as it stands, and a blank line ends a document")
+    tokenizer: str = setting(
+        "",
+        "a vocab.txt in BERT's form, a tokenizer.json, or a folder or hub name that AutoTokenizer opens (WordPiece); "
+        "empty: train WordPiece on the training documents",
+    )
+    do_lower_case: Optional[bool] = setting(
+        None, "as of transformers' BertTokenizer; none: as the tokenizer or its vocabulary has it, true for a new one"
+    )
+    strip_accents: Optional[bool] = setting(
+        None, "as of BertTokenizer; none: as the tokenizer or its vocabulary has it, false for a new one"
+    )
+    tokenize_chinese_chars: Optional[bool] = setting(
+        None, "as of BertTokenizer; none: as the tokenizer has it, true for a new one"
+    )
     vocab_size: int = setting(8192, "size of the vocabulary to train", low=128, high=10_000_000)
     dir: str = setting("data", "folder that token files are kept in, one subfolder per corpus and vocabulary")
     workers: int = setting(0, "processes that prepare text; 0: one per CPU", low=0, high=1024)

@@ -12,6 +12,7 @@ import torch
 
 from ipu_bert import assemble
 from ipu_bert.config import Config
+from ipu_bert.data.quality import TextQuality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.machine import processor
 from ipu_bert.model import starting_pattern
@@ -34,11 +35,16 @@ class RunTotals:
     steps: int
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
-    heldout: Mapping[str, float]  # means of the last evaluation
+    heldout: Mapping[str, float | None]  # means of the last evaluation
 
 
 def write_outcome(
-    path: Path, config: Config, data: TokenFiles, totals: RunTotals, layers: Mapping[str, BlockSparseLinear]
+    path: Path,
+    config: Config,
+    data: TokenFiles,
+    quality: TextQuality,
+    totals: RunTotals,
+    layers: Mapping[str, BlockSparseLinear],
 ) -> None:
     """Write report.md, report.json and the pictures of the run in `path`; `layers` as they are at the end."""
     shape, parameters, flops = _counted(config, data.vocab_size)
@@ -48,8 +54,9 @@ def write_outcome(
         parameters=parameters,
         flops=flops,
         splits=data.manifest["splits"],
+        quality=quality,
         unigram_entropy=data.unigram_entropy,
-        heldout=HeldoutMeans(**totals.heldout),
+        heldout=HeldoutMeans(**totals.heldout),  # type: ignore[arg-type]
         steps=totals.steps,
         seconds=totals.seconds,
         elapsed_seconds=totals.elapsed_seconds,

@@ -15,6 +15,7 @@ from torch import Tensor
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.data.batches import Batch
+from ipu_bert.data.quality import text_quality
 from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.machine import changed, conditions
 from ipu_bert.record.metrics import Metrics
@@ -42,6 +43,7 @@ class Trainer:
         self.data = assemble.open_data(config, progress=True)
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
+        self.quality = text_quality(self.data, config.data.sequence_length)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer)
         self.updater = assemble.make_updater(config)
         if self.updater is not None:
@@ -74,7 +76,7 @@ class Trainer:
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout)
         with self.engine.host_state() as host:
-            write_outcome(folder.path, config, self.data, totals, host.layers)
+            write_outcome(folder.path, config, self.data, self.quality, totals, host.layers)
         return folder.path
 
     def _open(self, folder: RunFolder) -> None:
@@ -85,7 +87,7 @@ class Trainer:
         best = checkpoint.complete(folder.best)
         self._best_loss = checkpoint.read_info(best[-1][1])["heldout_loss"] if best else math.inf
 
-    def _loop(self, folder: RunFolder) -> dict[str, float]:
+    def _loop(self, folder: RunFolder) -> dict[str, float | None]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
         config, metrics, last = self.config, folder.metrics, self.config.train.stop_at or self.config.train.steps
         self._begin(metrics)
@@ -105,10 +107,11 @@ class Trainer:
 
     def _begin(self, metrics: Metrics) -> None:
         """The first record of this process; says once what is not as it was when the checkpoint was written."""
+        text = {"summary": self.quality.summary(), "warnings": self.quality.warnings()}
         if self._origin is None:
-            self._write(metrics, "start")
+            self._write(metrics, "start", text=text)
             return
-        self._write(metrics, "resume", changed=self._changed)
+        self._write(metrics, "resume", changed=self._changed, text=text)
         if self._changed:
             differing = "; ".join(self._changed)
             print(f"resumed, but not bit for bit the run it would have been: {differing}", file=sys.stderr)
@@ -156,7 +159,7 @@ class Trainer:
         moved = {"transfers": vars(self.engine.transfers)} if self.engine.transfers is not None else {}
         self._write(metrics, "update", **report.as_record(), seconds=time.monotonic() - before, **moved)
 
-    def _evaluate_if_due(self, metrics: Metrics, made: dict[str, float]) -> dict[str, float]:
+    def _evaluate_if_due(self, metrics: Metrics, made: dict[str, float | None]) -> dict[str, float | None]:
         """Held-out means after this step where they are due; `made`: those that an earlier process recorded.
 
         Empty where they are not due, and once the run is asked to stop: whoever goes on makes up for it.
@@ -165,17 +168,20 @@ class Trainer:
         if self.step not in (0, last) and not _every(self.config.eval.every, self.step):
             return {}
         means = made or self._evaluate(metrics)
-        if means and self.config.checkpoint.keep_best and self.step and means["mlm_loss"] < self._best_loss:
-            self._best_loss = means["mlm_loss"]
+        loss = means.get("mlm_loss")
+        if loss is not None and self.config.checkpoint.keep_best and self.step and loss < self._best_loss:
+            self._best_loss = loss
             self._write_checkpoint(metrics, self._best, keep=1, heldout_loss=self._best_loss)
         return means
 
-    def _evaluate(self, metrics: Metrics) -> dict[str, float]:
+    def _evaluate(self, metrics: Metrics) -> dict[str, float | None]:
         with self.timer("evaluation"):
             results = [self.engine.eval_step(batch) for batch in self._heldout_batches()]
         if self._stop.number:
             return {}
-        means = reduce(add, results).means()
+        means: dict[str, float | None] = dict(reduce(add, results).means())
+        if not (self.train_stream.pairs and self.heldout_stream.pairs):
+            means.update(nsp_loss=None, nsp_accuracy=None)
         self._write(metrics, "eval", **means)
         return means
 
@@ -194,7 +200,7 @@ class Trainer:
             metrics,
             "train",
             mlm_loss=result.mlm_loss,
-            nsp_loss=result.nsp_loss,
+            nsp_loss=result.nsp_loss if self.train_stream.pairs else None,
             lr=result.lr,
             grad_norm=result.grad_norm,
             sequences_per_second=sequences_per_second,

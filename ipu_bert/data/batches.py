@@ -3,8 +3,11 @@
 How a sequence is made (BERT's create_pretraining_data, as a pure function of the example number):
 - Every document is cut once into chunks of about S - 3 tokens (chunks.py). An epoch visits every chunk once.
 - Some examples are short: sentences from somewhere in the chunk up to a random target length.
-- The sentences are split at a random boundary; the first part is A. Half of the time B is the second part, else text
-  from a random place of another document, as long as what is left of the target.
+- The sentences are split at a random boundary; the first part is A. B is the second part, or text from a random place
+  of another document, as long as what is left of the target. A chunk of one sentence can only have the latter; the
+  others have it so much more seldom that half of all B's are random.
+- Where more than half of the chunks are one sentence that cannot be: then no example has a next-sentence label, and
+  masked LM is trained alone.
 - Too long a pair loses tokens one by one from the longer part, the surplus at random from both its ends.
 
 What BERT puts back when B is random (the chunk's second part) is not put back here, for then an example would depend on
@@ -19,9 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ipu_bert.data.chunks import EpochOrder, chunk_starts
+from ipu_bert.data.chunks import EpochOrder, chunk_starts, lone_share
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.masking import choose_tokens, mask_tokens
+from ipu_bert.data.masking import IGNORED_LABEL, choose_tokens, mask_tokens
+from ipu_bert.data.quality import MOST_LONE
 from ipu_bert.data.token_files import SPLITS, TokenFiles
 
 HELDOUT_SEED = 1790  # evaluation is on the same sequences in every run, whatever the run's seed
@@ -35,7 +39,7 @@ class Batch:
     input_ids [B, S]: [CLS] A [SEP] B [SEP] [PAD]..., masked. token_type_ids [B, S]: 1 for B and its [SEP].
     attention_mask [B, S] bool: True = token, False = padding. masked_positions [B, P]: ascending, unused places 0.
     masked_labels [B, P]: the original ids, unused places IGNORED_LABEL. next_sentence_labels [B]: 0 = B follows A,
-    1 = B is random.
+    1 = B is random; IGNORED_LABEL in all of a text that no pairs can be made of.
     """
 
     input_ids: torch.Tensor
@@ -83,7 +87,7 @@ class BatchStream:
 
     split: "train", or "heldout", where HELDOUT_SEED takes the place of the seed in `options`.
     In memory: 8 bytes per sequence of the corpus (chunk starts) and 4 (the epoch's order); tokens and offsets of
-    sentences and documents are memory-mapped.
+    sentences and documents are memory-mapped. pairs: whether examples have next-sentence labels.
     Raises DataError for a split with fewer than 2 documents, or fewer sequences than one batch.
     """
 
@@ -106,6 +110,9 @@ class BatchStream:
                 f"{token_files.directory}: corpus too small: expected at least one batch of {options.batch_size} "
                 f"sequences of {options.sequence_length} tokens in split {split}, found {self.sequences_per_epoch}"
             )
+        lone = lone_share(self._chunks)
+        self.pairs = lone <= MOST_LONE
+        self._random_share = (0.5 - lone) / (1.0 - lone) if self.pairs else 1.0
         used = HELDOUT_SEED if split == "heldout" else options.seed
         self._key = np.random.SeedSequence([used, SPLITS.index(split)]).generate_state(2, np.uint64)
         self._order = EpochOrder(self.sequences_per_epoch, self._key)
@@ -160,7 +167,7 @@ class BatchStream:
             attention_mask=torch.from_numpy(attention),
             masked_positions=torch.from_numpy(positions),
             masked_labels=torch.from_numpy(labels),
-            next_sentence_labels=torch.from_numpy(is_random),
+            next_sentence_labels=torch.from_numpy(is_random if self.pairs else np.full_like(is_random, IGNORED_LABEL)),
         )
 
     def _generator(self, example: int) -> np.random.Generator:
@@ -178,7 +185,7 @@ class BatchStream:
                 first += int(begin * (last - first - 1))
                 last = max(first + 2, self._run(first, last, target))
         count = last - first
-        is_random = count == 1 or coin < 0.5
+        is_random = count == 1 or coin < self._random_share
         split = last if count == 1 else first + 1 + int(cut * (count - 1))
         a, a_end = int(self._sentences[first]), int(self._sentences[split])
         if is_random:

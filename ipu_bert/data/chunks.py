@@ -23,6 +23,11 @@ def chunk_starts(sentences: np.ndarray, documents: np.ndarray, target: int) -> n
     return np.concatenate([*parts, documents[-1:]]).astype(np.int64)
 
 
+def lone_share(chunks: np.ndarray) -> float:
+    """The share of the chunks that are one sentence, and can have no second part that follows."""
+    return float((np.diff(chunks) == 1).mean())
+
+
 def _blocks(sentences: np.ndarray, documents: np.ndarray, target: int) -> Iterator[tuple[int, list[int]]]:
     """(first sentence, following): following[i] is where a chunk that starts at sentence first + i ends."""
     count, document = len(documents) - 1, 0

@@ -5,25 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.tokenizer import Normalization
 
 
 @dataclass(frozen=True)
 class Corpus:
     """A text, its vocabulary and its split; the same values and the same text give the same token files, to the byte.
 
-    source: a registered name (source.py). paths, column, document_words: for source "files" (rules: local_files.py);
-    document_words None: by the number of text files. vocab_size: word pieces to train at most; without effect where
-    vocab_file, a vocab.txt, is used instead (None: train). heldout_fraction: share of the documents, chosen by a hash
-    of their text, that never appear in training; at least two documents stay on either side.
+    source: a registered name (source.py). paths, column, encoding, document_words: for source "files" (rules:
+    local_files.py); document_words None: by the number of text files. language, line_is_sentence: how sentences are
+    found (sentences.py). vocab_size: word pieces to train at most; without effect where `tokenizer` is used instead
+    (None: train; else as `given_tokenizer` takes it). normalization: of case, accents and Chinese characters.
+    heldout_fraction: share of the documents, chosen by a hash of their text, that never appear in training; at least
+    two documents stay on either side.
     Raises DataError when heldout_fraction is not between 0 and 1.
     """
 
     source: str
     paths: tuple[str, ...]
     column: str
+    encoding: str
     document_words: int | None
+    language: str
+    line_is_sentence: bool
     vocab_size: int
-    vocab_file: str | None
+    tokenizer: str | None
+    normalization: Normalization
     heldout_fraction: float
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ipu_bert.json_file import is_count
 
-COUNTS = ("documents", "sentences", "tokens")
+COUNTS = ("documents", "sentences", "tokens", "lone_documents", "words", "long_words", "unknown")
 _PIECE = 1 << 20  # offsets compared at once
 
 
@@ -18,7 +18,7 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
 
     tokenizer: which of the files holds it.
     """
-    entries, sizes, unigram = (manifest.get(key) for key in ("files", "splits", "unigram"))
+    entries, sizes, unigram, notes = (manifest.get(key) for key in ("files", "splits", "unigram", "notes"))
     if not isinstance(entries, dict) or not set(files) <= entries.keys():
         return f"expected files with {', '.join(sorted(files))}, found {entries!r:.80}"
     for name, entry in entries.items():
@@ -30,6 +30,10 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
     for split, size in sizes.items():
         if not isinstance(size, dict) or not all(is_count(size.get(key)) for key in COUNTS):
             return f"expected whole numbers of {', '.join(COUNTS)} in split {split}, found {size!r:.80}"
+        if not size["words"]:
+            return f"expected words in split {split}, found none"
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        return f"expected notes, a list of lines, found {notes!r:.80}"
     if not is_count(manifest.get("vocab_size")) or not 0 < manifest["vocab_size"] < 1 << 32:
         return f"expected vocab_size of 1 to {(1 << 32) - 1}, found {manifest.get('vocab_size')!r:.80}"
     entropy = unigram.get("heldout_cross_entropy") if isinstance(unigram, dict) else None

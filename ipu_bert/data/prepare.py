@@ -20,7 +20,9 @@ import shutil
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Iterable, Iterator, TextIO
 
 import numpy as np
@@ -29,8 +31,9 @@ from tqdm import tqdm
 
 from ipu_bert.data import shards
 from ipu_bert.data.corpus import Corpus
-from ipu_bert.data.errors import DataError
+from ipu_bert.data.errors import DataError, naming
 from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
+from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import SOURCES, Source, make_source
 from ipu_bert.data.token_files import (
     AGAIN,
@@ -45,14 +48,20 @@ from ipu_bert.data.token_files import (
 from ipu_bert.data.tokenizer import (
     NOT_PREDICTED,
     SPECIAL_TOKENS,
+    TRAINED,
+    Normalization,
+    given_tokenizer,
     load_tokenizer,
-    tokenizer_from_vocab,
     train_tokenizer,
 )
 from ipu_bert.settings import DataSettings
 from sparse_ops import files
 
 TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
+NO_GUARD = (
+    "the processes that prepare text ended: in a script, call prepare() under `if __name__ == '__main__':`, since each "
+    "of them runs the script's other lines, or with workers=1; if it is there, one was killed, as for lack of memory"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +82,24 @@ class _Request:
 
 def _request(corpus: Corpus) -> _Request:
     source = make_source(corpus)
-    vocabulary: dict[str, Any] = {"trained": corpus.vocab_size}
-    if corpus.vocab_file is not None:
-        tokenizer_from_vocab(corpus.vocab_file)  # refuse a bad one before any work
-        vocabulary = {"sha256": files.sha256_of(corpus.vocab_file)}
+    if corpus.tokenizer is None:
+        wanted = corpus.normalization.over(TRAINED)
+        vocabulary: dict[str, Any] = {"trained": corpus.vocab_size, **vars(wanted)}
+    else:
+        given = given_tokenizer(corpus.tokenizer, corpus.normalization)  # refuse a bad one before any work
+        vocabulary = {"sha256": hashlib.sha256(given.to_str().encode()).hexdigest()}
     facts = {
         "format": FORMAT,
         "source": {"name": source.name, **source.identity},
+        "sentences": {"line_is_sentence": True} if corpus.line_is_sentence else _segmenter(corpus),
         "vocabulary": vocabulary,
         "heldout_fraction": corpus.heldout_fraction,
     }
     return _Request(corpus, source, facts)
+
+
+def _segmenter(corpus: Corpus) -> dict[str, Any]:
+    return {"language": corpus.language, "sentencex": version("sentencex")}
 
 
 def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenFiles:
@@ -95,13 +111,16 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
     """
     if workers < 0:
         raise DataError(f"workers: expected 0 or more, found {workers}")
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(1)  # the caller's script runs again in a worker of its own call, which waits for it: see NO_GUARD
     request = _request(corpus)
     final = request.folder(out)
     if not os.path.exists(final):
         os.makedirs(out, exist_ok=True)
         with _only_one(_lock_file(final)):
             if not os.path.exists(final):
-                _build(request, final, workers, progress)
+                with naming(final + ".partial"):
+                    _build(request, final, workers, progress)
             shutil.rmtree(final + ".partial", ignore_errors=True)
     elif os.path.exists(final + ".partial"):  # killed after the rename; where nothing can be written it may stay
         with contextlib.suppress(OSError), _only_one(_lock_file(final)):
@@ -141,7 +160,11 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
     vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
 
     with _bar("tokens, shards", len(text_shards), progress) as bar:
-        token_shards = _tokenise(text_shards, os.path.join(partial, "tokens"), tokenizer_path, below, workers, bar)
+        corpus = request.corpus
+        how = shards.Tokenising(
+            os.path.join(partial, "tokens"), tokenizer_path, below, corpus.language, corpus.line_is_sentence
+        )
+        token_shards = _tokenise(text_shards, how, workers, bar)
     result = os.path.join(partial, "result")
     shutil.rmtree(result, ignore_errors=True)  # what a killed run left of this stage
     os.makedirs(result)
@@ -154,7 +177,7 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
         "format": FORMAT,
         "request": request.facts,
         "request_sha256": request.sha256,
-        "splits": sizes,
+        "splits": {split: {**size, "unknown": int(unigrams[split][vocab["[UNK]"]])} for split, size in sizes.items()},
         "vocab_size": len(vocab),
         "token_dtype": token_dtype(len(vocab)).str,
         "tokenizer_sha256": entries[TOKENIZER]["sha256"],
@@ -162,6 +185,7 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
         "unigram": shards.unigram_baseline(
             unigrams["train"], unigrams["heldout"], [vocab[token] for token in NOT_PREDICTED]
         ),
+        "notes": list(request.source.notes),
         "made_with": {"tokenizers": tokenizers.__version__, "numpy": np.__version__},
         "files": entries,
     }
@@ -171,35 +195,38 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
 
 def _tokenizer(corpus: Corpus, text_shards: list[str], below: int, progress: bool) -> tokenizers.Tokenizer:
     """The corpus's own vocabulary, or one trained on its training documents."""
-    if corpus.vocab_file is not None:
-        return tokenizer_from_vocab(corpus.vocab_file)
+    if corpus.tokenizer is not None:
+        return given_tokenizer(corpus.tokenizer, corpus.normalization)
+
+    def texts() -> Iterator[str]:  # in sentences, as they will be encoded: long runs without a space are cut
+        for text in _counted(shards.training_texts(text_shards, below, TOKENIZER_BYTES), bar):
+            yield "\n".join(split_sentences(text, corpus.language, corpus.line_is_sentence))
+
     with _bar("vocabulary, documents", None, progress) as bar:
-        return train_tokenizer(
-            lambda: _counted(shards.training_texts(text_shards, below, TOKENIZER_BYTES), bar), corpus.vocab_size
-        )
+        return train_tokenizer(texts, corpus.vocab_size, corpus.normalization)
 
 
-def _tokenise(
-    text_shards: list[str], folder: str, tokenizer_path: str, below: int, workers: int, bar: tqdm
-) -> list[str]:
+def _tokenise(text_shards: list[str], how: shards.Tokenising, workers: int, bar: tqdm) -> list[str]:
     """Token shards of all text shards, in order; in this process if one worker is enough."""
-    os.makedirs(folder, exist_ok=True)
-    jobs = [(path, folder, tokenizer_path, below) for path in text_shards]
-    count = min(workers or _cores(), len(jobs))
+    os.makedirs(how.folder, exist_ok=True)
+    count = min(workers or _cores(), len(text_shards))
     results: dict[int, str] = {}
     if count <= 1:
-        for number, job in enumerate(jobs):
-            results[number] = shards.tokenise_shard(*job)
+        for number, path in enumerate(text_shards):
+            results[number] = shards.tokenise_shard(path, how)
             bar.update()
     else:
         # spawn: tokenizers and torch hold threads, which do not survive a fork
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
-            waiting = {pool.submit(shards.tokenise_shard, *job): number for number, job in enumerate(jobs)}
-            for done in as_completed(waiting):
-                results[waiting[done]] = done.result()
-                bar.update()
-    return [results[number] for number in range(len(jobs))]
+        try:
+            with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
+                waiting = {pool.submit(shards.tokenise_shard, path, how): i for i, path in enumerate(text_shards)}
+                for done in as_completed(waiting):
+                    results[waiting[done]] = done.result()
+                    bar.update()
+        except BrokenProcessPool:
+            raise DataError(NO_GUARD) from None
+    return [results[number] for number in range(len(text_shards))]
 
 
 def _start_worker() -> None:
@@ -243,6 +270,7 @@ def summary(prepared: TokenFiles) -> str:
     for split, size in prepared.manifest["splits"].items():
         lines.append(f"  {split:8s}" + ", ".join(f"{count:,} {what}" for what, count in size.items()))
     lines.append(f"  held-out unigram cross-entropy {prepared.unigram_entropy:.4f} nats")
+    lines += [f"  {line}" for line in prepared.notes]
     return "\n".join(lines)
 
 
@@ -254,14 +282,20 @@ def main(arguments: list[str] | None = None) -> None:
             source=options.source,
             paths=tuple(options.paths),
             column=options.column,
+            encoding=options.encoding,
             document_words=options.document_words,
+            language=options.language,
+            line_is_sentence=options.line_is_sentence,
             vocab_size=options.vocab_size,
-            vocab_file=options.vocab_file,
+            tokenizer=options.tokenizer,
+            normalization=Normalization(options.do_lower_case, options.strip_accents, options.tokenize_chinese_chars),
             heldout_fraction=options.heldout_fraction,
         )
         prepared = prepare(corpus, options.out, workers=options.workers, progress=not options.quiet)
     except DataError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     print(summary(prepared))
@@ -272,48 +306,80 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training."
     )
-    parser.add_argument(
-        "--source",
-        default=defaults.source,
-        help=f"where the text comes from: {', '.join(SOURCES)} (default: %(default)s)",
-    )
-    parser.add_argument("--out", default=defaults.dir, help="folder for prepared text (default: %(default)s)")
-    parser.add_argument(
-        "--paths",
-        nargs="+",
-        default=(),
-        metavar="PATH",
-        help="for --source files: .txt, .jsonl, .parquet files, folders or globs",
-    )
-    parser.add_argument(
-        "--column",
-        default=defaults.column,
-        help="column with the text, for .jsonl and .parquet (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--document-words",
-        type=int,
-        metavar="N",
-        help=f"cut .txt files into documents of about N words, 0: one document per file (default: {DOCUMENT_WORDS}, "
-        f"or 0 from {WHOLE_FILES_FROM} files on)",
-    )
-    parser.add_argument(
-        "--vocab-size", type=int, default=defaults.vocab_size, help="word pieces to train (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--vocab-file", default=defaults.tokenizer or None, help="use this vocab.txt instead of training one"
-    )
-    parser.add_argument(
+    _text_arguments(parser, defaults)
+    _vocabulary_arguments(parser, defaults)
+    add = parser.add_argument
+    add("--out", default=defaults.dir, help="folder for prepared text (default: %(default)s)")
+    add(
         "--heldout-fraction",
         type=float,
         default=defaults.heldout_fraction,
         help="share of documents kept for evaluation (default: %(default)s)",
     )
-    parser.add_argument(
-        "--workers", type=int, default=defaults.workers, help="processes, 0: one per core (default: %(default)s)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add("--workers", type=int, default=defaults.workers, help="processes, 0: one per core (default: %(default)s)")
+    add("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> None:
+    """Where text comes from, and what its documents and sentences are."""
+    add = parser.add_argument
+    add(
+        "--source",
+        default=defaults.source,
+        help=f"where the text comes from: {', '.join(SOURCES)} (default: %(default)s)",
+    )
+    add("--paths", nargs="+", default=(), metavar="PATH", help="for --source files: files, folders or globs")
+    add(
+        "--column",
+        default=defaults.column,
+        help="column with the text, for .jsonl, .json and .parquet (default: %(default)s)",
+    )
+    add("--encoding", default=defaults.encoding, help="of text without a byte order mark (default: %(default)s)")
+    add(
+        "--document-words",
+        type=int,
+        metavar="N",
+        help=f"cut text files into documents of about N words, 0: one document per file (default: {DOCUMENT_WORDS}, "
+        f"fewer for a short text, or 0 from {WHOLE_FILES_FROM} files on)",
+    )
+    add(
+        "--language",
+        default=defaults.language,
+        help="whose rules find sentences, as de; auto: by the script (default: %(default)s)",
+    )
+    add(
+        "--line-is-sentence",
+        action="store_true",
+        default=defaults.line_is_sentence,
+        help="each line is a sentence, a blank line ends a document",
+    )
+
+
+def _vocabulary_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> None:
+    """What the words and their pieces are."""
+    add = parser.add_argument
+    add("--vocab-size", type=int, default=defaults.vocab_size, help="word pieces to train (default: %(default)s)")
+    add(
+        "--tokenizer",
+        "--vocab-file",
+        default=defaults.tokenizer or None,
+        help="use this vocab.txt, tokenizer.json, folder or hub name instead of training one",
+    )
+    for name in vars(TRAINED):
+        add(
+            f"--{name.replace('_', '-')}",
+            type=_yes_or_no,
+            default=getattr(defaults, name),
+            metavar="yes/no",
+            help="as of transformers' BertTokenizer (default: as the tokenizer has it)",
+        )
+
+
+def _yes_or_no(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"expected yes or no, found {value!r}")
+    return value == "yes"
 
 
 if __name__ == "__main__":

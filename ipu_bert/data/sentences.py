@@ -1,88 +1,109 @@
-"""Sentence boundaries of English text, by rule.
+"""Sentences of a text in any script; where they end is `sentencex`'s business (rules for some three hundred languages).
 
-Our own and small: next-sentence prediction needs sentences that are mostly right, and a trained splitter would be a
-download. A boundary is . ! or ? with its closing quotes and brackets, then a space, then something that can open a
-sentence; a full stop after a title, an initial or an abbreviation is not one.
+Ours is what it leaves open: which language's rules, paragraphs, and text that has no sentences. Thai and Lao write a
+space where a phrase ends and nothing where a word does, so a space is a boundary there. A length is counted in units:
+words, or single letters in the scripts that put no spaces between words.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from typing import Iterator
 
-# Never the end of a sentence: a name or a number follows.
-_TITLES = frozenset(
-    re.findall(
-        r"\w+",
-        """
-    mr mrs ms messrs mme dr prof rev hon gen col maj capt lt sgt adm gov sen rep pres st mt ft vs cf viz
-    vol vols ch sec secs art fig figs pp eds approx jan feb mar apr jun jul aug sept sep oct nov dec""",
-    )
-)
-# An end only where a usual first word follows: "of the Union Co. The company".
-_EITHER = frozenset(["co", "inc", "ltd", "corp", "jr", "sr", "etc", "al", "ave", "dept", "bros", "ph", "est"])
-_STARTERS = frozenset(
-    re.findall(
-        r"\w+",
-        """
-    The A An In On At It Its He She We They I You This That These Those There Here But And Or If When While
-    As For From By To With After Before Since Our Their His Her My Under Upon Such No Not All Some Many Most
-    What Who How Why Where Let So Then Now Yet Thus However Although Though During Every Each""",
-    )
-)
-_CLOSE, _OPEN = "\"'\u201d\u2019)\\]", "\"'\u201c\u2018(\\["
-_BOUNDARY = re.compile(f"[.!?\u2026]+[{_CLOSE}]*(\\s+)(?=[{_OPEN}]*[A-Z0-9\u00c0-\u00d6\u00d8-\u00de\u2022])")
-_LAST_WORD = re.compile(f"[^\\s{_OPEN}\u2014\u2013-]+$")
-_FIRST_WORD = re.compile(f"[{_OPEN}]*([A-Za-z]+|[0-9])")
+from sentencex import segment
+
+BY_SCRIPT = "auto"  # the language whose script has most of a document's letters
+MAX_UNITS = 100
+_SAMPLE = 2000  # letters of a document that tell its script
+_PARAGRAPH = 4000  # characters that sentencex is given at once: its time grows with their square
+
+# Unicode's blocks of 128 characters -> the language whose rules a script gets. Block 97: most of the kana, and no marks
+# that Chinese uses, too.
+_SCRIPTS = {
+    7: "el", 8: "ru", 9: "ru", 10: "hy", 11: "he", 12: "ar", 13: "ar", 14: "ar", 18: "hi", 19: "bn", 20: "pa", 21: "gu",
+    22: "or", 23: "ta", 24: "te", 25: "kn", 26: "ml", 27: "si", 28: "th", 29: "lo", 30: "bo", 31: "bo", 32: "my",
+    33: "ka", 36: "am", 37: "am", 38: "am", 39: "am", 47: "km", 97: "ja",
+    **{block: "en" for block in range(5)},
+    **{block: "zh" for block in range(104, 320)},
+    **{block: "ko" for block in range(344, 432)},
+}  # fmt: skip
+_SPACE_ENDS = ("th", "lo")
+# Thai and Lao, Tibetan, Burmese, Khmer, kana, Han: no spaces between words.
+_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+_UNIT = re.compile(f"[{_UNSPACED}]|[^\\s\u1361{_UNSPACED}]+")  # U+1361: a space of Ethiopic
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
-MAX_WORDS = 100
+_END = "[.!?\u2026\u3002\uff01\uff1f\u0964\u061f\u06d4\u1362\u104b\u17d4\u0f0d][\"'\u201d\u2019\u300d\u300f)]*"
+_SOME = f".{{1,{_PARAGRAPH}}}"
+_PIECE = re.compile(f"{_SOME}$|{_SOME}{_END}(?=\\W|[^\\x00-\\x7f])|{_SOME}\\s|{_SOME}")
 
 
-def split_sentences(text: str) -> list[str]:
+def split_sentences(text: str, language: str, line_is_sentence: bool) -> list[str]:
     """Sentences of a document, in order, without white space around them or runs of it inside; none is empty.
 
-    A blank line always ends a sentence. Single newlines are spaces, except in a text without any blank line, where each
-    line is a paragraph of its own. A sentence above 100 words (a list, a table, text without punctuation) is cut into
-    even pieces, so that one long run of words does not fall to truncation later.
+    language: an ISO 639 code, or BY_SCRIPT. A blank line always ends a sentence. Single newlines are spaces, except in
+    a text without any blank line, where each line is a paragraph of its own. A short number or mark that stands alone,
+    as in "1. First", belongs to the sentence after it. A sentence above 100 units (a list, a table, text without
+    punctuation) is cut into even pieces, so that one long run of words does not fall to truncation later.
+    With line_is_sentence every line that is not blank is a sentence as it stands.
     """
+    if line_is_sentence:
+        return [line for line in (" ".join(line.split()) for line in text.splitlines()) if line]
+    language = script_language(text) if language == BY_SCRIPT else language
     blank = _BLANK_LINE.search(text) is not None
     paragraphs = _BLANK_LINE.split(text) if blank else text.splitlines()
-    return [piece for p in paragraphs for sentence in _split(" ".join(p.split())) for piece in _cut(sentence)]
+    return [piece for p in paragraphs for sentence in _split(" ".join(p.split()), language) for piece in _cut(sentence)]
 
 
-def _split(paragraph: str) -> Iterator[str]:
-    start = 0
-    for match in _BOUNDARY.finditer(paragraph):
-        if _is_end(paragraph, start, match):
-            yield paragraph[start : match.start(1)]
-            start = match.end(1)
-    if start < len(paragraph):
-        yield paragraph[start:]
+def script_language(text: str) -> str:
+    """The language whose rules the text's script gets; "en" for one that is not known. Looks at a sample of letters."""
+    sample = text[:: max(1, len(text) // _SAMPLE)]
+    counts = Counter(_SCRIPTS.get(ord(letter) >> 7, "") for letter in sample if letter.isalpha())
+    counts.pop("", None)
+    if counts["ja"]:  # Japanese has more Han than kana at times
+        counts["ja"] += counts.pop("zh", 0)
+    return max(counts, key=lambda code: (counts[code], code)) if any(counts.values()) else "en"
 
 
-def _is_end(paragraph: str, start: int, match: re.Match) -> bool:
-    if match.group().rstrip() != ".":  # ! ? ... and a stop inside quotes or brackets
-        return True
-    before = _LAST_WORD.search(paragraph, max(start, match.start() - 40), match.start())
-    word = before.group() if before else ""
-    after = _FIRST_WORD.match(paragraph, match.end())
-    follower = after.group(1) if after else ""
-    if word.lower() in _TITLES:
-        return False
-    if word.lower() == "no":
-        return not follower.isdigit()
-    if word.lower() in _EITHER or "." in word or (len(word) == 1 and word.isalpha() and word not in ("I", "a")):
-        return follower in _STARTERS
-    # "1. The first point": a number that stands at the start of its sentence belongs to what follows
-    return not (word.isdigit() and len(word) <= 2 and match.start() - len(word) <= start)
+def count_units(text: str) -> int:
+    """Words, or letters where a script has no spaces between words."""
+    return len(text.split()) if text.isascii() else sum(1 for _ in _UNIT.finditer(text))
+
+
+def _split(paragraph: str, language: str) -> Iterator[str]:
+    before = ""
+    for piece in _PIECE.findall(paragraph):
+        for found in segment(language, piece):
+            for sentence in found.split() if language in _SPACE_ENDS else [found.strip()]:
+                before = f"{before} {sentence}" if before else sentence
+                if not _opens_only(before):
+                    yield before
+                    before = ""
+    if before:
+        yield before
+
+
+def _opens_only(piece: str) -> bool:
+    """Whether this is no sentence yet: no letter in it, and three characters at most."""
+    return len(piece) < 4 and not any(c.isalpha() for c in piece)
 
 
 def _cut(sentence: str) -> Iterator[str]:
-    words = sentence.split(" ")
-    pieces = -(-len(words) // MAX_WORDS)
-    if pieces <= 1:
+    if len(sentence) <= MAX_UNITS or count_units(sentence) <= MAX_UNITS:
         if sentence:
             yield sentence
         return
-    for i in range(pieces):
-        yield " ".join(words[len(words) * i // pieces : len(words) * (i + 1) // pieces])
+    units = [match.start() for match in _UNIT.finditer(sentence)]
+    pieces = -(-len(units) // MAX_UNITS)
+    starts = [_before_marks(sentence, units[len(units) * i // pieces]) for i in range(pieces)]
+    for start, end in zip(starts, [*starts[1:], len(sentence)]):
+        if start < end:
+            yield sentence[start:end].strip()
+
+
+def _before_marks(text: str, place: int) -> int:
+    """The place of the letter that the marks at `place` belong to."""
+    while place and unicodedata.category(text[place])[0] == "M":
+        place -= 1
+    return place

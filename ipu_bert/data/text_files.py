@@ -1,65 +1,125 @@
-"""Any text in the place of a prepared folder's held-out split, with the tokenizer of that folder; kept in memory."""
+"""Opening a file of text: compressed or not, in any encoding, in pieces of bounded size."""
 
 from __future__ import annotations
 
-import itertools
-from typing import Iterable, Iterator, Sequence
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Callable, Iterator, cast
 
-import numpy as np
+from ipu_bert.data.errors import DataError, one_line
 
-from ipu_bert.data.errors import DataError
-from ipu_bert.data.shards import encode_documents, unigram_baseline
-from ipu_bert.data.source import SOURCES
-from ipu_bert.data.token_files import OFFSETS, Split, TokenFiles, token_dtype
-from ipu_bert.data.tokenizer import NOT_PREDICTED
-
-_DOCUMENTS = 256  # tokenized together
-_TOKENS = 1 << 24  # counted together
-
-
-class TextFiles(TokenFiles):
-    """Text of local files (rules: local_files.py), tokenized as `prepared` was; all of it is held out.
-
-    column: of .jsonl and .parquet files. unigram_entropy: as of prepared files, by the frequencies of `prepared`'s
-    training split. In memory: the text's tokens. Raises DataError for text that cannot be read or has no tokens.
-    """
-
-    def __init__(self, prepared: TokenFiles, paths: Sequence[str], column: str) -> None:
-        super().__init__(prepared.directory, prepared.manifest)
-        self.directory = ", ".join(paths)  # what messages name
-        texts = SOURCES["files"](paths=paths, column=column, document_words=None).documents()
-        self._split = self._tokenized(texts)
-        train, mine = (self._counts(tokens) for tokens in (prepared.split("train").tokens, self._split.tokens))
-        special = self.special_ids()
-        baseline = unigram_baseline(train, mine, [special[token] for token in NOT_PREDICTED])
-        self.unigram_entropy = baseline["heldout_cross_entropy"]
-
-    def split(self, name: str) -> Split:
-        """The text, as split "heldout". Raises DataError for another name."""
-        if name != "heldout":
-            raise DataError(f"{self.directory}: expected split heldout of a text to judge a model by, found {name}")
-        return self._split
-
-    def _tokenized(self, texts: Iterable[str]) -> Split:
-        tokenizer, dtype = self.tokenizer(), token_dtype(self.vocab_size)
-        tokens, lengths, counts = [np.empty(0, dtype)], [0], [0]
-        for group in _groups(texts):
-            for _, sentences in encode_documents(tokenizer, group):
-                tokens.append(np.fromiter(itertools.chain.from_iterable(sentences), dtype))
-                lengths += map(len, sentences)
-                counts.append(len(sentences))
-        if len(counts) == 1:
-            raise DataError(f"{self.directory}: expected text, found no word")
-        return Split(np.concatenate(tokens), np.cumsum(lengths, dtype=OFFSETS), np.cumsum(counts, dtype=OFFSETS))
-
-    def _counts(self, tokens: np.ndarray) -> np.ndarray:
-        counts = np.zeros(self.vocab_size, np.int64)
-        for start in range(0, len(tokens), _TOKENS):
-            counts += np.bincount(tokens[start : start + _TOKENS], minlength=self.vocab_size)
-        return counts
+LINE = 1 << 20  # characters; a longer line of text comes in parts
+_READ_BYTES = 1 << 20
+_BOMS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",  # begins as UTF-32's does, so it comes after it
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while group := list(itertools.islice(iterator, _DOCUMENTS)):
-        yield group
+def _open_zst(path: str) -> BinaryIO:
+    import pyarrow
+
+    # pyarrow reads a file of several frames to its end, and is there already
+    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")))
+
+
+def _open_plain(path: str) -> BinaryIO:
+    return open(path, "rb")
+
+
+COMPRESSIONS: dict[str, Callable[[str], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zst,
+}
+
+
+def plain_name(path: str) -> str:
+    """The name without the ending of its compression."""
+    return next((path[: -len(ending)] for ending in COMPRESSIONS if path.endswith(ending)), path)
+
+
+@contextmanager
+def open_bytes(path: str) -> Iterator[BinaryIO]:
+    """The content of a file, decompressed as its name says. Raises DataError naming it for what cannot be read."""
+    opener = next((opener for ending, opener in COMPRESSIONS.items() if path.endswith(ending)), _open_plain)
+    try:
+        with opener(path) as file:
+            yield file
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def encoding_of(path: str, encoding: str) -> str:
+    """The encoding that a byte order mark tells, else the one asked for. Raises DataError for one nobody knows."""
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise DataError(
+            f"encoding: expected a name that Python knows, as utf-8 or cp1251, found {encoding!r}"
+        ) from None
+    with open_bytes(path) as file:
+        start = file.read(4)
+    return next((name for mark, name in _BOMS.items() if start.startswith(mark)), encoding)
+
+
+def look_at(path: str, encoding: str) -> bool:
+    """Whether a file has any text. Reads all of it; raises DataError for NUL bytes, and for another encoding."""
+    found = encoding_of(path, encoding)
+    decoder = codecs.getincrementaldecoder(found)()
+    size, blank = 0, True
+    try:
+        with open_bytes(path) as file:
+            for piece in iter(lambda: file.read(_READ_BYTES), b""):
+                text = decoder.decode(piece)
+                if "\0" in text:
+                    where = size + text.index("\0")
+                    raise DataError(f"{path}: expected text, found a NUL byte at {where} (a binary file?)")
+                blank = blank and not text.strip("\ufeff \t\r\n")
+                size += len(piece)
+            decoder.decode(b"", final=True)
+    except UnicodeError as error:
+        start = size + (error.start if isinstance(error, UnicodeDecodeError) else 0)
+        raise DataError(
+            f"{path}: expected {found.upper()} text, found {getattr(error, 'reason', error)} near byte {start}; "
+            "data.encoding names another one"
+        ) from error
+    return not blank
+
+
+@contextmanager
+def open_text(path: str, encoding: str) -> Iterator[io.TextIOWrapper]:
+    """The text of a file, line ends made \\n. Raises DataError as open_bytes does, and for another encoding."""
+    try:
+        with open_bytes(path) as file, io.TextIOWrapper(file, encoding_of(path, encoding)) as text:
+            yield text
+    except UnicodeError as error:
+        raise DataError(f"{path}: expected {encoding.upper()} text, found {one_line(error)}") from error
+
+
+def text_lines(path: str, encoding: str) -> Iterator[str]:
+    """Lines of text, one above LINE characters in several, cut at white space where it has any."""
+    with open_text(path, encoding) as file:
+        rest = ""
+        for part in iter(lambda: file.readline(LINE), ""):
+            line = rest + part
+            rest = ""
+            if not line.endswith("\n") and len(line) >= LINE:
+                place = max(line.rfind(" "), line.rfind("\t")) + 1
+                line, rest = (line[:place], line[place:]) if place > LINE // 2 else (line, "")
+            yield line
+        if rest:
+            yield rest

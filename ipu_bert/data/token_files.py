@@ -30,7 +30,7 @@ from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from ipu_bert.json_file import read_object
 from sparse_ops import files
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -61,6 +61,7 @@ class TokenFiles:
     """A prepared folder, opened; `open` checks the manifest and every file's size, `verify` all that is in the files.
 
     unigram_entropy: cross-entropy of the held-out split in nats by word frequencies alone (shards.unigram_baseline).
+    notes: what was said when the text was found, as files that were left out.
     """
 
     def __init__(self, directory: str, manifest: dict[str, Any]) -> None:
@@ -69,6 +70,7 @@ class TokenFiles:
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_path = os.path.join(directory, TOKENIZER)
         self.unigram_entropy: float = manifest["unigram"]["heldout_cross_entropy"]
+        self.notes: list[str] = manifest["notes"]
 
     @classmethod
     def open(cls, directory: str) -> TokenFiles:

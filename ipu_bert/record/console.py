@@ -61,7 +61,7 @@ class ConsoleSink:
         self._gone = False
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Show one record; start and resume only set where the run begins.
+        """Show one record; start and resume set where the run begins, and say what became of the text.
 
         A terminal that was closed or a pipe whose reader has gone ends what is shown and not the run.
         """
@@ -87,6 +87,7 @@ class ConsoleSink:
             self._line(self._skip_text(record))
         elif kind in ("start", "resume"):
             self._first_step, self._started = int(record["step"]), self._clock()
+            self._text(record.get("text") or {})
 
     def close(self) -> None:
         """Leave the finished bar on the screen."""
@@ -117,6 +118,12 @@ class ConsoleSink:
             self._printed = now
             left = self._time_left(step, now)
             self._line(f"step {step}/{self.total_steps}  {self._train_text(record)}  {left}")
+
+    def _text(self, text: Mapping[str, Any]) -> None:
+        if text:
+            self._line(f"text: {text['summary']}")
+        for warning in text.get("warnings", ()):
+            self._line(f"text: warning: {warning}".encode("ascii", "backslashreplace").decode())
 
     def _time_left(self, step: int, now: float) -> str:
         done = step - self._first_step

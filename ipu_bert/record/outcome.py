@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Mapping
 
 from ipu_bert.config import Config
+from ipu_bert.data.quality import TextQuality
 from ipu_bert.sizes.flops import SequenceFlops
 from ipu_bert.sizes.footprint import ParameterCounts
 from ipu_bert.sizes.shape import BertShape
@@ -13,12 +14,15 @@ from ipu_bert.sizes.shape import BertShape
 
 @dataclass(frozen=True)
 class HeldoutMeans:
-    """The last evaluation on held-out text: mean losses in nats, accuracies in [0, 1]; NaN where training diverged."""
+    """The last evaluation on held-out text: mean losses in nats, accuracies in [0, 1]; NaN where training diverged.
+
+    Those of NSP are None where the text gives no pairs for it.
+    """
 
     mlm_loss: float
-    nsp_loss: float
+    nsp_loss: float | None
     mlm_accuracy: float
-    nsp_accuracy: float
+    nsp_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class RunOutcome:
     """How a run ended. Steps, seconds and elapsed_seconds cover the same span, all processes of the run together.
 
     flops: of one sequence, forward and backward. splits: documents, sentences and tokens of each split of the corpus.
+    quality: what became of the text.
     unigram_entropy [nats]: masked-LM loss of a model that knows word frequencies only. seconds: by phase (stopwatch).
     """
 
@@ -45,6 +50,7 @@ class RunOutcome:
     parameters: ParameterCounts
     flops: SequenceFlops
     splits: Mapping[str, Mapping[str, int]]
+    quality: TextQuality
     unigram_entropy: float
     heldout: HeldoutMeans
     steps: int

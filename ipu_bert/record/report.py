@@ -68,6 +68,7 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
             "source": config.data.source,
             "vocab_size": outcome.shape.vocab_size,
             "splits": outcome.splits,
+            "quality": asdict(outcome.quality),
             "stream_sequences_per_second": outcome.stream_sequences_per_second,
         },
         "seconds": outcome.seconds,

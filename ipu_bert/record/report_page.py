@@ -89,22 +89,27 @@ def _opening(report: Report) -> str:
         )
     else:
         kind = "All its weights are dense."
+    tasks = (
+        "It had two tasks at once: to fill in masked words (masked LM, MLM) and to tell whether one text follows "
+        "another (next sentence, NSP)."
+        if outcome.quality.pairs
+        else "Its task was to fill in masked words (masked LM, MLM)."
+    )
     return (
         f"# Run `{outcome.config.run.name}`\n\n"
         f"A BERT with {outcome.shape.layers} layers of width {outcome.shape.hidden_size} was pre-trained for "
         f"{number(outcome.steps)} steps on {number(outcome.sequences)} sequences ({number(outcome.tokens)} tokens) in "
-        f"{format_duration(outcome.elapsed_seconds)}. It had two tasks at once: to fill in masked words (masked LM, "
-        "MLM) and to tell whether one text follows another (next sentence, NSP). "
-        f"{kind} {_corpus(outcome)}"
+        f"{format_duration(outcome.elapsed_seconds)}. {tasks} {kind} {_corpus(outcome)}"
+        + "".join(f"\n\n**About the text:** {warning}." for warning in outcome.quality.warnings())
     )
 
 
 def _corpus(outcome: RunOutcome) -> str:
-    """Documents and tokens of all splits, and the vocabulary."""
+    """Documents and tokens of all splits, the vocabulary, and what tokenization made of the text."""
     documents, tokens = (sum(split[key] for split in outcome.splits.values()) for key in ("documents", "tokens"))
     return (
         f"The corpus: {number(documents)} documents, {number(tokens)} tokens, a vocabulary of "
-        f"{number(outcome.shape.vocab_size)} word pieces."
+        f"{number(outcome.shape.vocab_size)} word pieces; {outcome.quality.summary()}."
     )
 
 
@@ -157,8 +162,10 @@ def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
     frequencies = f"{number(heldout.unigram_entropy)} (word frequencies)"
     rows = [
         ["masked LM (MLM)", number(heldout.mlm_loss), frequencies, percent(heldout.mlm_accuracy)],
-        ["next sentence (NSP)", number(heldout.nsp_loss), "0.693 (coin toss, ln 2)", percent(heldout.nsp_accuracy)],
     ]
+    if heldout.nsp_loss is not None:
+        beaten = "0.693 (coin toss, ln 2)"
+        rows.append(["next sentence (NSP)", number(heldout.nsp_loss), beaten, percent(heldout.nsp_accuracy)])
     notes = []
     if heldout.initial_mlm_loss is not None:
         notes.append(f"Before training the masked-LM loss was {heldout.initial_mlm_loss:.3f}.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any, Sequence
 
+from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.settings import Config
 from ipu_bert.sizes.disk import disk_need
@@ -30,6 +32,7 @@ def plan(
     cannot have its sparsity.
     """
     data, train = config.data, config.train
+    quality = text_quality(files, data.sequence_length) if files else None
     shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)
     weights = encoder_weights(config.model, config.sparsity)
     return {
@@ -56,6 +59,8 @@ def plan(
             "prepared": files.directory if files else None,
             "splits": files.manifest["splits"] if files else None,
             "unigram_entropy": files.unigram_entropy if files else None,
+            "quality": asdict(quality) if quality else None,
+            "said": [quality.summary(), *(f"warning: {line}" for line in quality.warnings())] if quality else [],
         },
         "layers": [
             {
@@ -84,6 +89,7 @@ def render(found: dict[str, Any]) -> str:
         "",
         f"data        {data['source']} {data['path'] or ''}".rstrip()
         + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}; {_prepared(data)}",
+        *(f"text        {line}" for line in data["said"]),
         f"steps       {found['stop_at']:,} of {found['steps']:,}, {found['batch_size']} sequences each "
         f"({found['micro_batch_size']} at a time): {found['sequences']:,} sequences, {found['tokens']:,} tokens",
         f"learning    peak rate {found['learning_rate']:.3g} after {found['warmup_steps']:,} steps of warm-up",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ipu_bert import assemble, checkpoint, evaluate
-from ipu_bert.data.text_files import TextFiles
+from ipu_bert.data.other_text import TextFiles
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trainer import Trainer
 
@@ -75,7 +75,7 @@ def test_any_text_is_judged_with_the_runs_tokenizer(run, text, tiny, capsys):
     total = sum(seen.values()) + predictable
     expected = -sum(math.log((seen[i] + 1) / total) for i in ids) / len(ids)
     assert judged["unigram_entropy"] == pytest.approx(expected, rel=1e-12)
-    split = TextFiles(data, [str(text)], "text").split("heldout")
+    split = TextFiles(data, [str(text)], assemble.corpus(tiny())).split("heldout")
     assert split.tokens.tolist() == ids
     assert (split.sentences[-1], split.documents[-1]) == (len(ids), len(split.sentences) - 1)
     assert len(split.documents) == len(documents) + 1

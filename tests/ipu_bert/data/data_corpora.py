@@ -11,7 +11,9 @@ from ipu_bert.data import source
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import prepare
 from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.tokenizer import Normalization
 
+AS_FOUND = Normalization(None, None, None)
 SYLLABLES = ["ba", "den", "kor", "li", "mu", "nas", "pe", "ro", "tis", "vul", "wem", "zo"]
 
 
@@ -41,9 +43,13 @@ def corpus(**changes: Any) -> Corpus:
         "source": "toy",
         "paths": (),
         "column": "text",
+        "encoding": "utf-8",
         "document_words": None,
+        "language": "auto",
+        "line_is_sentence": False,
         "vocab_size": 300,
-        "vocab_file": None,
+        "tokenizer": None,
+        "normalization": AS_FOUND,
         "heldout_fraction": 0.2,
     }
     return Corpus(**{**values, **changes})

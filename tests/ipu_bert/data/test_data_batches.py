@@ -196,7 +196,7 @@ def test_heldout_text_is_never_in_a_training_batch(monkeypatch: pytest.MonkeyPat
     documents = [". ".join(6 * [f"{n} {n} {n} {n}"]) for n in names]
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *names]), encoding="utf-8")
-    toy = prepared(monkeypatch, tmp_path, documents, vocab_file=str(vocab))
+    toy = prepared(monkeypatch, tmp_path, documents, tokenizer=str(vocab))
     own = {split: set(np.unique(toy.split(split).tokens).tolist()) - {5} for split in ("train", "heldout")}
     assert not own["train"] & own["heldout"]
     for split in own:

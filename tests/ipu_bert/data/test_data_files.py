@@ -1,0 +1,201 @@
+"""Files: compressed, in other encodings, named otherwise, broken, huge; and what a folder leaves out."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from data_corpora import corpus, prepared
+
+from ipu_bert.data import errors, rows, shards
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.prepare import prepare, summary
+from ipu_bert.data.source import Source, make_source
+from ipu_bert.data.text_documents import line_documents
+from ipu_bert.data.text_files import LINE, text_lines
+
+
+def source(*paths: Path, **options: object) -> Source:
+    return make_source(corpus(source="files", paths=tuple(map(str, paths)), **options))
+
+
+def documents(*paths: Path, **options: object) -> list[str]:
+    return list(source(*paths, **options).documents())
+
+
+def zst(data: bytes) -> bytes:
+    half = len(data) // 2  # two frames, as `zstd` makes when files are joined
+    return b"".join(pa.compress(part, codec="zstd", asbytes=True) for part in (data[:half], data[half:]))
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zst)]
+)
+def test_compressed_files(tmp_path: Path, ending: str, pack) -> None:
+    text = "Première ligne.\n\nSecond paragraph.\n"
+    (tmp_path / f"a.txt{ending}").write_bytes(pack(text.encode()))
+    (tmp_path / f"b.jsonl{ending}").write_bytes(pack(b'{"text": "row"}\n'))
+    assert documents(tmp_path) == ["Première ligne.\n\nSecond paragraph.", "row"]
+    broken = tmp_path / f"c.txt{ending}"
+    broken.write_bytes(pack(text.encode() * 50)[:-9])
+    with pytest.raises(DataError, match=r"c\.txt.*: cannot be read: ") as caught:
+        documents(broken)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_text("Привет, мир.", encoding=encoding)
+    assert documents(tmp_path / "a.txt") == ["Привет, мир."]
+
+
+def test_an_encoding_by_setting(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Привет", encoding="cp1251")
+    assert documents(tmp_path / "a.txt", encoding="cp1251") == ["Привет"]
+    with pytest.raises(DataError, match=r"a\.txt: expected UTF-8 text, found .* near byte 0; data\.encoding names"):
+        documents(tmp_path / "a.txt")
+    with pytest.raises(
+        DataError, match="encoding: expected a name that Python knows, as utf-8 or cp1251, found 'utf9'"
+    ):
+        documents(tmp_path / "a.txt", encoding="utf9")
+
+
+@pytest.mark.parametrize("text", ['[{"text": "a"},\n {"n": [1], "text": "b"}]', '{"text": "a"}\n{"text": "b", "n": 2}'])
+def test_json_arrays_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert documents(tmp_path / "a.json") == ["a", "b"]
+    monkeypatch.setattr(rows, "_READ", 3)  # every piece ends in the middle of something
+    monkeypatch.setattr(rows, "_LITERAL", 1000)
+    assert documents(tmp_path / "a.json") == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ['[{"text": "a"}, {"text": }]', '[{"text": "a"}', '[{"text": "a"}, nul'])
+def test_broken_json_is_refused_by_row(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=r"a\.json: cannot be read as json: row 1: "):
+        documents(tmp_path / "a.json")
+
+
+def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
+    found = [{"text": "a", "x": 1}, {"x": "one", "text": "b"}, {"text": None, "x": []}, {"x": {}}, {"text": "\ud800c"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, found)))
+    assert documents(tmp_path / "a.jsonl") == ["a", "b", "?c"]  # half a surrogate pair is no text
+
+
+def test_files_are_read_whatever_they_are_called_when_named(tmp_path: Path) -> None:
+    for name in ("ca01", "ca02", "read.me"):
+        (tmp_path / name).write_text(f"Text of {name}.")
+    assert documents(tmp_path / "ca01", tmp_path / "read.me") == ["Text of ca01.", "Text of read.me."]
+    assert documents(tmp_path / "ca*") == ["Text of ca01.", "Text of ca02."]
+    with pytest.raises(DataError, match=r"no text found at .*3 of its files are not read .*: ca01, ca02, read\.me"):
+        documents(tmp_path)
+
+
+def test_what_a_folder_leaves_out_is_counted_and_named(tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / f"t{i}.txt").write_text(f"Text {i}. More of {i}.")
+    (tmp_path / "sub").mkdir()
+    for i in range(7):
+        (tmp_path / "sub" / f"ca{i:02d}").write_text("x")
+    (tmp_path / "meta.json").write_text("{}")
+    (tmp_path / "blank.txt").write_text("\n")
+    asked = corpus(source="files", paths=(str(tmp_path),), document_words=0)
+    found = prepare(asked, str(tmp_path / "out"), workers=1, progress=False)
+    left, empty = found.notes
+    assert left.startswith(
+        f"{tmp_path}: 8 of its files are not read (1 with .json, 7 with no ending): meta.json, sub/ca00"
+    )
+    assert empty == f"{tmp_path / 'blank.txt'}: empty, left out"
+    assert left in summary(found)
+
+
+DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" xml:lang="de"><siteinfo><namespaces>
+<namespace key="0" /><namespace key="6">Datei</namespace>
+<namespace key="14">Kategorie</namespace></namespaces></siteinfo>
+<page><title>Katze</title><ns>0</ns><revision><text>{{Infobox|x=1}}Die '''Katze''' ist ein [[Tier|Haustier]].
+&lt;ref&gt;Note&lt;/ref&gt; [[Datei:K.jpg|thumb|Ein Bild]]
+
+== Leben ==
+Sie schl&#228;ft.
+{| class="wikitable"
+| Zelle
+|}
+[[Kategorie:Tier]] [[en:Cat]] [[Category:Cats]]</text></revision></page>
+<page><title>K</title><ns>0</ns><redirect title="Katze" /><revision><text>#REDIRECT [[Katze]]</text></revision></page>
+<page><title>Diskussion:Katze</title><ns>1</ns><revision><text>talk</text></revision></page></mediawiki>"""
+
+
+@pytest.mark.parametrize("name", ["pages.xml.bz2", "pages-articles1.xml-p1p9.bz2"])
+def test_a_wiki_dump_gives_its_articles_without_mark_up(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bz2.compress(DUMP.encode()))
+    (found,) = documents(tmp_path / name)
+    assert found == "Katze\n\nDie Katze ist ein Haustier.\n\nLeben\nSie schläft."
+
+
+def test_broken_dumps_are_refused(tmp_path: Path) -> None:
+    broken = "cannot be read as a MediaWiki dump"
+    for text, message in ((DUMP[:-20], broken), ("x", broken), ("<a/>", "expected a MediaWiki dump, found <a>")):
+        (tmp_path / "a.xml").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=rf"a\.xml: {message}"):
+            documents(tmp_path / "a.xml")
+
+
+def test_a_line_is_a_sentence_and_blank_lines_end_documents() -> None:
+    lines = ["a b", "c", "", " ", "d", "e"]
+    assert list(line_documents(lines, 3)) == list(line_documents(lines, 0)) == ["a b\nc", "d\ne"]
+    assert list(line_documents(["a b", "c", "d"], 2)) == ["a b", "c\nd"]
+    assert list(line_documents(["a b", "c", "d"], 0)) == ["a b\nc\nd"]
+
+
+def test_a_huge_line_is_read_in_parts(tmp_path: Path) -> None:
+    """A line of 107 MB took 2 GB. One of 12 MB takes what a few parts of it take."""
+    line = "words of a line " * (12 * LINE // 16)
+    (tmp_path / "a.txt").write_text(line)
+    tracemalloc.start()
+    size = most = 0
+    for part in text_lines(str(tmp_path / "a.txt"), "utf-8"):
+        size, most = size + len(part), max(most, len(part))
+        assert part.endswith(" ")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (size, most <= 2 * LINE) == (len(line), True)
+    assert peak < 8 * LINE
+
+
+def test_a_huge_document_is_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shards, "LONGEST_DOCUMENT", 1000)
+    text = "Some words of a text. " * 200
+    parts = list(shards.bounded(text))
+    assert "".join(parts) == text
+    assert all(500 <= len(part) <= 1000 for part in parts[:-1])
+    assert list(shards.bounded(" \n ")) == []
+
+
+def test_a_full_disk_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/some/file'") as caught, errors.naming("/some/file"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == "/some/file"
+    full = Path("/dev/full")
+    if full.exists():
+        with pytest.raises(OSError, match="No space left") as caught:
+            shards._write(str(full), b"x" * 100)
+        assert caught.value.filename == "/dev/full"
+
+    write = Path.write_bytes
+    # the tokenizer's name is not known where it is written: then the folder's is said
+    for name, said in (("train.tokens.bin", r"train\.tokens\.bin"), ("tokenizer.json", r"toy-\w+\.partial")):
+
+        def no_space(self: Path, data: bytes, name: str = name) -> int:
+            if name in self.name:
+                raise OSError(28, "No space left on device")
+            return write(self, data)
+
+        monkeypatch.setattr(Path, "write_bytes", no_space)
+        with pytest.raises(OSError, match=rf"No space left on device: '.*{said}'"):
+            prepared(monkeypatch, tmp_path / name, [f"One. Two {i}." for i in range(8)])

@@ -1,0 +1,103 @@
+"""Real text in eight languages: sentence pairs can be made, and their labels are true and balanced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_corpora import corpus, prepared
+from data_streams import original, stream, within
+
+from ipu_bert.data.masking import IGNORED_LABEL
+from ipu_bert.data.prepare import prepare
+from ipu_bert.data.quality import TextQuality, text_quality
+
+UDHR = Path(__file__).parent / "udhr"
+
+
+@pytest.mark.parametrize("language", ["am", "ar", "de", "hi", "ja", "ru", "th", "zh"])
+def test_next_sentence_labels_are_true_and_balanced(tmp_path: Path, language: str, seed: int) -> None:
+    """A follower is the text that comes next in the document, a stranger is of another document."""
+    asked = corpus(source="files", paths=(str(UDHR / f"{language}.txt"),), vocab_size=1000)
+    files = prepare(asked, str(tmp_path), workers=1, progress=False)
+    quality = text_quality(files, 32)
+    assert quality.pairs
+    assert quality.unknown < 0.04  # letters that only the held-out documents have
+    assert quality.shown > 0.4
+    training, arrays = stream(files, batch_size=4, seed=seed), files.split("train")
+    bounds = arrays.sentences[arrays.documents]
+    documents = [arrays.tokens[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:])]
+    labels, sep = [], files.special_ids()["[SEP]"]
+    for index in range(200):
+        batch = training.batch(index)
+        for row, label in zip(original(batch), batch.next_sentence_labels.tolist()):
+            ids = row.tolist()
+            middle = ids.index(sep)
+            a, b = ids[1:middle], ids[middle + 1 : ids.index(sep, middle + 1)]
+            homes = [{i for i, document in enumerate(documents) if _places(part, document)} for part in (a, b)]
+            if label == 0:
+                assert any(_in_order(a, b, documents[i]) for i in homes[0] & homes[1])
+            else:
+                assert len(homes[0] | homes[1]) > 1
+            labels.append(label)
+    assert within(sum(labels), len(labels), 0.5)
+
+
+def _places(part: list, document: list) -> list:
+    return [
+        i
+        for i in range(len(document) - len(part) + 1)
+        if document[i] == part[0] and document[i : i + len(part)] == part
+    ]
+
+
+def _in_order(a: list, b: list, document: list) -> bool:
+    """Whether some place of b is after some place of a."""
+    return min(_places(a, document)) + len(a) <= max(_places(b, document))
+
+
+def test_documents_of_one_sentence_leave_the_labels_balanced(monkeypatch, tmp_path: Path, seed: int) -> None:
+    documents = [f"word{i} here." if i % 3 == 0 else f"one {i} two. three {i} four." for i in range(90)]
+    files = prepared(monkeypatch, tmp_path, documents)
+    training = stream(files, seed=seed)
+    labels = torch.cat([training.batch(i).next_sentence_labels for i in range(200)]).numpy()
+    lone = float((np.diff(training._chunks) == 1).mean())
+    assert 0.2 < lone < 0.5
+    assert within(int(labels.sum()), len(labels), 0.5)
+
+
+def test_without_pairs_there_are_no_labels(monkeypatch, tmp_path: Path) -> None:
+    files = prepared(monkeypatch, tmp_path, [f"word{i} only here" for i in range(60)])
+    training = stream(files)
+    assert not training.pairs
+    assert (training.batch(3).next_sentence_labels == IGNORED_LABEL).all()
+    quality = text_quality(files, 32)
+    assert (quality.pairs, quality.lone_documents) == (False, 1.0)
+    assert any("masked LM is trained alone" in line for line in quality.warnings())
+
+
+def test_what_tokenization_did_is_counted(monkeypatch, tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\n.\n", encoding="utf-8")
+    read = "acgt" * 40  # a word of 160 letters
+    documents = [f"ab a c{i}. {read} a." for i in range(8)]  # "a ##b a [UNK] ." and "[UNK] a ."
+    quality = text_quality(prepared(monkeypatch, tmp_path, documents, tokenizer=str(vocab)), 16)
+    assert quality.unknown == 2 / 8
+    assert quality.pieces_a_word == 8 / 5
+    assert quality.long_words == 1 / 5
+    assert quality.shown == 1.0
+    said = "\n".join(quality.warnings())
+    assert "25.0 % of the tokens are [UNK]" in said
+    assert "20 % of the words have more than 100 letters" in said
+    assert "25.00 % of the tokens are [UNK], 1.60 pieces a word" in quality.summary()
+
+
+def test_an_epoch_that_shows_little_is_said(monkeypatch, tmp_path: Path) -> None:
+    documents = [" ".join(f"w{(7 * i + k) % 50}" for k in range(200)) for i in range(8)]  # two "sentences" of 100 words
+    quality = text_quality(prepared(monkeypatch, tmp_path, documents), 16)
+    assert quality.shown < 0.5
+    assert any("of the tokens: sentences are longer" in line for line in quality.warnings())
+    assert TextQuality.warnings(replace(quality, shown=0.6)) == []

@@ -1,0 +1,60 @@
+"""What a run says of its text, and that it trains masked LM alone where no sentence pairs can be made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipu_bert import assemble
+from ipu_bert.record.metrics import read_metrics
+from ipu_bert.stopwatch import Stopwatch
+from ipu_bert.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+UDHR = Path(__file__).parent / "data" / "udhr"
+
+
+def run(config) -> tuple[list, dict, str]:
+    """The records of a run, its report.json and its report.md."""
+    folder = Trainer(config).run()
+    report = (folder / "report.json").read_text(encoding="utf-8")
+    return read_metrics(folder / "metrics.jsonl"), json.loads(report), (folder / "report.md").read_text("utf-8")
+
+
+def test_masked_lm_alone(tiny, tmp_path, capsys):
+    rows = "".join(json.dumps({"text": f"word{i} and another{i % 7} only"}) + "\n" for i in range(80))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    config = tiny(f"data.path={tmp_path / 'rows.jsonl'}", "train.stop_at=2", "data.vocab_size=300")
+    records, report, page = run(config)
+    for record in records:
+        if record["kind"] in ("train", "eval"):
+            assert record["nsp_loss"] is None
+            assert record["mlm_loss"] > 1.0
+    assert report["heldout"]["nsp_loss"] is None
+    assert report["data"]["quality"]["pairs"] is False
+    assert "masked LM is trained alone" in page
+    assert "coin toss, ln 2" not in page
+    assert "masked LM is trained alone" in capsys.readouterr().err
+    data = assemble.open_data(config, progress=False)
+    engine = assemble.make_engine(config, data.vocab_size, Stopwatch())
+    before = [p.detach().clone() for p in engine.model.cls.seq_relationship.parameters()]
+    engine.train_step(assemble.make_stream(config, data, "train").batch(0))
+    state = engine.state()["optimizer"]
+    assert all(torch.count_nonzero(v) == 0 for k, v in state.items() if "seq_relationship" in k)
+    assert len(before) == sum(k.startswith("exp_avg.") for k in state if "seq_relationship" in k)
+
+
+def test_a_chinese_text_in_one_command(tiny, capsys):
+    records, report, page = run(tiny(f"data.path={UDHR / 'zh.txt'}", "train.stop_at=2", "train.batch_size=2"))
+    quality = report["data"]["quality"]
+    assert quality["pairs"]
+    assert quality["pieces_a_word"] == pytest.approx(1.0, abs=0.02)  # nearly every letter is a piece
+    assert quality["shown"] > 0.4
+    assert records[0]["text"]["summary"] in capsys.readouterr().err
+    assert records[0]["text"]["summary"] in page
+    assert report["heldout"]["nsp_loss"] > 0
+    plan = assemble.plan(tiny(f"data.path={UDHR / 'zh.txt'}"))
+    assert {**plan["data"]["quality"], "notes": []} == quality
