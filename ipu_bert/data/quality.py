@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ipu_bert.data.chunks import chunk_starts, lone_share
+from ipu_bert.data.manifest import COUNTS
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.data.tokenizer import MAX_LETTERS
 
@@ -66,7 +67,7 @@ class TextQuality:
 def text_quality(files: TokenFiles, sequence_length: int) -> TextQuality:
     """Measured on prepared text, for sequences of so many tokens."""
     sizes = list(files.manifest["splits"].values())
-    total = {key: sum(size[key] for size in sizes) for key in sizes[0]}
+    total = {key: sum(size[key] for size in sizes) for key in COUNTS}
     train = files.split("train")
     chunks = chunk_starts(train.sentences, train.documents, sequence_length - 3)
     lengths = np.diff(np.asarray(train.sentences)[chunks])

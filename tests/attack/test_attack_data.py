@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ipu_bert import assemble
 from ipu_bert.config import load_config
-from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import prepare
+from ipu_bert.data.quality import text_quality
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS
 
 OFFSETS = (-1, -(2**63), 2**63 - 1, 2**40, 0, 1, 3, 100)
@@ -53,6 +53,8 @@ def use(small: Path, files: Files) -> bool:
         with bounded():
             found = assemble.open_data(config, progress=False)
             found.vocabulary()
+            quality = text_quality(found, config.data.sequence_length)
+            assert all("\n" not in line for line in (quality.summary(), *quality.warnings()))
             for split in ("train", "heldout"):
                 stream = assemble.make_stream(config, found, split)
                 for index in range(8):
@@ -121,10 +123,12 @@ def test_any_bytes_as_a_vocabulary(small: Path, tmp_path_factory: pytest.TempPat
 def attack_vocabulary(small: Path, folder: Path, text: bytes) -> None:
     path, out = folder / "vocab.txt", folder / "out"
     path.write_bytes(text)
-    corpus = Corpus("files", (str(small.parent / "text"),), "text", None, 200, str(path), 0.2)
+    config = load_config(
+        str(small), [f"data.path={small.parent / 'text'}", f"data.tokenizer={path}", "data.heldout_fraction=0.2"]
+    )
     try:
         with bounded():
-            prepared = prepare(corpus, str(out), workers=1, progress=False)
+            prepared = prepare(assemble.corpus(config), str(out), workers=1, progress=False)
             assert len(prepared.vocabulary()) == prepared.vocab_size
     except ValueError as error:
         assert_one_line(error, path, out)

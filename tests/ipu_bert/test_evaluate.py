@@ -86,6 +86,18 @@ def test_any_text_is_judged_with_the_runs_tokenizer(run, text, tiny, capsys):
     assert "word frequencies alone: the cross-entropy of the text's word pieces" in page
 
 
+def test_a_text_is_read_as_the_text_of_the_run(tiny, tmp_path):
+    """Its sentences are lines where the run's were, and the name of a special token is not one."""
+    config = tiny("data.line_is_sentence=true")
+    data = assemble.open_data(config, progress=False)
+    path = tmp_path / "lines.txt"
+    path.write_text("war. and peace\nthe [MASK] people\n\nwork. work. work\n")
+    split = TextFiles(data, [str(path)], assemble.corpus(config)).split("heldout")
+    assert len(split.sentences) == 3 + 1
+    special = set(data.special_ids().values())
+    assert not special & set(split.tokens.tolist()) - {data.special_ids()["[UNK]"]}
+
+
 def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
     (tmp_path / "short.txt").write_text("One document of one line.")

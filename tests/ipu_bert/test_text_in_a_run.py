@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from ipu_bert import assemble
+from ipu_bert.evaluate import evaluate
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.stopwatch import Stopwatch
+from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -35,6 +37,9 @@ def test_masked_lm_alone(tiny, tmp_path, capsys):
             assert record["mlm_loss"] > 1.0
     assert report["heldout"]["nsp_loss"] is None
     assert report["data"]["quality"]["pairs"] is False
+    judged = evaluate(load_model(Path(config.run.dir)), [], None).to_dict()
+    assert (judged["pairs"], judged["nsp_loss"], judged["nsp_accuracy"]) == (False, None, None)
+    assert judged["mlm_loss"] == report["heldout"]["mlm_loss"]
     assert "masked LM is trained alone" in page
     assert "coin toss, ln 2" not in page
     assert "masked LM is trained alone" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from data_corpora import corpus, prepared, random_documents
 
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.manifest import offsets_problem
+from ipu_bert.data.manifest import COUNTS, offsets_problem
 from ipu_bert.data.prepare import prepare
 from ipu_bert.data.token_files import TokenFiles
 from sparse_ops.files import sha256_of
@@ -95,9 +95,11 @@ def test_offsets_are_compared_across_pieces():
         ({"files": None}, "expected files with "),
         ({"files": {}}, "expected files with "),
         ({"splits": None}, "expected splits train, heldout, found None"),
+        ({"splits": dict.fromkeys(("train", "heldout"), dict.fromkeys(COUNTS, 0))}, "expected words in split train"),
+        ({"notes": [1]}, "expected notes, a list of lines, found [1]"),
         (
             {"splits": {"train": {}, "heldout": {}}},
-            "expected whole numbers of documents, sentences, tokens in split train",
+            "expected whole numbers of documents, sentences, tokens, lone_documents, words, long_words, unknown in",
         ),
         ({"vocab_size": "300"}, "expected vocab_size of 1 to 4294967295, found '300'"),
         ({"vocab_size": -1}, "expected vocab_size"),
@@ -168,7 +170,7 @@ def test_the_identity_follows_the_text_and_nothing_else(own, monkeypatch, tmp_pa
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(own.vocabulary()), encoding="utf-8")
     one, two = (
-        prepared(monkeypatch, tmp_path / str(n), random_documents(n, 20), vocab_file=str(vocabulary)) for n in (1, 2)
+        prepared(monkeypatch, tmp_path / str(n), random_documents(n, 20), tokenizer=str(vocabulary)) for n in (1, 2)
     )
     assert one.identity["tokenizer"] == two.identity["tokenizer"]
     assert one.identity["text"] != two.identity["text"]
