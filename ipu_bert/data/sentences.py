@@ -16,6 +16,7 @@ from sentencex import segment
 
 BY_SCRIPT = "auto"  # the language whose script has most of a document's letters
 MAX_UNITS = 100
+_MARKS = 4  # a letter may have so many; a piece that a cut makes longer by them is still no too long word
 _SAMPLE = 2000  # letters of a document that tell its script
 _PARAGRAPH = 4000  # characters that sentencex is given at once: its time grows with their square
 
@@ -95,7 +96,7 @@ def _cut(sentence: str) -> Iterator[str]:
             yield sentence
         return
     units = [match.start() for match in _UNIT.finditer(sentence)]
-    pieces = -(-len(units) // MAX_UNITS)
+    pieces = -(-len(units) // (MAX_UNITS - _MARKS))
     starts = [_before_marks(sentence, units[len(units) * i // pieces]) for i in range(pieces)]
     for start, end in zip(starts, [*starts[1:], len(sentence)]):
         if start < end:

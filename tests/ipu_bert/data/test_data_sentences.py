@@ -86,10 +86,11 @@ def test_a_long_run_of_words_is_cut_into_even_pieces() -> None:
 
 def test_a_long_run_without_spaces_is_cut_between_letters() -> None:
     """Each piece is a word that a WordPiece of 100 letters at most can hold, and no vowel sign loses its letter."""
-    text = "ที่นี้" * 60
-    pieces = split(text)
-    assert "".join(pieces) == text
-    assert all(60 <= len(piece) <= MAX_UNITS + 3 and piece[0] in "ทน" for piece in pieces)
+    for count in (61, 67, 34):  # 34: 204 letters
+        text = "ที่นี้" * count
+        pieces = split(text)
+        assert "".join(pieces) == text
+        assert all(60 <= len(piece) <= MAX_UNITS and piece[0] in "ทน" for piece in pieces)
     assert [count_units("a bc 人生 d"), count_units("人生而自由"), count_units("a b")] == [5, 5, 2]
 
 
