@@ -123,6 +123,12 @@ class RunFolder:
         self._lock.close()
 
 
+def check_idle(path: Path) -> None:
+    """Raises ValueError when another process is training there: what is its newest checkpoint is not decided yet."""
+    if (path / CONFIG_FILE).exists():
+        _lock(path).close()
+
+
 def _make_room(path: Path) -> None:
     if _is_free(path):
         return

@@ -32,6 +32,8 @@ from sparse_ops.ipu import build as build_ipu
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
 COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")
+_SCRATCH = "build-"  # folders beside the library in which its parts are compiled
+_DAY = 24 * 60 * 60.0  # seconds
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -128,6 +130,7 @@ def cache_folder() -> Path:
 def build() -> Path:
     """The library's path, compiled now if not there. Safe when several processes do it at once. Raises BuildError."""
     path = library_path()
+    _sweep(path.parent)
     if path.exists():
         return path
     try:
@@ -146,10 +149,19 @@ def build() -> Path:
     return path
 
 
+def _sweep(cache: Path) -> None:
+    """Remove what killed compilations left: folders of our object files alone, older than a day."""
+    ours = {f"{name}.o" for name in (*(level.name for level in LEVELS), "api", "plan")}
+    for folder in cache.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):  # another process sweeps, too, or the cache cannot be written
+            if time.time() - folder.stat().st_mtime > _DAY and {path.name for path in folder.iterdir()} <= ours:
+                shutil.rmtree(folder)
+
+
 def _compile(path: Path) -> None:
     compiler, start = find_compiler(), time.monotonic()
     print(f"sparse_ops: compiling CPU kernels with {compiler[0]}, once, into {path.parent}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder, replacing(path) as library:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as folder, replacing(path) as library:
         objects = {unit: os.path.join(folder, unit.name + ".o") for unit in units()}
         _run(
             [*compiler, *COMMON_FLAGS, *unit.flags, "-c", str(SOURCES / unit.source), "-o", target]

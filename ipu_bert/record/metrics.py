@@ -1,8 +1,8 @@
 """What a run says about itself: one record (a dict) goes to every sink that listens.
 
-A record has "kind" ("start", "train", "eval", "update", "resume" or "end") and "step"; the rest are numbers, or dicts
-of numbers. Sinks do not know each other. JSON Lines are the truth that the report is made from; TensorBoard, W&B and
-the console (console.py) are views of it.
+A record has "kind" ("start", "train", "skip", "eval", "update", "resume" or "end") and "step"; the rest are numbers,
+dicts of numbers, or the reason of a skip. Sinks do not know each other. JSON Lines are the truth that the report is
+made from; TensorBoard, W&B and the console (console.py) are views of it.
 """
 
 from __future__ import annotations

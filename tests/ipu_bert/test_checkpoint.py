@@ -78,7 +78,17 @@ def test_a_folder_that_a_killed_process_left_is_not_a_checkpoint(tmp_path):
         (lambda path: (path / "random.safetensors").unlink(), "expected random.safetensors, found no such file"),
         (lambda path: flip(path / "model.safetensors"), "model.safetensors: its SHA-256 is not the one"),
         (lambda path: (path / "state.json").write_text("{"), "state.json"),
-        (lambda path: edit(path / "state.json", format=99), "expected format 1, found 99"),
+        (
+            lambda path: edit(path / "state.json", format=99),
+            "expected format 1, found 99; use the version that",
+        ),
+        (lambda path: (path / "state.json").write_text("[1]"), "expected a JSON object, found list"),
+        (lambda path: (path / "state.json").write_text("[" * 99_999), "state.json: "),
+        (lambda path: edit(path / "state.json", files=None), "expected files of type dict, found None"),
+        (lambda path: edit(path / "state.json", files={"model.safetensors": 7}), "'model.safetensors': 7"),
+        (lambda path: edit(path / "state.json", files={"../x.safetensors": {"bytes": 1, "sha256": ""}}), "beside it"),
+        (lambda path: edit(path / "state.json", step="3"), "expected step of type int, found '3'"),
+        (lambda path: edit(path / "state.json", elapsed_seconds=[]), "expected elapsed_seconds of type float"),
     ],
 )
 def test_damage_is_named(tmp_path, damage, message):

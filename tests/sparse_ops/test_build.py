@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,18 @@ def test_a_cache_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: py
     path = build.build()
     assert path.read_bytes() == b"library"
     assert tmp_path not in path.parents
+
+
+def test_what_killed_compilations_left_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a compilation that is under way, and not what only has such a name."""
+    for name, file, hours in (("build-old", "avx2.o", 25), ("build-new", "api.o", 23), ("build-mine", "main.c", 999)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("")
+        os.utime(tmp_path / name, (0, time.time() - 3600 * hours))
+    (tmp_path / "kernels-0.so").write_text("library")
+    monkeypatch.setattr(build, "library_path", lambda: tmp_path / "kernels-0.so")
+    assert build.build() == tmp_path / "kernels-0.so"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build-mine", "build-new", "kernels-0.so"]
 
 
 @needs_compiler

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 
+import pytest
 from metric_records import EVAL, UPDATE, Clock, train
 
 from ipu_bert.record.console import ConsoleSink, format_duration
@@ -54,6 +56,20 @@ def test_on_a_terminal_a_bar_and_lines_above_it() -> None:
     assert "mlm 6.050" in text
     assert "left" in text
     assert "pattern update 2: moved 24 of 624 blocks" in text
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_reader_that_has_gone_does_not_end_the_run(kind: type[io.StringIO]) -> None:
+    """The pipe of a program that ended; tqdm itself knows terminals that were closed, and pipes only in part."""
+
+    class Gone(kind):  # type: ignore[misc, valid-type]
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    sink = ConsoleSink(3, stream=Gone(), interval=0.0)
+    for record in ({"kind": "start", "step": 0}, train(1), EVAL, UPDATE, train(3)):
+        sink.write(record)
+    sink.close()
 
 
 def test_missing_numbers_are_shown_as_such() -> None:
