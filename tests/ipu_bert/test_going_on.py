@@ -420,6 +420,14 @@ def test_keep_never_removes_what_was_just_saved(tmp_path):
     assert steps(tmp_path) == [12, 20]
 
 
+def test_what_a_kill_left_of_old_checkpoints_goes_when_the_run_goes_on(tiny):
+    """Killed between saving the last step and removing the oldest: nothing is saved after that."""
+    train(tiny("train.stop_at=3", "checkpoint.every=1", "checkpoint.keep=0"))
+    config = tiny("train.stop_at=3", "checkpoint.every=1", "checkpoint.keep=2")
+    folder = train(config, newest(config))
+    assert steps(folder / "checkpoints") == [2, 3]
+
+
 # --- the command line
 
 

@@ -232,3 +232,9 @@ def test_importing_metrics_imports_neither_wandb_nor_tensorboard() -> None:
     code = f"import sys, ipu_bert.record.metrics; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_named():
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        JsonlSink("/dev/full", None).write({"kind": "start", "step": 0})
