@@ -65,6 +65,7 @@ class RunFolder:
         self._clean()
         if origin is not None:
             self._go_back(origin.step)
+            checkpoint.prune(self.checkpoints, origin.step, config.checkpoint.keep)  # where a kill came between
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
         resume_step = None if origin is None else origin.step
         last = config.train.stop_at or config.train.steps

@@ -101,7 +101,8 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
         os.makedirs(out, exist_ok=True)
         with _only_one(_lock_file(final)):
             if not os.path.exists(final):
-                _build(request, final, workers, progress)
+                with files.naming(final + ".partial"):
+                    _build(request, final, workers, progress)
             shutil.rmtree(final + ".partial", ignore_errors=True)
     elif os.path.exists(final + ".partial"):  # killed after the rename; where nothing can be written it may stay
         with contextlib.suppress(OSError), _only_one(_lock_file(final)):
@@ -262,6 +263,8 @@ def main(arguments: list[str] | None = None) -> None:
         prepared = prepare(corpus, options.out, workers=options.workers, progress=not options.quiet)
     except DataError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     print(summary(prepared))

@@ -191,12 +191,14 @@ class JsonlSink:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
-        self._file.write((dumps(record) + "\n").encode("utf-8"))
-        self._file.flush()
+        with files.naming(self.path):
+            self._file.write((dumps(record) + "\n").encode("utf-8"))
+            self._file.flush()
 
     def sync(self) -> None:
         """Flush to the disk itself."""
-        os.fsync(self._file.fileno())
+        with files.naming(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush to the disk itself and close."""

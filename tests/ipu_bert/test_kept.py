@@ -192,3 +192,11 @@ def test_a_worse_one_after_a_resume_does_not_replace_the_best(tiny):
 
 def test_a_run_without_it_keeps_no_best(tiny):
     assert not (train(tiny(*SHORT, "train.stop_at=2")) / "best").exists()
+
+
+def test_what_a_kill_left_of_old_checkpoints_goes_when_the_run_goes_on(tiny):
+    """Killed between saving the last step and removing the oldest: nothing is saved after that."""
+    train(tiny("train.stop_at=3", "checkpoint.every=1", "checkpoint.keep=0"))
+    config = tiny("train.stop_at=3", "checkpoint.every=1", "checkpoint.keep=2")
+    folder = train(config, newest(config))
+    assert steps(folder / "checkpoints") == [2, 3]
