@@ -21,7 +21,7 @@ from torch import Tensor
 from ipu_bert.config import Config, identity
 from ipu_bert.json_file import is_count, read_object
 from ipu_bert.stopwatch import PHASES
-from sparse_ops.files import sha256_of, sync
+from sparse_ops.files import naming, sha256_of, sync
 
 FORMAT = 1
 _STATE = "state.json"
@@ -67,12 +67,17 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
+    prune(folder, step, keep)
+    return final
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to a step (0: none)."""
     own = [(number, path) for number, path in complete(folder) if number <= step]
     for number, old in own[:-keep] if keep else ():
         doomed = _aside(folder, number)
         os.replace(old, doomed)  # half of a checkpoint never has a checkpoint's name
         shutil.rmtree(doomed)
-    return final
 
 
 def try_out(folder: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:
@@ -152,8 +157,9 @@ def _problem(state: Mapping[str, Any]) -> str:
     for key, kind in _TYPES.items():
         if type(state.get(key, kind())) is not kind or (key in _ALWAYS and key not in state):
             return f"expected {key} of type {kind.__name__}, found {state.get(key)!r:.60}"
-    if not is_count(state["step"]):
-        return f"expected a step of 0 or more, found {state['step']!r:.60}"
+    for key in ("step", "skipped_in_a_row"):
+        if not is_count(state.get(key, 0)):
+            return f"expected {key} of 0 or more, found {state[key]!r:.60}"
     for phase, seconds in {**state.get("seconds", {}), "elapsed_seconds": state.get("elapsed_seconds", 0.0)}.items():
         known = phase in PHASES or phase == "elapsed_seconds"
         if not known or type(seconds) not in (int, float) or seconds < 0:
@@ -269,7 +275,9 @@ def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[st
     for where, value in _floats(state, ""):
         if not math.isfinite(value):
             raise CheckpointError(f"checkpoint {final}: expected a finite number to write, found {where} = {value}")
-    (aside / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    with naming(aside / _STATE):
+        (aside / _STATE).write_text(text, encoding="utf-8")
     sync(aside / _STATE)
 
 

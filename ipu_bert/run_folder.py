@@ -65,6 +65,7 @@ class RunFolder:
         self._clean()
         if origin is not None:
             self._go_back(origin.step)
+            checkpoint.prune(self.checkpoints, origin.step, config.checkpoint.keep)  # where a kill came between
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
         resume_step = None if origin is None else origin.step
         last = config.train.stop_at or config.train.steps
@@ -109,8 +110,8 @@ class RunFolder:
                 os.replace(path, branch / BEST / path.name)
         for path in later:
             os.replace(path, branch / CHECKPOINTS / path.name)
-        files.sync(branch / CHECKPOINTS)
-        files.sync(self.checkpoints)
+        for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path, self.checkpoints):
+            files.sync(folder)
         print(f"went back to step {step}; what came after it is in {branch} now")
 
     def __enter__(self) -> RunFolder:

@@ -167,6 +167,7 @@ class TrainSettings:
         "steps in a row that are skipped where loss or gradient is not finite: their batch is used up; weights, "
         "moments and patterns stay; one more ends the run, with 0 the first",
         low=0,
+        high=MOST_STEPS,
     )
 
 

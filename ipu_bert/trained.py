@@ -36,7 +36,9 @@ def load_model(path: Path) -> TrainedModel:
         check_model(model, groups)
         model.load_state_dict(groups["model"])
         return TrainedModel(model, config, found, info["step"], info["identity"]["tokenizer"])
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
+        raise checkpoint.CheckpointError(f"checkpoint {found}: expected {error} in it, found none") from None
+    except ValueError as error:
         problem = "; ".join(str(error).splitlines())  # a config's errors have a line each
         raise checkpoint.CheckpointError(f"checkpoint {found}: {problem}") from None
 
@@ -52,8 +54,7 @@ def open_text(trained: TrainedModel) -> TokenFiles:
 
     Raises ValueError where the text cannot be read, or has another vocabulary now.
     """
-    _, prepared = assemble.find_data(trained.config)
-    prepared = prepared or assemble.open_data(trained.config, progress=True)
+    prepared = assemble.open_data(trained.config, progress=True)
     if prepared.manifest["tokenizer_sha256"] != trained.tokenizer_sha256:
         raise checkpoint.CheckpointError(
             f"checkpoint {trained.checkpoint}: expected the vocabulary that it was trained with, found another one in "

@@ -185,7 +185,11 @@ def build() -> Path:
 
 
 def _sweep(cache: Path) -> None:
-    """Remove what killed compilations left: folders of our object files alone, older than a day."""
+    """Remove what killed compilations left a day ago: libraries not renamed, folders of our object files alone."""
+    for aside in cache.glob(".kernels-*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - aside.stat().st_mtime > _DAY:
+                aside.unlink()
     ours = {f"{name}.o" for name in (*(level.name for level in LEVELS), "api", "plan")}
     for folder in cache.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):  # another process sweeps, too, or the cache cannot be written

@@ -18,7 +18,8 @@ from sparse_ops.pattern import BlockIndex
 
 def wanted() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, which registered operators do not know."""
-    if getattr(torch, "compiler", None) is not None and torch.compiler.is_compiling():
+    is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # not in older torch
+    if is_compiling is not None and is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 

@@ -12,6 +12,16 @@ from typing import Iterator, TextIO
 
 
 @contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An error of the system that names no file, as that of a write to a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write a file to; it takes the place of `path` when the block ends, and goes if it fails.
 
@@ -21,7 +31,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
-        yield aside
+        with naming(aside):
+            yield aside
         sync(aside)
         os.replace(aside, final)
     finally:
@@ -42,7 +53,8 @@ def sync(path: str | os.PathLike[str]) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

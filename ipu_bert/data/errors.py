@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import contextmanager
-from typing import Iterator
 
 
 class DataError(ValueError):
@@ -15,14 +12,3 @@ class DataError(ValueError):
 def one_line(error: BaseException) -> str:
     """What an exception of another package says, or its class, in one line that is not too long."""
     return re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
-
-
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """A full disk is an OSError without a name; here it gets the file's (or the folder's)."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), path) from error

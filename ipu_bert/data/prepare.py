@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from ipu_bert.data import shards
 from ipu_bert.data.corpus import Corpus
-from ipu_bert.data.errors import DataError, naming
+from ipu_bert.data.errors import DataError
 from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import SOURCES, Source, make_source
@@ -119,7 +119,7 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
         os.makedirs(out, exist_ok=True)
         with _only_one(_lock_file(final)):
             if not os.path.exists(final):
-                with naming(final + ".partial"):
+                with files.naming(final + ".partial"):
                     _build(request, final, workers, progress)
             shutil.rmtree(final + ".partial", ignore_errors=True)
     elif os.path.exists(final + ".partial"):  # killed after the rename; where nothing can be written it may stay
@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     except DataError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+        sys.exit(f"error: {error.filename}: {error.strerror or error}" if error.filename else f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     print(summary(prepared))

@@ -23,7 +23,7 @@ from typing import Any, Callable, Iterable, Iterator
 import numpy as np
 from tokenizers import Tokenizer
 
-from ipu_bert.data.errors import DataError, naming
+from ipu_bert.data.errors import DataError
 from ipu_bert.data.sentences import count_units, split_sentences
 from ipu_bert.data.token_files import OFFSETS, SPLITS, split_files, token_dtype
 from ipu_bert.data.tokenizer import load_tokenizer, long_words
@@ -82,7 +82,7 @@ def _spool_one(documents: Iterator[str], path: str, progress: Progress) -> bool:
         return False
     read = kept = size = 0
     ends = _Ends()
-    with files.replacing(path) as aside, naming(path), open(aside, "wb") as file:
+    with files.replacing(path) as aside, files.naming(path), open(aside, "wb") as file:
         for document in itertools.chain([first], documents):
             read += 1
             progress(1)
@@ -258,7 +258,7 @@ def _encode(tokenizer: Tokenizer, sentences: list[str]) -> Iterator[np.ndarray]:
 
 
 def _write(path: str, data: bytes) -> None:
-    with naming(path):
+    with files.naming(path):
         Path(path).write_bytes(data)
 
 
@@ -282,7 +282,7 @@ def merge(
         names_of_sizes = ("documents", "sentences", "tokens", "lone_documents", "words", "long_words")
         size = dict.fromkeys(names_of_sizes, 0)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(naming(out))
+            stack.enter_context(files.naming(out))
             paths = {part: os.path.join(out, name) for part, name in names.items()}
             output = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
             for part in ("sentences", "documents"):

@@ -116,7 +116,7 @@ def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, caps
         ([run], "expected the vocabulary that it was trained with, found another one"),
     ):
         if arguments == [run]:  # the text has changed since: losses would be of other words
-            monkeypatch.setattr(assemble, "find_data", lambda config: ("", changed))
+            monkeypatch.setattr(assemble, "open_data", lambda config, progress: changed)
         capsys.readouterr()
         assert evaluate.main([str(argument) for argument in arguments]) == 2
         errors = capsys.readouterr().err.splitlines()

@@ -117,6 +117,8 @@ def test_what_killed_compilations_left_goes_after_a_day(tmp_path: Path, monkeypa
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("")
         os.utime(tmp_path / name, (0, time.time() - 3600 * hours))
+    (tmp_path / ".kernels-0.so.7.tmp").write_text("half a library")
+    os.utime(tmp_path / ".kernels-0.so.7.tmp", (0, time.time() - 3600 * 25))
     (tmp_path / "kernels-0.so").write_text("library")
     monkeypatch.setattr(build, "library_path", lambda: tmp_path / "kernels-0.so")
     assert build.build() == tmp_path / "kernels-0.so"

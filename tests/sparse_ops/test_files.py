@@ -36,6 +36,14 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_an_error_that_names_no_file_gets_its_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left.*data\.bin"), files.naming(tmp_path / "data.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError) as caught, files.naming(tmp_path / "data.bin"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
 def test_what_is_written_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     fsync, replace = files.os.fsync, files.os.replace

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from data_corpora import corpus, prepared
 
-from ipu_bert.data import errors, rows, shards
+from ipu_bert.data import rows, shards
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.prepare import prepare, summary
 from ipu_bert.data.source import Source, make_source
@@ -178,9 +178,6 @@ def test_a_huge_document_is_several(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_full_disk_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left on device: '/some/file'") as caught, errors.naming("/some/file"):
-        raise OSError(28, "No space left on device")
-    assert caught.value.filename == "/some/file"
     full = Path("/dev/full")
     if full.exists():
         with pytest.raises(OSError, match="No space left") as caught:

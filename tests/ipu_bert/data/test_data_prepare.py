@@ -432,3 +432,10 @@ def test_values_out_of_range_are_refused(tmp_path: Path, options: dict) -> None:
     workers = changes.pop("workers", 1)
     with pytest.raises(DataError, match=f"{next(iter(options))}: expected"):
         prepare(corpus(**changes), str(tmp_path), workers=workers, progress=False)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    use_source(monkeypatch, lambda: iter(random_documents(0, 8)))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SystemExit, match=r"error: .*out"):
+        main(["--source", "toy", "--out", str(tmp_path / "out"), "--quiet"])
