@@ -13,6 +13,7 @@ and two processes in one folder. Ends with status 1 when anything else came out,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import secrets
@@ -35,7 +36,8 @@ def attack(options: argparse.Namespace, root: Path) -> bool:
     print(f"seed {seed}, in {root}", flush=True)
     jobs = make_jobs(small_run.write(root), root)
     chaos = [Chaos(jobs[name], root, random.Random(f"{seed} {name}")) for name in options.jobs]
-    attack_all(chaos, options.kills, random.Random(seed))
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: what came out so far
+        attack_all(chaos, options.kills, random.Random(seed))
     for one in chaos:
         print(summary(one.job.name, one.tally))
     print(f"{time.monotonic() - start:.0f} s")
