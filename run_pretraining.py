@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
         options.resume = "latest"
     try:
         config = load_config(options.config, options.overrides)
-        if options.dry_run:
-            return _dry_run(config, options.json)
+        if options.dry_run or options.measure:
+            return _dry_run(config, options.json, options.measure)
         for line in config.gave_way:
             print(f"gave way: {line}", file=sys.stderr)
         with raised():
@@ -80,16 +80,26 @@ def _parser() -> argparse.ArgumentParser:
         "with `auto` from the newest if there is one, else start",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan of the run and stop")
+    parser.add_argument(
+        "--measure", action="store_true", help="a dry run that also times a few steps: hours of the run"
+    )
     parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as one JSON object")
     return parser
 
 
-def _dry_run(config: Config, as_json: bool) -> int:
+def _dry_run(config: Config, as_json: bool, measured: bool) -> int:
     from ipu_bert import assemble
     from ipu_bert.sizes.dry_run import render
 
     found = assemble.plan(config)
-    print(json.dumps(found) if as_json else render(found))
+    lines = [render(found)]
+    if measured:
+        from ipu_bert.measure import measure
+
+        times = measure(config)
+        found["measured"] = times.to_dict()
+        lines += ["", times.render()]
+    print(json.dumps(found) if as_json else "\n".join(lines))
     return 0
 
 

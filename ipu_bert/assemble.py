@@ -93,9 +93,9 @@ def schedule(config: Config) -> Callable[[int], float]:
 
 
 def make_updater(config: Config) -> PatternUpdater | None:
-    """What changes patterns, where the method is dynamic."""
+    """What changes patterns, where the method is dynamic and any weight has one."""
     sparsity = config.sparsity
-    if sparsity.method != "dynsparse":
+    if sparsity.method != "dynsparse" or not any(weight.is_sparse for weight in weights(config)):
         return None
     plan = UpdatePlan(
         updates=sparsity.updates,

@@ -32,7 +32,7 @@ _TEXT = ("tokenizer", "text")  # of a run's identity: what was prepared, which f
 _ALWAYS = ("format", "step", "files")
 _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
     **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
-    **{"seconds": dict, "elapsed_seconds": float, "heldout_loss": float},
+    **{"seconds": dict, "elapsed_seconds": float, "heldout_loss": float, "skipped_in_a_row": int},
 }
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -157,8 +157,9 @@ def _problem(state: Mapping[str, Any]) -> str:
     for key, kind in _TYPES.items():
         if type(state.get(key, kind())) is not kind or (key in _ALWAYS and key not in state):
             return f"expected {key} of type {kind.__name__}, found {state.get(key)!r:.60}"
-    if not is_count(state["step"]):
-        return f"expected a step of 0 or more, found {state['step']!r:.60}"
+    for key in ("step", "skipped_in_a_row"):
+        if not is_count(state.get(key, 0)):
+            return f"expected {key} of 0 or more, found {state[key]!r:.60}"
     for phase, seconds in {**state.get("seconds", {}), "elapsed_seconds": state.get("elapsed_seconds", 0.0)}.items():
         known = phase in PHASES or phase == "elapsed_seconds"
         if not known or type(seconds) not in (int, float) or seconds < 0:

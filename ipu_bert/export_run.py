@@ -10,36 +10,9 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Mapping
 
-from ipu_bert import assemble, checkpoint
-from ipu_bert.config import Config, from_dict
-from ipu_bert.engines.checked_state import check_model
 from ipu_bert.export import save_pretrained
-from ipu_bert.model import BertForPreTraining
-
-
-def load_model(path: Path) -> tuple[BertForPreTraining, Config]:
-    """The model of a checkpoint or of a run's newest one, with the config it was trained with.
-
-    Raises CheckpointError when there is none or it is damaged.
-    """
-    path = checkpoint.find(path)
-    groups, info = checkpoint.load(path)
-    try:
-        config = from_dict(info.get("config", {}))
-        model = assemble.make_model(config, _vocab_size(groups))
-        check_model(model, groups)
-    except ValueError as error:
-        raise checkpoint.CheckpointError(f"checkpoint {path}: {error}") from None
-    model.load_state_dict(groups["model"])
-    return model, config
-
-
-def _vocab_size(groups: Mapping[str, Mapping[str, Any]]) -> int:
-    """Rows of the decoder's bias; 1 where there is none, with which the check of the model fails."""
-    bias = groups.get("model", {}).get("cls.predictions.bias")
-    return max(1, bias.numel()) if bias is not None else 1
+from ipu_bert.trained import load_model, open_text
 
 
 def main(argv: list[str]) -> int:
@@ -49,9 +22,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="where config.json, model.safetensors and tokenizer.json go")
     options = parser.parse_args(argv)
     try:
-        model, config = load_model(options.run)
-        save_pretrained(model, options.folder)
-        shutil.copyfile(assemble.open_data(config, progress=False).tokenizer_path, options.folder / "tokenizer.json")
+        trained = load_model(options.run)
+        tokenizer = open_text(trained).tokenizer_path
+        save_pretrained(trained.model, options.folder)
+        shutil.copyfile(tokenizer, options.folder / "tokenizer.json")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -142,6 +142,13 @@ class TrainSettings:
     micro_batch_size: Optional[int] = setting(
         None, "sequences per forward and backward pass, gradients added up; none: the whole batch", low=1, high=2**20
     )
+    skip_non_finite: int = setting(
+        0,
+        "steps in a row that are skipped where loss or gradient is not finite: their batch is used up; weights, "
+        "moments and patterns stay; one more ends the run, with 0 the first",
+        low=0,
+        high=MOST_STEPS,
+    )
 
 
 @dataclass

@@ -48,6 +48,7 @@ class Trainer:
             with self.engine.host_state() as host:
                 self.updater.track(host.layers)
         self.step: int = info.get("step", 0)
+        self._skipped: int = info.get("skipped_in_a_row", 0)
         self._elapsed_before, self._started = info.get("elapsed_seconds", 0.0), time.monotonic()
         self._conditions = conditions(config)
         self._changed = changed(info.get("conditions", {}), self._conditions)
@@ -82,7 +83,7 @@ class Trainer:
         mine = self._origin and self._origin.checkpoint.resolve().parent == folder.checkpoints.resolve()
         self._saved = self._origin.checkpoint if self._origin and mine else None  # the checkpoint of this very step
         best = checkpoint.complete(folder.best)
-        self._best_loss = checkpoint.read_info(best[-1][1])["heldout_loss"] if best else math.inf
+        self._best_loss = checkpoint.read_info(best[-1][1]).get("heldout_loss", math.inf) if best else math.inf
 
     def _loop(self, folder: RunFolder) -> dict[str, float]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
@@ -125,14 +126,27 @@ class Trainer:
         try:
             result = self.engine.train_step(batch, gradient_counts)
         except NonFiniteError as error:
-            saved = checkpoint.complete(self._checkpoints)
-            kept = f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
-            message = f"step {step}: {error}, expected a finite number; {kept}"
-            raise NonFiniteError(message, error.weights_kept) from None
-        self.step = step
+            return self._skip(metrics, error, due)
+        self.step, self._skipped = step, 0
         if due:
             self._update_patterns(metrics, result.gradients)
         return result
+
+    def _skip(self, metrics: Metrics, error: NonFiniteError, due: bool) -> StepResult:
+        """Pass over the step after this one, a pattern update that was due with it; its losses and norm are NaN.
+
+        Raises NonFiniteError where weights were lost or `train.skip_non_finite` steps in a row have been skipped.
+        """
+        step, limit = self.step + 1, self.config.train.skip_non_finite
+        if not error.weights_kept or self._skipped >= limit:
+            saved = checkpoint.complete(self._checkpoints)
+            kept = f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
+            before = f" after {self._skipped} skipped in a row" if self._skipped else ""
+            message = f"step {step}: {error}, expected a finite number{before}; {kept}"
+            raise NonFiniteError(message, error.weights_kept) from None
+        self.step, self._skipped = step, self._skipped + 1
+        self._write(metrics, "skip", reason=str(error), in_a_row=self._skipped, limit=limit, update_left_out=due)
+        return StepResult(math.nan, math.nan, math.nan, math.nan)
 
     def _update_patterns(self, metrics: Metrics, gradients: Mapping[str, GradientBlocks] | None) -> None:
         assert self.updater is not None
@@ -168,8 +182,7 @@ class Trainer:
     def _heldout_batches(self) -> Iterator[Batch]:
         """Those of one evaluation; none any more once the run is asked to stop."""
         stream = self.heldout_stream
-        in_one_pass = -(-stream.sequences_per_epoch // self.config.train.batch_size)
-        for index in range(min(self.config.eval.batches, in_one_pass)):
+        for index in stream.first_batches(self.config.eval.batches):
             if self._stop.number:
                 return
             yield stream.batch(index)
@@ -213,6 +226,7 @@ class Trainer:
             "identity": {**identity(self.config), **self.data.identity},
             "conditions": self._conditions,
             "next_batch": self.step,
+            "skipped_in_a_row": self._skipped,
             "seconds": self.timer.seconds,
             "elapsed_seconds": self._elapsed(),
         }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops.pattern import BlockPattern
-from sparse_ops.reference import dense_gradient_strip, strips
+from sparse_ops.reference import Strip
 from sparse_ops.registry import Registry
 
 BlockNorm = Callable[[Tensor], Tensor]  # values [..., b, b] of up to 32 bits -> float32 [...], never negative
@@ -54,31 +54,37 @@ class GradientBlocks(NamedTuple):
     active: Tensor  # float32 [nnz], in slot order
 
 
-def largest_gradient_blocks(
-    x: Tensor, dy: Tensor, pattern: BlockPattern, count: int, norm: BlockNorm
-) -> GradientBlocks:
-    """The `count` free positions of each segment where the dense gradient dY^T X has the largest block norm.
+class LargestBlocks:
+    """The `count` free positions of each segment where a dense gradient has the largest block norm.
 
-    x float32 [T, in], dy float32 [T, out]. This is what gradient growth (RigL) needs. The dense gradient is computed
-    strip by strip and only the best candidates are kept: memory is a strip plus O(count + nnz), with 1x1 blocks too.
+    This is what gradient growth (RigL) needs. The gradient is given strip by strip, and only the best candidates are
+    kept: memory is a strip plus O(count + nnz), with 1x1 blocks too.
     """
-    b, index = pattern.block_size, pattern.index()
-    active = torch.zeros(pattern.nnz)
-    best = [torch.empty(0) for _ in range(pattern.segments)]
-    keys = [torch.empty(0, dtype=torch.int64) for _ in range(pattern.segments)]
-    n_cols = pattern.grid[1]
-    segment_rows = pattern.grid[0] // pattern.segments
-    for strip in strips(index, b, pattern.segments):
-        norms = norm(dense_gradient_strip(x, dy, strip, b))
-        rows, cols = index.rows[strip.slots].long() - strip.first_row, index.cols[strip.slots].long()
-        active[strip.slots] = norms[rows, cols]
+
+    def __init__(self, pattern: BlockPattern, count: int, norm: BlockNorm) -> None:
+        self._count, self._norm, self._grid = count, norm, pattern.grid
+        self._rows, self._cols = pattern.rows.long(), pattern.cols.long()
+        self._segment_rows = pattern.grid[0] // pattern.segments
+        self._active = torch.zeros(pattern.nnz)
+        self._best = [torch.empty(0) for _ in range(pattern.segments)]
+        self._keys = [torch.empty(0, dtype=torch.int64) for _ in range(pattern.segments)]
+
+    def add(self, strip: Strip, blocks: Tensor) -> None:
+        """Take one strip of the gradient into account: float32 [strip rows, C, b, b], each strip once."""
+        n_cols = self._grid[1]
+        norms = self._norm(blocks)
+        rows, cols = self._rows[strip.slots] - strip.first_row, self._cols[strip.slots]
+        self._active[strip.slots] = norms[rows, cols]
         norms[rows, cols] = -1.0  # below every norm: taken positions are no candidates
-        segment = strip.first_row // segment_rows
-        candidates = torch.cat([best[segment], norms.flatten()])
+        segment = strip.first_row // self._segment_rows
+        candidates = torch.cat([self._best[segment], norms.flatten()])
         strip_keys = torch.arange(strip.n_rows * n_cols) + strip.first_row * n_cols
-        candidate_keys = torch.cat([keys[segment], strip_keys])
-        top = candidates.topk(min(count, candidates.numel())).indices
+        candidate_keys = torch.cat([self._keys[segment], strip_keys])
+        top = candidates.topk(min(self._count, candidates.numel())).indices
         top = top[candidates[top] >= 0]
-        best[segment], keys[segment] = candidates[top], candidate_keys[top]
-    found = torch.cat(keys)
-    return GradientBlocks(found // n_cols, found % n_cols, torch.cat(best), active)
+        self._best[segment], self._keys[segment] = candidates[top], candidate_keys[top]
+
+    def found(self) -> GradientBlocks:
+        """The best of the strips so far."""
+        keys, n_cols = torch.cat(self._keys), self._grid[1]
+        return GradientBlocks(keys // n_cols, keys % n_cols, torch.cat(self._best), self._active)

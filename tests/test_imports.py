@@ -33,8 +33,11 @@ ORDER = [
     "summary",
     "dry_run",
     "trainer",
+    "trained",
     "export_run",
+    "evaluate",
     "bench",
+    "measure",
     "bench_step",
 ]
 POPTORCH_FILES = {"sparse_ops/ipu/layer.py", "ipu_bert/engines/ipu/engine.py"}

@@ -120,6 +120,10 @@ class BatchStream:
         """Number of chunks: each is visited once before any is visited again."""
         return len(self._chunks) - 1
 
+    def first_batches(self, count: int) -> range:
+        """The numbers of the first `count` batches, fewer where they would go beyond one pass over the text."""
+        return range(min(count, -(-self.sequences_per_epoch // self.options.batch_size)))
+
     def batch(self, index: int) -> Batch:
         """Batch number `index`: examples index * B and following. Raises ValueError for an index below 0."""
         if index < 0:

@@ -42,12 +42,17 @@ from ipu_bert.data.token_files import (
     split_files,
     token_dtype,
 )
-from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
+from ipu_bert.data.tokenizer import (
+    NOT_PREDICTED,
+    SPECIAL_TOKENS,
+    load_tokenizer,
+    tokenizer_from_vocab,
+    train_tokenizer,
+)
 from ipu_bert.settings import DataSettings
 from sparse_ops import files
 
 TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
-NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclass(frozen=True, eq=False)

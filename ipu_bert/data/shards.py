@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.sentences import split_sentences
@@ -164,20 +165,12 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
         return path
     tokenizer = load_tokenizer(tokenizer_path)
     dtype = token_dtype(tokenizer.get_vocab_size())
-    texts = list(read_shard(text_shard))
-    sentences = [split_sentences(text) for text in texts]
-    flat = [sentence for document in sentences for sentence in document]
-    # older versions of tokenizers lack the fast one
-    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-    encoded = iter([encoding.ids for encoding in encode(flat, add_special_tokens=False)])
     parts: dict[str, tuple[list[list[int]], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
-    for text, document in zip(texts, sentences):
-        ids = [piece for piece in itertools.islice(encoded, len(document)) if piece]
-        if ids:
-            tokens, lengths, counts = parts["heldout" if document_hash(text) < below else "train"]
-            tokens.extend(ids)
-            lengths.extend(map(len, ids))
-            counts.append(len(ids))
+    for text, ids in encode_documents(tokenizer, list(read_shard(text_shard))):
+        tokens, lengths, counts = parts["heldout" if document_hash(text) < below else "train"]
+        tokens.extend(ids)
+        lengths.extend(map(len, ids))
+        counts.append(len(ids))
     aside = f"{path}.{os.getpid()}.tmp"  # a folder, since its six files must appear together
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
@@ -191,6 +184,19 @@ def tokenise_shard(text_shard: str, folder: str, tokenizer_path: str, below: int
             Path(aside, name).write_bytes(arrays[part].tobytes())
     publish(aside, path)
     return path
+
+
+def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[str, list[list[int]]]]:
+    """Each document with the ids of its sentences; sentences and documents without any token are left out."""
+    sentences = [split_sentences(text) for text in texts]
+    flat = [sentence for document in sentences for sentence in document]
+    # older versions of tokenizers lack the fast one
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    encoded = iter([encoding.ids for encoding in encode(flat, add_special_tokens=False)])
+    for text, document in zip(texts, sentences):
+        ids = [piece for piece in itertools.islice(encoded, len(document)) if piece]
+        if ids:
+            yield text, ids
 
 
 # 3. merge

@@ -94,8 +94,8 @@ class TokenFiles:
     def verify(self) -> None:
         """Read all files: their SHA-256 is the manifest's, offsets and ids are within bounds, the tokenizer has them.
 
-        Files are read side by side, by as many threads as there are cores: about 2 seconds of one core for each GB
-        where it computes SHA-256 in hardware. Raises DataError naming the first file that is not as it should be.
+        Files are read side by side, by as many threads as there are cores; a GB took 2.5 seconds of one core of an AMD
+        EPYC, which computes SHA-256 in hardware. Raises DataError naming the first file that is not as it should be.
         """
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             for problems in (self._checksum_problem, self._bounds_problem):

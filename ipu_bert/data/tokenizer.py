@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from ipu_bert.data.errors import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 1000
 
 

@@ -90,9 +90,11 @@ class Engine(Protocol):
         """Make ahead what a step on batches of this shape needs; nothing where steps run as they are written."""
 
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
-        """One optimizer step. With `gradient_counts` also the dense gradient's largest free blocks, as many a segment.
+        """One optimizer step. With `gradient_counts` also its dense gradient's largest free blocks, as many a segment.
 
-        Raises NonFiniteError when a loss or the gradient is not finite; it says whether the weights were kept.
+        Raises NonFiniteError when a loss or the gradient is not finite; it says whether the weights were kept. Where
+        they were, moments and patterns are kept too, and the next call is the step after: its learning rate and dropout
+        go by its number.
         """
 
     def eval_step(self, batch: Batch) -> EvalResult:

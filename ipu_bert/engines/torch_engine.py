@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager, nullcontext
-from typing import ContextManager, Iterator, Mapping
+from typing import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.masking import IGNORED_LABEL
@@ -22,20 +21,22 @@ from ipu_bert.engines.base import (
     TransferRecord,
 )
 from ipu_bert.engines.checked_state import check_state
-from ipu_bert.engines.gradients import record_gradient_blocks
+from ipu_bert.engines.gradients import GradientSearch
 from ipu_bert.model import BertForPreTraining, PretrainingLosses, pretraining_losses, sparse_layers
 from ipu_bert.optim import Optimization, adamw, group_lasso_
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.host_memory import keep_freed_memory
-from sparse_ops.norms import BlockNorm, GradientBlocks
+from sparse_ops.norms import BlockNorm
+from sparse_ops.pattern import named_generator
 
 
 class TorchEngine:
     """Runs micro-batches forward and backward, adds up gradients, clips, and steps AdamW.
 
     The losses of a step are means over the step's own labels, so cutting it into micro-batches changes nothing but
-    rounding. block_norm: of the dense gradient's blocks, for growth. seed: of dropout.
+    rounding. block_norm: of the dense gradient's blocks, for growth. seed: of dropout, whose masks depend on it, the
+    step's number and the micro-batch's number within the step, and on nothing that was drawn before.
     """
 
     def __init__(
@@ -56,51 +57,58 @@ class TorchEngine:
         self._parameters = dict(model.named_parameters())
         self._optimizer = adamw(model, optimization)
         self._optimization = optimization
-        self._scheduler = LambdaLR(self._optimizer, optimization.schedule)
         self._micro_batch_size, self._precision, self._block_norm = micro_batch_size, precision, block_norm
-        self._timer = timer
-        torch.manual_seed(seed)  # dropout draws from torch's own generator
+        self._timer, self._seed = timer, seed
+        self._step = self._updates = 0  # steps begun, and those of them that changed the weights
 
     def compile(self, batch: Batch) -> None:
         """See Engine: steps run eagerly, so there is nothing to make."""
 
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
-        """See Engine. The gradient for growth is that of the step's last micro-batch."""
+        """See Engine. A step that is not finite counts in everything but the updates that AdamW corrects its bias by.
+
+        With `gradient_counts` a step of several micro-batches runs them several times (GradientSearch).
+        """
         self.model.train()
-        labels = max(1, int((batch.masked_labels != IGNORED_LABEL).sum()))
-        sequences = batch.input_ids.shape[0]
-        mlm_loss = nsp_loss = 0.0
-        gradients: dict[str, GradientBlocks] | None = None
+        self._step += 1
         micro_batches = _split(batch, self._micro_batch_size)
-        for number, micro in enumerate(micro_batches, 1):
-            recording: ContextManager[dict[str, GradientBlocks] | None] = nullcontext()
-            if gradient_counts is not None and number == len(micro_batches):
-                recording = record_gradient_blocks(self._layers, gradient_counts, self._block_norm)
-            with recording as gradients:  # noqa: F811
+        search = None
+        if gradient_counts is not None:
+            search = GradientSearch(self._layers, gradient_counts, self._block_norm, len(micro_batches))
+        try:
+            for recording in [nullcontext()] if search is None else search.passes():
+                self._optimizer.zero_grad()
+                with recording:
+                    mlm_loss, nsp_loss = self._accumulate(micro_batches)
+            with self._timer("optimizer"):
+                lr = self._optimization.lr * self._optimization.schedule(self._step - 1)
+                grad_norm = self._update_weights(lr)
+        finally:
+            self._optimizer.zero_grad()
+        return StepResult(mlm_loss, nsp_loss, grad_norm, lr, None if search is None else search.found())
+
+    def _accumulate(self, micro_batches: Sequence[Batch]) -> tuple[float, float]:
+        """Add the step's gradient to the parameters'; returns the mean losses (MLM, NSP)."""
+        labels = max(1, sum(int((micro.masked_labels != IGNORED_LABEL).sum()) for micro in micro_batches))
+        sequences = sum(micro.input_ids.shape[0] for micro in micro_batches)
+        mlm_loss = nsp_loss = 0.0
+        with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator, which is the user's
+            for number, micro in enumerate(micro_batches):
+                torch.set_rng_state(named_generator(self._seed, "dropout", self._step, number).get_state())
                 with self._timer("forward"):
                     losses = self._losses(micro)
                     mlm, nsp = losses.mlm_sum / labels, losses.nsp_sum / sequences
                 mlm_loss, nsp_loss = mlm_loss + mlm.item(), nsp_loss + nsp.item()
                 if not math.isfinite(mlm_loss + nsp_loss):
-                    self._optimizer.zero_grad()
                     message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
                     raise NonFiniteError(message, weights_kept=True)
                 with self._timer("backward"):
                     ((mlm + nsp) * self._precision.loss_scale).backward()
-        with self._timer("optimizer"):
-            lr = float(self._scheduler.get_last_lr()[0])
-            grad_norm = self._update_weights(lr)
-        return StepResult(mlm_loss, nsp_loss, grad_norm, lr, gradients)
+        return mlm_loss, nsp_loss
 
     def _losses(self, batch: Batch) -> PretrainingLosses:
-        return pretraining_losses(*self._logits(batch), batch.masked_labels, batch.next_sentence_labels)
-
-    def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with self._precision.autocast():
-            mlm_logits, nsp_logits = self.model(
-                batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
-            )
-        return mlm_logits, nsp_logits
+        logits = _logits(self.model, self._precision, batch)
+        return pretraining_losses(*logits, batch.masked_labels, batch.next_sentence_labels)
 
     def _update_weights(self, lr: float) -> float:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
@@ -109,29 +117,18 @@ class TorchEngine:
         limit = self._optimization.clip_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit))
         if not math.isfinite(norm):
-            self._optimizer.zero_grad()
             raise NonFiniteError(f"gradient norm became {norm}", weights_kept=True)
         if self._optimization.group_lasso:
             group_lasso_((layer.values for layer in self._layers.values()), lr, self._optimization.group_lasso)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
         self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._scheduler.step()
+        self._updates += 1
         return norm
 
-    @torch.no_grad()
     def eval_step(self, batch: Batch) -> EvalResult:
         """See Engine."""
-        self.model.eval()
-        mlm_logits, nsp_logits = self._logits(batch)
-        losses = pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
-        return EvalResult(
-            losses.mlm_sum.item(),
-            int(losses.mlm_count),
-            int((mlm_logits.argmax(-1) == batch.masked_labels).sum()),
-            losses.nsp_sum.item(),
-            batch.next_sentence_labels.numel(),
-            int((nsp_logits.argmax(-1) == batch.next_sentence_labels).sum()),
-        )
+        return eval_batch(self.model, self._precision, batch)
 
     @contextmanager
     def host_state(self) -> Iterator[HostState]:
@@ -148,31 +145,57 @@ class TorchEngine:
         return state
 
     def state(self) -> TensorGroups:
-        """See Engine: parameters and positions, moments, the step AdamW counts, and torch's generator."""
+        """See Engine: parameters and positions, and moments; where steps were skipped, how many updates there were.
+
+        "random" is for older versions, whose dropout went on from there.
+        """
         moments = {
             f"{key}.{name}": self._moments(parameter)[key]
             for name, parameter in self._parameters.items()
             for key in MOMENTS
         }
+        updates = {"updates": torch.tensor(self._updates)} if self._updates != self._step else {}
         return {
             "model": {name: tensor.detach() for name, tensor in self.model.state_dict().items()},
-            "optimizer": moments,
-            "random": {"torch": torch.get_rng_state()},
+            "optimizer": {**moments, **updates},
+            "random": {"torch": torch.Generator().manual_seed(self._seed).get_state()},
         }
 
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """See Engine."""
         check_state(self.model, groups, step)
         self.model.load_state_dict(groups["model"])
+        self._step = step
+        self._updates = int(groups["optimizer"].get("updates", step))
         for name, parameter in self._parameters.items():
             state = self._moments(parameter)
-            state["step"].fill_(step)
+            state["step"].fill_(self._updates)
             for key in MOMENTS:
                 state[key].copy_(groups["optimizer"][f"{key}.{name}"])
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["initial_lr"]
-        self._scheduler = LambdaLR(self._optimizer, self._optimization.schedule, last_epoch=step - 1)
-        torch.set_rng_state(groups["random"]["torch"])
+
+
+@torch.no_grad()
+def eval_batch(model: BertForPreTraining, precision: Precision, batch: Batch) -> EvalResult:
+    """What a model makes of a batch, without dropout."""
+    model.eval()
+    mlm_logits, nsp_logits = _logits(model, precision, batch)
+    losses = pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
+    return EvalResult(
+        losses.mlm_sum.item(),
+        int(losses.mlm_count),
+        int((mlm_logits.argmax(-1) == batch.masked_labels).sum()),
+        losses.nsp_sum.item(),
+        batch.next_sentence_labels.numel(),
+        int((nsp_logits.argmax(-1) == batch.next_sentence_labels).sum()),
+    )
+
+
+def _logits(model: BertForPreTraining, precision: Precision, batch: Batch) -> tuple[Tensor, Tensor]:
+    with precision.autocast():
+        mlm_logits, nsp_logits = model(
+            batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
+        )
+    return mlm_logits, nsp_logits
 
 
 def _split(batch: Batch, size: int) -> list[Batch]:

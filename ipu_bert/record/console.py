@@ -83,6 +83,8 @@ class ConsoleSink:
             self._line(self._eval_text(record))
         elif kind == "update":
             self._line(self._update_text(record))
+        elif kind == "skip":
+            self._line(self._skip_text(record))
         elif kind in ("start", "resume"):
             self._first_step, self._started = int(record["step"]), self._clock()
 
@@ -140,6 +142,14 @@ class ConsoleSink:
             f"(ratio {_number(record.get('ratio'), '.3f')}), "
             f"DOF explored {_percent(record.get('explored_dof'))}, "
             f"removed-new ratio {_percent(record.get('removed_new'))}"
+        )
+
+    @staticmethod
+    def _skip_text(record: Mapping[str, Any]) -> str:
+        left_out = ", and with it a pattern update" if record.get("update_left_out") else ""
+        return (
+            f"step {record['step']}  skipped{left_out}: {record.get('reason')}; {record.get('in_a_row')} in a row, "
+            f"at most {record.get('limit')}"
         )
 
     def _line(self, text: str) -> None:

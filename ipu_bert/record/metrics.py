@@ -1,8 +1,8 @@
 """What a run says about itself: one record (a dict) goes to every sink that listens.
 
-A record has "kind" ("start", "train", "eval", "update", "resume" or "end") and "step"; the rest are numbers, or dicts
-of numbers. Sinks do not know each other. JSON Lines are the truth that the report is made from; TensorBoard, W&B and
-the console (console.py) are views of it.
+A record has "kind" ("start", "train", "skip", "eval", "update", "resume" or "end") and "step"; the rest are numbers,
+dicts of numbers, or the reason of a skip. Sinks do not know each other. JSON Lines are the truth that the report is
+made from; TensorBoard, W&B and the console (console.py) are views of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Dict, Iterator, Mapping, Protocol, Sequence, Union
 
+from ipu_bert.json_file import is_count
 from sparse_ops import files
 
 PathLike = Union[str, Path]
@@ -54,10 +55,21 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+_NUMBERS = ("train", "eval", "update")  # kinds of records in which all else is a number, or numbers by name
+
+
 def _parse_line(line: bytes) -> Record:
-    record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    try:
+        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(record, dict):
         raise ValueError("expected a JSON object")
+    if not isinstance(record.get("kind"), str) or not is_count(record.get("step")):
+        raise ValueError("expected a kind and a step of 0 or more")
+    for name, value in record.items() if record["kind"] in _NUMBERS else ():
+        if name != "kind" and not (value is None or isinstance(value, (int, float, dict))):
+            raise ValueError(f"expected a number as {name}")
     return record
 
 
@@ -65,7 +77,7 @@ def read_metrics(path: PathLike) -> list[Record]:
     """The records of a metrics.jsonl, in order.
 
     A last line torn by a killed process is dropped. Raises ValueError that names the line for any other that is not a
-    strict JSON object.
+    strict JSON object with a kind and a step.
     """
     lines = Path(path).read_bytes().split(b"\n")
     while lines and not lines[-1].strip():

@@ -103,9 +103,14 @@ class PatternNumbers:
 
 @dataclass(frozen=True)
 class Report:
-    """All that report.json and report.md say. time_share: of each phase and of "other"; the shares sum to 1."""
+    """All that report.json and report.md say.
+
+    skipped_steps: those whose loss or gradient was not finite. time_share: of each phase and of "other"; the shares sum
+    to 1.
+    """
 
     outcome: RunOutcome
+    skipped_steps: tuple[int, ...]
     heldout: HeldoutNumbers
     throughput: Throughput
     time_share: Mapping[str, float]
@@ -116,6 +121,7 @@ def build_report(records: Records, outcome: RunOutcome) -> Report:
     """The report of a run from its records, in order, and from how it ended."""
     return Report(
         outcome,
+        tuple(record["step"] for record in of_kind(records, "skip")),
         heldout_numbers(records, outcome),
         throughput(records, outcome),
         time_share(outcome.seconds, outcome.elapsed_seconds),

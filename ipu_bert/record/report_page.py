@@ -20,6 +20,7 @@ def render_page(report: Report, figures: Figures) -> str:
     """report.md as Markdown text; only `figures` that were drawn are shown."""
     parts = [
         _opening(report),
+        _skipped(report),
         _learning(report.heldout, figures),
         _speed(report),
         _time(report),
@@ -104,6 +105,18 @@ def _corpus(outcome: RunOutcome) -> str:
     return (
         f"The corpus: {number(documents)} documents, {number(tokens)} tokens, a vocabulary of "
         f"{number(outcome.shape.vocab_size)} word pieces."
+    )
+
+
+def _skipped(report: Report) -> str:
+    """Nothing where every step counted."""
+    skipped = report.skipped_steps
+    if not skipped:
+        return ""
+    which = ", ".join(map(number, skipped[:10])) + (", ..." if len(skipped) > 10 else "")
+    return (
+        f"**Skipped: {number(len(skipped))} of {number(report.outcome.steps)} steps**, since the loss or the gradient "
+        f"was not finite (step {which}). They used up their batches and changed nothing."
     )
 
 

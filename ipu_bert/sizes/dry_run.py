@@ -7,6 +7,7 @@ from typing import Any, Sequence
 
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.settings import Config
+from ipu_bert.sizes.disk import disk_need
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.footprint import FLOAT32_BYTES, memory_estimate, parameter_counts
 from ipu_bert.sizes.placement import Placement
@@ -39,6 +40,7 @@ def plan(
         "flops": sequence_flops(shape, weights, data.sequence_length, data.max_predictions).to_dict(),
         "parameters": parameter_counts(shape, weights).to_dict(),
         "memory": memory_estimate(shape, weights, *FLOAT32_BYTES).to_dict(),
+        "disk": disk_need(config, shape, weights, files.manifest if files else None).to_dict(),
         "steps": train.steps,
         "stop_at": train.stop_at or train.steps,
         "batch_size": train.batch_size,
@@ -93,12 +95,30 @@ def render(found: dict[str, Any]) -> str:
         f"memory      {_megabytes(memory['total'])} for weights, gradients and moments, activations not counted; "
         f"sparse weights {_megabytes(memory['sparse_weights'] + memory['sparse_gradients'] + memory['sparse_moments'])}"
         f" and their index {_megabytes(memory['index'])}",
+        *_disk_lines(found["disk"], found["run_dir"], data["dir"]),
         *(f"gave way    {line}" for line in found["gave_way"]),
         f"goes to     {found['run_dir']}",
         "",
         *_weight_table(found["layers"]),
     ]
     return "\n".join([*lines, "", found["placement_text"]] if found["placement_text"] else lines)
+
+
+def _disk_lines(disk: dict[str, Any], run_dir: str, data_dir: str) -> list[str]:
+    """What checkpoints and text need, what is free, and a warning where it does not fit."""
+    text = "not known until it is prepared" if disk["prepared_bytes"] is None else _megabytes(disk["prepared_bytes"])
+    lines = [
+        f"disk        checkpoints {_megabytes(disk['checkpoints_bytes'])}: at most {disk['checkpoints']} at a time of "
+        f"{_megabytes(disk['checkpoint_bytes'])}; free for {run_dir}: {_free(disk['run_free'])}",
+        f"            prepared text {text}; free for {data_dir}: {_free(disk['data_free'])}",
+    ]
+    if not disk["fits"]:
+        lines.append("warning     the checkpoints do not fit: lower checkpoint.keep, or choose another run.dir")
+    return lines
+
+
+def _free(size: int | None) -> str:
+    return "not known" if size is None else _megabytes(size)
 
 
 def _weight_table(layers: list[dict[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import BertForPreTraining
 
 from ipu_bert import assemble, export_run
+from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -23,7 +24,7 @@ def test_transformers_loads_an_exported_run_and_agrees(tiny, tmp_path):
     data = assemble.open_data(config, progress=False)
     batch = assemble.make_stream(config, data, "heldout").batch(0)
     theirs = BertForPreTraining.from_pretrained(tmp_path / "exported").eval()
-    model, _ = export_run.load_model(run)
+    model = load_model(run).model
     with torch.no_grad():
         expected = theirs(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         found, nsp = model.eval()(batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions)

@@ -17,10 +17,10 @@ from ipu_bert import checkpoint
 from ipu_bert.checkpoint import CheckpointError
 from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines.torch_engine import TorchEngine
-from ipu_bert.export_run import load_model
 from ipu_bert.model import sparse_layers
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
+from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 from sparse_ops.files import sha256_of
 from sparse_ops.norms import l1
@@ -161,10 +161,10 @@ ENTRY = {"bytes": 1, "sha256": "0"}
         ({"files": {"model.safetensors": {"bytes": -9, "sha256": ""}}}, "expected bytes and sha256"),
         ({"files": {"../model.safetensors": ENTRY}}, "expected bytes and sha256"),
         ({"files": {"/etc/model.safetensors": ENTRY}}, "expected bytes and sha256"),
-        ({"step": -1}, "expected a step of 0 or more, found -1"),
+        ({"step": -1}, "expected step of 0 or more, found -1"),
         ({"step": 4}, "expected step 3 in step_00000003, found 4"),
         ({"step": True}, "expected step of type int"),
-        ({"step": 10**30}, "expected a step of 0 or more"),
+        ({"step": 10**30}, "expected step of 0 or more"),
         ({"seconds": {"data": "x"}}, "expected seconds of 0 or more of a phase of a run, found 'data': 'x'"),
         ({"seconds": {"lunch": 1.0}}, "found 'lunch': 1.0"),
         ({"seconds": {"data": -1.0}}, "expected seconds of 0 or more"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 import yaml
 
-from ipu_bert import checkpoint
+from ipu_bert import checkpoint, export_run
 from ipu_bert.config import as_dict, from_dict, load_config
 from ipu_bert.engines.simulator import executor
-from ipu_bert.export_run import load_model
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trainer import Trainer
 
@@ -23,12 +23,14 @@ pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 
 @pytest.fixture(params=RELEASES, ids=lambda path: path.name)
-def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to work in; what is read there is named from there."""
+def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy to work in, what is read there is named from there, and the simulated IPUs free before and after."""
     copy = tmp_path / "release"
     shutil.copytree(request.param, copy)
     monkeypatch.chdir(copy)
-    return copy
+    executor._attached.clear()
+    yield copy
+    executor._attached.clear()
 
 
 def recorded(folder: Path, kind: str) -> list[tuple[int, float]]:
@@ -43,7 +45,6 @@ def test_a_run_goes_on_to_what_the_release_recorded(release, engine):
     exact ones, and so is their logarithm. An error of a gradient moves a weight by at most lr / epsilon = 1 times that.
     From the weights of step 0 in place of step 3, the next evaluation would be 7e-4 away.
     """
-    executor._attached.clear()
     folder = release / engine
     expected = {kind: recorded(folder, kind) for kind in ("train", "eval")}
     config = load_config(str(folder / "config.yaml"))
@@ -67,10 +68,11 @@ def test_a_resolved_config_is_the_same_run(release):
         assert as_dict(from_dict(written)) == read
 
 
-def test_a_checkpoint_is_exported(release):
+def test_a_checkpoint_and_its_text_are_exported(release):
     for engine in ENGINES:
-        model, config = load_model(release / engine)
-        assert (model.shape.layers, config.engine.name) == (1, engine)
+        assert export_run.main([str(release / engine), engine + " exported"]) == 0
+        written = {path.name for path in (release / f"{engine} exported").iterdir()}
+        assert written == {"config.json", "model.safetensors", "tokenizer.json"}
 
 
 CHECKPOINT = "torch/checkpoints/step_00000003/state.json"

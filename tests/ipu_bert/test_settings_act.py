@@ -20,6 +20,7 @@ import yaml
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict
 from ipu_bert.engines import simulator
+from ipu_bert.engines.base import NonFiniteError
 from ipu_bert.engines.ipu.build import make_run
 from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import inference_options, training_options
@@ -119,6 +120,14 @@ class Built:
         trainer._evaluate(Metrics([]))
         return len(asked)
 
+    def skipped(self) -> int:
+        """Steps that a run without a finite loss skips before it stops."""
+        trainer = Trainer(self.config)
+        trainer.engine.train_step = MagicMock(side_effect=NonFiniteError("nan", weights_kept=True))  # type: ignore
+        with pytest.raises(NonFiniteError):
+            trainer.run()
+        return trainer.step
+
     def sinks(self) -> list[str]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "wandb", MagicMock())
@@ -181,8 +190,8 @@ case(
 )
 case("sparsity.layers", ["*.qkv"], lambda b: [name.rpartition(".")[2] for name in b.sparse], ["qkv", "qkv"])
 
-case("optim.lr", 0.5, lambda b: b.adamw["initial_lr"])
-case("optim.dense_lr", 0.5, lambda b: b.adamw["initial_lr"], 0.5, "optim.lr=auto", "sparsity.method=dense")
+case("optim.lr", 0.5, lambda b: b.engine._optimization.lr)
+case("optim.dense_lr", 0.5, lambda b: b.engine._optimization.lr, 0.5, "optim.lr=auto", "sparsity.method=dense")
 case("optim.schedule", "constant", lambda b: b.engine._optimization.schedule(11), 1.0)
 case("optim.warmup_steps", 4, lambda b: b.engine._optimization.schedule(0), 0.25)
 case("optim.beta1", 0.5, lambda b: b.adamw["betas"], (0.5, 0.999))
@@ -210,6 +219,7 @@ case("train.steps", 20, lambda b: (b.updater.plan.total_steps, b.engine._optimiz
 case("train.stop_at", 2, lambda b: b.records("end")[0]["step"])
 case("train.batch_size", 6, lambda b: b.stream.options.batch_size)
 case("train.micro_batch_size", 2, lambda b: b.engine._micro_batch_size)
+case("train.skip_non_finite", 2, lambda b: b.skipped())
 case("eval.every", 2, lambda b: [r["step"] for r in b.records("eval")], [0, 2, 4], "train.stop_at=4")
 case("eval.batches", 1, lambda b: b.evaluated())
 case(

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sparse_ops import BlockPattern, block_norm
-from sparse_ops.norms import NORMS, largest_gradient_blocks
+from sparse_ops.norms import NORMS, LargestBlocks
+from sparse_ops.reference import dense_gradient_strip, strips
 
 
 @pytest.mark.parametrize(("p", "expected"), [(1.0, [7.0, 0.0]), (2.0, [5.0, 0.0]), (math.inf, [4.0, 0.0])])
@@ -33,7 +34,7 @@ def test_other_norms_are_refused():
 
 @pytest.mark.parametrize(("norm", "p"), [("l1", 1.0), ("l2", 2.0), ("linf", math.inf)])
 @pytest.mark.parametrize(("block_size", "segments"), [(1, 1), (4, 3), (16, 3)])
-def test_largest_gradient_blocks_against_the_dense_gradient(seed, block_size, segments, norm, p):
+def test_largest_blocks_of_strips_against_the_dense_gradient(seed, block_size, segments, norm, p):
     g = torch.Generator().manual_seed(seed)
     shape = (96, 64)
     pattern = BlockPattern.random(shape, block_size, 0.6, g, segments)
@@ -44,7 +45,10 @@ def test_largest_gradient_blocks_against_the_dense_gradient(seed, block_size, se
     norms[pattern.rows.long(), pattern.cols.long()] = -1.0
 
     count = 3
-    found = largest_gradient_blocks(x, dy, pattern, count, NORMS[norm])
+    largest = LargestBlocks(pattern, count, NORMS[norm])
+    for strip in strips(pattern.index(), block_size, segments):
+        largest.add(strip, dense_gradient_strip(x, dy, strip, block_size))
+    found = largest.found()
     torch.testing.assert_close(found.active.double(), active, rtol=1e-4, atol=1e-4)
     for segment, part in enumerate(norms.chunk(segments)):
         mine = (found.rows // (pattern.grid[0] // segments)) == segment

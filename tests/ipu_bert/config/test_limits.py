@@ -101,6 +101,12 @@ def test_memory_is_the_containers_where_that_is_less(monkeypatch, tmp_path):
     assert total_memory_bytes() >= machine
 
 
+def test_a_dynamic_method_without_a_sparse_weight_has_no_updates():
+    """As with sparsity 0, where every weight is dense: there is nothing to divide the moved blocks by."""
+    assert assemble.make_updater(load_config("quickstart", ["sparsity.sparsity=0"])) is None
+    assert assemble.make_updater(load_config("quickstart")) is not None
+
+
 @pytest.mark.parametrize("error", [MemoryError("9 TiB"), RuntimeError("[x.cpp:1]\nAllocator: can't allocate memory")])
 def test_memory_that_runs_out_all_the_same_is_one_line(error, monkeypatch, capsys):
     def no(*_: object) -> None:

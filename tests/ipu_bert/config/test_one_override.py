@@ -65,6 +65,7 @@ OTHERS: dict[str, list[object]] = {
     "train.stop_at": [5],
     "train.batch_size": [12, 16, 24, 100, 512],
     "train.micro_batch_size": [1, 2],
+    "train.skip_non_finite": [3],
     "eval.every": [0, 7],
     "eval.batches": [1],
     "checkpoint.every": [0, 7],
@@ -96,7 +97,13 @@ OTHERS: dict[str, list[object]] = {
 }
 # Where nothing obvious follows: which file to read is not known, an engine cannot do it, or the layers are others.
 ON_TORCH = {'data.source="files"', 'precision.compute="float16"'}
-ON_IPUS = {'data.source="files"', 'precision.compute="bfloat16"', 'sparsity.growth="gradient"', "optim.group_lasso=0.1"}
+ON_IPUS = {
+    'data.source="files"',
+    'precision.compute="bfloat16"',
+    'sparsity.growth="gradient"',
+    "optim.group_lasso=0.1",
+    "train.skip_non_finite=3",
+}
 REFUSED = {
     "quickstart": ON_TORCH,
     "bert_base_dynsparse": ON_TORCH,

@@ -238,3 +238,23 @@ def test_importing_metrics_imports_neither_wandb_nor_tensorboard() -> None:
 def test_a_full_disk_is_named():
     with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
         JsonlSink("/dev/full", None).write({"kind": "start", "step": 0})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "nested too deep"),
+        ("{}", "expected a kind and a step"),
+        ('{"kind": "train", "step": "x"}', "expected a kind and a step"),
+        ('{"kind": ["train"], "step": 3}', "expected a kind and a step"),
+        ('{"kind": "train", "step": -1}', "expected a kind and a step"),
+        ('{"kind": "eval", "step": 4, "mlm_loss": "low"}', "expected a number as mlm_loss"),
+        ('{"kind": "update", "step": 4, "moved": [1]}', "expected a number as moved"),
+    ],
+)
+def test_a_record_that_no_run_writes_is_named(line, message, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"kind": "start", "step": 0}}\n{line}\n{{"kind": "end", "step": 9}}\n')
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: .*{message}") as caught:
+        read_metrics(path)
+    assert len(str(caught.value).splitlines()) == 1

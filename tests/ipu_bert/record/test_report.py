@@ -21,8 +21,8 @@ def test_report_json_keeps_its_entries_in_their_order() -> None:
     """Other programs read them."""
     report = as_json(build_report(RECORDS, OUTCOME), {})
     assert " ".join(report) == (
-        "name config model parameters flops_per_sequence heldout data seconds steps sequences tokens elapsed_seconds "
-        "peak_memory_bytes machine throughput time_share pattern figures"
+        "name config model parameters flops_per_sequence heldout data seconds steps skipped_steps sequences tokens "
+        "elapsed_seconds peak_memory_bytes machine throughput time_share pattern figures"
     )
     assert " ".join(report["model"]) == (
         "layers hidden_size heads intermediate_size vocab_size max_positions type_vocab dropout attention_dropout "

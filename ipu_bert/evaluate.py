@@ -1,0 +1,134 @@
+"""Held-out losses of a checkpoint, without resuming its run: python -m ipu_bert.evaluate RUN [--text FILE ...]
+
+RUN is a run's folder or one checkpoint of it. Judged by the run's own held-out text, as the run itself does, or by any
+other text, with the run's tokenizer. Nothing is written into the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, Sequence
+
+from ipu_bert import assemble
+from ipu_bert.config import Config
+from ipu_bert.data.batches import BatchStream
+from ipu_bert.data.text_files import TextFiles
+from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.engines.base import EvalResult
+from ipu_bert.engines.torch_engine import eval_batch
+from ipu_bert.precision import Precision
+from ipu_bert.record.metrics import dumps
+from ipu_bert.trained import TrainedModel, load_model, open_text
+from sparse_ops.bench.arguments import whole_number
+
+ENTROPY = (
+    "word frequencies alone: the cross-entropy of the text's word pieces by how often each is in the run's training "
+    "text, plus one, special tokens left out: the loss of a model that ignores the sentence"
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint makes of a text. sequences: judged by, of so many that one pass over the text has.
+
+    compute: dtype of the products. unigram_entropy [nats]: as ENTROPY says.
+    """
+
+    checkpoint: str
+    step: int
+    text: str
+    sequences: int
+    sequences_in_text: int
+    compute: str
+    result: EvalResult
+    unigram_entropy: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: mean losses in nats, accuracies in [0, 1]."""
+        values = {key: value for key, value in vars(self).items() if key != "result"}
+        return {**values, **self.result.means(), "mlm_labels": self.result.mlm_count}
+
+
+def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -> Evaluation:
+    """Judge a model by the first batches of a text, at most one pass over it; None: as many as its run uses.
+
+    texts: files, folders or globs; none: the run's held-out text. Raises ValueError for text that cannot be used.
+    """
+    config, prepared = trained.config, open_text(trained)
+    files = TextFiles(prepared, texts, config.data.column) if texts else prepared
+    stream = _stream(config, files)
+    # FP16.16 is for IPUs.
+    compute = "float32" if config.precision.compute == "float16" else config.precision.compute
+    precision = Precision(compute, loss_scale=1.0)
+    numbers = stream.first_batches(config.eval.batches if batches is None else batches)
+    result = reduce(add, (eval_batch(trained.model, precision, stream.batch(number)) for number in numbers))
+    return Evaluation(
+        checkpoint=str(trained.checkpoint),
+        step=trained.step,
+        text=files.directory if texts else "held-out text of the run",
+        sequences=result.nsp_count,
+        sequences_in_text=stream.sequences_per_epoch,
+        compute=compute,
+        result=result,
+        unigram_entropy=files.unigram_entropy,
+    )
+
+
+def _stream(config: Config, files: TokenFiles) -> BatchStream:
+    """Batches of the run's size, or of as many sequences as there are where the text has fewer."""
+
+    def of_size(batch_size: int) -> BatchStream:
+        return assemble.make_stream(
+            replace(config, train=replace(config.train, batch_size=batch_size)), files, "heldout"
+        )
+
+    return of_size(min(config.train.batch_size, of_size(1).sequences_per_epoch))
+
+
+def render(found: Evaluation) -> str:
+    """The evaluation as text for a reader."""
+    means = found.result.means()
+    gap = found.unigram_entropy - means["mlm_loss"]
+    side = "below" if gap >= 0 else "ABOVE"
+    return "\n".join(
+        [
+            f"{found.checkpoint}, step {found.step:,}, in {found.compute}",
+            f"by {found.sequences:,} sequences of {found.text}, which has {found.sequences_in_text:,}",
+            f"masked LM      {means['mlm_loss']:.4f} nats, {100 * means['mlm_accuracy']:.1f} % right; "
+            f"{abs(gap):.4f} {side} word frequencies alone, {found.unigram_entropy:.4f}",
+            f"next sentence  {means['nsp_loss']:.4f} nats, {100 * means['nsp_accuracy']:.1f} % right; "
+            "a coin toss: 0.6931",
+            f"({ENTROPY})",
+        ]
+    )
+
+
+def main(argv: list[str]) -> int:
+    """The command line; what cannot be read ends in one line and status 2."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0], epilog=ENTROPY)
+    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="judge by this text: files or folders")
+    parser.add_argument(
+        "--batches", type=whole_number(1), help="batches to judge by (default: eval.batches of the run)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    try:
+        found = evaluate(load_model(options.run), options.text, options.batches)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(dumps(found.to_dict()) if options.json else render(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""The model that a run has trained so far, with the text and the vocabulary that it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipu_bert import assemble, checkpoint
+from ipu_bert.config import Config, from_dict
+from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.engines.checked_state import check_model
+from ipu_bert.model import BertForPreTraining
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint's model. config: what it was trained with. tokenizer_sha256: of its tokenizer.json."""
+
+    model: BertForPreTraining
+    config: Config
+    checkpoint: Path
+    step: int
+    tokenizer_sha256: str
+
+
+def load_model(path: Path) -> TrainedModel:
+    """The model of a checkpoint, or of the newest one of a run's folder.
+
+    Raises CheckpointError when there is none or it is damaged.
+    """
+    found = checkpoint.find(path)
+    groups, info = checkpoint.load(found)
+    try:
+        config = from_dict(info["config"])
+        model = assemble.make_model(config, max(1, groups["model"]["cls.predictions.bias"].numel()))
+        check_model(model, groups)
+        model.load_state_dict(groups["model"])
+        return TrainedModel(model, config, found, info["step"], info["identity"]["tokenizer"])
+    except KeyError as error:
+        raise checkpoint.CheckpointError(f"checkpoint {found}: expected {error} in it, found none") from None
+    except ValueError as error:
+        problem = "; ".join(str(error).splitlines())  # a config's errors have a line each
+        raise checkpoint.CheckpointError(f"checkpoint {found}: {problem}") from None
+
+
+def open_text(trained: TrainedModel) -> TokenFiles:
+    """The prepared text of the model's run; prepared again where it is gone.
+
+    Raises ValueError where the text cannot be read, or has another vocabulary now.
+    """
+    prepared = assemble.open_data(trained.config, progress=True)
+    if prepared.manifest["tokenizer_sha256"] != trained.tokenizer_sha256:
+        raise checkpoint.CheckpointError(
+            f"checkpoint {trained.checkpoint}: expected the vocabulary that it was trained with, found another one in "
+            f"{prepared.directory}: the text or data.tokenizer has changed since"
+        )
+    return prepared

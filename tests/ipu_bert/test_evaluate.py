@@ -1,0 +1,123 @@
+"""Judging a checkpoint by its own held-out text and by any other, through the command a user types."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ipu_bert import assemble, checkpoint, evaluate
+from ipu_bert.data.text_files import TextFiles
+from ipu_bert.record.metrics import read_metrics
+from ipu_bert.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+TEXT = "The people of this nation work. We thank the Congress for peace.\n\nWar was long; the Union is strong."
+
+
+@pytest.fixture
+def run(tiny) -> Path:
+    return Trainer(tiny("train.stop_at=3", "checkpoint.every=1", "checkpoint.keep=0", "eval.every=1")).run()
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "other.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{TEXT} In {year} it was so."}) + "\n" for year in range(1790, 1796)))
+    return path
+
+
+def found(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert evaluate.main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in [folder, *folder.rglob("*")]}
+
+
+def test_any_checkpoint_is_judged_as_its_run_did_and_the_run_is_untouched(run, capsys):
+    before = state_of(run)
+    recorded = {r["step"]: r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval"}
+    for path, step in ((run, 3), (run / "checkpoints" / "step_00000002", 2)):
+        judged = found(capsys, path)
+        assert judged["step"] == step
+        for key in ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"):
+            assert judged[key] == recorded[step][key]
+    assert judged["sequences"] == 2 * 4  # eval.batches x train.batch_size
+    report = json.loads((run / "report.json").read_text())
+    assert judged["unigram_entropy"] == report["heldout"]["unigram_entropy"]
+    more = found(capsys, run, "--batches", 10**6)
+    assert 8 < more["sequences_in_text"] <= more["sequences"] < more["sequences_in_text"] + 4  # one pass, no more
+    assert state_of(run) == before
+
+
+def test_any_text_is_judged_with_the_runs_tokenizer(run, text, tiny, capsys):
+    judged = found(capsys, run, "--text", text, "--batches", 99)
+    assert judged["text"] == str(text)
+    assert judged["sequences_in_text"] <= judged["sequences"]
+    assert judged["mlm_loss"] < math.log(1000) + 0.5  # not far from the even guess after three steps
+    # Word frequencies alone, by hand: add-one frequencies of the training split.
+    data = assemble.open_data(tiny(), progress=False)
+    tokenizer = data.tokenizer()
+    documents = [json.loads(line)["text"] for line in text.read_text().splitlines()]
+    ids = [i for document in documents for i in tokenizer.encode(document, add_special_tokens=False).ids]
+    seen = Counter(data.split("train").tokens.tolist())
+    predictable = data.vocab_size - 4
+    total = sum(seen.values()) + predictable
+    expected = -sum(math.log((seen[i] + 1) / total) for i in ids) / len(ids)
+    assert judged["unigram_entropy"] == pytest.approx(expected, rel=1e-12)
+    split = TextFiles(data, [str(text)], "text").split("heldout")
+    assert split.tokens.tolist() == ids
+    assert (split.sentences[-1], split.documents[-1]) == (len(ids), len(split.sentences) - 1)
+    assert len(split.documents) == len(documents) + 1
+    # For a reader.
+    assert evaluate.main([str(run), "--text", str(text)]) == 0
+    page = capsys.readouterr().out
+    assert "step 3, in float32" in page
+    assert "word frequencies alone: the cross-entropy of the text's word pieces" in page
+
+
+def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
+    (tmp_path / "short.txt").write_text("One document of one line.")
+    nowhere, other = tmp_path / "nowhere", tmp_path / "other"
+    shutil.copytree(checkpoint.find(run), other)
+    state = json.loads((other / "state.json").read_text())
+    state["config"]["optim"]["lr"], state["config"]["model"]["heads"] = "fast", 3
+    (other / "state.json").write_text(json.dumps(state))
+    changed = SimpleNamespace(manifest={"tokenizer_sha256": "0"}, directory="elsewhere")
+    for arguments, message in (
+        ([nowhere], f"expected {nowhere} to be or to hold a complete checkpoint, found none"),
+        ([run, "--text", "/no/such.txt"], "no text found at '/no/such.txt'"),
+        ([run, "--text", tmp_path / "blank.jsonl"], "expected text, found no word"),
+        ([run, "--text", tmp_path / "short.txt"], "corpus too small: expected at least 2 documents"),
+        ([other], "found 3; optim.lr: expected a number or auto, found 'fast'"),
+        ([run], "expected the vocabulary that it was trained with, found another one"),
+    ):
+        if arguments == [run]:  # the text has changed since: losses would be of other words
+            monkeypatch.setattr(assemble, "open_data", lambda config, progress: changed)
+        capsys.readouterr()
+        assert evaluate.main([str(argument) for argument in arguments]) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1
+        assert errors[0].startswith("error: ")
+        assert message in errors[0]
+
+
+def test_a_checkpoint_of_the_ipu_engine_is_judged_in_float32(tiny, capsys):
+    """FP16.16 rounds a logit by about 2^-11 of its size, far less than 1 % of a loss of 7 nats."""
+    settings = ("engine.name=ipu", "precision.compute=float16", "train.micro_batch_size=1", "train.stop_at=1")
+    run = Trainer(tiny(*settings)).run()
+    recorded = [r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval"][-1]
+    judged = found(capsys, run)
+    assert judged["compute"] == "float32"
+    assert judged["mlm_loss"] == pytest.approx(recorded["mlm_loss"], rel=0.01)

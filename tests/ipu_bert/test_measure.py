@@ -1,0 +1,61 @@
+"""`--dry-run --measure`: hours from a few steps of the real model."""
+
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+import run_pretraining
+from ipu_bert import measure
+from ipu_bert.engines.torch_engine import TorchEngine
+
+
+def test_what_is_timed_and_how_it_adds_up(tiny, monkeypatch):
+    """A step takes 2 s by the clock, 9 s where it finds the dense gradient's blocks, and the first one 100 s more."""
+    clock, steps = [0.0], []
+    train_step, eval_step = TorchEngine.train_step, TorchEngine.eval_step
+
+    def slow_step(self, batch, counts=None):
+        steps.append(batch.input_ids.shape)
+        clock[0] += (2.0 if counts is None else 9.0) + (100.0 if len(steps) == 1 else 0.0)
+        return train_step(self, batch, counts)
+
+    def slow_evaluation(self, batch):
+        clock[0] += 0.5
+        return eval_step(self, batch)
+
+    monkeypatch.setattr(TorchEngine, "train_step", slow_step)
+    monkeypatch.setattr(TorchEngine, "eval_step", slow_evaluation)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    config = tiny("sparsity.growth=gradient", "train.micro_batch_size=2", "eval.every=5", "train.stop_at=11")
+    times = measure.measure(config)
+    assert set(steps) == {(4, 32)}
+    assert (times.steps, times.step_seconds) == (11, 2.0)
+    assert (times.updates, times.update_seconds) == (3, 7.0)  # after 3, 6 and 9
+    assert (times.evaluations, times.evaluation_seconds) == (4, 2 * 0.5)  # before 1, after 5, 10 and 11; two batches
+    assert times.total_seconds == 11 * 2 + 3 * 7 + 4
+    assert "2 s a step: 22 s for 11 steps" in times.render()
+    assert measure.measure(tiny("sparsity.method=static", "eval.every=0")).total_seconds == 12 * 2 + 2 * 2 * 0.5
+
+
+@pytest.mark.parametrize("engine", [[], ["engine.name=ipu", "train.micro_batch_size=1"]], ids=["torch", "ipu"])
+def test_the_command_measures_and_writes_nothing(tiny, tmp_path, engine, capsys):
+    tiny()
+    where = f"data.dir={tmp_path / 'data'}"
+    assert run_pretraining.main(["--config", str(tmp_path / "tiny.yaml"), where, *engine, "--measure", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert measured["step_seconds"] > 0
+    assert measured["evaluation_seconds"] > 0
+    assert measured["update_seconds"] > 0
+    assert measured["total_hours"] == pytest.approx(measured["total_seconds"] / 3600)
+    assert os.listdir(tmp_path) == ["tiny.yaml"]
+
+
+def test_what_cannot_be_measured_ends_in_one_line(tiny, tmp_path, capsys):
+    tiny()
+    settings = ["engine.name=ipu", "engine.device=offline", "train.micro_batch_size=1"]
+    assert run_pretraining.main(["--config", str(tmp_path / "tiny.yaml"), *settings, "--measure"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
