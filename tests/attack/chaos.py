@@ -18,6 +18,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -36,7 +37,9 @@ def attack(options: argparse.Namespace, root: Path) -> bool:
     print(f"seed {seed}, in {root}", flush=True)
     jobs = make_jobs(small_run.write(root), root)
     chaos = [Chaos(jobs[name], root, random.Random(f"{seed} {name}")) for name in options.jobs]
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: what came out so far
+    for number in (signal.SIGINT, signal.SIGTERM):  # what came out so far
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
         attack_all(chaos, options.kills, random.Random(seed))
     for one in chaos:
         print(summary(one.job.name, one.tally))
