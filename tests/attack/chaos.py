@@ -13,10 +13,12 @@ and two processes in one folder. Ends with status 1 when anything else came out,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -35,7 +37,10 @@ def attack(options: argparse.Namespace, root: Path) -> bool:
     print(f"seed {seed}, in {root}", flush=True)
     jobs = make_jobs(small_run.write(root), root)
     chaos = [Chaos(jobs[name], root, random.Random(f"{seed} {name}")) for name in options.jobs]
-    attack_all(chaos, options.kills, random.Random(seed))
+    for number in (signal.SIGINT, signal.SIGTERM):  # what came out so far
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        attack_all(chaos, options.kills, random.Random(seed))
     for one in chaos:
         print(summary(one.job.name, one.tally))
     print(f"{time.monotonic() - start:.0f} s")

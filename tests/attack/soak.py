@@ -4,14 +4,16 @@ PYTHONPATH=. python tests/attack/soak.py 60                  an hour
 PYTHONPATH=. python tests/attack/soak.py 3 --leak memory     must end with status 1
 
 Every second: memory (RSS) and open files of the process, and bytes in the run's folder without metrics.jsonl, which has
-a line for each record. Speed is from the records. Processes are stopped by SIGTERM and go on with `--resume auto`; the
-first third of each is left out, since memory is claimed in it. Ends with status 1 when something is not flat.
+a line for each record; and processor time per step, which others on the machine disturb less than speed. Processes are
+stopped by SIGTERM and go on with `--resume auto`; the first third of each is left out, since memory is claimed in it.
+Ends with status 1 when something grows.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -39,6 +41,7 @@ class Samples:
     memory: list[float] = field(default_factory=list)  # bytes
     files: list[float] = field(default_factory=list)
     disk: list[float] = field(default_factory=list)  # bytes
+    cost: list[float] = field(default_factory=list)  # seconds of processor time per step, since the sample before
 
 
 def train(leak: str, arguments: list[str]) -> int:
@@ -73,9 +76,15 @@ def watch(command: list[str], seconds: float, folder: Path) -> Samples:
         while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > before):
             time.sleep(0.1)  # until it trains
         seen, start = psutil.Process(process.pid), time.monotonic()
+        used, step = 0.0, 0
         while time.monotonic() < start + seconds and process.poll() is None:
             time.sleep(1.0)
-            if time.monotonic() > start + seconds / 3 and process.poll() is None:
+            if process.poll() is not None or last_step(metrics) == step:
+                continue
+            before, steps, step = used, last_step(metrics) - step, last_step(metrics)
+            used = sum(seen.cpu_times()[:2])
+            if time.monotonic() > start + seconds / 3:
+                found.cost.append((used - before) / steps)
                 found.times.append(time.monotonic() - start)
                 found.memory.append(seen.memory_info().rss)
                 found.files.append(seen.num_fds())
@@ -100,33 +109,33 @@ def size_of(folder: Path) -> int:
     return total
 
 
-def speeds(folder: Path) -> tuple[list[float], list[float]]:
-    """(seconds of training, sequences per second) of every record, over all processes."""
-    from ipu_bert.record.metrics import read_metrics
+def last_step(metrics: Path) -> int:
+    """The step of the last whole line."""
+    with open(metrics, "rb") as file:
+        file.seek(max(0, metrics.stat().st_size - 20_000))
+        found = re.findall(rb'"step": (\d+).*\n', file.read())
+    return int(found[-1]) if found else 0
 
-    records = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "train"]
-    return [r["elapsed"] for r in records], [r["sequences_per_second"] for r in records]
 
-
-def judge(processes: list[Samples], speed: tuple[list[float], list[float]]) -> dict[str, Trend]:
+def judge(processes: list[Samples]) -> dict[str, Trend]:
     """The trend of each kind.
 
-    Memory and files within processes: the one in the middle by growth. Disk and speed over all of the time.
+    Memory and files within processes: the one in the middle by growth. Disk and cost over all of the time.
     """
     found: dict[str, Trend] = {}
     for kind, unit, share in (("memory", 1e6, 0.02), ("files", 1.0, 0.0)):
         values = [[value / unit for value in getattr(one, kind)] for one in processes]
-        all_of_them = [trend(one.times, v, share * statistics.median(v)) for one, v in zip(processes, values)]
-        found[kind] = sorted(all_of_them, key=lambda one: one.growth)[len(all_of_them) // 2]
+        trends = [trend(one.times, v, share * statistics.median(v)) for one, v in zip(processes, values)]
+        found[kind] = sorted(trends, key=lambda one: one.growth)[len(trends) // 2]
     starts = [sum(one.times[-1] for one in processes[:number]) for number in range(len(processes))]
     times = [start + at for start, one in zip(starts, processes) for at in one.times]
-    disk = [value / 1e6 for one in processes for value in one.disk]
-    found["disk"] = trend(times, disk, 0.02 * statistics.median(disk))
-    found["speed"] = trend(*speed, 0.1 * statistics.median(speed[1]))
+    for kind, unit, share in (("disk", 1e6, 0.02), ("cost", 1e-3, 0.1)):
+        values = [value / unit for one in processes for value in getattr(one, kind)]
+        found[kind] = trend(times, values, share * statistics.median(values))
     return found
 
 
-UNITS = {"memory": "MB", "files": "open files", "disk": "MB", "speed": "sequences/s"}
+UNITS = {"memory": "MB", "files": "open files", "disk": "MB", "cost": "ms per step"}
 
 
 def soak(minutes: float, restarts: int, leak: str) -> bool:
@@ -137,11 +146,11 @@ def soak(minutes: float, restarts: int, leak: str) -> bool:
         settings = [*OVERRIDES, f"train.steps={steps}", f"sparsity.updates={steps // 25}", f"run.dir={root / 'run'}"]
         command = [sys.executable, __file__, "--be", leak, "--config", str(config), *settings, "--resume", "auto"]
         period = minutes * 60 / (restarts + 1)
-        found = judge([watch(command, period, root / "run") for _ in range(restarts + 1)], speeds(root / "run"))
+        found = judge([watch(command, period, root / "run") for _ in range(restarts + 1)])
     for kind, one in found.items():
-        verdict = "flat" if one.flat else "NOT FLAT"
+        verdict = "flat" if one.flat else "GROWS"
         between = f"99 %: {one.low:+.2f} to {one.high:+.2f}; counts from {one.allowed:.2f}"
-        print(f"{kind:7s} {verdict:9s} {one.level:10.1f} {UNITS[kind]}, grew by {one.growth:+.2f} ({between})")
+        print(f"{kind:7s} {verdict:5s} {one.level:10.1f} {UNITS[kind]}, grew by {one.growth:+.2f} ({between})")
     return all(one.flat for one in found.values())
 
 

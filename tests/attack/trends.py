@@ -1,4 +1,4 @@
-"""Whether a noisy series stays where it is: a robust slope, and how sure it is."""
+"""Whether a noisy series grows: a robust slope, and how sure it is."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Trend:
 
     @property
     def flat(self) -> bool:
-        """Not surely more than nothing, or not worth a word."""
-        return self.low <= 0.0 <= self.high or abs(self.growth) <= self.allowed
+        """Does not grow, or not surely, or not by what is worth a word."""
+        return self.low <= 0.0 or self.growth <= self.allowed
 
 
 def trend(times: Sequence[float], values: Sequence[float], allowed: float) -> Trend:

@@ -106,6 +106,8 @@ class Victim:
         status = TRACEBACK
         try:
             os.setpgid(0, 0)  # Ctrl-C is for the attacker
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
             for descriptor in (1, 2):
                 os.dup2(self._printed.fileno(), descriptor)
             library, what = ctypes.CDLL(os.environ[_LIBRARY]), self._what

@@ -27,6 +27,16 @@ STATUS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_terminal() -> Iterator[None]:
+    """Whatever the tests themselves were started to ignore, as nohup does with SIGHUP."""
+    default = {number: signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL for number in STATUS}
+    before = {number: signal.signal(number, handler) for number, handler in default.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", STATUS)
 def test_a_signal_is_noted_and_has_its_status(number):
     before = signal.getsignal(number)

@@ -112,7 +112,7 @@ def test_memory_that_runs_out_all_the_same_is_one_line(error, monkeypatch, capsy
     def no(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(run_pretraining, "_train", no)
+    monkeypatch.setattr("ipu_bert.cli._train", no)
     assert run_pretraining.main(["--config", "quickstart"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: out of memory: ")
@@ -123,6 +123,6 @@ def test_what_is_no_lack_of_memory_is_not_hidden(monkeypatch):
     def no(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(run_pretraining, "_train", no)
+    monkeypatch.setattr("ipu_bert.cli._train", no)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run_pretraining.main(["--config", "quickstart"])

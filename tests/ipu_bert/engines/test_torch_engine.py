@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ipu_bert.bench.models import random_batch
 from ipu_bert.data.batches import Batch
-from ipu_bert.engines import gradients
 from ipu_bert.engines.base import NonFiniteError
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, pretraining_losses, sparse_layers
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.dynsparse import gradients
 from sparse_ops.norms import l1
 
 SEQUENCES, TOKENS, LABELS = 6, 16, 3
