@@ -1,0 +1,119 @@
+"""Preparing from a script, from the command line, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import data_corpora
+import pytest
+from data_corpora import corpus, random_documents, use_source
+
+from ipu_bert.data import prepare as prepare_module
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.prepare import main, prepare
+from ipu_bert.settings import DataSettings
+
+HERE = Path(data_corpora.__file__).parent
+PYTHONPATH = os.pathsep.join([str(HERE), str(HERE.parents[2]), str(HERE.parents[1])])
+
+
+CALL = """
+from data_corpora import corpus
+from ipu_bert.data import shards
+from ipu_bert.data.prepare import prepare
+shards.SHARD_BYTES = 1000
+print(prepare(corpus(source="files", paths=(PATH,)), OUT, workers=2, progress=False).vocab_size)
+"""
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_prepare_in_a_script_without_a_guard_is_one_line(tmp_path: Path, interactive: bool) -> None:
+    """Its workers run the script again: they waited for the lock, and the script for them. A session has no script."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(random_documents(1, 60)), encoding="utf-8")
+    program = CALL.replace("PATH", repr(str(text))).replace("OUT", repr(str(tmp_path / "out")))
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    command = [sys.executable, *(["-i", "-q"] if interactive else [str(script)])]
+    done = subprocess.run(
+        command,
+        input=program if interactive else None,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    if interactive:
+        assert done.stdout.strip().isdigit(), done.stderr
+    else:
+        assert done.returncode != 0
+        assert "DataError: the processes that prepare text ended: in a script, call prepare() under" in done.stderr
+        assert len(done.stderr.split("Traceback")) == 2  # the caller's, and none of a worker
+
+
+# the command line, refusals
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("\n\n".join(random_documents(3, 60)), encoding="utf-8")
+    arguments = [
+        "--source",
+        "files",
+        "--paths",
+        str(text),
+        "--out",
+        str(tmp_path / "data"),
+        "--quiet",
+        "--workers",
+        "1",
+    ]
+    main([*arguments, "--vocab-size", "200", "--document-words", "200"])
+    assert "held-out unigram cross-entropy" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: unknown data source 'fils'"):
+        main(["--source", "fils", "--out", str(tmp_path)])
+    text.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"error: .*own\.txt: expected text, found an empty file"):
+        main(arguments)
+
+
+def test_the_command_line_takes_its_defaults_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DataSettings(
+        source="a", column="b", tokenizer="c", vocab_size=7, heldout_fraction=0.25, dir="d", workers=3
+    )
+    monkeypatch.setattr(prepare_module, "DataSettings", lambda: settings)
+    asked = []
+    monkeypatch.setattr(prepare_module, "prepare", lambda *values, **named: asked.append((values, named)))
+    monkeypatch.setattr(prepare_module, "summary", str)
+    main([])
+    expected = corpus(source="a", column="b", tokenizer="c", vocab_size=7, heldout_fraction=0.25)
+    assert asked == [((expected, "d"), {"workers": 3, "progress": True})]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"heldout_fraction": 0.0},
+        {"heldout_fraction": 1.0},
+        {"workers": -1},
+        {"vocab_size": 5},
+        {"document_words": -1},
+    ],
+)
+def test_values_out_of_range_are_refused(tmp_path: Path, options: dict) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("a\n\nb\n\nc\n\nd\n", encoding="utf-8")
+    changes = {"source": "files", "paths": (str(text),), "document_words": 1, **options}
+    workers = changes.pop("workers", 1)
+    with pytest.raises(DataError, match=f"{next(iter(options))}: expected"):
+        prepare(corpus(**changes), str(tmp_path), workers=workers, progress=False)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    use_source(monkeypatch, lambda: iter(random_documents(0, 8)))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SystemExit, match=r"error: .*out"):
+        main(["--source", "toy", "--out", str(tmp_path / "out"), "--quiet"])
