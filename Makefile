@@ -23,7 +23,7 @@ test: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 fuzz: $(VENV)/ready
-	FUZZ=$(EXAMPLES) $(RUN) -m pytest tests/attack -k "not chaos"
+	FUZZ=$(EXAMPLES) $(RUN) -m pytest tests/attack
 
 chaos: $(VENV)/ready
 	PYTHONPATH=. $(RUN) tests/attack/chaos.py $(KILLS)

@@ -77,7 +77,10 @@ def prune(folder: Path, step: int, keep: int) -> None:
     for number, old in own[:-keep] if keep else ():
         doomed = _aside(folder, number)
         os.replace(old, doomed)  # half of a checkpoint never has a checkpoint's name
-        shutil.rmtree(doomed)
+        try:
+            shutil.rmtree(doomed)
+        except OSError as error:  # it names files without their folder
+            raise OSError(error.errno, error.strerror, str(doomed)) from None
 
 
 def try_out(folder: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:

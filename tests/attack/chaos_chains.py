@@ -149,7 +149,7 @@ def _wrong(job: Job, folder: Path, ended: Ended, what: Interruption) -> list[str
     errors = re.findall(pattern, ended.printed, re.MULTILINE)
     if ended.status == refused and len(errors) != 1:
         wrong.append(f"{len(errors)} lines of error")
-    if any(str(folder) not in error for error in errors):
+    if any(str(folder) not in line for line in errors if not line.startswith("stopped")):
         wrong.append("no name of a file or folder")
     return wrong
 

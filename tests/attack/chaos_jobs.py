@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -87,7 +89,7 @@ def preparing(text: Path) -> Job:
         prepare.main([*arguments, "--heldout-fraction", "0.2", "--out", str(folder / "data")])
         return 0
 
-    return Job("prepare", act, (1, "^error: .*"), _all_files, lambda folder, operations: [])
+    return Job("prepare", act, (1, "^error: .*|^stopped; .*"), _all_files, lambda folder, operations: [])
 
 
 def compiling(compiler: Path) -> Job:
@@ -101,7 +103,8 @@ def compiling(compiler: Path) -> Job:
         """As it is after a day and another call: until then it could be somebody's who is compiling."""
         for path in (folder / "cache").iterdir():
             os.utime(path, (0, 0))
-        act(folder)
+        with contextlib.redirect_stdout(io.StringIO()):
+            act(folder)
         return _all_files(folder)
 
     return Job("compile", act, (1, "^sparse_ops: (?!compil).*"), result, lambda folder, operations: [])

@@ -25,7 +25,7 @@ DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8,
 
 
 @pytest.fixture(scope="module")
-def saved(small: Path) -> Files:
+def saved(small: Path, blank_pictures: None) -> Files:
     """The files of a checkpoint of step 2."""
     folder = Trainer(load_config(str(small), ["train.stop_at=2"])).run()
     return Files({path.name: path.read_bytes() for path in checkpoint.find(folder).iterdir()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -115,3 +116,16 @@ def test_no_pickle_is_in_a_checkpoint(tmp_path):
 def test_another_run_is_refused_with_every_difference(tmp_path):
     with pytest.raises(CheckpointError, match=r"a: expected 1, found 2; b: expected None, found 3"):
         checkpoint.check_same_run(tmp_path, {"a": 1, "c": 4}, {"a": 2, "b": 3, "c": 4})
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    save(tmp_path, 3)
+
+    def stuck(path, **options):
+        if not options:
+            raise OSError(errno.EIO, "Input/output error", "model.safetensors")
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", stuck)
+    with pytest.raises(OSError, match=r"Input/output error: '.*/\.step_00000003\.\d+\.tmp'"):
+        save(tmp_path, 4, keep=1)
+    assert checkpoint.find(tmp_path).name == "step_00000004"
