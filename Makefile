@@ -8,7 +8,7 @@ EXAMPLES ?= 1000
 KILLS ?= 500
 MINUTES ?= 60
 
-.PHONY: pretrain test fuzz chaos soak lint hooks docs clean
+.PHONY: pretrain test fuzz chaos soak lint hooks docs wheel wheel-test clean
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,5 +42,27 @@ hooks: $(VENV)/ready
 docs: $(VENV)/ready
 	$(RUN) -m ipu_bert.config > docs/config.md
 
+# A wheel with compiled kernels of every level, for machines of this kind: build/wheel/dist/. g++ and patchelf make it, and
+# the wheel's name says with how old a C library it works.
+WHEEL := build/wheel
+wheel: $(VENV)/ready
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)/source
+	git ls-files -z pyproject.toml README.md LICENSE configs ipu_bert sparse_ops | xargs -0 cp --parents -t $(WHEEL)/source
+	$(PYTHON) -m venv $(WHEEL)/tools
+	$(WHEEL)/tools/bin/pip install --quiet --disable-pip-version-check "setuptools>=77" wheel auditwheel patchelf
+	cd $(WHEEL)/source && $(CURDIR)/$(RUN) -m sparse_ops.build wheel
+	cd $(WHEEL)/source && ../tools/bin/pip wheel --quiet --no-deps --no-build-isolation \
+	    --config-settings=--build-option=--plat-name=linux_$(shell uname -m) --wheel-dir .. .
+	PATH=$(CURDIR)/$(WHEEL)/tools/bin:$$PATH auditwheel repair --wheel-dir $(WHEEL)/dist $(WHEEL)/*.whl
+	$(WHEEL)/tools/bin/auditwheel show $(WHEEL)/dist/*.whl
+
+# The wheel in an empty environment, where no compiler can be found: a faster step than dense, a model saved and loaded.
+wheel-test:
+	rm -rf $(WHEEL)/empty && $(PYTHON) -m venv $(WHEEL)/empty
+	$(WHEEL)/empty/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	$(WHEEL)/empty/bin/pip install --quiet --disable-pip-version-check $(WHEEL)/dist/*.whl
+	cp docs/examples/first_steps.py $(WHEEL)/empty
+	cd $(WHEEL)/empty && env -i PATH=/nowhere SPARSE_OPS_CACHE=$(CURDIR)/$(WHEEL)/empty/cache bin/python -W error first_steps.py
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -11,9 +11,6 @@ from ipu_bert.data.batches import BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.dynsparse.grow import GROW_RULES
-from ipu_bert.dynsparse.schedules import SCHEDULES
-from ipu_bert.dynsparse.updater import PatternUpdater, UpdatePlan
 from ipu_bert.engines.base import Engine
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_linear
@@ -25,6 +22,9 @@ from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.dynsparse.grow import GROW_RULES
+from sparse_ops.dynsparse.schedules import SCHEDULES
+from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
 from sparse_ops.host_memory import total_memory_bytes
 from sparse_ops.norms import NORMS
 

@@ -48,7 +48,7 @@ def sparse_linear(weights: Sequence[EncoderWeight], seed: int, kernel: str) -> L
         weight = by_name[name]
         if not weight.is_sparse:
             return dense_linear(name, in_features, out_features, segments)
-        return BlockSparseLinear(starting_pattern(weight, seed), kernel=kernel)
+        return BlockSparseLinear.from_pattern(starting_pattern(weight, seed), kernel=kernel)
 
     return make
 

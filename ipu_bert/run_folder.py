@@ -110,8 +110,8 @@ class RunFolder:
                 os.replace(path, branch / BEST / path.name)
         for path in later:
             os.replace(path, branch / CHECKPOINTS / path.name)
-        files.sync(branch / CHECKPOINTS)
-        files.sync(self.checkpoints)
+        for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path, self.checkpoints):
+            files.sync(folder)
         print(f"went back to step {step}; what came after it is in {branch} now")
 
     def __enter__(self) -> RunFolder:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Collection, List, Optional, Union
 
-from ipu_bert.dynsparse.grow import GROW_RULES
-from ipu_bert.dynsparse.schedules import SCHEDULES
 from ipu_bert.lr_schedules import LR_SCHEDULES
+from sparse_ops.dynsparse.grow import GROW_RULES
+from sparse_ops.dynsparse.schedules import SCHEDULES
 from sparse_ops.norms import NORMS
 
 # Upper limits are far above what anybody trains, and low enough that all that is counted from them takes seconds.

@@ -32,7 +32,7 @@ def load_model(path: Path) -> TrainedModel:
     groups, info = checkpoint.load(found)
     try:
         config = from_dict(info["config"])
-        model = assemble.make_model(config, max(1, groups["model"]["cls.predictions.bias"].numel()))
+        model = assemble.make_model(config, _vocab_size(groups))
         check_model(model, groups)
         model.load_state_dict(groups["model"])
         return TrainedModel(model, config, found, info["step"], info["identity"]["tokenizer"])
@@ -41,6 +41,12 @@ def load_model(path: Path) -> TrainedModel:
     except ValueError as error:
         problem = "; ".join(str(error).splitlines())  # a config's errors have a line each
         raise checkpoint.CheckpointError(f"checkpoint {found}: {problem}") from None
+
+
+def _vocab_size(groups: checkpoint.Groups) -> int:
+    """Rows of the decoder's bias; 1 where there is none, with which the check of the model fails."""
+    bias = groups.get("model", {}).get("cls.predictions.bias")
+    return max(1, bias.numel()) if bias is not None else 1
 
 
 def open_text(trained: TrainedModel) -> TokenFiles:

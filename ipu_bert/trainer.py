@@ -82,7 +82,7 @@ class Trainer:
         self._checkpoints, self._best = folder.checkpoints, folder.best
         mine = self._origin and self._origin.checkpoint.resolve().parent == folder.checkpoints.resolve()
         self._saved = self._origin.checkpoint if self._origin and mine else None  # the checkpoint of this very step
-        best = checkpoint.complete(folder.best)
+        best = checkpoint.complete(folder.best) if self.config.checkpoint.keep_best else []
         self._best_loss = checkpoint.read_info(best[-1][1]).get("heldout_loss", math.inf) if best else math.inf
 
     def _loop(self, folder: RunFolder) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Compile the native kernels with the system's compiler, once; `python -m sparse_ops.build` does it ahead.
 
-`python -m sparse_ops.build ipu` builds the IPU's library instead (ipu/build.py), where an SDK is enabled.
+`python -m sparse_ops.build ipu` builds the IPU's library instead (ipu/build.py), where an SDK is enabled; `... wheel`
+compiles every level into the package, for `make wheel`. Where a wheel has brought such a library, nothing is compiled.
 
 The library is plain C++17 behind a C interface: it knows nothing of torch, so one build serves every torch. Its
 file name is a digest of the sources, the flags, the compiler's version and this processor's features, so that any
@@ -25,12 +26,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Iterable, NamedTuple
+from typing import Any, Iterable, NamedTuple
 
 from sparse_ops.files import lock, replacing
 from sparse_ops.ipu import build as build_ipu
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
+SHIPPED = Path(__file__).parent / "lib"
 COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")
 _SCRATCH = "build-"  # folders beside the library in which its parts are compiled
 _DAY = 24 * 60 * 60.0  # seconds
@@ -70,13 +72,22 @@ LEVELS = (
 )
 
 
+def levels_here() -> tuple[Level, ...]:
+    """The levels that this processor has."""
+    if not _X86:
+        return LEVELS[:1]
+    found = set(cpu_features().split())
+    known = {"sse2"} <= found  # else there is no list here, and the library finds out when it is loaded
+    return tuple(itertools.takewhile(lambda level: not known or found >= set(level.features), LEVELS))
+
+
 def units() -> list[Unit]:
-    """What the library is made of: the kernels once per level that this processor has, each in its own namespace."""
-    levels: tuple[Level, ...] = LEVELS[:1]
-    if _X86:
-        found = set(cpu_features().split())
-        known = {"sse2"} <= found  # else there is no list here, and the library finds out when it is loaded
-        levels = tuple(itertools.takewhile(lambda level: not known or found >= set(level.features), LEVELS))
+    """What the library for this processor is made of."""
+    return _units_of(levels_here())
+
+
+def _units_of(levels: tuple[Level, ...]) -> list[Unit]:
+    """The kernels once per level, each in its own namespace."""
     made = [
         Unit(x.name, "level.cpp", (f"-DSPARSE_OPS_LEVEL={x.name}", f"-DSPARSE_OPS_LANES={x.lanes}", *x.flags))
         for x in reversed(levels)  # the slowest to compile first
@@ -101,12 +112,36 @@ def library_path() -> Path:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
     if version.returncode:
         raise BuildError(f"{shlex.join(compiler)} --version failed: {version.stderr.strip()}")
-    digest = hashlib.sha256()
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest = _digest_of_sources()
     described = (units(), COMMON_FLAGS, compiler, version.stdout, platform.machine(), cpu_features())
     digest.update(repr(described).encode())
     return cache_folder() / f"kernels-{digest.hexdigest()[:24]}.so"
+
+
+def _digest_of_sources() -> Any:
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest
+
+
+def shipped_path() -> Path:
+    """Where a wheel for this kind of machine has its library, of every level and of these very sources."""
+    digest = _digest_of_sources()
+    digest.update(repr((_units_of(_levels_shipped()), COMMON_FLAGS)).encode())
+    return SHIPPED / f"kernels-{platform.machine().lower()}-{digest.hexdigest()[:24]}.so"
+
+
+def _levels_shipped() -> tuple[Level, ...]:
+    return LEVELS if _X86 else LEVELS[:1]
+
+
+def build_for_wheel() -> Path:
+    """Compile every level for any machine of this kind, into the package. Raises BuildError."""
+    path = shipped_path()
+    path.parent.mkdir(exist_ok=True)
+    _compile(path, _units_of(_levels_shipped()))
+    return path
 
 
 def cpu_features() -> str:
@@ -143,7 +178,7 @@ def build() -> Path:
     try:
         with lock(path.with_suffix(".lock"), wait=True):
             if not path.exists():  # another process may have made it while this one waited
-                _compile(path)
+                _compile(path, units())
     except OSError as error:
         raise BuildError(f"cannot write the kernels to {path.parent}: {error}") from error
     return path
@@ -162,11 +197,11 @@ def _sweep(cache: Path) -> None:
                 shutil.rmtree(folder)
 
 
-def _compile(path: Path) -> None:
+def _compile(path: Path, made_of: list[Unit]) -> None:
     compiler, start = find_compiler(), time.monotonic()
     print(f"sparse_ops: compiling CPU kernels with {compiler[0]}, once, into {path.parent}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as folder, replacing(path) as library:
-        objects = {unit: os.path.join(folder, unit.name + ".o") for unit in units()}
+        objects = {unit: os.path.join(folder, unit.name + ".o") for unit in made_of}
         _run(
             [*compiler, *COMMON_FLAGS, *unit.flags, "-c", str(SOURCES / unit.source), "-o", target]
             for unit, target in objects.items()
@@ -187,9 +222,9 @@ def _run(commands: Iterable[list[str]]) -> None:
 def main(argv: list[str]) -> int:
     """Compile ahead and print where; exit status 1 and the reason when that fails."""
     parser = argparse.ArgumentParser(prog="python -m sparse_ops.build", description="Compile native code ahead.")
-    parser.add_argument("target", nargs="?", choices=("cpu", "ipu"), default="cpu", help="default: cpu")
+    parser.add_argument("target", nargs="?", choices=("cpu", "ipu", "wheel"), default="cpu", help="default: cpu")
     try:
-        print(build_ipu.build() if parser.parse_args(argv).target == "ipu" else build())
+        print({"cpu": build, "ipu": build_ipu.build, "wheel": build_for_wheel}[parser.parse_args(argv).target]())
     except RuntimeError as error:
         print(f"sparse_ops: {error}", file=sys.stderr)
         return 1

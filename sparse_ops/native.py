@@ -13,6 +13,7 @@ the best that the processor has. Threads are torch's own (its OpenMP runtime, to
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -31,7 +32,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @functools.lru_cache(maxsize=None)
 def available() -> bool:
-    """Whether the kernels can be used here; compiles them at the first call. Warns once, with the reason, when not."""
+    """Whether the kernels can be used here; compiles them at the first call, where a wheel has not brought them.
+
+    Warns once, with the reason, when not.
+    """
     from sparse_ops.build import BuildError  # not at the top: `python -m sparse_ops.build` imports this package first
 
     try:
@@ -114,6 +118,7 @@ def grad_values(
         out=out.data_ptr(),
         bias=_address(bias),
         index=_addresses(index),
+        blocks=index.rows.numel(),
         tokens=x.shape[0],
         n_in=x.shape[1],
         n_out=dy.shape[1],
@@ -146,6 +151,7 @@ def _product(
         bias=_address(bias),
         values=values.data_ptr(),
         index=_addresses(index),
+        blocks=index.rows.numel(),
         tokens=x.shape[0],
         n_in=x.shape[1],
         n_out=y.shape[1],
@@ -170,6 +176,8 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _done(status: int) -> None:
+    if status == -2:
+        raise ValueError("index: expected one made by BlockPattern.index(), found slots or positions that disagree")
     if status:
         raise MemoryError("native kernels: out of memory for a workspace")
 
@@ -188,7 +196,10 @@ def _check_values(values: Tensor, index: BlockIndex) -> int:
 
 
 def _check_index(index: BlockIndex) -> None:
+    """What the library cannot see; it checks the numbers themselves, at every call."""
     for name, tensor in zip(index._fields, index):
+        if tensor.dim() != 1 or (not name.endswith("_ptr") and tensor.numel() != index.rows.numel()):
+            raise ValueError(f"index {name}: expected [{index.rows.numel()}], found {list(tensor.shape)}")
         if tensor.dtype != torch.int32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise ValueError(
                 f"index {name}: expected contiguous int32 on the CPU, found {tensor.dtype} on {tensor.device}"
@@ -225,6 +236,7 @@ class _BlockIndex(ctypes.Structure):
 
 _OF_BOTH = (
     ("index", _BlockIndex),
+    ("blocks", ctypes.c_int64),
     ("tokens", ctypes.c_int64),
     ("n_in", ctypes.c_int64),
     ("n_out", ctypes.c_int64),
@@ -251,8 +263,11 @@ class _GradientCall(_Call):
 
 @functools.lru_cache(maxsize=None)
 def _library() -> Any:
-    from sparse_ops.build import build
+    from sparse_ops.build import build, shipped_path
 
+    if shipped_path().exists():
+        with contextlib.suppress(OSError):  # made for a newer C library than this system's: then compile
+            return _declare(ctypes.CDLL(str(shipped_path())))
     return _declare(ctypes.CDLL(str(build())))
 
 

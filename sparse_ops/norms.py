@@ -12,36 +12,41 @@ from sparse_ops.pattern import BlockPattern
 from sparse_ops.reference import Strip
 from sparse_ops.registry import Registry
 
-BlockNorm = Callable[[Tensor], Tensor]  # values [..., b, b] of up to 32 bits -> float32 [...], never negative
+BlockNorm = Callable[[Tensor], Tensor]  # values [..., b, b] -> [...] of `norm_dtype(values.dtype)`, never negative
 NORMS: Registry[BlockNorm] = Registry("block norm")
 register = NORMS.register  # makes a norm known by name
 
 
+def norm_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What norms of this dtype's numbers are computed in and kept as: float64 of float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def block_norm(values: Tensor, p: float) -> Tensor:
-    """L^p norm of each block (Eq. 1). values [..., b, b], float32, bfloat16 or float16 -> float32 [...].
+    """L^p norm of each block (Eq. 1). values [..., b, b], floating -> [...], float64 of float64 and else float32.
 
     Raises ValueError for another p than 1, 2 and inf.
     """
     if p not in (1.0, 2.0, math.inf):
         raise ValueError(f"block norm: expected p = 1, 2 or inf, found {p}")
-    return torch.linalg.vector_norm(values, ord=p, dim=(-2, -1), dtype=torch.float32)
+    return torch.linalg.vector_norm(values, ord=p, dim=(-2, -1), dtype=norm_dtype(values.dtype))
 
 
 @register("l1")
 def l1(values: Tensor) -> Tensor:
-    """Sum of magnitudes, the paper's choice: values [..., b, b] -> float32 [...]."""
+    """Sum of magnitudes, the paper's choice: values [..., b, b] -> [...], as `block_norm`."""
     return block_norm(values, 1.0)
 
 
 @register("l2")
 def l2(values: Tensor) -> Tensor:
-    """Root of the sum of squares: values [..., b, b] -> float32 [...]."""
+    """Root of the sum of squares: values [..., b, b] -> [...], as `block_norm`."""
     return block_norm(values, 2.0)
 
 
 @register("linf")
 def linf(values: Tensor) -> Tensor:
-    """Largest magnitude: values [..., b, b] -> float32 [...]."""
+    """Largest magnitude: values [..., b, b] -> [...], as `block_norm`."""
     return block_norm(values, math.inf)
 
 
@@ -50,8 +55,8 @@ class GradientBlocks(NamedTuple):
 
     rows: Tensor  # int64 [n], block row
     cols: Tensor  # int64 [n], block column
-    norms: Tensor  # float32 [n]
-    active: Tensor  # float32 [nnz], in slot order
+    norms: Tensor  # [n], float32, or float64 where the activations are
+    active: Tensor  # [nnz] of that dtype, in slot order
 
 
 class LargestBlocks:
@@ -70,9 +75,10 @@ class LargestBlocks:
         self._keys = [torch.empty(0, dtype=torch.int64) for _ in range(pattern.segments)]
 
     def add(self, strip: Strip, blocks: Tensor) -> None:
-        """Take one strip of the gradient into account: float32 [strip rows, C, b, b], each strip once."""
+        """Take one strip of the gradient into account, each once: [strip rows, C, b, b], float32 or float64."""
         n_cols = self._grid[1]
         norms = self._norm(blocks)
+        self._active = self._active.to(norms.dtype)
         rows, cols = self._rows[strip.slots] - strip.first_row, self._cols[strip.slots]
         self._active[strip.slots] = norms[rows, cols]
         norms[rows, cols] = -1.0  # below every norm: taken positions are no candidates

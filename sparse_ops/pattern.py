@@ -119,8 +119,14 @@ class BlockPattern:
 
         Raises ValueError as `block_count` does.
         """
+        return cls.of_count(shape, block_size, block_count(shape, block_size, sparsity, segments), generator, segments)
+
+    @classmethod
+    def of_count(
+        cls, shape: tuple[int, int], block_size: int, count: int, generator: torch.Generator, segments: int = 1
+    ) -> BlockPattern:
+        """Uniformly random pattern with `count` blocks in every segment. Raises ValueError when they do not fit."""
         n_rows, n_cols = check_grid(shape, block_size, segments)
-        count = block_count(shape, block_size, sparsity, segments)
         positions = n_rows // segments * n_cols
         keys = torch.cat(
             [sample_distinct(positions, count, generator).sort().values + s * positions for s in range(segments)]

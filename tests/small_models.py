@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
-from ipu_bert.dynsparse.grow import GROW_RULES
-from ipu_bert.dynsparse.schedules import constant
-from ipu_bert.dynsparse.updater import UpdatePlan
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining, dense_linear, sparse_linear
 from ipu_bert.optim import Optimization
 from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes.shape import BertShape, EncoderSize
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
+from sparse_ops.dynsparse.grow import GROW_RULES
+from sparse_ops.dynsparse.schedules import constant
+from sparse_ops.dynsparse.updater import UpdatePlan
 from sparse_ops.norms import l1
 
 

@@ -23,9 +23,6 @@ from ipu_bert.bench import models as bench_models
 from ipu_bert.bench.memory import StateBytes, peak_bytes, state_bytes
 from ipu_bert.bench.models import DENSE_BFLOAT16, DENSE_FLOAT32, IMPLEMENTATIONS, Implementation, Trainer
 from ipu_bert.data.batches import Batch
-from ipu_bert.dynsparse.grow import GROW_RULES
-from ipu_bert.dynsparse.schedules import constant
-from ipu_bert.dynsparse.updater import PatternUpdater, UpdatePlan
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.record.metrics import dumps
 from ipu_bert.settings import SparsitySettings
@@ -36,6 +33,9 @@ from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import files, native
 from sparse_ops.bench.arguments import file_to_write, fraction, whole_number
 from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
+from sparse_ops.dynsparse.grow import GROW_RULES
+from sparse_ops.dynsparse.schedules import constant
+from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
 from sparse_ops.norms import l1
 
 PHASES = ("forward", "backward", "optimizer")

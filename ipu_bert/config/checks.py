@@ -6,10 +6,10 @@ from typing import Iterator
 
 from ipu_bert.config.resolve import longest_warmup, steps_to_update
 from ipu_bert.data.source import SOURCES
-from ipu_bert.dynsparse.grow import GROW_RULES
 from ipu_bert.settings import Config, SparsitySettings
 from ipu_bert.sizes.distribution import match_weights
 from ipu_bert.sizes.weights import encoder_weights
+from sparse_ops.dynsparse.grow import GROW_RULES
 
 MOST_TOKENS = 2**28  # of a step; the largest in the literature are 2**25
 MOST_PATTERNS = 100  # of sparsity.layers, each of which is held against every weight's name

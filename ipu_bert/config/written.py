@@ -10,7 +10,8 @@ from typing import Any, Mapping, Sequence
 
 from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent.parent / "configs"
+_PACKAGE = Path(__file__).resolve().parent.parent
+CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())  # installed; a checkout
 MOST_BASES = 16
 
 

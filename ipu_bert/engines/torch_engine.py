@@ -21,11 +21,11 @@ from ipu_bert.engines.base import (
     TransferRecord,
 )
 from ipu_bert.engines.checked_state import check_state
-from ipu_bert.engines.gradients import GradientSearch
 from ipu_bert.model import BertForPreTraining, PretrainingLosses, pretraining_losses, sparse_layers
 from ipu_bert.optim import Optimization, adamw, group_lasso_
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.dynsparse.gradients import GradientSearch
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.norms import BlockNorm
 from sparse_ops.pattern import named_generator

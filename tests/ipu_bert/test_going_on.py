@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
-import resource
 import shutil
 import signal
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import pytest
 import torch
+from run_history import SHORT, Killed, assert_same_state, history, newest, steps, train
 
 import run_pretraining
 from ipu_bert import checkpoint
@@ -24,48 +22,13 @@ from ipu_bert.summary import RunTotals
 from ipu_bert.trainer import Trainer
 from sparse_ops import native
 
-SHORT = ("train.steps=6", "eval.every=2", "eval.batches=2", "checkpoint.every=2", "checkpoint.keep=0")
-TIMES = {"elapsed", "seconds", "sequences_per_second", "tokens_per_second"}
-
 
 @pytest.fixture(autouse=True)
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[RunTotals]:
     """What reports would be written of; they take longer than all else that these runs do."""
     totals: list[RunTotals] = []
-    monkeypatch.setattr(
-        "ipu_bert.trainer.write_outcome", lambda path, config, data, found, layers: totals.append(found)
-    )
+    monkeypatch.setattr("ipu_bert.trainer.write_outcome", lambda path, config, data, found, _: totals.append(found))
     return totals
-
-
-class Killed(BaseException):
-    """What SIGKILL does, seen from outside: nothing after this happens."""
-
-
-def train(config: Config, resume: Path | None = None) -> Path:
-    return Trainer(config, resume).run()
-
-
-def newest(config: Config) -> Path | None:
-    found = checkpoint.complete(Path(config.run.dir) / "checkpoints")
-    return found[-1][1] if found else None
-
-
-def steps(folder: Path) -> list[int]:
-    return [step for step, _ in checkpoint.complete(folder)]
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    """All records but resumes, without times."""
-    records = [r for r in read_metrics(folder / METRICS_FILE) if r["kind"] != "resume"]
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
-
-
-def assert_same_state(first: Path, second: Path) -> None:
-    (one, _), (other, _) = checkpoint.load(first), checkpoint.load(second)
-    assert {g: t.keys() for g, t in one.items()} == {g: t.keys() for g, t in other.items()}
-    for group, name in ((g, n) for g, tensors in one.items() for n in tensors):
-        assert torch.equal(one[group][name], other[group][name]), f"{group} {name}"
 
 
 # --- killed and resumed: the records of the unbroken run
@@ -255,6 +218,28 @@ def test_a_run_that_was_only_killed_does_not_branch(tiny):
     assert not (train(config, newest(config)) / "branches").exists()
 
 
+def test_a_process_that_is_killed_while_it_goes_back_has_changed_nothing_yet(tiny, monkeypatch):
+    """The checkpoint that counts goes last; whoever goes back again then finds all that there was."""
+    folder = train(tiny(*SHORT))
+    before, replace, last = history(folder), os.replace, folder / "checkpoints" / "step_00000006"
+
+    def killed(source: Path, target: Path) -> None:
+        if source == last:
+            raise Killed
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            train(tiny(*SHORT), folder / "checkpoints" / "step_00000002")
+    assert checkpoint.find(folder) == last
+    assert history(folder) == before
+    train(tiny(*SHORT, "train.stop_at=2"), folder / "checkpoints" / "step_00000002")
+    branches = sorted((folder / "branches").iterdir())
+    assert [steps(branch / "checkpoints") for branch in branches] == [[4], [6]]
+    assert [history(branch) for branch in branches] == [[r for r in before if r["step"] > 2]] * 2
+
+
 # --- two runs
 
 
@@ -281,151 +266,6 @@ def test_a_folder_of_something_else_is_no_place_to_go_on_either(tiny, tmp_path):
     with pytest.raises(ValueError, match="found another run or other files"):
         train(config, origin)
     assert os.listdir(config.run.dir) == ["thesis.tex"]
-
-
-# --- what cannot be saved is refused before the first step
-
-
-@pytest.mark.parametrize("section", ["clip_norm", "eps"])
-def test_a_setting_that_no_checkpoint_can_hold_is_refused_before_the_first_step(section, tiny):
-    config = tiny()
-    setattr(config.optim, section, math.inf)
-    with pytest.raises(ValueError, match=rf"expected a finite number to write, found config.optim.{section} = inf"):
-        train(config)
-    assert history(Path(config.run.dir)) == []
-    assert os.listdir(Path(config.run.dir) / "checkpoints") == []
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 100 kB; a full disk fails at the same call."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("full_disk")
-def test_a_disk_without_room_is_found_before_the_first_step(tiny):
-    config = tiny()
-    with pytest.raises(OSError, match=r"step_00000000: could not be written: .*File too large"):
-        train(config)
-    assert history(Path(config.run.dir)) == []
-
-
-def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(tiny, tmp_path):
-    """Checkpoints on a disk that is not there any more; permissions would not stop a test that runs as root."""
-    folder = train(tiny("train.stop_at=1", "checkpoint.keep_best=true"))
-    os.rename(folder / "checkpoints", tmp_path / "elsewhere")
-    (folder / "checkpoints").symlink_to(tmp_path / "not mounted")
-    before = read_metrics(folder / METRICS_FILE)
-    with pytest.raises(OSError, match="checkpoints"):
-        train(tiny("train.stop_at=2"), checkpoint.find(folder / "best"))
-    assert read_metrics(folder / METRICS_FILE) == before[:-1]  # but for "end"
-
-
-def test_what_is_not_read_as_it_was_written_is_refused(tmp_path, monkeypatch):
-    """A disk or a library that changes one bit in silence."""
-    save_file = checkpoint.save_file
-    monkeypatch.setattr(
-        checkpoint, "save_file", lambda tensors, path: save_file({n: t + 1 for n, t in tensors.items()}, path)
-    )
-    with pytest.raises(ValueError, match="model w is not read as it was written"):
-        checkpoint.try_out(tmp_path, 0, {"model": {"w": torch.zeros(3)}}, {})
-    assert os.listdir(tmp_path) == []
-
-
-# --- what killed processes leave
-
-
-@pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.yaml.77.tmp"], [".config.yaml.77.tmp"]])
-def test_a_folder_whose_run_was_killed_before_its_config_was_written_is_free(left, tiny, capsys):
-    config = tiny("train.stop_at=1")
-    Path(config.run.dir).mkdir()
-    for name in left:
-        (Path(config.run.dir) / name).write_text("run: {na")
-    train(config)
-    assert "an earlier run" not in capsys.readouterr().out
-    assert not list(Path(config.run.dir).glob(".*.tmp"))
-
-
-def test_leftovers_go_at_the_next_start_and_nothing_else(tiny):
-    config = tiny("train.stop_at=2", "checkpoint.every=1", "checkpoint.keep=0", "checkpoint.keep_best=true")
-    folder = train(config)
-    kept, best = checkpoint.complete(folder / "checkpoints"), checkpoint.complete(folder / "best")
-    for place in ("checkpoints", "best"):
-        for name in (".step_00000001.77.tmp", ".step_00000001.77.old", "step_00000000"):
-            (folder / place / name).mkdir()
-            (folder / place / name / "model.safetensors").write_text("half")
-    (folder / "checkpoints" / "notes.txt").write_text("mine")
-    (folder / ".metrics.jsonl.77.tmp").write_text("{")
-    train(tiny("train.stop_at=2"), newest(config))
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == sorted(
-        [*(p.name for _, p in kept), "notes.txt"]
-    )
-    assert [p.name for p in (folder / "best").iterdir()] == [p.name for _, p in best]
-    assert not list(folder.glob(".*.tmp"))
-
-
-@pytest.mark.parametrize("number", range(1, 5))
-def test_a_kill_at_any_rename_of_a_second_save_of_a_step_loses_nothing(number, tmp_path, monkeypatch):
-    """Also with no checkpoint to keep but this one; what stands afterwards is the old one or the new one, whole."""
-    values = itertools.count()
-
-    def save() -> None:
-        checkpoint.save(tmp_path, 3, {"model": {"w": torch.full((4,), float(next(values)))}}, {}, 1)
-
-    save()
-    calls, replace, rmtree = itertools.count(1), os.replace, checkpoint.shutil.rmtree
-
-    def until(run: Callable[..., Any]) -> Callable[..., Any]:
-        def killed(*arguments: Any, **rest: Any) -> Any:
-            if next(calls) >= number:
-                raise Killed
-            return run(*arguments, **rest)
-
-        return killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "replace", until(replace))
-        patch.setattr(checkpoint.shutil, "rmtree", until(rmtree))
-        with pytest.raises(Killed):
-            save()
-    checkpoint.clean(tmp_path)
-    assert os.listdir(tmp_path) == ["step_00000003"]
-    assert float(checkpoint.load(checkpoint.find(tmp_path))[0]["model"]["w"][0]) in (0.0, 1.0)
-
-
-def test_a_checkpoint_that_is_being_removed_has_no_checkpoints_name(tmp_path, monkeypatch):
-    for step in (1, 2):
-        checkpoint.save(tmp_path, step, {"model": {"w": torch.zeros(1)}}, {}, 0)
-
-    def killed(path: Path, ignore_errors: bool = False) -> None:
-        if not ignore_errors:
-            os.unlink(Path(path) / "model.safetensors")
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", killed)
-        with pytest.raises(Killed):
-            checkpoint.save(tmp_path, 3, {"model": {"w": torch.zeros(1)}}, {}, 2)
-    assert steps(tmp_path) == [2, 3]
-    checkpoint.clean(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["step_00000002", "step_00000003"]
-
-
-def test_keep_never_removes_what_was_just_saved(tmp_path):
-    for step in (10, 20, 12):
-        checkpoint.save(tmp_path, step, {}, {}, 1)
-    assert steps(tmp_path) == [12, 20]
-
-
-def test_what_a_kill_left_of_old_checkpoints_goes_when_the_run_goes_on(tiny):
-    """Killed between saving the last step and removing the oldest: nothing is saved after that."""
-    train(tiny("train.stop_at=3", "checkpoint.every=1", "checkpoint.keep=0"))
-    config = tiny("train.stop_at=3", "checkpoint.every=1", "checkpoint.keep=2")
-    folder = train(config, newest(config))
-    assert steps(folder / "checkpoints") == [2, 3]
 
 
 # --- the command line
@@ -494,36 +334,3 @@ def test_other_conditions_are_said_once_and_recorded(tiny, capsys):
     assert line == f"resumed, but not bit for bit the run it would have been: {'; '.join(changed)}"
     resumes = [r for r in read_metrics(folder / METRICS_FILE) if r["kind"] == "resume"]
     assert [r["changed"] for r in resumes] == [[], changed]
-
-
-# --- the best
-
-
-def test_the_best_checkpoint_is_kept_beside_the_newest(tiny, tmp_path):
-    config = tiny(
-        *SHORT, "eval.every=1", "checkpoint.every=0", "checkpoint.keep=1", "checkpoint.keep_best=true", "optim.lr=0.02"
-    )
-    folder = train(config)
-    losses = {r["step"]: r["mlm_loss"] for r in history(folder) if r["kind"] == "eval" and r["step"]}
-    lowest = min(losses, key=losses.__getitem__)
-    assert steps(folder / "best") == [lowest]
-    assert steps(folder / "checkpoints") == [6]
-    whole = train(tiny(*SHORT, "optim.lr=0.02", "checkpoint.every=1", f"run.dir={tmp_path / 'whole'}"))
-    assert_same_state(folder / "best" / f"step_{lowest:08d}", whole / "checkpoints" / f"step_{lowest:08d}")
-    assert checkpoint.find(folder / "best").name == f"step_{lowest:08d}"
-
-
-def test_a_worse_one_after_a_resume_does_not_replace_the_best(tiny):
-    settings = (*SHORT, "checkpoint.keep_best=true")
-    config = tiny(*settings, "train.stop_at=2")
-    folder = train(config)
-    trainer = Trainer(tiny(*settings), newest(config))
-    evaluate = trainer._evaluate
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_evaluate", lambda metrics: {**evaluate(metrics), "mlm_loss": 99.0})
-        trainer.run()
-    assert steps(folder / "best") == [2]
-
-
-def test_a_run_without_it_keeps_no_best(tiny):
-    assert not (train(tiny(*SHORT, "train.stop_at=2")) / "best").exists()

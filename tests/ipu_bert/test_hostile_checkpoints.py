@@ -15,13 +15,13 @@ from small_models import make_optimization, make_plan, make_shape, sparse_model
 
 from ipu_bert import checkpoint
 from ipu_bert.checkpoint import CheckpointError
-from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.model import sparse_layers
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
 from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
+from sparse_ops.dynsparse.updater import PatternUpdater
 from sparse_ops.files import sha256_of
 from sparse_ops.norms import l1
 

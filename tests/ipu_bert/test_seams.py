@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ipu_bert import assemble, lr_schedules
 from ipu_bert.config import Config, ConfigError, load_config
-from ipu_bert.dynsparse import grow, schedules
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import norms
+from sparse_ops.dynsparse import grow, schedules
 
 REGISTRIES = {
     "sparsity.schedule": schedules.SCHEDULES,

@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: py
     """Root may write anywhere, so the folder's parent is a file: that stops everyone."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(build, "_compile", lambda path: path.write_bytes(b"library"))
+    monkeypatch.setattr(build, "_compile", lambda path, units: path.write_bytes(b"library"))
     monkeypatch.setattr(build, "library_path", lambda: build.cache_folder() / "kernels-0.so")
     path = build.build()
     assert path.read_bytes() == b"library"
@@ -123,6 +123,25 @@ def test_what_killed_compilations_left_goes_after_a_day(tmp_path: Path, monkeypa
     monkeypatch.setattr(build, "library_path", lambda: tmp_path / "kernels-0.so")
     assert build.build() == tmp_path / "kernels-0.so"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build-mine", "build-new", "kernels-0.so"]
+
+
+@needs_compiler
+def test_a_library_that_a_wheel_brought_is_used_and_one_that_does_not_load_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped one stands in for every level; without it, or where it does not load, sources are compiled."""
+    compiled = build.build()
+    assert native._library.__wrapped__()._name == str(compiled)
+    monkeypatch.setattr(build, "SHIPPED", tmp_path)
+    build.shipped_path().write_bytes(b"of another C library")
+    assert native._library.__wrapped__()._name == str(compiled)
+    build.shipped_path().write_bytes(compiled.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "build", lambda: pytest.fail("compiled"))
+        assert native._library.__wrapped__()._name == str(build.shipped_path())
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "COMMON_FLAGS", ("-O2",))
+        assert not build.shipped_path().exists(), "a library of other sources or flags is not found"
 
 
 @needs_compiler

@@ -10,7 +10,7 @@ from sparse_ops import BlockPattern, BlockSparseLinear
 
 def layer_of(seed: int, segments: int = 1) -> BlockSparseLinear:
     pattern = BlockPattern.random((48, 32), 8, 0.6, torch.Generator().manual_seed(seed), segments)
-    layer = BlockSparseLinear(pattern)
+    layer = BlockSparseLinear.from_pattern(pattern)
     torch.nn.init.normal_(layer.values)
     return layer
 
@@ -70,12 +70,59 @@ def test_state_dict_carries_the_pattern(seed):
     assert sorted(first.state_dict()) == ["bias", "cols", "rows", "values"]
 
 
-def test_a_state_dict_with_impossible_positions_is_refused(seed):
-    layer = layer_of(seed)
-    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    state["rows"][0] = 99
-    with pytest.raises(ValueError, match=r"rows: expected block coordinates in \[0, 6\)"):
-        layer.load_state_dict(state)
+STATES = {
+    "another layer's positions": (
+        {"rows": lambda t: t + 99},
+        ValueError,
+        r"rows: expected block coordinates in \[0, 6\)",
+    ),
+    "two slots at one place": ({"rows": torch.zeros_like, "cols": torch.zeros_like}, ValueError, "has two slots"),
+    "int64 positions": ({"cols": lambda t: t.long()}, ValueError, "cols: expected int32"),
+    "more blocks": ({"rows": lambda t: t.repeat(2)}, RuntimeError, r"mismatch for rows: expected \[10\], found \[20\]"),
+    "no positions": ({"rows": None, "cols": None}, RuntimeError, r"found \['bias', 'values'\]$"),
+    "no bias": (
+        {"bias": None},
+        RuntimeError,
+        r"expected the keys \['bias', 'cols', 'rows', 'values'\], found \['cols',",
+    ),
+    "a dense weight": ({"weight": torch.ones(48, 32)}, RuntimeError, "'weight'"),
+}
+
+
+@pytest.mark.parametrize("what", STATES)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_refused_state_dict_changes_nothing(seed, what, assign):
+    changes, error, message = STATES[what]
+    layer, other = layer_of(seed), layer_of(seed + 1)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    state.update({k: v(state[k]) if callable(v) else v for k, v in changes.items()})
+    x = torch.randn(5, 32)
+    expected = layer(x)
+    with pytest.raises(error, match=message):
+        layer.load_state_dict({k: v for k, v in state.items() if v is not None}, assign=assign)
+    assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
+    assert torch.equal(layer(x), expected)
+
+
+def test_values_are_not_loaded_without_their_positions(seed):
+    layer, state = layer_of(seed), layer_of(seed + 1).state_dict()
+    with pytest.raises(ValueError, match=r"belong together: expected all, found \['values'\] only"):
+        layer.load_state_dict({"values": state["values"]}, strict=False)
+    layer.load_state_dict({"bias": state["bias"]}, strict=False)
+    assert torch.equal(layer.bias, state["bias"])
+
+
+def test_in_a_model_a_refused_layer_is_not_changed(seed):
+    model, other = (torch.nn.Sequential(layer_of(seed + i)) for i in (0, 1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = dict(other.state_dict())
+    with pytest.raises(ValueError, match=r"^0\.values, rows and cols belong together"):
+        model.load_state_dict({name: tensor for name, tensor in state.items() if name != "0.rows"})
+    state["0.rows"] = state["0.rows"] - 1
+    with pytest.raises(ValueError, match=r"^0: pattern rows: expected block coordinates"):
+        model.load_state_dict(state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_dense_and_back(seed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import pytest
 import torch
@@ -157,6 +157,47 @@ def test_refusals() -> None:
         native.grad_values(x, dy[:2], index, 4)
     with pytest.raises(ValueError, match="index rows"):
         native.forward(x, values, BlockIndex(*(t.long() for t in index)), None)
+
+
+def _spoilt(index: BlockIndex, generator: torch.Generator) -> Iterator[BlockIndex]:
+    """Indices that lead astray: one number of one field is another, two change places, or a field is all noise."""
+    for place, field in enumerate(index):
+        for wild in (-1, field.numel(), 2**31 - 1, -(2**31), int(torch.randint(0, 9, (), generator=generator))):
+            number = field.clone()
+            number[int(torch.randint(field.numel(), (), generator=generator))] = wild
+            yield index._replace(**{index._fields[place]: number})
+        yield index._replace(**{index._fields[place]: field.flip(0)})
+        noise = torch.randint(-(2**31), 2**31, field.shape, generator=generator, dtype=torch.int64).int()
+        yield index._replace(**{index._fields[place]: noise})
+        yield index._replace(**{index._fields[place]: torch.zeros_like(field)})
+
+
+def _refuses(product: Callable[[], object]) -> bool:
+    try:
+        product()
+    except ValueError as error:
+        return "index: expected one made by BlockPattern.index()" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("b", BLOCK_SIZES)
+def test_an_index_that_no_pattern_has_is_refused(b: int, level: str, seed: int) -> None:
+    """A product reads the index by rows or by columns and refuses what disagrees there; the three together refuse all
+    but the right index. Such indices killed the process, or wrote into others' memory."""
+    generator = torch.Generator().manual_seed(seed)
+    case = Case(BlockPattern.random((6 * b, 9 * b), b, 0.5, generator), 7, torch.float32, generator)
+    index = case.index
+    for spoilt in _spoilt(index, generator):
+        products = (
+            lambda i=spoilt: native.forward(case.x, case.values, i, case.bias),
+            lambda i=spoilt: native.grad_input(case.dy, case.values, i),
+            lambda i=spoilt: native.grad_values(case.x, case.dy, i, b),
+        )
+        refused = sum(_refuses(product) for product in products)
+        same = all(torch.equal(a, e) for a, e in zip(spoilt, index))
+        assert refused > 0 or same
+    with pytest.raises(ValueError, match=r"index col_slots: expected \[27\], found \[26\]"):
+        native.forward(case.x, case.values, index._replace(col_slots=index.col_slots[:-1]), None)
 
 
 _KINDS = {

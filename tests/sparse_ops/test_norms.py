@@ -56,3 +56,21 @@ def test_largest_blocks_of_strips_against_the_dense_gradient(seed, block_size, s
         norms_found = found.norms[mine].double()
         torch.testing.assert_close(norms_found.sort(descending=True).values, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(norms[found.rows[mine], found.cols[mine]], norms_found, rtol=1e-4, atol=1e-4)
+
+
+def test_norms_and_gradient_blocks_of_float64_are_float64():
+    """1e8 and 1 add up to 1e8 in float32."""
+    values = torch.tensor([[[1e8, 1.0], [0.0, 0.0]]], dtype=torch.float64)
+    assert block_norm(values, 1.0).tolist() == [100000001.0]
+    assert block_norm(values, 2.0).dtype == torch.float64
+    assert [block_norm(values.to(d), 1.0).dtype for d in (torch.float32, torch.bfloat16)] == [torch.float32] * 2
+    rows, cols = torch.tensor([0], dtype=torch.int32), torch.tensor([0], dtype=torch.int32)
+    pattern = BlockPattern((4, 8), 4, rows, cols)
+    x, dy = torch.zeros(2, 8, dtype=torch.float64), torch.ones(2, 4, dtype=torch.float64)
+    x[0, 4], x[1, 5], x[0, 0] = 1e8, 1.0, 1e8 + 1
+    largest = LargestBlocks(pattern, 1, NORMS["l1"])
+    for strip in strips(pattern.index(), 4, 1):
+        largest.add(strip, dense_gradient_strip(x, dy, strip, 4))
+    found = largest.found()
+    assert found.norms.tolist() == [4 * (1e8 + 1)]
+    assert found.active.tolist() == [4 * (1e8 + 1)]

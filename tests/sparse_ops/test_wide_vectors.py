@@ -28,10 +28,9 @@ def wide_library(shared: Path) -> ctypes.CDLL:
     rest = [u._replace(flags=tuple(flag for flag in u.flags if not flag.startswith("-O"))) for u in units[2:]]
     path = shared / "wide.so"
     with pytest.MonkeyPatch.context() as patch, lock(shared / "wide.lock", wait=True):
-        patch.setattr(build, "units", lambda: [*plain, *rest])
         patch.setattr(build, "COMMON_FLAGS", ("-Og", "-Wno-psabi", *build.COMMON_FLAGS[1:]))
         if not path.exists():
-            build._compile(path)
+            build._compile(path, [*plain, *rest])
     return native._declare(ctypes.CDLL(str(path)))
 
 

@@ -62,6 +62,7 @@ class IpuEngine:
             )
         self.run, self._poptorch, self._timer, self._instances = run, backend, timer, instances
         self._optimization, self._step = optimization, 0
+        self._random: list[int] | None = None  # the device's generator as a checkpoint had it, until it can be set
         self._device_model = IpuBert(model, run, lambda name, layer: layer_plan(name, layer, run), encoder, backend)
         self.canonical = CanonicalModel(model, self._device_model)
         self._optimizer = self._make_optimizer(model)
@@ -116,10 +117,12 @@ class IpuEngine:
         lr = self._optimization.lr * self._optimization.schedule(self._step)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        inputs = self._inputs(batch, mean=True)
         with self._timer("forward"):  # and backward, and the update: one executable
             self._activate(self._trainer)
+            self._restore_random(inputs)
             self._trainer.setOptimizer(self._optimizer)
-            _, mlm, nsp = self._trainer(*self._inputs(batch, mean=True))
+            _, mlm, nsp = self._trainer(*inputs)
         mlm_loss, nsp_loss = self._instances.sum([float(mlm.double().sum()), float(nsp.double().sum())])
         if not math.isfinite(mlm_loss + nsp_loss):
             message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
@@ -139,6 +142,15 @@ class IpuEngine:
         """See Engine: the training executable, which goes into the executable cache if there is one."""
         self._device_model.train()
         self._trainer.compile(*self._inputs(batch, mean=True))
+
+    def _restore_random(self, inputs: tuple[Tensor, ...]) -> None:
+        """Set the generator of a checkpoint: PopTorch has none before there is an executable (docs/ipu.md)."""
+        if self._random is None:
+            return
+        if not self._trainer.isCompiled():
+            self._trainer.compile(*inputs)
+        self._trainer.rng_state = self._random
+        self._random = None
 
     def _activate(self, executor: Any) -> None:
         """Give the IPUs to one executable; PopTorch carries weights and optimizer state over."""
@@ -193,8 +205,9 @@ class IpuEngine:
         moments = self.canonical.read_all(self._read_state())
         model = {name: tensor.detach() for name, tensor in self.canonical.model.state_dict().items()}
         random = {"torch": torch.get_rng_state()}
-        if self._trainer.isCompiled():
-            random["ipu"] = torch.tensor(self._trainer.rng_state, dtype=torch.int64)
+        if self._random is not None or self._trainer.isCompiled():
+            state = self._trainer.rng_state if self._random is None else self._random
+            random["ipu"] = torch.tensor(state, dtype=torch.int64)
         return {"model": model, "optimizer": moments, "random": random}
 
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
@@ -205,7 +218,7 @@ class IpuEngine:
         self._upload(self.canonical.write_all(groups["optimizer"], step))
         self._step = step
         if "ipu" in groups.get("random", {}):  # not in a checkpoint of the torch engine
-            self._trainer.rng_state = groups["random"]["ipu"].tolist()
+            self._random = groups["random"]["ipu"].tolist()
         check_same_patterns(self._instances, self.canonical.layers)
 
     def _read_state(self) -> dict[str, Tensor] | None:

@@ -129,11 +129,16 @@ class PoplarExecutor:
 
     @property
     def rng_state(self) -> list[int]:
-        """State of the device's random numbers: bytes of dropout's, then of stochastic rounding's."""
+        """State of the device's random numbers: bytes of dropout's, then of stochastic rounding's.
+
+        Neither read nor set before there is an executable, as in PopTorch: SimulatorError.
+        """
+        self._check_compiled()
         return self._random.state
 
     @rng_state.setter
     def rng_state(self, state: list[int]) -> None:
+        self._check_compiled()
         self._random.state = state
 
     # --- running
@@ -167,8 +172,11 @@ class PoplarExecutor:
         """(iteration, micro-batch, replica) of every micro-batch so far, in the order they ran."""
         return self._ready.runner.log
 
+    def _check_compiled(self) -> None:
+        self._ready  # noqa: B018 - raises where there is no executable
+
     @property
     def _ready(self) -> _Compiled:
         if self._compiled is None:
-            raise SimulatorError("the model is not compiled: call it, or compile(), first")
+            raise SimulatorError("Model has not been compiled: call it, or compile(), first")
         return self._compiled

@@ -49,8 +49,9 @@ struct GradientPlan {
     std::optional<DotOrder> dots;  // of 1x1 blocks
 
     GradientPlan(const GradientCall& call, const Level& level) : job{call}, x_resident(call.n_in <= call.n_out) {
-        const Side by_row = rows_of(call.index, call.n_out / call.block);
-        const Side by_col = cols_of(call.index, call.n_in / call.block);
+        const int64_t n_rows = call.n_out / call.block, n_cols = call.n_in / call.block;
+        const Side by_row = rows_of(call.index, call.blocks, n_rows, n_cols);
+        const Side by_col = cols_of(call.index, call.blocks, n_rows, n_cols);
         const Side &streamed = x_resident ? by_row : by_col, &resident = x_resident ? by_col : by_row;
         job.resident = x_resident ? call.x : call.dy, job.streamed = x_resident ? call.dy : call.x;
         job.n_resident = x_resident ? call.n_in : call.n_out, job.n_streamed = x_resident ? call.n_out : call.n_in;
@@ -67,7 +68,7 @@ struct GradientPlan {
             units.emplace(streamed, call.block, level.lanes, job.panel);
             job.units = units->units.data(), job.unit_ptr = units->ptr.data();
             int64_t floats = (int64_t)units->units.size() * units->unit;
-            sums = {streamed.nnz(), floats, units->width, units->stride, streamed.slots, units->places.data()};
+            sums = {streamed.nnz, floats, units->width, units->stride, streamed.slots, units->places.data()};
         }
     }
 };
@@ -92,7 +93,9 @@ void write_gradient(const GradientCall& call, const GradientPlan& plan, const st
 void product(const ProductCall& call) {
     const Level& level = product_level(call.level, call.half, call.block);
     const int64_t block = call.block, threads = call.threads;
-    const Side side = (call.transposed ? cols_of : rows_of)(call.index, call.n_out / block);
+    const int64_t n_outs = call.n_out / block, n_ins = call.n_in / block;
+    const Side side = call.transposed ? cols_of(call.index, call.blocks, n_ins, n_outs)
+                                      : rows_of(call.index, call.blocks, n_outs, n_ins);
     const bool by_output = block == kOutputLanes && level.pairs == 1 && call.n_in <= kLongestRow;
     int64_t panel = level.product_panel(block, by_output), panels = (call.tokens + panel - 1) / panel;
     int64_t most = by_output ? call.n_in : level.product_chunk(block), n_chunks = (call.n_in + most - 1) / most;
@@ -104,11 +107,11 @@ void product(const ProductCall& call) {
         for_each_part(call.parallel, block == 1 ? call.threads : 1, parts, work);
     };
     static thread_local Workspace workspace;
-    float* weights = (float*)workspace.get((side.nnz() * block * block + 1) * sizeof(float));
+    float* weights = (float*)workspace.get((side.nnz * block * block + 1) * sizeof(float));
     const float* scalars = block > 1 ? nullptr : call.half ? weights : (const float*)call.values;
     if (scalars == weights) {
         const uint16_t* values = (const uint16_t*)call.values;
-        std::transform(values, values + side.nnz(), weights, from_half);
+        std::transform(values, values + side.nnz, weights, from_half);
     }
     BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, scalars, n_groups, for_each);
     int64_t next = 0;
@@ -152,6 +155,8 @@ int status_of(void (*work)(const Call&), const Call& call) {
     try {
         work(call);
         return 0;
+    } catch (const BadIndex&) {
+        return -2;
     } catch (const std::exception&) {
         return -1;
     }

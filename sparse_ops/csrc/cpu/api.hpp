@@ -26,6 +26,7 @@ struct ProductCall {
     const float* bias;   // [n_out], float32 always; null: none
     const void* values;  // [nnz, block, block]: blocks of W in slot order, as they stand in it
     BlockIndex index;    // of W
+    int64_t blocks;      // nnz
     int64_t tokens;      // rows of x and y
     int64_t n_in;        // features of x
     int64_t n_out;       // features of y
@@ -45,6 +46,7 @@ struct GradientCall {
     void* out;          // [nnz, block, block]: dW in slot order
     void* bias;         // [n_out]: dy summed over tokens; null: not wanted
     BlockIndex index;   // of W
+    int64_t blocks;     // nnz
     int64_t tokens;     // rows of x and dy
     int64_t n_in;       // features of x
     int64_t n_out;      // features of dy
@@ -63,7 +65,7 @@ extern "C" {
 // that this processor and its operating system run.
 EXPORT int sparse_ops_best_level();
 
-// Both return 0, or -1 when memory runs out.
+// Both return 0, or -1 when memory runs out, or -2 when the index is none of a pattern: then nothing was written.
 EXPORT int sparse_ops_product(const ProductCall* call);
 EXPORT int sparse_ops_gradient(const GradientCall* call);
 

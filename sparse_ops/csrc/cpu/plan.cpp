@@ -10,14 +10,21 @@ constexpr int64_t kRows = 256;  // rows of a part
 
 BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, int pairs,
                        const float* values, int64_t n_groups, const ForEachPart& for_each_part)
-    : entries(side.nnz() + 8), chunk_ptr((n_chunks + 1) * side.n_rows) {
+    : entries(side.nnz + 8), chunk_ptr((n_chunks + 1) * side.n_rows) {
+    side.check_ptr();
+    int bad = 0;
     for_each_part((side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
         for (int64_t r = part * kRows, last = std::min(side.n_rows, r + kRows); r < last; ++r) {
             int64_t c = 0, first = 0;  // the chunk and its first feature
+            int32_t before = -1;
             chunk_ptr[r] = side.ptr[r];
             for (int32_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) {
+                if (!side.may_hold(r, k, before)) {
+                    __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+                    return;
+                }
                 int32_t slot = side.slots[k];
-                int64_t feature = side.other[slot] * block;
+                int64_t feature = (before = side.other[slot]) * block;
                 for (; feature >= first + chunk; first += chunk) chunk_ptr[++c * side.n_rows + r] = k;
                 entries[k].source = (int32_t)((feature - first) / pairs * panel);
                 if (values)
@@ -28,6 +35,7 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
             while (c < n_chunks) chunk_ptr[++c * side.n_rows + r] = side.ptr[r + 1];
         }
     });
+    if (bad) throw BadIndex();
     if (block == 1) {
         auto fewer = [&](int32_t a, int32_t b) {
             return side.ptr[a + 1] - side.ptr[a] < side.ptr[b + 1] - side.ptr[b];
@@ -38,7 +46,7 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
     }
     groups.push_back(0);
     for (int64_t g = 1; g <= n_groups; ++g) {  // a row costs its blocks and one more for its outputs
-        int64_t work = (side.nnz() + side.n_rows) * g / n_groups, row = groups.back();
+        int64_t work = (side.nnz + side.n_rows) * g / n_groups, row = groups.back();
         while (row < side.n_rows && side.ptr[row] + row < work) row += rows_of_a_line(block);
         groups.push_back((int32_t)row);
     }
@@ -47,13 +55,17 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
 }
 
 UnitOrder::UnitOrder(const Side& side, int64_t block, int64_t lanes, int64_t panel)
-    : ptr(side.n_rows + 1), places(side.nnz()), width(std::min(block, lanes)) {
+    : ptr(side.n_rows + 1), places(side.nnz), width(std::min(block, lanes)) {
     const bool two = lanes / width == 2;
     stride = two ? lanes : width;
     unit = block * stride;
-    units.reserve(side.nnz() * (block / width));
+    units.reserve(side.nnz * (block / width));
+    side.check_ptr();
     for (int64_t r = 0; r < side.n_rows; ++r) {
+        int32_t before = -1;
         for (int32_t k = side.ptr[r]; k < side.ptr[r + 1]; ++k) {
+            if (!side.may_hold(r, k, before)) throw BadIndex();
+            before = side.other[side.slots[k]];
             const int32_t at = (int32_t)(side.other[side.slots[k]] * block * panel);
             if (two && (k - side.ptr[r]) % 2) {
                 units.back().high = at;

@@ -1,24 +1,44 @@
 // The order in which a product visits its blocks, made from a pattern's index at every call: linear in the blocks,
 // a few nanoseconds each, and so the values stay in slot order and nothing has to be kept in step with the pattern.
 #pragma once
+#include <exception>
 #include <functional>
 #include <vector>
 
 #include "job.hpp"
 
+// An index that no pattern has.
+struct BadIndex : std::exception {};
+
 // One side of a pattern's index: the grid of blocks by its rows, or by its columns, which then stand in place of rows.
+// The orders below throw BadIndex unless it has every slot once, in the row and in the order of its positions, and all
+// of these in the grid. (No row has a slot twice, since its positions increase, no two rows have the same one, and they
+// are as many as there are.) Nothing in an order that was made leads out of an array.
 struct Side {
     int64_t n_rows;
+    int64_t n_others;      // columns
+    int64_t nnz;           // slots
     const int32_t* ptr;    // [n_rows + 1]: the blocks of row r are slots[ptr[r]:ptr[r + 1]]
     const int32_t* slots;  // [nnz], in a row by column
     const int32_t* other;  // [nnz] the column of each slot
-    int64_t nnz() const { return ptr[n_rows]; }
+    const int32_t* own;    // [nnz] the row of each slot
+
+    void check_ptr() const {
+        bool good = ptr[0] == 0 && ptr[n_rows] == nnz;
+        for (int64_t r = 0; r < n_rows; ++r) good = good && ptr[r] <= ptr[r + 1];
+        if (!good) throw BadIndex();
+    }
+    // Whether block k may stand in this row after one of column `before`.
+    bool may_hold(int64_t row, int32_t k, int32_t before) const {
+        const int32_t slot = slots[k];
+        return slot >= 0 && slot < nnz && own[slot] == row && other[slot] > before && other[slot] < n_others;
+    }
 };
-inline Side rows_of(const BlockIndex& index, int64_t n_rows) {
-    return {n_rows, index.row_ptr, index.row_slots, index.cols};
+inline Side rows_of(const BlockIndex& index, int64_t nnz, int64_t n_rows, int64_t n_cols) {
+    return {n_rows, n_cols, nnz, index.row_ptr, index.row_slots, index.cols, index.rows};
 }
-inline Side cols_of(const BlockIndex& index, int64_t n_cols) {
-    return {n_cols, index.col_ptr, index.col_slots, index.rows};
+inline Side cols_of(const BlockIndex& index, int64_t nnz, int64_t n_rows, int64_t n_cols) {
+    return {n_cols, n_rows, nnz, index.col_ptr, index.col_slots, index.rows, index.cols};
 }
 
 // Run work(part) for every part, on the threads that a call has.

@@ -22,10 +22,10 @@ from ipu_bert.bench.models import (
     model_shape,
     random_batch,
 )
-from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.export import to_hugging_face
 from ipu_bert.sizes.shape import FAMILY
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.dynsparse.updater import PatternUpdater
 from sparse_ops.linear import BlockSparseLinear
 
 SHAPE = replace(model_shape("tiny"), vocab_size=131, max_positions=32)

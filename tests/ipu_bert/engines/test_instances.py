@@ -24,7 +24,7 @@ from sparse_ops.pattern import BlockPattern
 
 
 def layer(seed: int) -> BlockSparseLinear:
-    return BlockSparseLinear(BlockPattern.random((32, 32), 8, 0.5, torch.Generator().manual_seed(seed)))
+    return BlockSparseLinear.from_pattern(BlockPattern.random((32, 32), 8, 0.5, torch.Generator().manual_seed(seed)))
 
 
 class Two(Instances):

@@ -12,8 +12,6 @@ from small_models import make_optimization, make_plan, make_run, make_shape, spa
 from torch import Tensor
 
 from ipu_bert.data.batches import Batch
-from ipu_bert.dynsparse.schedules import cosine
-from ipu_bert.dynsparse.updater import PatternUpdater
 from ipu_bert.engines import simulator as sim
 from ipu_bert.engines.ipu.engine import IpuEngine
 from ipu_bert.engines.ipu.instances import Instances
@@ -24,6 +22,8 @@ from ipu_bert.lr_schedules import constant, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_layers
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.dynsparse.schedules import cosine
+from sparse_ops.dynsparse.updater import PatternUpdater
 from sparse_ops.norms import l1
 
 SHAPE = make_shape(layers=2, vocab_size=48)

@@ -234,12 +234,6 @@ def test_importing_metrics_imports_neither_wandb_nor_tensorboard() -> None:
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
-def test_a_full_disk_is_named():
-    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
-        JsonlSink("/dev/full", None).write({"kind": "start", "step": 0})
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -258,3 +252,9 @@ def test_a_record_that_no_run_writes_is_named(line, message, tmp_path):
     with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: .*{message}") as caught:
         read_metrics(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_named():
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        JsonlSink("/dev/full", None).write({"kind": "start", "step": 0})

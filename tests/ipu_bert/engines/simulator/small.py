@@ -18,7 +18,7 @@ EPS = 0.1  # large, so that an update is a smooth function of the gradient
 def sparse_layer(seed: int, block_size: int = BLOCK, out: int = FEATURES, sparsity: float = 0.5) -> BlockSparseLinear:
     """A BlockSparseLinear [out, FEATURES] with normal values and bias."""
     generator = torch.Generator().manual_seed(seed)
-    layer = BlockSparseLinear(BlockPattern.random((out, FEATURES), block_size, sparsity, generator))
+    layer = BlockSparseLinear.from_pattern(BlockPattern.random((out, FEATURES), block_size, sparsity, generator))
     with torch.no_grad():
         layer.values.normal_(generator=generator).mul_(0.2)
         assert layer.bias is not None

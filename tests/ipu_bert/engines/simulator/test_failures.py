@@ -134,8 +134,15 @@ def test_second_compilation(run: Run) -> None:
 def test_what_needs_an_executable_before_there_is_one(seed: int) -> None:
     run = Run(seed)
     executor = run.executor
-    for use in (executor.attachToDevice, executor.copyWeightsToHost, executor.copyWeightsToDevice):
-        with pytest.raises(sim.SimulatorError, match="not compiled"):
+    uses = (
+        executor.attachToDevice,
+        executor.copyWeightsToHost,
+        executor.copyWeightsToDevice,
+        lambda: executor.rng_state,
+        lambda: setattr(executor, "rng_state", [0] * 5056),
+    )
+    for use in uses:
+        with pytest.raises(sim.SimulatorError, match="Model has not been compiled"):
             use()
     assert not executor.isAttachedToDevice()
     run.step()

@@ -8,9 +8,9 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ipu_bert.dynsparse.explored import LayerHistory
-from ipu_bert.dynsparse.grow import FreePositions, GrowContext, GrowRule
-from ipu_bert.dynsparse.schedules import Schedule
+from sparse_ops.dynsparse.explored import LayerHistory
+from sparse_ops.dynsparse.grow import FreePositions, GrowContext, GrowRule
+from sparse_ops.dynsparse.schedules import Schedule
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.norms import BlockNorm, GradientBlocks
 from sparse_ops.pattern import BlockPattern, named_generator

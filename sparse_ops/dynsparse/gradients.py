@@ -58,8 +58,10 @@ class GradientSearch:
         sums: dict[str, list[Tensor]] = {}
 
         def observer(index: BlockIndex, x: Tensor, dy: Tensor) -> None:
-            name = self._names[index.rows.data_ptr()]
-            x, dy = x.float(), dy.float()
+            name = self._names.get(index.rows.data_ptr())
+            if name is None:  # a layer that nobody asked for
+                return
+            x, dy = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dy))
             with torch.no_grad():
                 for number, strip in enumerate(chosen[name]):
                     blocks = dense_gradient_strip(x, dy, strip, self._layers[name].block_size)
@@ -75,3 +77,23 @@ class GradientSearch:
         for name in list(sums):
             for strip, blocks in zip(chosen[name], sums.pop(name)):
                 self._largest[name].add(strip, blocks)
+
+
+@contextmanager
+def record_gradient_blocks(
+    layers: Mapping[str, BlockSparseLinear], counts: Mapping[str, int] | None, norm: BlockNorm
+) -> Iterator[dict[str, GradientBlocks]]:
+    """A dict that has each layer's largest free blocks of the one backward pass inside the context, once it is left.
+
+    counts: per layer how many free positions of a segment are wanted, as `PatternUpdater.gradient_counts` says; None:
+    nothing is recorded.
+    """
+    found: dict[str, GradientBlocks] = {}
+    if counts is None:
+        yield found
+        return
+    search = GradientSearch(layers, counts, norm, micro_batches=1)
+    (one,) = search.passes()
+    with one:
+        yield found
+    found.update(search.found())

@@ -8,11 +8,11 @@ import pytest
 import torch
 from small_models import make_plan
 
-from ipu_bert.dynsparse.explored import LayerHistory
-from ipu_bert.dynsparse.grow import GROW_RULES, FreePositions, GrowContext, register
-from ipu_bert.dynsparse.schedules import SCHEDULES, cosine, linear
-from ipu_bert.dynsparse.updater import PatternUpdater
 from sparse_ops import BlockPattern, BlockSparseLinear
+from sparse_ops.dynsparse.explored import LayerHistory
+from sparse_ops.dynsparse.grow import GROW_RULES, FreePositions, GrowContext, register
+from sparse_ops.dynsparse.schedules import SCHEDULES, cosine, linear
+from sparse_ops.dynsparse.updater import PatternUpdater
 from sparse_ops.norms import GradientBlocks, l1, l2, linf
 
 
@@ -22,7 +22,7 @@ def updater(**changes) -> PatternUpdater:
 
 def random_layer(seed: int, shape=(96, 64), block_size=8, sparsity=0.7, segments=1) -> BlockSparseLinear:
     pattern = BlockPattern.random(shape, block_size, sparsity, torch.Generator().manual_seed(seed), segments)
-    layer = BlockSparseLinear(pattern)
+    layer = BlockSparseLinear.from_pattern(pattern)
     torch.nn.init.normal_(layer.values)
     return layer
 
@@ -65,7 +65,7 @@ def test_the_paper_has_159_updates_of_160_parts():
 def test_an_update_by_hand():
     """A 2x2 grid of 4x4 blocks with slots at (0,0), (1,1), (0,1): the smallest, slot 1, goes to the only free place."""
     rows, cols = torch.tensor([0, 1, 0], dtype=torch.int32), torch.tensor([0, 1, 1], dtype=torch.int32)
-    layer = BlockSparseLinear(BlockPattern((8, 8), 4, rows, cols))
+    layer = BlockSparseLinear.from_pattern(BlockPattern((8, 8), 4, rows, cols))
     with torch.no_grad():
         layer.values.copy_(torch.tensor([3.0, 1.0, 2.0]).view(3, 1, 1).expand(3, 4, 4))
     found, moments = run_update(updater(pruning_ratio=1 / 3), layer, 10)
@@ -81,7 +81,7 @@ def test_an_update_by_hand():
 def test_the_norm_decides_which_block_goes(norm, goes):
     """Slot 0 has one large weight (L1 3, Linf 3); slot 1 sixteen small ones (L1 4, L2 1, Linf 0.25)."""
     rows, cols = torch.tensor([0, 0], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
-    layer = BlockSparseLinear(BlockPattern((8, 8), 4, rows, cols))
+    layer = BlockSparseLinear.from_pattern(BlockPattern((8, 8), 4, rows, cols))
     with torch.no_grad():
         layer.values.zero_()
         layer.values[0, 0, 0], layer.values[1] = 3.0, 0.25
@@ -128,7 +128,7 @@ def test_new_places_are_uniform(seed):
     counts, trials = torch.zeros(16), 700
     rows, cols = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 3], dtype=torch.int32)
     for trial in range(trials):
-        layer = BlockSparseLinear(BlockPattern((64, 64), 16, rows, cols))
+        layer = BlockSparseLinear.from_pattern(BlockPattern((64, 64), 16, rows, cols))
         torch.nn.init.ones_(layer.values[1:])
         run_update(updater(seed=seed + trial), layer, 10)
         counts[layer.pattern.keys()[0]] += 1
@@ -142,7 +142,7 @@ def test_an_update_depends_on_seed_step_and_name_only(seed):
         layer = random_layer(seed)
         if slots is not None:  # the same weight with its slots in another order
             other = layer.pattern
-            layer = BlockSparseLinear(BlockPattern(other.shape, 8, other.rows[slots], other.cols[slots]))
+            layer = BlockSparseLinear.from_pattern(BlockPattern(other.shape, 8, other.rows[slots], other.cols[slots]))
             layer.values.data.copy_(random_layer_values[slots])
         run_update(updater(seed=run_seed), layer, step, name=name)
         return set(layer.pattern.keys().tolist())
@@ -183,7 +183,7 @@ def test_gradient_growth_may_choose_a_pruned_place_when_allowed():
     rows, cols = torch.tensor([0, 0], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
     gradient = GradientBlocks(torch.tensor([1]), torch.tensor([1]), torch.tensor([5.0]), torch.tensor([9.0, 1.0]))
     for allowed, place in ((True, (0, 0)), (False, (1, 1))):
-        layer = BlockSparseLinear(BlockPattern((8, 8), 4, rows, cols))
+        layer = BlockSparseLinear.from_pattern(BlockPattern((8, 8), 4, rows, cols))
         layer.values.data[1] = 1.0
         run_update(updater(growth=GROW_RULES["gradient"], allow_removed=allowed), layer, 10, {"layer": gradient})
         assert (int(layer.rows[0]), int(layer.cols[0])) == place

@@ -1,0 +1,171 @@
+"""Pre-train BERT with dynamic block sparsity.
+
+python run_pretraining.py --config quickstart                        the small run of the README
+python run_pretraining.py --config my.yaml train.steps=500           a file of your own, one setting changed
+python run_pretraining.py --config quickstart --dry-run              what would be trained, then stop
+python run_pretraining.py --config quickstart --resume               go on where the newest checkpoint stands
+python run_pretraining.py --config quickstart --resume auto          go on if there is a checkpoint, else start
+
+exit status: 0 done; 2 something is wrong, one line each says what; 75 stopped by SIGTERM, SIGHUP, SIGUSR1 or SIGQUIT
+and saved: the same command with --resume auto goes on; 130 stopped by Ctrl-C and saved
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from ipu_bert import checkpoint
+from ipu_bert.config import Config, ConfigError, load_config
+from ipu_bert.run_folder import check_idle
+from ipu_bert.signals import InterruptedRunError, raised
+
+
+def main(argv: list[str]) -> int:
+    """Parse, load the config, run; every error a user can cause ends in one line a thing and an exit status above 0."""
+    options = _parser().parse_intermixed_args(argv)
+    if options.resume and "=" in options.resume and not Path(options.resume).exists():
+        options.overrides.insert(0, options.resume)  # `--resume key=value`: the path was left out
+        options.resume = "latest"
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.dry_run or options.measure:
+            return _dry_run(config, options.json, options.measure)
+        for line in config.gave_way:
+            print(f"gave way: {line}", file=sys.stderr)
+        with raised():
+            return _train(config, _start(config, options.resume))
+    except InterruptedRunError as stop:
+        _say(str(stop))
+        return stop.status
+    except ConfigError as error:
+        return _fail(*error.errors)
+    except checkpoint.DamagedCheckpointError as error:
+        return _fail(f"{error}; {_way_on(error.path, options)}")
+    except (ValueError, ArithmeticError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 130
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # what torch raises for it
+            raise
+        return _fail(f"out of memory: {error}; try a smaller train.micro_batch_size or a smaller model")
+
+
+def _parser() -> argparse.ArgumentParser:
+    about, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=about, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="NAME_or_FILE", help="a name in configs/ (NAME.yaml), or a YAML file"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings over the config's; docs/config.md has all"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="PATH",
+        help="continue from a checkpoint or a run's folder; without PATH, or with `latest`, from this run's newest; "
+        "with `auto` from the newest if there is one, else start",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan of the run and stop")
+    parser.add_argument(
+        "--measure", action="store_true", help="a dry run that also times a few steps: hours of the run"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as one JSON object")
+    return parser
+
+
+def _dry_run(config: Config, as_json: bool, measured: bool) -> int:
+    from ipu_bert import assemble
+    from ipu_bert.sizes.dry_run import render
+
+    found = assemble.plan(config)
+    lines = [render(found)]
+    if measured:
+        from ipu_bert.measure import measure
+
+        times = measure(config)
+        found["measured"] = times.to_dict()
+        lines += ["", times.render()]
+    print(json.dumps(found) if as_json else "\n".join(lines))
+    return 0
+
+
+def _start(config: Config, resume: str | None) -> Path | None:
+    """The checkpoint to go on from, if any. Raises CheckpointError where one was asked for and there is none."""
+    if resume is None:
+        return None
+    folder = Path(config.run.dir if resume in ("latest", "auto") else resume)
+    if config.engine.name != "ipu":  # poprun's instances look at the same time
+        check_idle(Path(config.run.dir))
+    try:
+        return checkpoint.find(folder)
+    except checkpoint.CheckpointError:
+        if resume == "auto":
+            return None
+        raise
+
+
+def _train(config: Config, start: Path | None) -> int:
+    from ipu_bert.trainer import Trainer
+
+    if config.engine.name == "ipu":
+        from ipu_bert.engines.ipu.instances import folder_of_instance
+
+        config.run.dir = folder_of_instance(config.run.dir, config.engine.device)
+        if config.engine.device == "offline":
+            return _compile(config)
+    folder = Trainer(config, start).run()
+    print(f"report: {folder / 'report.md'}")
+    return 0
+
+
+def _compile(config: Config) -> int:
+    """Compile for IPUs that are not there, into the executable cache."""
+    from ipu_bert.trainer import Trainer
+
+    trainer = Trainer(config)
+    trainer.engine.compile(trainer.train_stream.batch(0))
+    print(f"compiled; executables are kept in {config.ipu.executable_cache or 'no cache: set ipu.executable_cache'}")
+    return 0
+
+
+def _way_on(damaged: Path, options: argparse.Namespace) -> str:
+    """What to do about a damaged checkpoint."""
+    intact = checkpoint.intact_before(damaged)
+    if intact is None:
+        return "no intact checkpoint is before it"
+    command = ["python", "run_pretraining.py", "--config", options.config, "--resume", str(intact), *options.overrides]
+    return f"{intact} before it is intact: go on with {shlex.join(command)}"
+
+
+def _fail(*lines: str) -> int:
+    for line in lines:
+        _say(f"error: {' '.join(line.splitlines())}")
+    return 2
+
+
+def _say(line: str) -> None:
+    """One line on standard error; a terminal that was closed must not change the exit status."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def command() -> int:
+    """The console command `ipu-bert`: run_pretraining.py, installed."""
+    return main(sys.argv[1:])

@@ -1,1 +1,0 @@
-"""Pattern updates of Algorithm 1: schedules, growth rules, the updater and what it measures."""

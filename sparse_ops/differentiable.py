@@ -1,0 +1,141 @@
+"""X W^T and both of its gradients, each with its own gradients: for derivatives of any order, forward mode and vmap.
+
+All three are linear in each of two tensors, and the derivatives of each are the other two. `block_linear` uses these
+where torch.func or forward-mode differentiation is at work, and in a backward pass that is itself differentiated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sparse_ops.operators import OPERATORS
+from sparse_ops.pattern import BlockIndex
+
+
+def wanted() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which registered operators do not know."""
+    is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # not in older torch
+    if is_compiling is not None and is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+_NO_GRADIENT = (None, None, None)  # of index, kernel and block size
+
+
+class _Bilinear(torch.autograd.Function):
+    """A map of two tensors (and index, kernel, block size) that is linear in each."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        first, second, *ctx.rest = inputs
+        ctx.save_for_backward(first, second)
+        ctx.save_for_forward(first, second)
+
+    @classmethod
+    def jvp_of(cls, ctx: Any, first_tangent: Tensor | None, second_tangent: Tensor | None) -> Tensor:
+        """The product rule."""
+        first, second = ctx.saved_tensors
+        terms = []
+        if first_tangent is not None:
+            terms.append(cls.apply(first_tangent, second, *ctx.rest))
+        if second_tangent is not None:
+            terms.append(cls.apply(first, second_tangent, *ctx.rest))
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+    @classmethod
+    def each(cls, info: Any, in_dims: Any, first: Tensor, second: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        """One product for each member of a batch."""
+        members = [
+            cls.apply(*(t if d is None else t.select(d, i) for t, d in zip((first, second), in_dims)), *rest)
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(members), 0
+
+    @classmethod
+    def as_tokens(cls, in_dims: Any, first: Tensor, second: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        """One product for a batch of activations and one weight."""
+        batch = first.movedim(in_dims[0], 0)
+        return cls.apply(batch.flatten(0, 1), second, *rest).unflatten(0, batch.shape[:2]), 0
+
+
+class _Product(_Bilinear):
+    """x [T, in], values [nnz, b, b] -> X W^T [T, out]."""
+
+    @staticmethod
+    def forward(x: Tensor, values: Tensor, index: BlockIndex, kernel: str, block_size: int) -> Tensor:
+        return OPERATORS.forward(x, values, None, list(index), kernel)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, values = ctx.saved_tensors
+        return (
+            grad_input(dy, values, *ctx.rest) if ctx.needs_input_grad[0] else None,
+            grad_values(x, dy, *ctx.rest) if ctx.needs_input_grad[1] else None,
+            *_NO_GRADIENT,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dvalues: Tensor | None, *_: Any) -> Tensor:
+        return _Product.jvp_of(ctx, dx, dvalues)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        return _Product.as_tokens(in_dims, *inputs) if in_dims[1] is None else _Product.each(info, in_dims, *inputs)
+
+
+class _GradInput(_Bilinear):
+    """dy [T, out], values [nnz, b, b] -> dY W [T, in]."""
+
+    @staticmethod
+    def forward(dy: Tensor, values: Tensor, index: BlockIndex, kernel: str, block_size: int) -> Tensor:
+        return OPERATORS.grad_input(dy, values, list(index), kernel)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> tuple[Any, ...]:
+        dy, values = ctx.saved_tensors
+        return (
+            product(dx, values, *ctx.rest) if ctx.needs_input_grad[0] else None,
+            grad_values(dx, dy, *ctx.rest) if ctx.needs_input_grad[1] else None,
+            *_NO_GRADIENT,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, ddy: Tensor | None, dvalues: Tensor | None, *_: Any) -> Tensor:
+        return _GradInput.jvp_of(ctx, ddy, dvalues)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        return _GradInput.as_tokens(in_dims, *inputs) if in_dims[1] is None else _GradInput.each(info, in_dims, *inputs)
+
+
+class _GradValues(_Bilinear):
+    """x [T, in], dy [T, out] -> dY^T X at the blocks, [nnz, b, b]."""
+
+    @staticmethod
+    def forward(x: Tensor, dy: Tensor, index: BlockIndex, kernel: str, block_size: int) -> Tensor:
+        return OPERATORS.grad_values(x, dy, list(index), block_size, kernel, False)[0]
+
+    @staticmethod
+    def backward(ctx: Any, dvalues: Tensor) -> tuple[Any, ...]:
+        x, dy = ctx.saved_tensors
+        return (
+            grad_input(dy, dvalues, *ctx.rest) if ctx.needs_input_grad[0] else None,
+            product(x, dvalues, *ctx.rest) if ctx.needs_input_grad[1] else None,
+            *_NO_GRADIENT,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, ddy: Tensor | None, *_: Any) -> Tensor:
+        return _GradValues.jvp_of(ctx, dx, ddy)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        return _GradValues.each(info, in_dims, *inputs)
+
+
+product, grad_input, grad_values = _Product.apply, _GradInput.apply, _GradValues.apply

@@ -1,0 +1,62 @@
+"""sparsify: put block-sparse layers in the place of a model's linear layers."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops.linear import PATTERNS, BlockSparseLinear
+from sparse_ops.pattern import block_count
+
+
+def sparsify(
+    model: nn.Module,
+    block_size: int,
+    sparsity: float,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    pattern: str = "random",
+    generator: torch.Generator | None = None,
+) -> dict[str, BlockSparseLinear]:
+    """Replace in place the nn.Linear layers whose names match a shell pattern of `include` and none of `exclude`.
+
+    Each becomes `BlockSparseLinear.from_linear` of itself; a layer that stands in several places is replaced in all.
+    Subclasses of nn.Linear are left alone: what makes them so may need their dense weight. Returns the new layers by
+    name, in order of definition. Raises ValueError, and replaces nothing, when no layer matches, when one does not
+    divide into blocks or keeps none, or when its weight is tied to another module's.
+    """
+    if pattern not in PATTERNS:
+        raise ValueError(f"pattern: expected one of {PATTERNS}, found {pattern!r}")
+    places = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if type(module) is nn.Linear
+        and any(fnmatchcase(name, wanted) for wanted in include)
+        and not any(fnmatchcase(name, unwanted) for unwanted in exclude)
+    ]
+    if not places:
+        raise ValueError(f"sparsify: expected an nn.Linear whose name matches {list(include)}, found none")
+    for name, linear in places:
+        if not name:
+            raise ValueError("sparsify: expected a model that holds linear layers, found one: use from_linear")
+        try:
+            block_count((linear.out_features, linear.in_features), block_size, sparsity)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; exclude it") from None
+        others = [n for n, m in model.named_modules() if m is not linear and _holds(m, linear.weight)]
+        if others:
+            raise ValueError(f"{name}: expected a weight of its own, found it tied to {others[0]}'s; exclude it")
+    made: dict[nn.Linear, BlockSparseLinear] = {}
+    for name, linear in places:
+        if linear not in made:
+            made[linear] = BlockSparseLinear.from_linear(linear, block_size, sparsity, pattern, generator=generator)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made[linear])
+    return {name: layer for name, layer in model.named_modules() if any(layer is new for new in made.values())}
+
+
+def _holds(module: nn.Module, parameter: Tensor) -> bool:
+    return any(mine is parameter for mine in module.parameters(recurse=False))

@@ -1,0 +1,53 @@
+"""DistributedDataParallel on two processes: one weight on both, or the difference is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from small_models import make_plan
+from torch import nn
+
+from sparse_ops import BlockSparseLinear
+from sparse_ops.distributed import check_same_on_every_rank
+from sparse_ops.dynsparse.moments import moments_of
+from sparse_ops.dynsparse.updater import PatternUpdater
+
+
+def _rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(rank)  # ranks start with other patterns and values, and see other data
+    layer = BlockSparseLinear(32, 32, 8, 0.5, kernel="torch")
+    layers = {"layer": layer}
+    try:
+        check_same_on_every_rank(layers)
+    except ValueError as error:
+        Path(folder, f"start{rank}").write_text(str(error))
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(layer, nn.GELU()))
+    check_same_on_every_rank(layers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    updater = PatternUpdater(make_plan())
+    updater.track(layers)
+    for step in (10, 20):
+        model(torch.randn(4, 32)).square().sum().backward()
+        optimizer.step()
+        updater.update(layers, moments_of(optimizer, layers), step)
+        check_same_on_every_rank(layers)
+    torch.save(layer.state_dict(), f"{folder}/state{rank}")
+    if rank == 1:  # alone
+        layer.reallocate(torch.tensor([0, 1]), layer.rows[[1, 0]], layer.cols[[1, 0]])
+    try:
+        check_same_on_every_rank(layers)
+    except ValueError as error:
+        Path(folder, f"end{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_hold_one_weight_or_hear_of_it(tmp_path):
+    torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    expected = "sparse layers: expected the same positions and values on every rank, found others on [1]"
+    for rank in (0, 1):
+        assert (tmp_path / f"start{rank}").read_text() == (tmp_path / f"end{rank}").read_text() == expected
+    first, second = (torch.load(tmp_path / f"state{rank}", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
