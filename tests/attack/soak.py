@@ -56,7 +56,7 @@ def train(leak: str, arguments: list[str]) -> int:
         "memory": lambda step: kept.append(os.urandom(20_000)),
         "files": lambda step: kept.append(open(os.devnull)) if step % 20 == 0 else None,  # noqa: SIM115
         "disk": lambda step: (folder / f"left_{step}").write_bytes(bytes(500)) if step % 20 == 0 else None,
-        "time": lambda step: sum(range(100 * step)),
+        "time": lambda step: sum(range(1000 * step)),
     }
     step_before: Callable[..., Any] = Trainer._train_step
 
