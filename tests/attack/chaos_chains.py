@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import signal
@@ -155,13 +156,13 @@ def _wrong(job: Job, folder: Path, ended: Ended, what: Interruption) -> list[str
 
 
 def attack_all(chaos: list[Chaos], kills: int, draw: random.Random) -> None:
-    """Two processes at once, then chains of all jobs, in proportion to their operations, to so many kills."""
-    plans = [one.plan() for one in chaos]
+    """Two processes at once, then chains of all jobs, to so many kills; a job of few operations gets its share, too."""
+    plans, shares = [one.plan() for one in chaos], [math.sqrt(one.tally.operations) for one in chaos]
     for one in chaos:
         one.together()
     while sum(one.tally.kills for one in chaos) < kills:
         print(f"{sum(one.tally.kills for one in chaos)} kills", end="\r", flush=True)
-        number = draw.choices(range(len(chaos)), [one.tally.operations for one in chaos])[0]
+        number = draw.choices(range(len(chaos)), shares)[0]
         chaos[number].chain(next(plans[number]))
 
 
