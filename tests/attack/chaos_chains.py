@@ -20,7 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 KILLS, FAULTS = ("before", "within"), ("full", "read-only", "once")
 AGAIN = 0.4  # probability that what goes on after an interruption is interrupted, too
 MOST = 6  # interruptions of one chain
-STATUSES = {0, 75, 130}  # done, stopped by a signal or by Ctrl-C and saved
+STOPPED = {75, 130}  # by a signal or by Ctrl-C, and saved
+STATUSES = {0, *STOPPED}
 
 
 @dataclass
@@ -80,10 +81,12 @@ class Chaos:
         self._start()
         history: list[str] = []
         done: tuple[str, ...] = ()
+        asked = False  # to stop, and saved just then: another step is the last but one
         for what in self._interruptions(first):
             ended = self._run(what)
             self._count(what, ended)
             done += ended.operations
+            asked = asked or ended.status in STOPPED
             if ended.status == 0 and what == victim.NOTHING:
                 self.seconds = min(self.seconds, ended.seconds)  # the first one had to import
             history.append(f"{what} -> {ended.status}")
@@ -93,7 +96,8 @@ class Chaos:
         if ended.status != 0:
             return self._note(history, [f"does not come to its end: status {ended.status}"], ended)
         self.tally.chains += 1
-        wrong = chaos_jobs.describe(self.expected, self.job.result(self.folder))
+        leave_out = self.job.saved_before_last if asked else None
+        wrong = chaos_jobs.describe(self.expected, self.job.result(self.folder), leave_out)
         if wrong:
             self._note(history, wrong, ended)
         return None

@@ -31,7 +31,8 @@ class Job:
 
     act: do it in a folder; the exit status. refused: status when it could not, and what its one line of error matches.
     result: what is in the folder at the end and must not depend on interruptions. lost: what should be there after an
-    interruption, going by the operations that were done, and is not.
+    interruption, going by the operations that were done, and is not. saved_before_last: matches those names in a result
+    that depend on when a signal asked for a checkpoint.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Job:
     refused: tuple[int, str]
     result: Callable[[Path], Mapping[str, object]]
     lost: Callable[[Path, tuple[str, ...]], list[str]]
+    saved_before_last: re.Pattern[str] | None = None
 
 
 def _digest(path: Path) -> str:
@@ -55,7 +57,8 @@ def training(config: Path) -> Job:
     def act(folder: Path) -> int:
         return run_pretraining.main(["--config", str(config), f"run.dir={folder / 'run'}", "--resume", "auto"])
 
-    return Job("train", act, (2, "^error: .*"), lambda folder: _run_result(folder / "run"), _lost_steps)
+    older = re.compile(rf"checkpoints/step_(?!{small_run.STEPS:08d}/)")
+    return Job("train", act, (2, "^error: .*"), lambda folder: _run_result(folder / "run"), _lost_steps, older)
 
 
 def _run_result(folder: Path) -> dict[str, object]:
@@ -146,8 +149,12 @@ def clear(folder: Path) -> None:
     folder.mkdir()
 
 
-def describe(expected: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
-    """Where two results differ, a line for each thing."""
+def describe(
+    expected: Mapping[str, object], found: Mapping[str, object], leave_out: re.Pattern[str] | None = None
+) -> list[str]:
+    """Where two results differ, a line for each thing; names that `leave_out` matches may."""
+    if leave_out:
+        expected, found = ({k: v for k, v in x.items() if not leave_out.match(k)} for x in (expected, found))
     lines = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
     lines += [f"{name}: left over" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
