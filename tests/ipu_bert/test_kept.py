@@ -179,10 +179,23 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tiny, tmp_path):
 
 
 def test_a_worse_one_after_a_resume_does_not_replace_the_best(tiny):
-    settings = (*SHORT, "checkpoint.keep_best=true")
-    config = tiny(*settings, "train.stop_at=2")
-    folder = train(config)
-    trainer = Trainer(tiny(*settings), newest(config))
+    """Killed at step 4; step 3, where it goes on, has no evaluation from which the best loss would be known."""
+    config = tiny(*SHORT, "checkpoint.keep_best=true", "checkpoint.every=1", "eval.every=2")
+    killed = Trainer(config)
+    step = killed.engine.train_step
+
+    def until_killed(*arguments: Any) -> Any:
+        if killed.step == 3:
+            raise Killed
+        return step(*arguments)
+
+    killed.engine.train_step = until_killed
+    with pytest.raises(Killed):
+        killed.run()
+    folder = Path(config.run.dir)
+    assert steps(folder / "best") == [2]
+    trainer = Trainer(config, newest(config))
+    assert trainer.step == 3
     evaluate = trainer._evaluate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "_evaluate", lambda metrics: {**evaluate(metrics), "mlm_loss": 99.0})

@@ -23,15 +23,21 @@ pytestmark = pytest.mark.usefixtures("blank_pictures")
 Tiny = Callable[..., Config]
 
 
-def trainer_with(config: Config, bad: set[int], resume: Path | None = None) -> Trainer:
-    """A trainer whose loss is NaN at some steps, and the batch numbers that it asked for in `asked`."""
+def trainer_with(config: Config, bad: set[int], resume: Path | None = None, in_loss: bool = True) -> Trainer:
+    """A trainer whose loss, or else its gradient, is NaN at some steps, and the batch numbers asked for in `asked`."""
     trainer = Trainer(config, resume)
     engine, batch = trainer.engine, trainer.train_stream.batch
 
     def hook(module: Any, inputs: Any, logits: Any) -> Any:
         return (logits[0] * math.nan, logits[1]) if module.training and trainer.step + 1 in bad else None
 
-    engine.model.register_forward_hook(hook)  # type: ignore[attr-defined]
+    def gradient_hook(gradient: torch.Tensor) -> torch.Tensor | None:
+        return gradient * math.nan if trainer.step + 1 in bad else None
+
+    if in_loss:
+        engine.model.register_forward_hook(hook)  # type: ignore[attr-defined]
+    else:
+        next(engine.model.parameters()).register_hook(gradient_hook)  # type: ignore[attr-defined]
     trainer.asked = []  # type: ignore[attr-defined]
     trainer.train_stream.batch = lambda i: (trainer.asked.append(i), batch(i))[1]  # type: ignore
     return trainer
@@ -41,17 +47,20 @@ def skips(folder: Path) -> list[dict[str, Any]]:
     return [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "skip"]
 
 
-def test_skipped_steps_are_counted_shown_and_the_same_after_a_resume(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("in_loss", "reason"), [(True, "loss became nan"), (False, "gradient norm became nan")])
+def test_skipped_steps_are_counted_shown_and_the_same_after_a_resume(
+    tiny: Tiny, tmp_path: Path, in_loss: bool, reason: str
+) -> None:
     """Of 8 steps, 3 and 4 are bad, and 6 with its pattern update; stopped between two bad steps and after them."""
     settings = ("train.steps=8", "train.skip_non_finite=2", "sparsity.updates=4")  # updates after 2, 4 and 6
     bad = {3, 4, 6}
-    whole = trainer_with(tiny(*settings, f"run.dir={tmp_path / 'whole'}"), bad)
+    whole = trainer_with(tiny(*settings, f"run.dir={tmp_path / 'whole'}"), bad, None, in_loss)
     folder = whole.run()
     assert whole.asked == list(range(8))  # type: ignore[attr-defined]
     expected, _ = checkpoint.load(checkpoint.find(folder))
     found = [(r["step"], r["in_a_row"], r["limit"], r["update_left_out"]) for r in skips(folder)]
     assert found == [(3, 1, 2, False), (4, 2, 2, True), (6, 1, 2, True)]
-    assert all(record["reason"].startswith("loss became nan") for record in skips(folder))
+    assert all(record["reason"].startswith(reason) for record in skips(folder))
     updates = [r["step"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "update"]
     assert updates == [2]
     trained = {r["step"]: r["mlm_loss"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "train"}
@@ -61,8 +70,8 @@ def test_skipped_steps_are_counted_shown_and_the_same_after_a_resume(tiny: Tiny,
 
     for stop in (3, 5):
         parts = [tiny(*settings, f"run.dir={tmp_path / str(stop)}", *more) for more in ([f"train.stop_at={stop}"], [])]
-        trainer_with(parts[0], bad).run()
-        rest = trainer_with(parts[1], bad, checkpoint.find(Path(parts[1].run.dir))).run()
+        trainer_with(parts[0], bad, None, in_loss).run()
+        rest = trainer_with(parts[1], bad, checkpoint.find(Path(parts[1].run.dir)), in_loss).run()
         groups, _ = checkpoint.load(checkpoint.find(rest))
         for group, tensors in expected.items():
             assert groups[group].keys() == tensors.keys()
