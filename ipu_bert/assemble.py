@@ -1,4 +1,4 @@
-"""From a checked config to the objects of a run; the only place where settings become arguments."""
+"""From a checked config to the objects of a run; engines/ipu/build.py goes on for IPUs, and the loop reads its own."""
 
 from __future__ import annotations
 
@@ -162,10 +162,15 @@ def optimization(config: Config) -> Optimization:
     )
 
 
-def make_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
-    """The engine that the config names, with a model at its start."""
+def use_threads(config: Config) -> None:
+    """Let torch, and the native kernels with it, compute with as many threads as the config says."""
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
+
+
+def make_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
+    """The engine that the config names, with a model at its start."""
+    use_threads(config)
     if config.engine.name == "ipu":
         from ipu_bert.engines.ipu.build import build_ipu_engine
 

@@ -24,6 +24,7 @@ from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
 from ipu_bert.run_folder import check_idle
 from ipu_bert.signals import InterruptedRunError, raised
+from sparse_ops.files import in_words
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
         _say("stopped")
         return 130
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _fail(in_words(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # what torch raises for it
             raise

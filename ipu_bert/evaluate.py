@@ -25,6 +25,7 @@ from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
 from sparse_ops.bench.arguments import whole_number
+from sparse_ops.files import in_words
 
 ENTROPY = (
     "word frequencies alone: the cross-entropy of the text's word pieces by how often each is in the run's training "
@@ -130,7 +131,7 @@ def main(argv: list[str]) -> int:
     try:
         found = evaluate(load_model(options.run), options.text, options.batches)
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -113,8 +113,7 @@ def load_pretrained(
 ) -> BertForPreTraining:
     """A model from a folder of config.json and model.safetensors; options as in `from_hugging_face`.
 
-    Raises ValueError for a file that is missing, and for a BERT that this model is not (the message says which
-    setting).
+    Raises ValueError for a file that is missing, and, naming the setting, for a BERT that this model is not.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ipu_bert.export import save_pretrained
 from ipu_bert.trained import load_model, open_text
+from sparse_ops.files import in_words
 
 
 def main(argv: list[str]) -> int:
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
         save_pretrained(trained.model, options.folder)
         shutil.copyfile(tokenizer, options.folder / "tokenizer.json")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     print(f"{options.folder}: config.json, model.safetensors, tokenizer.json")
     return 0

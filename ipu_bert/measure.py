@@ -66,7 +66,7 @@ def measure(config: Config) -> RunTimes:
     Raises ValueError or ArithmeticError as the run would.
     """
     _, files = assemble.find_data(config)
-    data, train, last = config.data, config.train, config.train.stop_at or config.train.steps
+    data, train, last = config.data, config.train, config.train.last_step
     shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)
     batch = random_batch(shape, train.batch_size, data.sequence_length, data.max_predictions, seed=0)
     engine = assemble.make_engine(config, shape.vocab_size, Stopwatch())

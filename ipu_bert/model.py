@@ -54,7 +54,7 @@ def sparse_linear(weights: Sequence[EncoderWeight], seed: int, kernel: str) -> L
 
 
 def starting_pattern(weight: EncoderWeight, seed: int) -> BlockPattern:
-    """The random pattern of a sparse weight before the first step (Algorithm 1, initialise).
+    """The random pattern of a sparse weight before the first step (Algorithm 1, initialize).
 
     It depends on (seed, the weight's name) alone, so that every rank and every machine draws the same one.
     """

@@ -15,8 +15,8 @@ class Optimization:
     """What every engine is told about learning rate, AdamW and regularization.
 
     lr: peak learning rate; schedule: its factor after so many steps. eps: for gradients without loss scale.
-    weight_decay: decoupled. group_lasso: lambda_group of Eq. 2. clip_norm: largest global gradient norm; 0: no
-    clipping.
+    weight_decay: decoupled. group_lasso: lambda_group of Eq. 2. clip_norm: largest global gradient norm; 0: none
+    is too large.
     """
 
     lr: float
@@ -34,7 +34,7 @@ class Optimization:
 # point on the paper's grid 1e-4 * 2^m is this.
 DENSE_OPTIMA: dict[str, float] = {"tiny": 1.6e-3, "mini": 8e-4, "small": 4e-4, "medium": 2e-4, "base": 2e-4}
 
-# Standard deviation that the paper initialises weights with; also the scale of its group lasso (Eq. 2).
+# Standard deviation that the paper initializes weights with; also the scale of its group lasso (Eq. 2).
 WEIGHT_STD = 0.02
 
 # The constant under the root of Eq. 2.
@@ -57,8 +57,8 @@ def sparse_learning_rate(dense_lr: float, sparsity: float) -> float:
     """Optimum of a sparse model from the optimum of the dense model of its size (Eq. 3).
 
     0.001837, used by the paper for Medium at 0.99 (Table A.6), is this with 2e-4. Its 0.001397 for Medium at 0.9 is
-    not: it is 2e-4 * exp(2.16 * 0.9), an earlier rule that also gives every "zero" rate of Table A.9; this gives
-    0.00128.
+    not: it is 2e-4 * exp(2.16 * 0.9), an earlier rule that also gives every "zero" rate of Table A.9, where this one
+    gives 0.00128.
     """
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity must be in [0, 1), found {sparsity}")

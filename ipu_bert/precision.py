@@ -25,8 +25,3 @@ class Precision:
         if self.compute == "float32":
             return nullcontext()
         return torch.autocast("cpu", dtype=getattr(torch, self.compute))
-
-    @property
-    def half(self) -> bool:
-        """Whether weights, activations and gradients are float16 on the IPU engine (FP16.16)."""
-        return self.compute == "float16"

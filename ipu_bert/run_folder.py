@@ -68,13 +68,12 @@ class RunFolder:
             checkpoint.prune(self.checkpoints, origin.step, config.checkpoint.keep)  # where a kill came between
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
         resume_step = None if origin is None else origin.step
-        last = config.train.stop_at or config.train.steps
         sinks: list[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]
         if config.log.tensorboard:
             sinks.append(TensorBoardSink(self.path / "tensorboard", resume_step))
         if config.log.wandb:
             sinks.append(WandbSink("ipu-bert-dynsparse", config.run.name, self.path, as_dict(config), config.run.name))
-        sinks.append(ConsoleSink(last, unigram_entropy=unigram_entropy))
+        sinks.append(ConsoleSink(config.train.last_step, unigram_entropy=unigram_entropy))
         self.metrics = Metrics(sinks)
 
     def evaluation(self, step: int) -> dict[str, float | None]:

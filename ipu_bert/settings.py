@@ -170,6 +170,11 @@ class TrainSettings:
         high=MOST_STEPS,
     )
 
+    @property
+    def last_step(self) -> int:
+        """The step that this run ends with."""
+        return self.stop_at or self.steps
+
 
 @dataclass
 class EvalSettings:

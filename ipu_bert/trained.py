@@ -24,7 +24,7 @@ class TrainedModel:
 
 
 def load_model(path: Path) -> TrainedModel:
-    """The model of a checkpoint, or of the newest one of a run's folder.
+    """The model of a checkpoint, or of the newest one of a run's folder; from then on torch has the run's threads.
 
     Raises CheckpointError when there is none or it is damaged.
     """
@@ -32,6 +32,7 @@ def load_model(path: Path) -> TrainedModel:
     groups, info = checkpoint.load(found)
     try:
         config = from_dict(info["config"])
+        assemble.use_threads(config)
         model = assemble.make_model(config, _vocab_size(groups))
         check_model(model, groups)
         model.load_state_dict(groups["model"])

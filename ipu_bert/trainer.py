@@ -89,7 +89,7 @@ class Trainer:
 
     def _loop(self, folder: RunFolder) -> dict[str, float | None]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
-        config, metrics, last = self.config, folder.metrics, self.config.train.stop_at or self.config.train.steps
+        config, metrics, last = self.config, folder.metrics, self.config.train.last_step
         self._begin(metrics)
         heldout = self._evaluate_if_due(metrics, folder.evaluation(self.step))
         self._stop_if_asked(metrics)
@@ -164,8 +164,7 @@ class Trainer:
 
         Empty where they are not due, and once the run is asked to stop: whoever goes on makes up for it.
         """
-        last = self.config.train.stop_at or self.config.train.steps
-        if self.step not in (0, last) and not _every(self.config.eval.every, self.step):
+        if self.step not in (0, self.config.train.last_step) and not _every(self.config.eval.every, self.step):
             return {}
         means = made or self._evaluate(metrics)
         loss = means.get("mlm_loss")
@@ -252,7 +251,7 @@ class Trainer:
     def _load(self, path: Path, groups: checkpoint.Groups, info: Mapping[str, Any]) -> None:
         mine = {**identity(self.config), **self.data.identity}
         checkpoint.check_same_run(path, mine, info.get("identity"))
-        last = self.config.train.stop_at or self.config.train.steps
+        last = self.config.train.last_step
         if self.step > last:
             raise checkpoint.CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {self.step}")
         try:

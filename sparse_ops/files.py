@@ -22,6 +22,11 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def in_words(error: OSError) -> str:
+    """An error of the system as a message has it: which file, and what is wrong."""
+    return f"{error.filename}: {error.strerror or error}" if error.filename else str(error)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write a file to; it takes the place of `path` when the block ends, and goes if it fails.

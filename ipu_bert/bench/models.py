@@ -15,7 +15,7 @@ from ipu_bert.export import hugging_face_config
 from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import Optimization, adamw
 from ipu_bert.precision import Precision
-from ipu_bert.settings import SparsitySettings
+from ipu_bert.settings import ModelSettings, OptimSettings, SparsitySettings
 from ipu_bert.sizes.shape import FAMILY, TOKEN_TYPES, BertShape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
@@ -23,15 +23,16 @@ from sparse_ops import native
 from sparse_ops.norms import l1
 
 VOCABULARY = 30522  # bert-base-uncased
+_OPTIM, _MODEL = OptimSettings(), ModelSettings()  # the defaults of a run
 OPTIMIZATION = Optimization(
     lr=1e-4,
     schedule=lambda step: 1.0,
-    beta1=0.9,
-    beta2=0.999,
-    eps=1e-6,
-    weight_decay=0.01,
-    group_lasso=0.0,
-    clip_norm=1.0,
+    beta1=_OPTIM.beta1,
+    beta2=_OPTIM.beta2,
+    eps=_OPTIM.eps,
+    weight_decay=_OPTIM.weight_decay,
+    group_lasso=_OPTIM.group_lasso,
+    clip_norm=_OPTIM.clip_norm,
 )
 BLOCKS = (16, 8, 4, 1)
 
@@ -88,12 +89,12 @@ def model_shape(size: str) -> BertShape:
         heads=member.heads,
         intermediate_size=member.intermediate_size,
         vocab_size=VOCABULARY,
-        max_positions=512,
+        max_positions=_MODEL.max_positions,
         type_vocab=TOKEN_TYPES,
         dropout=0.0,
         attention_dropout=0.0,
-        layer_norm_eps=1e-12,
-        initializer_range=0.02,
+        layer_norm_eps=_MODEL.layer_norm_eps,
+        initializer_range=_MODEL.initializer_range,
     )
 
 

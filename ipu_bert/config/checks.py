@@ -53,7 +53,7 @@ def _optim_checks(config: Config) -> Iterator[str]:
     elif warmup > steps:
         yield f"optim.warmup_steps: expected at most train.steps {steps}, found {warmup}"
     elif warmup > longest_warmup(config):
-        yield f"optim.warmup_steps: expected less than train.steps {steps} before a linear decay, found {warmup}"
+        yield f"optim.warmup_steps: expected less than train.steps {steps} before a decay to 0, found {warmup}"
     if isinstance(optim.lr, str) and optim.lr != "auto":
         yield f"optim.lr: expected a number or auto, found {optim.lr!r}"
     elif not isinstance(optim.lr, str) and optim.lr <= 0:

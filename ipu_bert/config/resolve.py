@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ipu_bert.lr_schedules import LR_SCHEDULES
 from ipu_bert.settings import Config
+from ipu_bert.sizes.shape import FamilySize
 
 PAPER_WARMUP = 10_000  # steps, Appendix A
 
@@ -11,7 +13,7 @@ def resolve(config: Config) -> None:
     """Write out the defaults that follow from other settings, and the warm-up in steps."""
     model, optim, train, ipu = config.model, config.optim, config.train, config.ipu
     model.heads = model.heads or default_heads(config)
-    model.intermediate_size = model.intermediate_size or 4 * model.hidden_size
+    model.intermediate_size = model.intermediate_size or FamilySize(model.layers, model.hidden_size).intermediate_size
     train.micro_batch_size = train.micro_batch_size or train.batch_size
     written = optim.warmup_steps
     optim.warmup_steps = default_warmup(config) if written is None else in_steps(config, written)
@@ -23,7 +25,7 @@ def resolve(config: Config) -> None:
 
 def default_heads(config: Config) -> int:
     """One attention head for every 64 of the hidden size, as in the BERT family."""
-    return max(1, config.model.hidden_size // 64)
+    return max(1, FamilySize(config.model.layers, config.model.hidden_size).heads)
 
 
 def default_warmup(config: Config) -> int:
@@ -32,8 +34,8 @@ def default_warmup(config: Config) -> int:
 
 
 def longest_warmup(config: Config) -> int:
-    """Most steps that the learning rate can warm up for; a linear decay needs at least one after them."""
-    return config.train.steps - int(config.optim.schedule == "linear")
+    """Most steps that the learning rate can warm up for; a decay to 0 needs at least one after them."""
+    return config.train.steps - int(LR_SCHEDULES[config.optim.schedule](0.0) == 0.0)
 
 
 def steps_to_update(config: Config) -> int:

@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     except DataError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror or error}" if error.filename else f"error: {error}")
+        sys.exit(f"error: {files.in_words(error)}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     print(summary(prepared))

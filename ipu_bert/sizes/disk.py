@@ -80,10 +80,14 @@ def _history_bytes(weight: EncoderWeight) -> int:
 
 
 def _checkpoints(config: Config) -> int:
-    """One at the end and one at each multiple of `checkpoint.every`, as many as are kept and the newest beside them."""
-    last, every = config.train.stop_at or config.train.steps, config.checkpoint.every
+    """One at the end and one at each multiple of `checkpoint.every`, as many as are kept and the newest beside them.
+
+    The best one is beside those, and again while it is replaced, which is not while one of the others is written.
+    """
+    last, every = config.train.last_step, config.checkpoint.every
     written = -(-last // every) if every else 1
-    return min(written, config.checkpoint.keep + 1) if config.checkpoint.keep else written
+    regular = min(written, config.checkpoint.keep + 1) if config.checkpoint.keep else written
+    return regular + int(config.checkpoint.keep_best)
 
 
 def free_bytes(folder: str) -> int | None:

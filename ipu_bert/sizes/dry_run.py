@@ -45,7 +45,7 @@ def plan(
         "memory": memory_estimate(shape, weights, *FLOAT32_BYTES).to_dict(),
         "disk": disk_need(config, shape, weights, files.manifest if files else None).to_dict(),
         "steps": train.steps,
-        "stop_at": train.stop_at or train.steps,
+        "stop_at": train.last_step,
         "batch_size": train.batch_size,
         "micro_batch_size": train.micro_batch_size,
         "warmup_steps": config.optim.warmup_steps,

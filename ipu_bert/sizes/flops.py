@@ -104,7 +104,7 @@ def interpolate_loss(points: Sequence[tuple[float, float]], flops: float) -> flo
 
 
 def interpolate_flops(points: Sequence[tuple[float, float]], loss: float) -> float:
-    """FLOPs at which a dense family reaches ``loss``: the inverse of `interpolate_loss`."""
+    """FLOPs at which a dense family reaches `loss`: the inverse of `interpolate_loss`."""
     low, high, t = _segment([(math.log(value), math.log(f)) for f, value in _checked(points)], math.log(loss))
     return math.exp(low + t * (high - low))
 

@@ -120,8 +120,7 @@ def test_loss_and_every_gradient_equal_transformers(dtype: torch.dtype, seed: in
         parts = [name.replace("qkv", part) for part in ("query", "key", "value")] if "qkv" in name else [name]
         seen.update(parts)
         want = torch.cat([theirs[part] for part in parts])
-        # The key bias has no gradient but rounding (softmax is invariant to it), so the scale is the whole
-        # weight's.
+        # The key bias has no gradient but rounding (softmax is invariant to it): the scale is that of the whole weight.
         torch.testing.assert_close(p.grad, want, rtol=0, atol=100 * eps * want.abs().max().item(), msg=name)
         assert want.abs().max() > 1e-4, name
     assert seen == set(theirs)

@@ -115,8 +115,7 @@ def test_dense_fit_reproduces_the_table_to_a_grid_step() -> None:
     printed = {"tiny": 2.16e-3, "mini": 8.6e-4, "small": 4.7e-4, "medium": 3.5e-4, "base": 2.0e-4}
     assert fits == pytest.approx(printed, rel=0.02)
     for size, fit in fits.items():
-        # The grid doubles, so "the nearest point" is within sqrt(2); the table takes the lower of Medium's
-        # tie.
+        # The grid doubles, so "the nearest point" is within sqrt(2); of Medium's tie the table takes the lower one.
         optimum = 4e-4 if size == "medium" else optim.DENSE_OPTIMA[size]
         assert 2**-0.5 < fit / optimum < 2**0.5, size
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+import dataclasses
+from typing import Any, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from ipu_bert import assemble, lr_schedules
+from ipu_bert import assemble, lr_schedules, settings
 from ipu_bert.config import Config, ConfigError, load_config
+from ipu_bert.data.source import SOURCES
+from ipu_bert.sizes.distribution import DISTRIBUTIONS
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import norms
 from sparse_ops.dynsparse import grow, schedules
+from sparse_ops.operators import KERNELS
+from sparse_ops.pattern import BLOCK_SIZES
 
 REGISTRIES = {
     "sparsity.schedule": schedules.SCHEDULES,
@@ -90,3 +95,19 @@ def test_a_learning_rate_schedule():
 
     factor = assemble.schedule(load("optim.schedule=mine", "optim.warmup_steps=100", "train.steps=500"))
     assert [factor(done) for done in (49, 100, 400, 475)] == [0.5, 1.0, 0.5, 0.25]
+    with pytest.raises(ConfigError, match=r"expected less than train\.steps 500 before a decay to 0, found 500"):
+        load("optim.schedule=mine", "optim.warmup_steps=500", "train.steps=500")
+    assert load("optim.schedule=constant", "optim.warmup_steps=500", "train.steps=500").optim.warmup_steps == 500
+
+
+def described(section: type, name: str) -> Any:
+    return next(field.metadata for field in dataclasses.fields(section) if field.name == name)
+
+
+def test_names_that_settings_repeat_are_those_of_the_code():
+    """Settings are read without torch and without the readers of text, so some names stand twice."""
+    assert described(settings.SparsitySettings, "block_size")["choices"] == BLOCK_SIZES
+    assert described(settings.SparsitySettings, "distribution")["choices"] == DISTRIBUTIONS
+    assert described(settings.EngineSettings, "kernel")["choices"] == KERNELS
+    sources = described(settings.DataSettings, "source")["text"]
+    assert sources == f"where text comes from: {', '.join(SOURCES)}"

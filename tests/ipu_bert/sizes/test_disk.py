@@ -56,6 +56,27 @@ def test_checkpoints_at_a_time_by_hand(tiny, last, every, keep, expected):
     assert found["checkpoints_bytes"] == expected * found["checkpoint_bytes"]
 
 
+def test_the_best_checkpoint_is_counted_as_it_is_written(tiny, monkeypatch):
+    """At most: every folder of a checkpoint that is there, whole or not, whenever one is done."""
+    most = 0
+    config = tiny("train.steps=8", "checkpoint.every=2", "checkpoint.keep=2", "checkpoint.keep_best=true")
+    config.eval.every = 1
+    replace = checkpoint.os.replace
+
+    def counting(source, target):
+        nonlocal most
+        most = max(most, sum((path.parent / path).is_dir() for path in Path(config.run.dir).glob("*/*step_*")))
+        replace(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", counting)
+    monkeypatch.setattr("ipu_bert.trainer.write_outcome", lambda *_: None)
+    trainer = Trainer(config)
+    losses = iter(range(100, 0, -1))  # always better
+    monkeypatch.setattr(trainer, "_evaluate", lambda metrics: {"mlm_loss": float(next(losses))})
+    trainer.run()
+    assert assemble.plan(config)["disk"]["checkpoints"] == most == 4
+
+
 def plan_with(config: Config, free: int, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     return render(assemble.plan(config))
