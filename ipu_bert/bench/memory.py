@@ -84,12 +84,12 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def peak_bytes(name: str, size: str, batch: int, length: int, masked: int, sparsity: float) -> int:
+def peak_bytes(name: str, size: str, batch: int, length: int, masked: int, sparsity: float, dropout: bool) -> int:
     """Growth of a fresh process's peak resident memory over two training steps: model, optimizer, activations.
 
     Imports are not counted. 0 where the process fails, which the caller reports as unknown.
     """
-    request = json.dumps([name, size, batch, length, masked, sparsity, torch.get_num_threads()])
+    request = json.dumps([name, size, batch, length, masked, sparsity, dropout, torch.get_num_threads()])
     command = [sys.executable, "-m", "ipu_bert.bench.memory", request]
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -97,13 +97,15 @@ def peak_bytes(name: str, size: str, batch: int, length: int, masked: int, spars
     return int(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.strip() else 0
 
 
-def _measure(name: str, size: str, batch: int, length: int, masked: int, sparsity: float, threads: int) -> int:
+def _measure(
+    name: str, size: str, batch: int, length: int, masked: int, sparsity: float, dropout: bool, threads: int
+) -> int:
     torch.set_num_threads(threads)
-    choice, tiny = IMPLEMENTATIONS[name], replace(model_shape("tiny"), vocab_size=64, max_positions=32)
+    choice, tiny = IMPLEMENTATIONS[name], replace(model_shape("tiny", dropout), vocab_size=64, max_positions=32)
     # A step of a very small model first, so that what torch and the kernels set up once is not counted.
     make_trainer(choice, tiny, sparsity, Stopwatch()).train_step(random_batch(tiny, 1, 32, 4, seed=0))
     before = peak_memory_bytes()
-    shape = model_shape(size)
+    shape = model_shape(size, dropout)
     trainer = make_trainer(choice, shape, sparsity, Stopwatch())
     for step in range(2):
         trainer.train_step(random_batch(shape, batch, length, masked, seed=step))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch.nn.functional import cross_entropy
 
+from ipu_bert.config import load_config
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.engines.torch_engine import TorchEngine
@@ -15,15 +17,15 @@ from ipu_bert.export import hugging_face_config
 from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import Optimization, adamw
 from ipu_bert.precision import Precision
-from ipu_bert.settings import ModelSettings, OptimSettings, SparsitySettings
-from ipu_bert.sizes.shape import FAMILY, TOKEN_TYPES, BertShape
+from ipu_bert.settings import OptimSettings, SparsitySettings
+from ipu_bert.sizes.shape import BertShape, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import native
 from sparse_ops.norms import l1
 
 VOCABULARY = 30522  # bert-base-uncased
-_OPTIM, _MODEL = OptimSettings(), ModelSettings()  # the defaults of a run
+_OPTIM = OptimSettings()  # the defaults of a run
 OPTIMIZATION = Optimization(
     lr=1e-4,
     schedule=lambda step: 1.0,
@@ -80,22 +82,12 @@ class Trainer(Protocol):
         """Run one."""
 
 
-def model_shape(size: str) -> BertShape:
-    """BERT of the family with the real vocabulary, without dropout: random numbers are not what is compared."""
-    member = FAMILY[size]
-    return BertShape(
-        layers=member.layers,
-        hidden_size=member.hidden_size,
-        heads=member.heads,
-        intermediate_size=member.intermediate_size,
-        vocab_size=VOCABULARY,
-        max_positions=_MODEL.max_positions,
-        type_vocab=TOKEN_TYPES,
-        dropout=0.0,
-        attention_dropout=0.0,
-        layer_norm_eps=_MODEL.layer_norm_eps,
-        initializer_range=_MODEL.initializer_range,
-    )
+def model_shape(size: str, dropout: bool) -> BertShape:
+    """BERT of the family with the real vocabulary. dropout: as the size's config has it, or none."""
+    model = load_config(f"bert_{size}_dense", []).model
+    if not dropout:
+        model = replace(model, dropout=0.0, attention_dropout=0.0)
+    return bert_shape(model, VOCABULARY)
 
 
 def encoder_of(choice: Implementation, shape: BertShape, sparsity: float) -> tuple[EncoderWeight, ...]:
@@ -153,9 +145,9 @@ def kernel_name(choice: Implementation) -> str:
 
 
 class TransformersTrainer:
-    """transformers' BertForPreTraining as it is (attention through torch's fused kernel, its default), with our AdamW.
+    """transformers' BertForPreTraining (attention through torch's fused kernel, its default), with our AdamW.
 
-    It computes MLM logits at every position, not only at the masked ones; that is part of what is compared.
+    Its heads get the masked positions alone, as ours do; its own `labels` would ask for logits at every position.
     """
 
     def __init__(self, shape: BertShape, timer: Stopwatch) -> None:
@@ -169,16 +161,16 @@ class TransformersTrainer:
 
     def train_step(self, batch: Batch) -> float:
         """The loss, mean of MLM plus mean of NSP as ours."""
-        labels = torch.full_like(batch.input_ids, IGNORED_LABEL)
-        labels.scatter_(1, batch.masked_positions, batch.masked_labels)
         with self._timer("forward"):
-            loss = self.model(
+            hidden, pooled = self.model.bert(
                 input_ids=batch.input_ids,
                 token_type_ids=batch.token_type_ids,
                 attention_mask=batch.attention_mask.long(),
-                labels=labels,
-                next_sentence_label=batch.next_sentence_labels,
-            ).loss
+            )[:2]
+            where = batch.masked_positions[..., None].expand(-1, -1, hidden.shape[-1])
+            mlm, nsp = self.model.cls(hidden.gather(1, where), pooled)
+            loss = cross_entropy(mlm.flatten(0, 1), batch.masked_labels.flatten(), ignore_index=IGNORED_LABEL)
+            loss = loss + cross_entropy(nsp, batch.next_sentence_labels)
             value = float(loss.detach())
         with self._timer("backward"):
             loss.backward()

@@ -1,9 +1,12 @@
 """Whole training steps compared: `python -m ipu_bert.bench_step [--sizes base] [--batch 32] [--json PATH]`.
 
-Every step is forward, backward, clipping and AdamW on random batches of BERT's vocabulary, without dropout: our dense
-model in float32 and under bfloat16 autocast, transformers' BertForPreTraining (which computes MLM logits at every
-position, not at the masked ones only), and the block-sparse model with each block size. All alternate in one process;
-samples whose threads had to wait for a core are discarded and counted (sparse_ops.bench.sampling).
+Without --sizes: time at equal loss (bench/headline.py). With them, tables of all implementations of these sizes.
+
+Every step is forward, backward, clipping and AdamW on random batches of BERT's vocabulary, with the dropout that the
+size's config trains with unless --no-dropout: our dense model in float32 and under bfloat16 autocast, transformers'
+BertForPreTraining (its heads at the masked positions, as ours), and the block-sparse model with each block size. All
+alternate in one process; samples whose threads had to wait for a core are discarded and counted
+(sparse_ops.bench.sampling).
 
 epsilon is the time of a FLOP of the sparse step over the time of one of the dense step (Eq. 5), all FLOPs counted,
 attention and heads too. break_even is the epsilon at which the sparse step takes as long as the dense one of its size;
@@ -19,7 +22,9 @@ from typing import Any, Callable, Mapping, Sequence
 
 import torch
 
+from ipu_bert.bench import headline
 from ipu_bert.bench import models as bench_models
+from ipu_bert.bench.equal_loss import LENGTH, SPARSE_MLM, SPARSITY
 from ipu_bert.bench.memory import StateBytes, peak_bytes, state_bytes
 from ipu_bert.bench.models import DENSE_BFLOAT16, DENSE_FLOAT32, IMPLEMENTATIONS, Implementation, Trainer
 from ipu_bert.data.batches import Batch
@@ -39,13 +44,6 @@ from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
 from sparse_ops.norms import l1
 
 PHASES = ("forward", "backward", "optimizer")
-
-# Validation MLM loss of sparse models at sparsity 0.9, by block size (Tables 1 and A.8 of the paper).
-PAPER_LOSS = {
-    "medium": {1: 2.408, 4: 2.546, 8: 2.591, 16: 2.621},
-    "base": {1: 2.160, 4: 2.272, 8: 2.295, 16: 2.311},
-}
-PAPER_SPARSITY, PAPER_LENGTH = 0.9, 128
 
 # What `update s` times: half of the blocks after each of steps 1, 2 and 3.
 UPDATE = UpdatePlan(
@@ -73,12 +71,13 @@ def measure_size(
     length: int,
     masked: int,
     sparsity: float,
+    dropout: bool,
     repeats: int,
     memory: bool,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """One record per implementation: times, shares, speed-up, epsilon, memory; plain values."""
-    shape = bench_models.model_shape(size)
+    shape = bench_models.model_shape(size, dropout)
     data = bench_models.random_batch(shape, batch, length, masked, seed=0)
     choices = [IMPLEMENTATIONS[name] for name in names]
     timers = {choice.name: Stopwatch() for choice in choices}
@@ -102,7 +101,9 @@ def measure_size(
     _compare(records, choices, shape, size, length, masked, sparsity)
     for record, choice in zip(records, choices):
         record.update(_encoder_memory(states, choice))
-        record["peak_bytes"] = peak_bytes(choice.name, size, batch, length, masked, sparsity) if memory else None
+        record["peak_bytes"] = (
+            peak_bytes(choice.name, size, batch, length, masked, sparsity, dropout) if memory else None
+        )
     return records
 
 
@@ -139,6 +140,7 @@ def _record(size: str, choice: Implementation, batch: int, length: int, samples:
         "samples_discarded": found.discarded,
         "disturbed": found.disturbed,
         "waiting": found.waiting,
+        "kept": found.kept_text,
     }
 
 
@@ -175,8 +177,8 @@ def _executed_flops(choice: Implementation, shape: BertShape, length: int, maske
 
 def critical(size: str, block: int, length: int, sparsity: float) -> float | None:
     """Eq. 7 from the loss that the paper reached with this block size; None where it gives none."""
-    loss = PAPER_LOSS.get(size, {}).get(block)
-    if loss is None or sparsity != PAPER_SPARSITY or length != PAPER_LENGTH:
+    loss = SPARSE_MLM.get(size, {}).get(block)
+    if loss is None or sparsity != SPARSITY or length != LENGTH:
         return None
     weights = encoder_weights(FAMILY[size], SparsitySettings(method="static", sparsity=sparsity, block_size=block))
     return flops.epsilon_critical(flops.matched_flops(loss), flops.paper_flops(FAMILY[size], weights, length))
@@ -224,21 +226,20 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         "the sparse step wins below even (dense model of its size), below crit. (dense model of equal loss).",
         "encoder: its weights, gradients and moments (live tensors, MB). peak: memory growth of a fresh process (MB).",
         "kept: samples, - those discarded because their threads had to wait; * too few were undisturbed, so the least",
-        "disturbed ones count. transformers computes MLM logits at every position, the others at masked ones only.",
+        "disturbed ones count.",
     ]
     return "\n".join(lines + notes)
 
 
 def _line(row: Mapping[str, Any]) -> str:
     shares = "/".join(f"{100 * row['shares'][phase]:.0f}" for phase in PHASES)
-    kept = f"{row['samples_kept']}-{row['samples_discarded']}{'*' if row['disturbed'] else ''}"
     return (
         f"{row['implementation']:<22} {row['kernel']:<15} {row['seconds']:>8.3f} "
         f"{row['low']:>7.3f}-{row['high']:<7.3f} {row['sequences_per_second']:>7.2f} {shares:>13} "
         f"{_number(row['speedup_float32'], 2):>6} {_number(row['speedup_bfloat16'], 2):>6} "
         f"{_number(row['epsilon'], 2):>7} {_number(row['break_even'], 1):>5} {_number(row['epsilon_critical'], 1):>5} "
         f"{_number(row['encoder_bytes'], 1, 1e-6):>8} {_number(row['peak_bytes'], 0, 1e-6):>7} "
-        f"{_number(row.get('update_seconds'), 3):>8} {kept:>5}"
+        f"{_number(row.get('update_seconds'), 3):>8} {row['kept']:>5}"
     )
 
 
@@ -258,6 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    for name, value in (("--length", LENGTH), ("--sparsity", SPARSITY), ("--implementations", None)):
+        if not options.sizes and getattr(options, name.strip("-")) != value:
+            parser.error(f"argument {name}: expected --sizes with it: the paper's losses are of one setting")
     if options.masked > options.length:
         parser.error(f"argument --masked: expected at most the {options.length} tokens, found {options.masked}")
     try:
@@ -265,10 +269,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             native.level()
     except ValueError as error:
         parser.error(str(error))
-    if options.implementations is None:
-        options.implementations = default_implementations(bench_models.bfloat16_slowdown())
     if options.threads:
         torch.set_num_threads(options.threads)
+    options.repeats = 2 if options.quick else options.repeats
+    print(_tables(options) if options.sizes else _headline(options))
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _headline(options: argparse.Namespace) -> str:
+    found = headline.measure(options.batch, options.masked, options.dropout, options.repeats, _say)
+    if options.json:
+        files.write(options.json, dumps(found.to_dict(), indent=1))
+    return found.render()
+
+
+def _tables(options: argparse.Namespace) -> str:
+    if options.implementations is None:
+        options.implementations = default_implementations(bench_models.bfloat16_slowdown())
     records: list[dict[str, Any]] = []
     for size in options.sizes:
         records += measure_size(
@@ -278,29 +299,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             length=options.length,
             masked=options.masked,
             sparsity=options.sparsity,
-            repeats=2 if options.quick else options.repeats,
+            dropout=options.dropout,
+            repeats=options.repeats,
             memory=not (options.quick or options.no_memory),
-            say=lambda text: print(text, file=sys.stderr, flush=True),
+            say=_say,
         )
-    print(table(records))
     if options.json:
         files.write(options.json, dumps(records, indent=1))
-    return 0
+    return table(records)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ipu_bert.bench_step", description=(__doc__ or "").split("\n\n")[1])
     known = list(IMPLEMENTATIONS)
     parser.add_argument(
-        "--sizes", nargs="+", choices=list(FAMILY), default=list(FAMILY), metavar="SIZE", help=f"{list(FAMILY)}"
+        "--sizes", nargs="+", choices=list(FAMILY), metavar="SIZE", help=f"tables of these, of {list(FAMILY)}"
     )
     parser.add_argument("--implementations", nargs="+", choices=known, default=None, metavar="NAME", help=f"of {known}")
+    parser.add_argument("--batch", type=whole_number(1), default=32, help="sequences (default: %(default)s)")
+    parser.add_argument("--no-dropout", dest="dropout", action="store_false", help="none, not that of the configs")
     parser.add_argument(
-        "--batch", type=whole_number(1), default=8, help="sequences (default 8; the target is stated for 32)"
+        "--length", type=whole_number(1), default=LENGTH, help="with --sizes: tokens of a sequence (%(default)s)"
     )
-    parser.add_argument("--length", type=whole_number(1), default=128, help="tokens of a sequence")
     parser.add_argument("--masked", type=whole_number(1), default=20, help="masked positions of a sequence")
-    parser.add_argument("--sparsity", type=fraction, default=0.9)
+    parser.add_argument("--sparsity", type=fraction, default=SPARSITY, help="with --sizes (%(default)s)")
     parser.add_argument(
         "--repeats",
         type=whole_number(1),

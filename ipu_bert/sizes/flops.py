@@ -103,8 +103,11 @@ def interpolate_loss(points: Sequence[tuple[float, float]], flops: float) -> flo
     return math.exp(low + t * (high - low))
 
 
-def interpolate_flops(points: Sequence[tuple[float, float]], loss: float) -> float:
-    """FLOPs at which a dense family reaches `loss`: the inverse of `interpolate_loss`."""
+def interpolate_cost(points: Sequence[tuple[float, float]], loss: float) -> float:
+    """FLOPs, or seconds, at which a dense family reaches `loss`, from its (cost, loss) points.
+
+    The inverse of `interpolate_loss`.
+    """
     low, high, t = _segment([(math.log(value), math.log(f)) for f, value in _checked(points)], math.log(loss))
     return math.exp(low + t * (high - low))
 
@@ -116,7 +119,7 @@ def matched_loss(flops: float) -> float:
 
 def matched_flops(loss: float) -> float:
     """FLOPs per sequence at which the paper's dense BERT family reaches this MLM loss (Figure 3's arrow)."""
-    return interpolate_flops(dense_family(), loss)
+    return interpolate_cost(dense_family(), loss)
 
 
 def dense_family() -> list[tuple[float, float]]:

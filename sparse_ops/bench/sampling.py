@@ -50,6 +50,11 @@ class Summary:
     disturbed: bool
     waiting: float
 
+    @property
+    def kept_text(self) -> str:
+        """How many samples count, how many do not, and a star where those that count were disturbed, too."""
+        return f"{self.kept}-{self.discarded}{'*' if self.disturbed else ''}"
+
 
 def seconds_waited() -> float:
     """Seconds so far that threads of this process waited for a core and the host ran something else; 0 if unknown."""

@@ -28,7 +28,7 @@ from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.dynsparse.updater import PatternUpdater
 from sparse_ops.linear import BlockSparseLinear
 
-SHAPE = replace(model_shape("tiny"), vocab_size=131, max_positions=32)
+SHAPE = replace(model_shape("tiny", False), vocab_size=131, max_positions=32)
 SPARSE = "sparse 16x16 float32"
 
 
@@ -135,7 +135,7 @@ def test_critical_epsilon_is_what_the_paper_states():
 @pytest.mark.parametrize("block", [1, 4, 16])
 def test_state_of_the_encoder_is_a_tenth_of_dense(block):
     """Live weights, gradients and moments after a step, at 4 x 256; the issue's limit, 0.12, is for Base."""
-    shape = replace(model_shape("mini"), vocab_size=131, max_positions=32)
+    shape = replace(model_shape("mini", False), vocab_size=131, max_positions=32)
     batch = random_batch(shape, batch=2, length=32, masked=5, seed=0)
     dense = state_bytes(make_engine(IMPLEMENTATIONS[DENSE_FLOAT32], shape, 0.9, Stopwatch()), batch)
     choice = IMPLEMENTATIONS[f"sparse {block}x{block} float32"]
@@ -175,7 +175,7 @@ def test_a_pattern_update_takes_nothing_of_the_dense_size(block):
 
     At 0.95 a weight's values are a twentieth of dense; positions as int64 are the largest thing there is at 1x1.
     """
-    shape = replace(model_shape("mini"), vocab_size=131, max_positions=32)
+    shape = replace(model_shape("mini", False), vocab_size=131, max_positions=32)
     engine = make_engine(IMPLEMENTATIONS[f"sparse {block}x{block} float32"], shape, 0.95, Stopwatch())
     updater = PatternUpdater(bench_step.UPDATE)
     with engine.host_state() as host:
@@ -199,7 +199,7 @@ def test_a_pattern_update_takes_nothing_of_the_dense_size(block):
 
 def test_peak_memory_is_measured_in_a_process_of_its_own():
     """At least the embeddings' weights, gradients and moments, and not ten times all there is."""
-    found = peak_bytes(SPARSE, "tiny", 1, 32, 4, 0.9)
+    found = peak_bytes(SPARSE, "tiny", 1, 32, 4, 0.9, False)
     embeddings = 4 * 4 * 128 * bench_models.VOCABULARY
     assert 0.2 * embeddings < found < 10 * embeddings
 

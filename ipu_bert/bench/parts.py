@@ -1,0 +1,81 @@
+"""Where a step's seconds go, by part, and how many FLOP/s each part reaches; what the machine reaches by itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping
+
+import torch
+
+from ipu_bert.sizes.flops import SequenceFlops
+
+SPARSE, DENSE, ATTENTION, REST = "sparse products", "dense products", "attention", "rest"
+_DENSE = ("aten::mm", "aten::addmm")
+# torch's attention is one operator without dropout, and these with it.
+_ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data", "aten::bernoulli_")
+
+
+def part_of(operator: str) -> str:
+    """Which part of a step an operator of torch belongs to."""
+    if operator.startswith("sparse_ops::"):
+        return SPARSE
+    if operator in _DENSE:
+        return DENSE
+    if operator in _ATTENTION or "scaled_dot_product" in operator:
+        return ATTENTION
+    return REST
+
+
+def seconds_by_part(step: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of one step in each part, by torch's profiler, whose own work is counted in the parts."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    found = dict.fromkeys((SPARSE, DENSE, ATTENTION, REST), 0.0)
+    for event in profile.key_averages():
+        found[part_of(event.key)] += event.self_cpu_time_total * 1e-6
+    return found
+
+
+def flops_by_part(flops: SequenceFlops) -> dict[str, float]:
+    """What a sequence costs in the parts that are products; heads are dense products."""
+    return {SPARSE: flops.sparse, DENSE: flops.dense + flops.heads, ATTENTION: flops.attention}
+
+
+def render(seconds: Mapping[str, float], flops: Mapping[str, float]) -> str:
+    """`part seconds (GFLOP/s)` for each part that takes time."""
+    texts = []
+    for part, taken in seconds.items():
+        rate = f" ({flops[part] / taken * 1e-9:.0f} GFLOP/s)" if flops.get(part) and taken else ""
+        texts += [f"{part} {taken:.2f} s{rate}"] if taken >= 0.005 else []
+    return ", ".join(texts)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this machine reaches now. product [FLOP/s]: float32, large and square. copy [bytes/s]: read and written."""
+
+    product: float
+    copy: float
+
+    def render(self) -> str:
+        """For a reader."""
+        return f"dense float32 product {self.product * 1e-9:.0f} GFLOP/s, copy {self.copy * 1e-9:.1f} GB/s"
+
+
+def ceilings(side: int = 2048, megabytes: int = 256, repeats: int = 5) -> Ceilings:
+    """Measured with as many threads as torch uses; the best of a few."""
+    x, y = torch.ones(side, side), torch.ones(megabytes << 18)
+    into = torch.empty_like(y)
+    product = _least(lambda: x @ x, repeats)
+    copy = _least(lambda: into.copy_(y), repeats)
+    return Ceilings(2.0 * side**3 / product, 2.0 * 4 * y.numel() / copy)
+
+
+def _least(run: Callable[[], Any], repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
