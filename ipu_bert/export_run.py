@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from ipu_bert.export import save_pretrained
+from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.trained import load_model, open_text
 from sparse_ops.files import in_words
 
