@@ -7,12 +7,12 @@ transformers loads without this project; block-sparse weights are written dense 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
 from ipu_bert.hub.dense import save_pretrained
-from ipu_bert.trained import load_model, open_text
+from ipu_bert.trained import load_model
+from sparse_ops import files
 from sparse_ops.files import in_words
 
 
@@ -24,9 +24,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         trained = load_model(options.run)
-        tokenizer = open_text(trained).tokenizer_path
         save_pretrained(trained.model, options.folder)
-        shutil.copyfile(tokenizer, options.folder / "tokenizer.json")
+        files.write(options.folder / "tokenizer.json", trained.text.tokenizer_json)
     except (ValueError, OSError) as error:
         print(f"error: {in_words(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
