@@ -22,23 +22,29 @@ _TOKENS = 1 << 24  # counted together
 @dataclass(frozen=True, eq=False)
 class KeptText:
     """tokenizer_json: the tokenizer that the model's ids come from, as its file has it. seen: int64 [vocabulary], how
-    often each id is in the training text. pairs: whether training examples had next-sentence labels.
+    often each id is in the training text. unigram_entropy: of the held-out text, in nats (shards.unigram_baseline).
+    pairs: whether training examples had next-sentence labels.
     """
 
     tokenizer_json: bytes
     seen: np.ndarray
+    unigram_entropy: float
     pairs: bool
 
     @classmethod
     def of(cls, files: TokenFiles, pairs: bool) -> KeptText:
         """From prepared text."""
         seen = count_ids(files.split("train").tokens, files.vocab_size)
-        return cls(Path(files.tokenizer_path).read_bytes(), seen, pairs)
+        return cls(Path(files.tokenizer_path).read_bytes(), seen, files.unigram_entropy, pairs)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """As a checkpoint holds it: tokenizer uint8 [bytes], seen int64 [vocabulary], pairs bool []."""
+        """As a checkpoint holds it: tokenizer uint8 [bytes], seen int64 [vocabulary], unigram_entropy float64 [],
+        pairs bool [].
+        """
         tokenizer = torch.from_numpy(np.frombuffer(self.tokenizer_json, np.uint8).copy())
-        return {"tokenizer": tokenizer, "seen": torch.from_numpy(self.seen), "pairs": torch.tensor(self.pairs)}
+        numbers = {"unigram_entropy": torch.tensor(self.unigram_entropy, dtype=torch.float64)}
+        seen, pairs = torch.from_numpy(self.seen), torch.tensor(self.pairs)
+        return {"tokenizer": tokenizer, "seen": seen, **numbers, "pairs": pairs}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], vocab_size: int, sha256: object) -> KeptText:
@@ -47,13 +53,15 @@ class KeptText:
         Raises DataError for tensors that `to_tensors` does not give, and for another tokenizer.
         """
         expected = {"tokenizer": (torch.uint8, 1), "seen": (torch.int64, 1), "pairs": (torch.bool, 0)}
+        expected["unigram_entropy"] = (torch.float64, 0)
         found = {name: (tensor.dtype, tensor.dim()) for name, tensor in tensors.items()}
         if found != expected or tensors["seen"].numel() != vocab_size or bool((tensors["seen"] < 0).any()):
             shown = ", ".join(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items())
             raise DataError(
-                f"text.safetensors: expected tokenizer, pairs and {vocab_size} counts of ids, found {shown:.200}"
+                f"text.safetensors: expected tokenizer, entropy, pairs, {vocab_size} counts of ids, found {shown:.200}"
             )
-        kept = cls(tensors["tokenizer"].numpy().tobytes(), tensors["seen"].numpy(), bool(tensors["pairs"]))
+        entropy, pairs = float(tensors["unigram_entropy"]), bool(tensors["pairs"])
+        kept = cls(tensors["tokenizer"].numpy().tobytes(), tensors["seen"].numpy(), entropy, pairs)
         if hashlib.sha256(kept.tokenizer_json).hexdigest() != sha256:
             raise DataError("text.safetensors: expected the tokenizer that the model was trained with, found another")
         vocab = kept.tokenizer().get_vocab(with_added_tokens=True)
