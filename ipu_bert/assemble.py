@@ -10,7 +10,7 @@ from ipu_bert.config import Config, ConfigError
 from ipu_bert.data.batches import BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import find_prepared, prepare
-from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.token_files import Text, TokenFiles
 from ipu_bert.data.tokenizer import Normalization
 from ipu_bert.engines.base import Engine
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
@@ -58,7 +58,7 @@ def corpus(config: Config) -> Corpus:
     )
 
 
-def make_stream(config: Config, files: TokenFiles, split: str) -> BatchStream:
+def make_stream(config: Config, files: Text, split: str) -> BatchStream:
     """The batches of one split; held-out ones do not depend on the run's seed."""
     data = config.data
     options = BatchOptions(

@@ -18,7 +18,7 @@ from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.other_text import TextFiles
-from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.token_files import Text
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.engines.torch_engine import eval_batch
 from ipu_bert.precision import Precision
@@ -64,8 +64,8 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
 
     texts: files, folders or globs; none: the run's held-out text. Raises ValueError for text that cannot be used.
     """
-    config, prepared = trained.config, open_text(trained)
-    files = TextFiles(prepared, texts, assemble.corpus(config)) if texts else prepared
+    config, kept = trained.config, trained.text
+    files = TextFiles(kept, texts, assemble.corpus(config)) if texts else open_text(trained)
     stream = _stream(config, files)
     # FP16.16 is for IPUs.
     compute = "float32" if config.precision.compute == "float16" else config.precision.compute
@@ -81,12 +81,12 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         compute=compute,
         result=result,
         unigram_entropy=files.unigram_entropy,
-        pairs=stream.pairs and assemble.make_stream(config, prepared, "train").pairs,
+        pairs=stream.pairs and kept.pairs,
         notes=tuple(files.notes) if texts else (),
     )
 
 
-def _stream(config: Config, files: TokenFiles) -> BatchStream:
+def _stream(config: Config, files: Text) -> BatchStream:
     """Batches of the run's size, or of as many sequences as there are where the text has fewer."""
 
     def of_size(batch_size: int) -> BatchStream:

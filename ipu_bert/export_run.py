@@ -1,36 +1,77 @@
-"""A finished or running run's model in Hugging Face's format: python -m ipu_bert.export_run RUN FOLDER
+"""A finished or running run's model for others to load: python -m ipu_bert.export_run RUN FOLDER
 
-RUN is a run's folder or one checkpoint of it. FOLDER gets config.json, model.safetensors and tokenizer.json, which
-transformers loads without this project; block-sparse weights are written dense there.
+RUN is a run's folder or one checkpoint of it. FOLDER, which appears whole or not at all, gets what transformers'
+AutoModel, AutoTokenizer and pipeline load without this project, and a model card; block-sparse weights are dense there.
+--push-to NAME also uploads it to the Hugging Face hub.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
+from typing import Any, Mapping
 
-from ipu_bert.export import save_pretrained
-from ipu_bert.trained import load_model, open_text
-from sparse_ops.files import in_words
+from ipu_bert import assemble
+from ipu_bert.hub.card import CardFacts, render_card
+from ipu_bert.hub.dense import save_pretrained
+from ipu_bert.hub.folders import CARD, push, whole_folder
+from ipu_bert.hub.tokenizer_files import save_tokenizer
+from ipu_bert.record.metrics import METRICS_FILE, read_metrics
+from ipu_bert.sizes.footprint import parameter_counts
+from ipu_bert.trained import TrainedModel, load_model
+from sparse_ops import files
+
+
+def export(trained: TrainedModel, folder: Path) -> None:
+    """Write model, tokenizer and card. Raises ValueError or OSError as `whole_folder` does."""
+    with whole_folder(folder) as aside:
+        save_pretrained(trained.model, aside)
+        save_tokenizer(trained.text, trained.config.data.sequence_length, aside)
+        files.write(aside / CARD, render_card(_facts(trained)))
+
+
+def _facts(trained: TrainedModel) -> CardFacts:
+    return CardFacts(
+        config=trained.config,
+        counts=parameter_counts(trained.model.shape, assemble.weights(trained.config)),
+        vocab_size=trained.model.shape.vocab_size,
+        step=trained.step,
+        heldout=_heldout(trained),
+        unigram_entropy=trained.text.unigram_entropy,
+        seen_tokens=int(trained.text.seen.sum()),
+        pairs=trained.text.pairs,
+    )
+
+
+def _heldout(trained: TrainedModel) -> Mapping[str, Any] | None:
+    """What the run recorded of this step, where the checkpoint is in the run's folder."""
+    metrics = trained.checkpoint.resolve().parent.parent / METRICS_FILE
+    records = read_metrics(metrics) if metrics.is_file() else []
+    found = [record for record in records if (record.get("kind"), record.get("step")) == ("eval", trained.step)]
+    return found[-1] if found else None
 
 
 def main(argv: list[str]) -> int:
-    """Export; a run that cannot be read ends in one line and status 2."""
+    """Export; a run that cannot be read, or a hub that refuses, ends in one line and status 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("folder", type=Path, help="where config.json, model.safetensors and tokenizer.json go")
+    parser.add_argument("folder", type=Path, help="where the model goes: a new folder, or an earlier export's")
+    parser.add_argument("--push-to", metavar="NAME", help="also upload it to this repository of the hub, as USER/MODEL")
     options = parser.parse_args(argv)
     try:
         trained = load_model(options.run)
-        tokenizer = open_text(trained).tokenizer_path
-        save_pretrained(trained.model, options.folder)
-        shutil.copyfile(tokenizer, options.folder / "tokenizer.json")
+        export(trained, options.folder)
+        print(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}")
+        length, positions = trained.config.data.sequence_length, trained.config.model.max_positions
+        if positions > length:
+            print(f"positions from {length} on have not been trained: use at most {length} tokens (model_max_length)")
+        if options.push_to:
+            print(f"pushed to {push(options.folder, options.push_to)}")
     except (ValueError, OSError) as error:
-        print(f"error: {in_words(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        problem = files.in_words(error) if isinstance(error, OSError) else str(error)
+        print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
         return 2
-    print(f"{options.folder}: config.json, model.safetensors, tokenizer.json")
     return 0
 
 

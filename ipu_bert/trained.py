@@ -1,12 +1,15 @@
-"""The model that a run has trained so far, with the text and the vocabulary that it was trained on."""
+"""The model that a run has trained so far, and what the run keeps of its text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, from_dict
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining
@@ -14,13 +17,14 @@ from ipu_bert.model import BertForPreTraining
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint's model. config: what it was trained with. tokenizer_sha256: of its tokenizer.json."""
+    """A checkpoint's model. config: what it was trained with. info: what its state.json says."""
 
     model: BertForPreTraining
     config: Config
     checkpoint: Path
     step: int
-    tokenizer_sha256: str
+    text: KeptText
+    info: dict[str, Any]
 
 
 def load_model(path: Path) -> TrainedModel:
@@ -36,9 +40,11 @@ def load_model(path: Path) -> TrainedModel:
         model = assemble.make_model(config, _vocab_size(groups))
         check_model(model, groups)
         model.load_state_dict(groups["model"])
-        return TrainedModel(model, config, found, info["step"], info["identity"]["tokenizer"])
+        return TrainedModel(model, config, found, info["step"], _kept_text(found, config, groups, info), info)
     except KeyError as error:
         raise checkpoint.CheckpointError(f"checkpoint {found}: expected {error} in it, found none") from None
+    except checkpoint.CheckpointError:
+        raise
     except ValueError as error:
         problem = "; ".join(str(error).splitlines())  # a config's errors have a line each
         raise checkpoint.CheckpointError(f"checkpoint {found}: {problem}") from None
@@ -50,13 +56,33 @@ def _vocab_size(groups: checkpoint.Groups) -> int:
     return max(1, bias.numel()) if bias is not None else 1
 
 
+def _kept_text(found: Path, config: Config, groups: checkpoint.Groups, info: dict[str, Any]) -> KeptText:
+    """From the checkpoint; an older one did not keep it: from the prepared text, while that is there."""
+    sha256 = info["identity"]["tokenizer"]
+    if "text" in groups:
+        return KeptText.from_tensors(groups["text"], _vocab_size(groups), sha256)
+    try:
+        prepared = assemble.find_data(config)[1]
+    except DataError as error:
+        problem = str(error)
+    else:
+        if prepared is not None and prepared.manifest["tokenizer_sha256"] == sha256:
+            prepared.verify()
+            return KeptText.of(prepared, assemble.make_stream(config, prepared, "train").pairs)
+        problem = f"{config.data.dir} does not have it" if prepared is None else f"{prepared.directory} has another"
+    raise checkpoint.CheckpointError(
+        f"checkpoint {found}: expected its tokenizer in it, found none, as in those of older versions; the prepared "
+        f"text cannot stand in: {problem}"
+    )
+
+
 def open_text(trained: TrainedModel) -> TokenFiles:
     """The prepared text of the model's run; prepared again where it is gone.
 
     Raises ValueError where the text cannot be read, or has another vocabulary now.
     """
     prepared = assemble.open_data(trained.config, progress=True)
-    if prepared.manifest["tokenizer_sha256"] != trained.tokenizer_sha256:
+    if prepared.manifest["tokenizer_sha256"] != trained.info["identity"]["tokenizer"]:
         raise checkpoint.CheckpointError(
             f"checkpoint {trained.checkpoint}: expected the vocabulary that it was trained with, found another one in "
             f"{prepared.directory}: the text or data.tokenizer has changed since"

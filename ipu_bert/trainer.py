@@ -15,7 +15,9 @@ from torch import Tensor
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.data.batches import Batch
+from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
+from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.machine import changed, conditions
 from ipu_bert.record.metrics import Metrics
@@ -24,6 +26,7 @@ from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
+from sparse_ops import files
 from sparse_ops.host_memory import total_memory_bytes
 from sparse_ops.norms import GradientBlocks
 
@@ -43,6 +46,7 @@ class Trainer:
         self.data = assemble.open_data(config, progress=True)
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
+        self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self.quality = text_quality(self.data, config.data.sequence_length)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer)
         self.updater = assemble.make_updater(config)
@@ -81,6 +85,7 @@ class Trainer:
 
     def _open(self, folder: RunFolder) -> None:
         """Where checkpoints go, and what is there: the newest one, and the best one's held-out loss."""
+        files.write(folder.path / TOKENIZER, self._kept.tokenizer_json)
         self._checkpoints, self._best = folder.checkpoints, folder.best
         mine = self._origin and self._origin.checkpoint.resolve().parent == folder.checkpoints.resolve()
         self._saved = self._origin.checkpoint if self._origin and mine else None  # the checkpoint of this very step
@@ -225,6 +230,7 @@ class Trainer:
         groups: dict[str, Mapping[str, Tensor]] = dict(self.engine.state())
         if self.updater is not None:
             groups["pattern_history"] = self.updater.state_dict()
+        groups["text"] = self._kept.to_tensors()
         info = {
             "config": as_dict(self.config),
             "config_hash": config_hash(self.config),

@@ -24,7 +24,7 @@ ORDER = [
     "record",
     "model",
     "optim",
-    "export",
+    "hub",
     "checkpoint",
     "run_folder",
     "engines",

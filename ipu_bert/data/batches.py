@@ -26,7 +26,7 @@ from ipu_bert.data.chunks import EpochOrder, chunk_starts, lone_share
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.masking import IGNORED_LABEL, choose_tokens, mask_tokens
 from ipu_bert.data.quality import MOST_LONE
-from ipu_bert.data.token_files import SPLITS, TokenFiles
+from ipu_bert.data.token_files import SPLITS, Text
 
 HELDOUT_SEED = 1790  # evaluation is on the same sequences in every run, whatever the run's seed
 _DRAWS = 7
@@ -91,8 +91,8 @@ class BatchStream:
     Raises DataError for a split with fewer than 2 documents, or fewer sequences than one batch.
     """
 
-    def __init__(self, token_files: TokenFiles, split: str, options: BatchOptions) -> None:
-        arrays = token_files.split(split)
+    def __init__(self, text: Text, split: str, options: BatchOptions) -> None:
+        arrays = text.split(split)
         self.split = split
         self.options = options
         # plain views: a memmap object costs several times as much per slice
@@ -101,13 +101,13 @@ class BatchStream:
         self._documents = np.asarray(arrays.documents)
         if len(self._documents) < 3:
             raise DataError(
-                f"{token_files.directory}: corpus too small: expected at least 2 documents in split {split}, "
+                f"{text.directory}: corpus too small: expected at least 2 documents in split {split}, "
                 f"found {len(self._documents) - 1}"
             )
         self._chunks = chunk_starts(self._sentences, self._documents, options.sequence_length - 3)
         if self.sequences_per_epoch < options.batch_size:
             raise DataError(
-                f"{token_files.directory}: corpus too small: expected at least one batch of {options.batch_size} "
+                f"{text.directory}: corpus too small: expected at least one batch of {options.batch_size} "
                 f"sequences of {options.sequence_length} tokens in split {split}, found {self.sequences_per_epoch}"
             )
         lone = lone_share(self._chunks)
@@ -116,9 +116,9 @@ class BatchStream:
         used = HELDOUT_SEED if split == "heldout" else options.seed
         self._key = np.random.SeedSequence([used, SPLITS.index(split)]).generate_state(2, np.uint64)
         self._order = EpochOrder(self.sequences_per_epoch, self._key)
-        special = token_files.special_ids()
+        special = text.special_ids()
         self._pad, self._cls, self._sep, self._mask = (special[f"[{n}]"] for n in ("PAD", "CLS", "SEP", "MASK"))
-        pieces = token_files.vocabulary()
+        pieces = text.vocabulary()
         self._continues = np.array([options.whole_word and piece.startswith("##") for piece in pieces])
         self._replaceable = np.setdiff1d(np.arange(len(pieces)), list(special.values()))
 

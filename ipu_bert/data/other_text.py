@@ -1,4 +1,4 @@
-"""Any text in the place of a prepared folder's held-out split, with the tokenizer of that folder; kept in memory."""
+"""Any text in the place of a prepared folder's held-out split, with the tokenizer of a run; kept in memory."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import numpy as np
 
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.kept_text import KeptText, count_ids
 from ipu_bert.data.shards import bounded, encode_documents, unigram_baseline
 from ipu_bert.data.source import make_source
-from ipu_bert.data.token_files import OFFSETS, Split, TokenFiles, token_dtype
+from ipu_bert.data.token_files import OFFSETS, Split, token_dtype
 from ipu_bert.data.tokenizer import NOT_PREDICTED
 
 _DOCUMENTS = 256  # tokenized together
-_TOKENS = 1 << 24  # counted together
 
 
-class TextFiles(TokenFiles):
-    """Text of local files (rules: local_files.py), tokenized as `prepared` was; all of it is held out.
+class TextFiles:
+    """Text of local files (rules: local_files.py), tokenized as the text of a run was; all of it is held out.
 
-    corpus: the one of the run; the text's files are read and its sentences found as it says, so that they are what the
-    model learned from. notes: of the text. unigram_entropy: as of prepared files, by the frequencies of `prepared`'s
-    training split. In memory: the text's tokens. Raises DataError for text that cannot be read or has no tokens.
+    kept: what the run keeps of its text. corpus: the one of the run; files are read and their sentences found as it
+    says, so that they are what the model learned from. directory: the paths, which messages name. notes: of the text.
+    unigram_entropy: as of prepared files, by the frequencies of the run's training text. In memory: the text's tokens.
+    Raises DataError for text that cannot be read or has no tokens.
     """
 
-    def __init__(self, prepared: TokenFiles, paths: Sequence[str], corpus: Corpus) -> None:
-        super().__init__(prepared.directory, prepared.manifest)
-        self.directory = ", ".join(paths)  # what messages name
+    def __init__(self, kept: KeptText, paths: Sequence[str], corpus: Corpus) -> None:
+        self._kept = kept
+        self.directory = ", ".join(paths)
         source = make_source(replace(corpus, source="files", paths=tuple(paths)))
         self.notes = list(source.notes)
         self._split = self._tokenized(source.documents(), corpus)
-        train, mine = (self._counts(tokens) for tokens in (prepared.split("train").tokens, self._split.tokens))
-        special = self.special_ids()
-        baseline = unigram_baseline(train, mine, [special[token] for token in NOT_PREDICTED])
+        mine, special = count_ids(self._split.tokens, len(kept.seen)), self.special_ids()
+        baseline = unigram_baseline(kept.seen, mine, [special[token] for token in NOT_PREDICTED])
         self.unigram_entropy = baseline["heldout_cross_entropy"]
 
     def split(self, name: str) -> Split:
@@ -44,8 +44,16 @@ class TextFiles(TokenFiles):
             raise DataError(f"{self.directory}: expected split heldout of a text to judge a model by, found {name}")
         return self._split
 
+    def vocabulary(self) -> list[str]:
+        """The run's word pieces by id."""
+        return self._kept.vocabulary()
+
+    def special_ids(self) -> dict[str, int]:
+        """Ids of [PAD] [UNK] [CLS] [SEP] [MASK]."""
+        return self._kept.special_ids()
+
     def _tokenized(self, texts: Iterable[str], corpus: Corpus) -> Split:
-        tokenizer, dtype = self.tokenizer(), token_dtype(self.vocab_size)
+        tokenizer, dtype = self._kept.tokenizer(), token_dtype(len(self._kept.seen))
         tokens, lengths, counts = [np.empty(0, dtype)], [0], [0]
         for group in _groups(itertools.chain.from_iterable(map(bounded, texts))):
             for document in encode_documents(tokenizer, group, corpus.language, corpus.line_is_sentence):
@@ -55,12 +63,6 @@ class TextFiles(TokenFiles):
         if len(counts) == 1:
             raise DataError(f"{self.directory}: expected text, found no word")
         return Split(np.concatenate(tokens), np.cumsum(lengths, dtype=OFFSETS), np.cumsum(counts, dtype=OFFSETS))
-
-    def _counts(self, tokens: np.ndarray) -> np.ndarray:
-        counts = np.zeros(self.vocab_size, np.int64)
-        for start in range(0, len(tokens), _TOKENS):
-            counts += np.bincount(tokens[start : start + _TOKENS], minlength=self.vocab_size)
-        return counts
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:

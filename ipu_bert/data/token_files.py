@@ -19,7 +19,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -55,6 +55,21 @@ class Split:
     tokens: np.ndarray
     sentences: np.ndarray
     documents: np.ndarray
+
+
+class Text(Protocol):
+    """What batches are made from; `directory` is what messages name."""
+
+    directory: str
+
+    def split(self, name: str) -> Split:
+        """The arrays of a split."""
+
+    def vocabulary(self) -> list[str]:
+        """The word pieces by id."""
+
+    def special_ids(self) -> dict[str, int]:
+        """Ids of [PAD] [UNK] [CLS] [SEP] [MASK]."""
 
 
 class TokenFiles:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.settings import Config
 from ipu_bert.sizes.footprint import parameter_counts
 from ipu_bert.sizes.shape import BertShape
@@ -16,6 +17,7 @@ from ipu_bert.sizes.weights import EncoderWeight
 _LAYER_TENSORS, _OTHER_TENSORS = 12, 14
 # What safetensors' header says of a tensor with a name of this model, on average; state.json; the generator's state.
 _HEADER_BYTES, _STATE_BYTES, _RANDOM_BYTES = 112, 4_600, 5_128
+_PIECE_BYTES, _COUNT_BYTES = 24, 8  # of a word piece in tokenizer.json, and how often it was seen
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def disk_need(
     """What a run of these sizes needs; prepared: the manifest of its token files, once they are there."""
     dynamic = config.sparsity.method == "dynsparse"
     return DiskNeed(
-        checkpoint_bytes=checkpoint_bytes(shape, weights, dynamic),
+        checkpoint_bytes=checkpoint_bytes(shape, weights, dynamic) + _text_bytes(shape.vocab_size, prepared),
         checkpoints=_checkpoints(config),
         prepared_bytes=sum(entry["bytes"] for entry in prepared["files"].values()) if prepared else None,
         run_free=free_bytes(config.run.dir),
@@ -62,7 +64,10 @@ def disk_need(
 
 
 def checkpoint_bytes(shape: BertShape, weights: Sequence[EncoderWeight], dynamic: bool) -> int:
-    """Weights and both moments in float32, positions, and with changing patterns what was explored (explored.py)."""
+    """Weights and both moments in float32, positions, and with changing patterns what was explored (explored.py).
+
+    Without what is kept of the text.
+    """
     counts, sparse = parameter_counts(shape, weights), [weight for weight in weights if weight.is_sparse]
     parameters = _LAYER_TENSORS * shape.layers + _OTHER_TENSORS
     tensors = 3 * parameters + 2 * len(sparse)
@@ -71,6 +76,12 @@ def checkpoint_bytes(shape: BertShape, weights: Sequence[EncoderWeight], dynamic
         tensors += 3 * len(sparse) + 2
         size += 2 * 8 + sum(_history_bytes(weight) for weight in sparse)
     return size + _HEADER_BYTES * tensors + _STATE_BYTES + _RANDOM_BYTES
+
+
+def _text_bytes(vocab_size: int, prepared: Mapping[str, Any] | None) -> int:
+    """What a checkpoint keeps of the text: the tokenizer, and how often each id was seen (kept_text.py)."""
+    tokenizer = prepared["files"][TOKENIZER]["bytes"] if prepared else _PIECE_BYTES * vocab_size
+    return tokenizer + _COUNT_BYTES * vocab_size
 
 
 def _history_bytes(weight: EncoderWeight) -> int:

@@ -10,7 +10,8 @@ from typing import Callable
 import pytest
 import yaml
 
-from ipu_bert.config import Config, load_config
+from ipu_bert.config import Config, from_dict, load_config
+from ipu_bert.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +38,9 @@ def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: Path(file).touch())
 
 
-@pytest.fixture
-def tiny(corpus: Path, prepared: Path, tmp_path: Path) -> Callable[..., Config]:
-    """A config of a 2x64 BERT with 8x8 blocks on the small corpus; call it with overrides."""
-    settings = {
+def tiny_settings(corpus: Path, prepared: Path) -> dict[str, dict[str, object]]:
+    """Of a 2x64 BERT with 8x8 blocks on the small corpus, without its folder."""
+    return {
         "model": {"layers": 2, "hidden_size": 64, "heads": 2, "max_positions": 64, "dropout": 0.1},
         "sparsity": {"sparsity": 0.8, "block_size": 8, "updates": 4},
         "optim": {"lr": 1e-3, "warmup_steps": 2},
@@ -58,8 +58,23 @@ def tiny(corpus: Path, prepared: Path, tmp_path: Path) -> Callable[..., Config]:
         "eval": {"every": 0, "batches": 2},
         "checkpoint": {"every": 0},
         "log": {"every": 1, "tensorboard": False},
-        "run": {"dir": str(tmp_path / "run")},
     }
+
+
+@pytest.fixture(scope="session")
+def finished(corpus: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `tiny_settings` with two steps, to read and not to write in."""
+    settings = {**tiny_settings(corpus, prepared), "run": {"name": "tiny", "dir": str(tmp_path_factory.mktemp("runs"))}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: Path(file).touch())
+        config = from_dict(settings)
+        config.train.stop_at = 2
+        return Trainer(config).run()
+
+
+@pytest.fixture
+def tiny(corpus: Path, prepared: Path, tmp_path: Path) -> Callable[..., Config]:
+    """A config of `tiny_settings`; call it with overrides."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump({**tiny_settings(corpus, prepared), "run": {"dir": str(tmp_path / "run")}}))
     return lambda *overrides: load_config(str(path), overrides)

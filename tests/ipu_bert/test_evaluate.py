@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ipu_bert import assemble, checkpoint, evaluate
+from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trainer import Trainer
@@ -75,7 +76,7 @@ def test_any_text_is_judged_with_the_runs_tokenizer(run, text, tiny, capsys):
     total = sum(seen.values()) + predictable
     expected = -sum(math.log((seen[i] + 1) / total) for i in ids) / len(ids)
     assert judged["unigram_entropy"] == pytest.approx(expected, rel=1e-12)
-    split = TextFiles(data, [str(text)], assemble.corpus(tiny())).split("heldout")
+    split = TextFiles(KeptText.of(data, True), [str(text)], assemble.corpus(tiny())).split("heldout")
     assert split.tokens.tolist() == ids
     assert (split.sentences[-1], split.documents[-1]) == (len(ids), len(split.sentences) - 1)
     assert len(split.documents) == len(documents) + 1
@@ -92,7 +93,7 @@ def test_a_text_is_read_as_the_text_of_the_run(tiny, tmp_path):
     data = assemble.open_data(config, progress=False)
     path = tmp_path / "lines.txt"
     path.write_text("war. and peace\nthe [MASK] people\n\nwork. work. work\n")
-    split = TextFiles(data, [str(path)], assemble.corpus(config)).split("heldout")
+    split = TextFiles(KeptText.of(data, True), [str(path)], assemble.corpus(config)).split("heldout")
     assert len(split.sentences) == 3 + 1
     special = set(data.special_ids().values())
     assert not special & set(split.tokens.tolist()) - {data.special_ids()["[UNK]"]}

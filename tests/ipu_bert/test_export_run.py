@@ -1,39 +1,201 @@
-"""A run's model in Hugging Face's format, through the command a user types."""
+"""A run's model for transformers, through the command a user types: Auto classes, pipeline, card, hub."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer
-from transformers import BertForPreTraining
+from transformers import AutoModel, AutoTokenizer, BertForPreTraining, pipeline
 
-from ipu_bert import assemble, export_run
+from ipu_bert import assemble, checkpoint, export_run
+from ipu_bert.hub.folders import TOKENIZER_FILES, whole_folder
+from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trained import load_model
-from ipu_bert.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("blank_pictures")
+TEXT = "The people of these United States; Café, and peace."
 
 
-def test_transformers_loads_an_exported_run_and_agrees(tiny, tmp_path):
-    config = tiny("train.stop_at=4")
-    run = Trainer(config).run()
-    assert export_run.main([str(run), str(tmp_path / "exported")]) == 0
+def export(run: Path, folder: Path, *options: str) -> Path:
+    assert export_run.main([str(run), str(folder), *options]) == 0
+    return folder
+
+
+def test_transformers_loads_an_exported_run_and_agrees(tiny, finished, tmp_path, capsys):
+    config = tiny()
+    folder = export(finished, tmp_path / "exported")
+    assert "positions from 32 on have not been trained" in capsys.readouterr().out
 
     data = assemble.open_data(config, progress=False)
     batch = assemble.make_stream(config, data, "heldout").batch(0)
-    theirs = BertForPreTraining.from_pretrained(tmp_path / "exported").eval()
-    model = load_model(run).model
+    theirs = BertForPreTraining.from_pretrained(folder).eval()
+    model = load_model(finished).model
     with torch.no_grad():
         expected = theirs(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         found, nsp = model.eval()(batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions)
+        hidden = model.bert(batch.input_ids, batch.token_type_ids, batch.attention_mask)[0]
+        encoded = (
+            AutoModel.from_pretrained(folder)
+            .eval()(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            .last_hidden_state
+        )
     rows = torch.arange(len(batch.input_ids))[:, None]
     torch.testing.assert_close(found, expected.prediction_logits[rows, batch.masked_positions], rtol=0, atol=1e-5)
     torch.testing.assert_close(nsp, expected.seq_relationship_logits, rtol=0, atol=1e-5)
-    assert Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json")).get_vocab_size() == data.vocab_size
+    places = batch.attention_mask.bool()  # what stands at padding is nobody's
+    torch.testing.assert_close(encoded[places], hidden[places], rtol=0, atol=1e-5)
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size() == data.vocab_size
+
+
+def test_auto_tokenizer_and_pipeline_work_on_the_folder(finished, tmp_path):
+    folder = export(finished, tmp_path / "exported")
+    kept = load_model(finished).text
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.model_max_length == 32  # the trained length, of 64 positions
+    assert tokenizer(TEXT).input_ids == kept.tokenizer().encode(TEXT).ids
+    assert tokenizer.convert_ids_to_tokens(tokenizer(TEXT).input_ids)[0] == "[CLS]"
+    assert tokenizer.mask_token_id == kept.special_ids()["[MASK]"]
+    assert (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1] == kept.vocabulary()
+    fill = pipeline("fill-mask", model=str(folder))
+    (best, *_) = fill("The people of the [MASK] States.")
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer("The people of the [MASK] States.").input_ids])
+        places = torch.tensor([[ids[0].tolist().index(tokenizer.mask_token_id)]])
+        logits = load_model(finished).model.eval()(ids, torch.zeros_like(ids), torch.ones_like(ids), places)[0]
+    assert best["token"] == int(logits[0, 0].argmax())
+    assert best["score"] == pytest.approx(float(logits[0, 0].softmax(-1).max()), abs=1e-5)
+
+
+def test_vocab_txt_gives_the_same_words_to_transformers_bert_tokenizer(finished, tmp_path):
+    from transformers import BertTokenizer
+
+    folder = export(finished, tmp_path / "exported")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    rules = {key: settings[key] for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
+    theirs = BertTokenizer(vocab=str(folder / "vocab.txt"), **rules)
+    assert theirs(TEXT).input_ids == AutoTokenizer.from_pretrained(folder)(TEXT).input_ids
+
+
+def test_the_card_says_what_was_recorded(finished, tmp_path):
+    text = (export(finished, tmp_path / "exported") / "README.md").read_text()
+    _, front, page = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["bert", "masked-lm", "block-sparse", "dynsparse"],
+    }
+    recorded = [r for r in read_metrics(finished / "metrics.jsonl") if r["kind"] == "eval"][-1]
+    entropy = json.loads((finished / "report.json").read_text())["heldout"]["unigram_entropy"]
+    assert f"| masked LM | {recorded['mlm_loss']:.4f} | {entropy:.4f} (word frequencies)" in page
+    assert "The model has not beaten word frequencies" in page  # after two steps
+    assert "Positions 32 to 63 have never been trained" in page
+    # 2 layers of 12 x 64^2, a fifth of each weight in blocks of 8x8: 4 x 13, 51 and 51 blocks.
+    assert f"{2 * 154 * 64:,} of them are the values of {2 * 154:,} blocks of 8x8, in the place of 98,304" in page
+    assert str(tmp_path) not in text  # nobody's folders
+
+
+def test_a_broken_export_leaves_what_was_there(finished, tmp_path, monkeypatch, capsys):
+    folder = export(finished, tmp_path / "exported")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(before) == {"config.json", "model.safetensors", "README.md", *TOKENIZER_FILES}
+
+    def fail(_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_run, "render_card", fail)
+    for target in (folder, tmp_path / "new"):
+        assert export_run.main([str(finished), str(target)]) == 2
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir() if "exported" in path.name or "new" in path.name) == [
+        "exported"
+    ]
+    export(finished, folder)  # over an earlier one
+    (folder / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    capsys.readouterr()
+    for target, message in ((folder, "found notes.txt in it"), (tmp_path / "file", "found a file")):
+        assert export_run.main([str(finished), str(target)]) == 2
+        assert message in capsys.readouterr().err
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_the_earlier_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "model", export_run.files.os.replace
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+
+    def failing(source: Path, target: Path) -> None:
+        if str(source).endswith(".tmp") and Path(source).is_dir():
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr("ipu_bert.hub.folders.os.replace", failing)
+    with pytest.raises(OSError, match="Input/output"), whole_folder(folder) as aside:
+        (aside / "config.json").write_text("new")
+    assert (folder / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+class FakeHub:
+    """The two calls of HfApi that a push makes, and what they were asked for."""
+
+    asked: list[tuple[object, ...]]
+
+    def __init__(self, problem: Exception | None) -> None:
+        self.asked, self._problem = [], problem
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+        if self._problem:
+            raise self._problem
+        self.asked.append(("create", repo_id, private, exist_ok))
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> SimpleNamespace:
+        self.asked.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+        return SimpleNamespace()
+
+
+def test_a_push_uploads_the_folder(finished, tmp_path, monkeypatch, capsys):
+    hub = FakeHub(None)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    export(finished, tmp_path / "exported", "--push-to", "me/model")
+    names = sorted(["config.json", "model.safetensors", "README.md", *TOKENIZER_FILES])
+    assert hub.asked == [("create", "me/model", True, True), ("upload", "me/model", names)]
+    assert "pushed to https://hub.example/me/model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (ConnectionError("no route\nto host"), "no route to host"),
+        (huggingface_hub.errors.HFValidationError("Repo id must be in the form"), "Repo id must be in the form"),
+        (huggingface_hub.errors.LocalTokenNotFoundError("Token is required"), "Token is required"),
+    ],
+    ids=["offline", "name", "token"],
+)
+def test_a_hub_that_refuses_is_one_line(finished, tmp_path, monkeypatch, capsys, problem, said):
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FakeHub(problem))
+    assert export_run.main([str(finished), str(tmp_path / "exported"), "--push-to", "me/model"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --push-to me/model: expected a repository that takes")
+    assert line.endswith(said)
+    assert (tmp_path / "exported" / "config.json").exists()  # the export itself is done
+
+
+def test_a_checkpoint_without_its_run_says_that_no_loss_is_known(finished, tmp_path):
+    shutil.copytree(checkpoint.find(finished), tmp_path / "alone")
+    folder = export(tmp_path / "alone", tmp_path / "exported")
+    assert "No evaluation of this step was recorded" in (folder / "README.md").read_text()
 
 
 def test_a_run_that_is_not_there_ends_in_one_line(tmp_path: Path, capsys):
     assert export_run.main([str(tmp_path / "no"), str(tmp_path / "exported")]) == 2
     assert "found none" in capsys.readouterr().err
+    assert not (tmp_path / "exported").exists()

@@ -21,6 +21,7 @@ from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.manifest import COUNTS
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.engines.simulator import executor
+from ipu_bert.hub.folders import TOKENIZER_FILES
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trainer import Trainer
 
@@ -115,7 +116,7 @@ def test_a_checkpoint_and_its_text_are_exported(release, own_text):
     for engine in ENGINES:
         assert export_run.main([str(release / engine), engine + " exported"]) == 0
         written = {path.name for path in (release / f"{engine} exported").iterdir()}
-        assert written == {"config.json", "model.safetensors", "tokenizer.json"}
+        assert written == {"config.json", "model.safetensors", "README.md", *TOKENIZER_FILES}
 
 
 CHECKPOINT = "torch/checkpoints/step_00000003/state.json"

@@ -22,7 +22,7 @@ from ipu_bert.bench.models import (
     model_shape,
     random_batch,
 )
-from ipu_bert.export import to_hugging_face
+from ipu_bert.hub.weights import to_hugging_face
 from ipu_bert.sizes.shape import FAMILY
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.dynsparse.updater import PatternUpdater

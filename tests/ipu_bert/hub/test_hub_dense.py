@@ -11,14 +11,9 @@ import transformers
 from small_models import make_shape, sparse_model
 from torch import nn
 
-from ipu_bert.export import (
-    TIED,
-    from_hugging_face,
-    load_pretrained,
-    save_pretrained,
-    shape_from_config,
-    to_hugging_face,
-)
+from ipu_bert.hub.dense import load_pretrained, save_pretrained
+from ipu_bert.hub.shapes import shape_from_config
+from ipu_bert.hub.weights import TIED, from_hugging_face, to_hugging_face
 from ipu_bert.model import BertForPreTraining, sparse_layers
 from ipu_bert.sizes.shape import BertShape
 
@@ -192,7 +187,7 @@ def test_a_broken_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ipu_bert.export.save_file", fail)
+    monkeypatch.setattr("ipu_bert.hub.dense.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_pretrained(make(0, 1), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,21 +1,16 @@
-"""To and from Hugging Face: names, the fused query-key-value, and folders that transformers loads.
+"""Weights to and from Hugging Face's names, with the fused query-key-value.
 
 This is the only place where a sparse weight is made dense, and it is never on the path of a training step.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipu_bert.model import BertForPreTraining, LinearFactory, dense_linear
-from ipu_bert.sizes.shape import BertShape
-from sparse_ops import files
+from ipu_bert.model import BertForPreTraining
 from sparse_ops.linear import BlockSparseLinear
 
 QKV_PARTS = ("query", "key", "value")
@@ -91,85 +86,6 @@ def from_hugging_face(
             target.from_dense(source.to(target.values.device, target.values.dtype))
         else:
             target.copy_(source)
-
-
-def save_pretrained(model: BertForPreTraining, folder: str | Path) -> None:
-    """Write config.json and model.safetensors, which transformers' `BertForPreTraining.from_pretrained` loads.
-
-    Each file is written aside, synced and renamed, the weights first.
-    """
-    folder = Path(folder)
-    state = {name: tensor for name, tensor in to_hugging_face(model).items() if name not in TIED}
-    with files.replacing(folder / "model.safetensors") as aside:
-        save_file(state, str(aside), metadata={"format": "pt"})
-    files.write(folder / "config.json", json.dumps(hugging_face_config(model.shape), indent=2, sort_keys=True) + "\n")
-
-
-def load_pretrained(
-    folder: str | Path,
-    linear: LinearFactory = dense_linear,
-    outside: str = "refuse",
-    optional: Sequence[str] = (),
-) -> BertForPreTraining:
-    """A model from a folder of config.json and model.safetensors; options as in `from_hugging_face`.
-
-    Raises ValueError for a file that is missing, and, naming the setting, for a BERT that this model is not.
-    """
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: expected config.json and model.safetensors, found no {name}")
-    shape = shape_from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    model = BertForPreTraining(shape, linear, seed=0)  # every parameter is replaced
-    from_hugging_face(model, load_file(str(folder / "model.safetensors")), outside, optional)
-    return model
-
-
-# Hugging Face's config key of each field of BertShape.
-CONFIG_KEYS = {
-    "layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "max_positions": "max_position_embeddings",
-    "type_vocab": "type_vocab_size",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "layer_norm_eps": "layer_norm_eps",
-    "initializer_range": "initializer_range",
-}
-
-# What this model is and cannot be told otherwise.
-FIXED_CONFIG = {
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "pad_token_id": 0,
-    "tie_word_embeddings": True,
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
-
-
-def hugging_face_config(shape: BertShape) -> dict[str, Any]:
-    """What transformers' config.json says for this shape."""
-    sizes = {theirs: getattr(shape, ours) for ours, theirs in CONFIG_KEYS.items()}
-    return {"architectures": ["BertForPreTraining"], **FIXED_CONFIG, **sizes}
-
-
-def shape_from_config(config: Mapping[str, Any]) -> BertShape:
-    """The shape that a config.json of transformers describes.
-
-    Raises ValueError for a setting that this model does not have, and for sizes that are missing.
-    """
-    for key, expected in FIXED_CONFIG.items():
-        if config.get(key, expected) != expected:
-            raise ValueError(f"config.json: expected {key} {expected!r}, found {config[key]!r}")
-    missing = [key for key in CONFIG_KEYS.values() if key not in config]
-    if missing:
-        raise ValueError(f"config.json: expected a BERT config, found no {', '.join(missing)}")
-    return BertShape(**{ours: config[theirs] for ours, theirs in CONFIG_KEYS.items()})
 
 
 def _own_weights(model: BertForPreTraining) -> dict[str, Tensor | BlockSparseLinear]:

@@ -1,0 +1,1 @@
+"""Other people's models in, ours out: folders and names of the Hugging Face hub."""

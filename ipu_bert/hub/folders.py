@@ -1,0 +1,65 @@
+"""Folders of a model that appear whole, and how they are pushed to the hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+from ipu_bert.data.errors import one_line
+from sparse_ops.files import sync
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+_NAMES = {WEIGHTS, CONFIG, CARD, *TOKENIZER_FILES}
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A new folder beside `final` to write a model's files into; it takes the place of `final` when the block ends.
+
+    When the block fails nothing is left of it. An earlier model in `final` is replaced.
+    Raises ValueError, before anything is written, where `final` is a file or holds other files than those of a model.
+    """
+    if final.exists() and not final.is_dir():
+        raise ValueError(f"{final}: expected a new or empty folder or an earlier export's, found a file")
+    others = sorted(path.name for path in final.iterdir() if path.name not in _NAMES) if final.exists() else []
+    if others:
+        raise ValueError(f"{final}: expected a new or empty folder or an earlier export's, found {others[0]} in it")
+    final = final.absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for path in aside.iterdir():
+            sync(path)
+        sync(aside)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(aside, final)
+        sync(final.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not final.exists():  # the second rename failed
+            os.replace(old, final)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload a model's folder to the repository `name` of the hub, made private where there is none; returns its URL.
+
+    Raises ValueError, one line, when the hub cannot be reached, refuses, or has no token of the user.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        url = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model")
+    except Exception as error:  # the hub's client, and what it sends with, raise many kinds
+        raise ValueError(f"--push-to {name}: expected a repository that takes {folder}: {one_line(error)}") from error
+    return str(url)

@@ -1,0 +1,53 @@
+"""A BERT's sizes as transformers' config.json has them."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from ipu_bert.sizes.shape import BertShape
+
+# Hugging Face's config key of each field of BertShape.
+CONFIG_KEYS = {
+    "layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+    "type_vocab": "type_vocab_size",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layer_norm_eps": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+}
+
+# What this model is and cannot be told otherwise.
+FIXED_CONFIG = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+
+def hugging_face_config(shape: BertShape) -> dict[str, Any]:
+    """What transformers' config.json says for this shape."""
+    sizes = {theirs: getattr(shape, ours) for ours, theirs in CONFIG_KEYS.items()}
+    return {"architectures": ["BertForPreTraining"], **FIXED_CONFIG, **sizes}
+
+
+def shape_from_config(config: Mapping[str, Any]) -> BertShape:
+    """The shape that a config.json of transformers describes.
+
+    Raises ValueError for a setting that this model does not have, and for sizes that are missing.
+    """
+    for key, expected in FIXED_CONFIG.items():
+        if config.get(key, expected) != expected:
+            raise ValueError(f"config.json: expected {key} {expected!r}, found {config[key]!r}")
+    missing = [key for key in CONFIG_KEYS.values() if key not in config]
+    if missing:
+        raise ValueError(f"config.json: expected a BERT config, found no {', '.join(missing)}")
+    return BertShape(**{ours: config[theirs] for ours, theirs in CONFIG_KEYS.items()})
