@@ -9,8 +9,9 @@ from typing import Iterable, Iterator, Sequence
 import numpy as np
 
 from ipu_bert.data.corpus import Corpus
+from ipu_bert.data.encoding import encode_documents, split_documents
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.shards import bounded, encode_documents, unigram_baseline
+from ipu_bert.data.shards import bounded, unigram_baseline
 from ipu_bert.data.source import make_source
 from ipu_bert.data.token_files import OFFSETS, Split, TokenFiles, token_dtype
 from ipu_bert.data.tokenizer import NOT_PREDICTED
@@ -30,7 +31,7 @@ class TextFiles(TokenFiles):
     def __init__(self, prepared: TokenFiles, paths: Sequence[str], corpus: Corpus) -> None:
         super().__init__(prepared.directory, prepared.manifest)
         self.directory = ", ".join(paths)  # what messages name
-        source = make_source(replace(corpus, source="files", paths=tuple(paths)))
+        source = make_source(replace(corpus, source="files", paths=tuple(paths)), workers=1)
         self.notes = list(source.notes)
         self._split = self._tokenized(source.documents(), corpus)
         train, mine = (self._counts(tokens) for tokens in (prepared.split("train").tokens, self._split.tokens))
@@ -48,7 +49,8 @@ class TextFiles(TokenFiles):
         tokenizer, dtype = self.tokenizer(), token_dtype(self.vocab_size)
         tokens, lengths, counts = [np.empty(0, dtype)], [0], [0]
         for group in _groups(itertools.chain.from_iterable(map(bounded, texts))):
-            for document in encode_documents(tokenizer, group, corpus.language, corpus.line_is_sentence):
+            documents = split_documents(group, corpus.language, corpus.line_is_sentence)
+            for document in encode_documents(tokenizer, documents):
                 tokens += document.ids
                 lengths += map(len, document.ids)
                 counts.append(len(document.ids))
