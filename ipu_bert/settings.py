@@ -121,7 +121,9 @@ class DataSettings:
     )
     column: str = setting("text", "with jsonl, json and parquet files: the column that holds the text")
     encoding: str = setting("utf-8", "of text files that have no byte order mark")
-    language: str = setting("auto", "whose rules find sentences, as `de` or `zh`; `auto`: by the script of a document")
+    language: str = setting(
+        "auto", "whose rules find sentences, as `de` or `zh`; `auto`: by a document's letters and words"
+    )
     line_is_sentence: bool = setting(False, "each line is a sentence as it stands, and a blank line ends a document")
     tokenizer: str = setting(
         "",

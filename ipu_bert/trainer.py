@@ -112,7 +112,7 @@ class Trainer:
 
     def _begin(self, metrics: Metrics) -> None:
         """The first record of this process; says once what is not as it was when the checkpoint was written."""
-        text = {"summary": self.quality.summary(), "warnings": self.quality.warnings()}
+        text = {"told": self.quality.told(), "warnings": self.quality.warnings()}
         if self._origin is None:
             self._write(metrics, "start", text=text)
             return

@@ -2,8 +2,8 @@
 
 .txt: text_documents.py says how it becomes documents. .jsonl, .json, .parquet: each row is a document, its text in
 one column. .xml: a MediaWiki dump, an article is a document. Any but .parquet may be compressed (.gz .bz2 .xz .zst).
-A file of another name is read as text, or as a dump if it begins as one, when it is named itself; a folder gives its
-.txt, .jsonl and .parquet files only, since a .json or .xml beside them is seldom the text.
+A file of another name is read as text, or as a dump if it begins as one, when it is named itself. A folder gives its
+.txt, .jsonl and .parquet files, each .json whose first row has the column, and each .xml that begins as a dump.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Iterable, Iterator
 
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.rows import json_texts, jsonl_texts, parquet_texts
+from ipu_bert.data.rows import has_column, json_texts, jsonl_texts, parquet_texts
 from ipu_bert.data.sentences import count_units
 from ipu_bert.data.text_documents import cut_documents, line_documents
 from ipu_bert.data.text_files import COMPRESSIONS, look_at, plain_name, text_lines
@@ -24,6 +24,7 @@ from ipu_bert.data.wiki_dump import dump_articles, is_dump
 from sparse_ops import files
 
 OF_A_FOLDER = (".txt", ".jsonl", ".parquet")
+IF_IT_FITS = (".json", ".xml")
 WHOLE_FILES_FROM = 20
 DOCUMENT_WORDS = 1000
 SHORTEST_DOCUMENT = 50
@@ -37,7 +38,7 @@ class FoundFiles:
     notes: tuple[str, ...]
 
 
-def find_files(paths: Iterable[str]) -> FoundFiles:
+def find_files(paths: Iterable[str], column: str, encoding: str) -> FoundFiles:
     """Files named by paths, globs and folders (searched to the bottom), each once, sorted within each entry.
 
     Raises DataError for nothing given or nothing found.
@@ -51,18 +52,29 @@ def find_files(paths: Iterable[str]) -> FoundFiles:
         if os.path.isdir(entry):
             names = glob.glob(os.path.join(glob.escape(entry), "**", "*"), recursive=True)
             present = sorted(name for name in names if os.path.isfile(name))
-            matches = [name for name in present if plain_name(name).endswith(OF_A_FOLDER)]
-            left = [name for name in present if not plain_name(name).endswith(OF_A_FOLDER)]
+            matches = [name for name in present if _of_a_folder(name, column, encoding)]
+            left = sorted({*present} - {*matches})
             notes += [_left_out(entry, left)] if left else []
         elif os.path.exists(entry):
             matches = [entry]
         else:
             matches = [name for name in glob.glob(entry, recursive=True) if os.path.isfile(name)]
         if not matches:
-            expected = f"expected a file, a glob, or a folder of {', '.join(OF_A_FOLDER)} files"
+            expected = f"expected a file, a glob, or a folder of {', '.join((*OF_A_FOLDER, *IF_IT_FITS))} files"
             raise DataError(f"no text found at {entry!r}: {'; '.join([expected, *notes[-1:]])}")
         found.update(dict.fromkeys(os.path.abspath(match) for match in sorted(matches)))
     return FoundFiles(tuple(found), tuple(notes))
+
+
+def _of_a_folder(path: str, column: str, encoding: str) -> bool:
+    """Whether a file that nobody named is read; a .json or .xml may be something else than text, or broken."""
+    ending = os.path.splitext(plain_name(path))[1]
+    try:
+        return ending in OF_A_FOLDER or (
+            has_column(path, column, encoding) if ending == ".json" else ending == ".xml" and is_dump(path)
+        )
+    except DataError:
+        return False
 
 
 def _left_out(folder: str, names: list[str]) -> str:
@@ -100,7 +112,7 @@ def words_per_document(paths: Iterable[str], document_words: int | None, encodin
 def _kind(path: str) -> str:
     """The ending that says how a file is read."""
     ending = os.path.splitext(plain_name(path))[1]
-    if ending in (*OF_A_FOLDER, ".json", ".xml"):
+    if ending in (*OF_A_FOLDER, *IF_IT_FITS):
         return ending
     return ".xml" if is_dump(path) else ".txt"
 
@@ -133,8 +145,8 @@ class Reading:
     line_is_sentence: bool
 
 
-def file_documents(path: str, how: Reading) -> Iterator[str]:
-    """The documents of one file (rules: top of this file). Memory: one document.
+def file_documents(path: str, how: Reading, workers: int) -> Iterator[str]:
+    """The documents of one file (rules: top of this file), a dump cleaned by `workers`. Memory: a few documents.
 
     Raises DataError, while it is read, for a file that is not of its kind, or a row without text in `column`.
     """
@@ -146,7 +158,7 @@ def file_documents(path: str, how: Reading) -> Iterator[str]:
     if kind == ".parquet":
         return parquet_texts(path, how.column)
     if kind == ".xml":
-        return dump_articles(path)
+        return dump_articles(path, workers)
     lines = text_lines(path, how.encoding)
     if how.line_is_sentence:
         return line_documents(lines, how.document_words)

@@ -34,6 +34,9 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
             return f"expected words in split {split}, found none"
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         return f"expected notes, a list of lines, found {notes!r:.80}"
+    rules = manifest.get("rules")
+    if not isinstance(rules, dict) or not all(map(is_count, rules.values())):
+        return f"expected rules, documents by language, found {rules!r:.80}"
     if not is_count(manifest.get("vocab_size")) or not 0 < manifest["vocab_size"] < 1 << 32:
         return f"expected vocab_size of 1 to {(1 << 32) - 1}, found {manifest.get('vocab_size')!r:.80}"
     entropy = unigram.get("heldout_cross_entropy") if isinstance(unigram, dict) else None

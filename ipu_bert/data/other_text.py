@@ -9,9 +9,10 @@ from typing import Iterable, Iterator, Sequence
 import numpy as np
 
 from ipu_bert.data.corpus import Corpus
+from ipu_bert.data.encoding import encode_documents, split_documents
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.kept_text import KeptText, count_ids
-from ipu_bert.data.shards import bounded, encode_documents, unigram_baseline
+from ipu_bert.data.shards import bounded, unigram_baseline
 from ipu_bert.data.source import make_source
 from ipu_bert.data.token_files import OFFSETS, Split, token_dtype
 from ipu_bert.data.tokenizer import NOT_PREDICTED
@@ -31,7 +32,7 @@ class TextFiles:
     def __init__(self, kept: KeptText, paths: Sequence[str], corpus: Corpus) -> None:
         self._kept = kept
         self.directory = ", ".join(paths)
-        source = make_source(replace(corpus, source="files", paths=tuple(paths)))
+        source = make_source(replace(corpus, source="files", paths=tuple(paths)), workers=1)
         self.notes = list(source.notes)
         self._split = self._tokenized(source.documents(), corpus)
         mine, special = count_ids(self._split.tokens, len(kept.seen)), self.special_ids()
@@ -56,7 +57,8 @@ class TextFiles:
         tokenizer, dtype = self._kept.tokenizer(), token_dtype(len(self._kept.seen))
         tokens, lengths, counts = [np.empty(0, dtype)], [0], [0]
         for group in _groups(itertools.chain.from_iterable(map(bounded, texts))):
-            for document in encode_documents(tokenizer, group, corpus.language, corpus.line_is_sentence):
+            documents = split_documents(group, corpus.language, corpus.line_is_sentence)
+            for document in encode_documents(tokenizer, documents):
                 tokens += document.ids
                 lengths += map(len, document.ids)
                 counts.append(len(document.ids))

@@ -39,9 +39,9 @@ def bible_books() -> Iterator[str]:
         yield "\n\n".join(" ".join(verses) for verses in chapters.values())
 
 
-def wikipedia_extract() -> Iterator[str]:
+def wikipedia_extract(workers: int) -> Iterator[str]:
     """About a hundred articles of the English Wikipedia, from a dump that gensim's tests use."""
-    return dump_articles(str(_located("gensim", _WIKIPEDIA)))
+    return dump_articles(str(_located("gensim", _WIKIPEDIA)), workers)
 
 
 def _located(package: str, file: str) -> Path:

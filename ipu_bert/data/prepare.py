@@ -5,7 +5,7 @@ documents -> held-out split -> tokenizer (trained on training documents only) ->
 The result is OUT/SOURCE-HASH, where HASH stands for all that was asked (source and its checksums, vocabulary, held-out
 share, format): asking again opens it, asking for something else makes another folder and touches nothing. It appears
 by a rename when complete; until then shards lie in OUT/SOURCE-HASH.partial, and a run that was killed goes on from
-them. The same request gives the same bytes, whatever the number of workers.
+them. The same request gives the same bytes, whatever the number of workers, but for cost.json.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import argparse
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import sys
-import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from typing import Any, Iterable, Iterator, TextIO
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, TextIO
 
 import numpy as np
 import tokenizers
@@ -31,7 +29,9 @@ from tqdm import tqdm
 
 from ipu_bert.data import shards
 from ipu_bert.data.corpus import Corpus
+from ipu_bert.data.cost import Cost, write_cost
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.language import AUTO
 from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import SOURCES, Source, make_source
@@ -54,14 +54,14 @@ from ipu_bert.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from ipu_bert.settings import DataSettings
+from ipu_bert.data.workers import cores, end_if_worker, in_order
 from sparse_ops import files
 
+if TYPE_CHECKING:
+    from ipu_bert.settings import DataSettings
+
+MANY_FOREIGN = 0.1  # share of the documents
 TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
-NO_GUARD = (
-    "the processes that prepare text ended: in a script, call prepare() under `if __name__ == '__main__':`, since each "
-    "of them runs the script's other lines, or with workers=1; if it is there, one was killed, as for lack of memory"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +80,8 @@ class _Request:
         return os.path.join(out, f"{self.source.name}-{self.sha256[:12]}")
 
 
-def _request(corpus: Corpus) -> _Request:
-    source = make_source(corpus)
+def _request(corpus: Corpus, workers: int) -> _Request:
+    source = make_source(corpus, workers)
     if corpus.tokenizer is None:
         wanted = corpus.normalization.over(TRAINED)
         vocabulary: dict[str, Any] = {"trained": corpus.vocab_size, **vars(wanted)}
@@ -111,9 +111,9 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
     """
     if workers < 0:
         raise DataError(f"workers: expected 0 or more, found {workers}")
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        os._exit(1)  # the caller's script runs again in a worker of its own call, which waits for it: see NO_GUARD
-    request = _request(corpus)
+    end_if_worker()
+    workers = workers or cores()
+    request = _request(corpus, workers)
     final = request.folder(out)
     if not os.path.exists(final):
         os.makedirs(out, exist_ok=True)
@@ -142,37 +142,69 @@ def find_prepared(corpus: Corpus, out: str) -> tuple[str, TokenFiles | None]:
 
     Raises DataError as `prepare` does for a source or a vocabulary that cannot be read.
     """
-    final = _request(corpus).folder(out)
+    final = _request(corpus, workers=1).folder(out)
     return final, TokenFiles.open(final) if os.path.exists(final) else None
 
 
 def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
     """All stages, in `final`.partial, then the rename; what a killed run has finished there is not done again."""
-    partial = final + ".partial"
+    corpus, aside = request.corpus, final + ".partial"
+    continued = os.path.exists(aside)
+    times = [time.perf_counter()]
     with _bar("documents", None, progress) as bar:
-        text_shards = shards.spool(request.source.documents(), os.path.join(partial, "text"), bar.update)
-    below = shards.heldout_below(text_shards, request.corpus.heldout_fraction)
-
-    tokenizer_path = os.path.join(partial, TOKENIZER)
+        text_shards = shards.spool(request.source.documents(), os.path.join(aside, "text"), bar.update)
+    below = shards.heldout_below(text_shards, corpus.heldout_fraction)
+    times.append(time.perf_counter())
+    tokenizer_path = os.path.join(aside, TOKENIZER)
     if not os.path.exists(tokenizer_path):
-        tokenizer = _tokenizer(request.corpus, text_shards, below, progress)
+        tokenizer = _tokenizer(corpus, text_shards, below, progress)
         files.write(tokenizer_path, tokenizer.to_str(pretty=True))
-    vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
-
+    times.append(time.perf_counter())
+    how = shards.Tokenising(
+        os.path.join(aside, "tokens"), tokenizer_path, below, corpus.language, corpus.line_is_sentence
+    )
+    os.makedirs(how.folder, exist_ok=True)
+    workers = min(workers, len(text_shards))
     with _bar("tokens, shards", len(text_shards), progress) as bar:
-        corpus = request.corpus
-        how = shards.Tokenising(
-            os.path.join(partial, "tokens"), tokenizer_path, below, corpus.language, corpus.line_is_sentence
-        )
-        token_shards = _tokenise(text_shards, how, workers, bar)
-    result = os.path.join(partial, "result")
-    shutil.rmtree(result, ignore_errors=True)  # what a killed run left of this stage
-    os.makedirs(result)
-    shutil.copyfile(tokenizer_path, os.path.join(result, TOKENIZER))
-    with _bar("writing, shards", len(SPLITS) * len(token_shards), progress) as bar:
-        sizes, unigrams = shards.merge(token_shards, result, len(vocab), bar.update)
+        token_shards = list(_counted(in_order(partial(shards.tokenise_shard, how=how), text_shards, workers), bar))
+    times.append(time.perf_counter())
+    result = os.path.join(aside, "result")
+    found = shards.token_facts(token_shards)
+    entries = _write_files(request, result, token_shards, tokenizer_path, found, progress)
+    times.append(time.perf_counter())
+    reading, vocabulary, tokenizing, writing = (end - start for start, end in zip(times, times[1:]))
+    cost = Cost(
+        reading=reading,
+        vocabulary=vocabulary,
+        tokenizing=tokenizing,
+        writing=writing,
+        workers=workers,
+        sentences=found.sentences,
+        pieces=found.pieces,
+        continued=continued,
+        text_bytes=found.text_bytes,
+        token_bytes=sum(entry["bytes"] for entry in entries.values()),
+    )
+    write_cost(result, cost)
+    shards.publish(result, final)
 
-    entries = shards.file_entries(result, [TOKENIZER, *(name for s in SPLITS for name in split_files(s).values())])
+
+def _write_files(
+    request: _Request,
+    folder: str,
+    token_shards: list[str],
+    tokenizer_path: str,
+    found: shards.TokenFacts,
+    progress: bool,
+) -> dict[str, dict[str, Any]]:
+    """All files of `folder` but the cost; returns what the manifest says of each."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left of this stage
+    os.makedirs(folder)
+    shutil.copyfile(tokenizer_path, os.path.join(folder, TOKENIZER))
+    vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
+    with _bar("writing, shards", len(SPLITS) * len(token_shards), progress) as bar:
+        sizes, unigrams = shards.merge(token_shards, folder, len(vocab), bar.update)
+    entries = shards.file_entries(folder, [TOKENIZER, *(name for s in SPLITS for name in split_files(s).values())])
     manifest = {
         "format": FORMAT,
         "request": request.facts,
@@ -185,12 +217,24 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
         "unigram": shards.unigram_baseline(
             unigrams["train"], unigrams["heldout"], [vocab[token] for token in NOT_PREDICTED]
         ),
-        "notes": list(request.source.notes),
+        "rules": found.rules,
+        "notes": [*request.source.notes, *_foreign(request.corpus, found)],
         "made_with": {"tokenizers": tokenizers.__version__, "numpy": np.__version__},
         "files": entries,
     }
-    files.write(os.path.join(result, MANIFEST), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    shards.publish(result, final)
+    files.write(os.path.join(folder, MANIFEST), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    return entries
+
+
+def _foreign(corpus: Corpus, found: shards.TokenFacts) -> list[str]:
+    """A note where another script than the named language's is more than an exception."""
+    count = sum(found.rules.values())
+    if found.foreign <= MANY_FOREIGN * count:
+        return []
+    return [
+        f"{found.foreign:,} of {count:,} documents are in another script than {corpus.language} is written in, and "
+        f"have other sentences by their own rules: is data.language right? {AUTO} goes by the text"
+    ]
 
 
 def _tokenizer(corpus: Corpus, text_shards: list[str], below: int, progress: bool) -> tokenizers.Tokenizer:
@@ -206,53 +250,14 @@ def _tokenizer(corpus: Corpus, text_shards: list[str], below: int, progress: boo
         return train_tokenizer(texts, corpus.vocab_size, corpus.normalization)
 
 
-def _tokenise(text_shards: list[str], how: shards.Tokenising, workers: int, bar: tqdm) -> list[str]:
-    """Token shards of all text shards, in order; in this process if one worker is enough."""
-    os.makedirs(how.folder, exist_ok=True)
-    count = min(workers or _cores(), len(text_shards))
-    results: dict[int, str] = {}
-    if count <= 1:
-        for number, path in enumerate(text_shards):
-            results[number] = shards.tokenise_shard(path, how)
-            bar.update()
-    else:
-        # spawn: tokenizers and torch hold threads, which do not survive a fork
-        context = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
-                waiting = {pool.submit(shards.tokenise_shard, path, how): i for i, path in enumerate(text_shards)}
-                for done in as_completed(waiting):
-                    results[waiting[done]] = done.result()
-                    bar.update()
-        except BrokenProcessPool:
-            raise DataError(NO_GUARD) from None
-    return [results[number] for number in range(len(text_shards))]
-
-
-def _start_worker() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism here
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:  # a killed run must leave nobody behind who waits for work
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _bar(what: str, total: int | None, progress: bool) -> tqdm:
     return tqdm(desc=what, total=total, disable=not progress, unit="", leave=progress)
 
 
-def _counted(texts: Iterable[str], bar: tqdm) -> Iterator[str]:
-    for text in texts:
+def _counted(items: Iterable[str], bar: tqdm) -> Iterator[str]:
+    for item in items:
         bar.update()
-        yield text
+        yield item
 
 
 def _only_one(path: str) -> TextIO:
@@ -270,7 +275,7 @@ def summary(prepared: TokenFiles) -> str:
     for split, size in prepared.manifest["splits"].items():
         lines.append(f"  {split:8s}" + ", ".join(f"{count:,} {what}" for what, count in size.items()))
     lines.append(f"  held-out unigram cross-entropy {prepared.unigram_entropy:.4f} nats")
-    lines += [f"  {line}" for line in prepared.notes]
+    lines += [f"  {line}" for line in ([prepared.cost.summary()] if prepared.cost else []) + prepared.notes]
     return "\n".join(lines)
 
 
@@ -302,6 +307,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from ipu_bert.settings import DataSettings  # brings torch along, which workers do not need
+
     defaults = DataSettings()
     parser = argparse.ArgumentParser(
         prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training."
@@ -346,7 +353,7 @@ def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> 
     add(
         "--language",
         default=defaults.language,
-        help="whose rules find sentences, as de; auto: by the script (default: %(default)s)",
+        help="whose rules find sentences, as de; auto: by the text (default: %(default)s)",
     )
     add(
         "--line-is-sentence",

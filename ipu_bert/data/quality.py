@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Mapping
 
 import numpy as np
 
 from ipu_bert.data.chunks import chunk_starts, lone_share
+from ipu_bert.data.cost import Cost
 from ipu_bert.data.manifest import COUNTS
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.data.tokenizer import MAX_LETTERS
@@ -21,7 +23,9 @@ class TextQuality:
     unknown: tokens that are [UNK]. pieces_a_word: a word is what stands between spaces, or a letter in scripts without.
     long_words: words of more than MAX_LETTERS letters. lone_documents: documents of one sentence. shown: training
     tokens that an epoch shows at most; the rest falls to truncation. pairs: whether sentence pairs can be made for
-    next-sentence prediction; else only masked LM is trained. notes: what was said when the text was found.
+    next-sentence prediction; else only masked LM is trained. rules: documents by the language whose rules found their
+    sentences; none where lines are sentences. notes: what was said when the text was found. cost: of preparing it, None
+    where that was not recorded.
     """
 
     unknown: float
@@ -30,15 +34,29 @@ class TextQuality:
     lone_documents: float
     shown: float
     pairs: bool
+    rules: Mapping[str, int]
     notes: tuple[str, ...]
+    cost: Cost | None
 
     def summary(self) -> str:
         """One line of numbers."""
         return (
             f"{100 * self.unknown:.2f} % of the tokens are [UNK], {self.pieces_a_word:.2f} pieces a word, "
             f"{100 * self.lone_documents:.1f} % of the documents have one sentence, "
-            f"an epoch shows {100 * self.shown:.1f} % of the tokens"
+            f"an epoch shows {100 * self.shown:.1f} % of the tokens; {self._sentences()}"
         )
+
+    def _sentences(self) -> str:
+        """What was taken for a sentence; the most frequent language first, the rarest of many left out."""
+        languages = sorted(self.rules, key=lambda code: -self.rules[code])
+        if not languages:
+            return "lines are sentences"
+        shown = languages if len(languages) == 1 else [f"{code} ({self.rules[code]:,})" for code in languages[:5]]
+        return f"sentences by the rules of {', '.join(shown)}{', ...' * (len(languages) > 5)}"
+
+    def told(self) -> list[str]:
+        """The numbers, and what preparing took where that was recorded: a line each."""
+        return [self.summary(), *([self.cost.summary()] if self.cost else [])]
 
     def warnings(self) -> list[str]:
         """A line for each thing that is bad, and each note."""
@@ -78,5 +96,7 @@ def text_quality(files: TokenFiles, sequence_length: int) -> TextQuality:
         lone_documents=total["lone_documents"] / total["documents"],
         shown=float(np.minimum(lengths, sequence_length - 3).sum() / lengths.sum()),
         pairs=lone_share(chunks) <= MOST_LONE,
+        rules=files.rules,
         notes=tuple(files.notes),
+        cost=files.cost,
     )

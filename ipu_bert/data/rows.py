@@ -28,6 +28,13 @@ def json_texts(path: str, column: str, encoding: str) -> Iterator[str]:
         yield from _texts(path, column, _elements(path, file))
 
 
+def has_column(path: str, column: str, encoding: str) -> bool:
+    """Whether the first row of a .json file has the column. Raises DataError where there is no row to read."""
+    with open_text(path, encoding) as file:
+        row = next(_elements(path, file), None)
+    return isinstance(row, dict) and column in row
+
+
 def parquet_texts(path: str, column: str) -> Iterator[str]:
     """Rows of a Parquet file, of which the one column is read."""
     import pyarrow

@@ -1,35 +1,23 @@
 """Sentences of a text in any script; where they end is `sentencex`'s business (rules for some three hundred languages).
 
-Ours is what it leaves open: which language's rules, paragraphs, and text that has no sentences. Thai and Lao write a
-space where a phrase ends and nothing where a word does, so a space is a boundary there. A length is counted in units:
-words, or single letters in the scripts that put no spaces between words.
+Ours is what it leaves open: which language's rules (language.py), paragraphs, and text that has no sentences. Thai and
+Lao write a space where a phrase ends and nothing where a word does, so a space is a boundary there. A length is counted
+in units: words, or single letters in the scripts that put no spaces between words.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from typing import Iterator
 
 from sentencex import segment
 
-BY_SCRIPT = "auto"  # the language whose script has most of a document's letters
+from ipu_bert.data.language import AUTO, language_of
+
 MAX_UNITS = 100
 _MARKS = 4  # a letter may have so many; a piece that a cut makes longer by them is still no too long word
-_SAMPLE = 2000  # letters of a document that tell its script
 _PARAGRAPH = 4000  # characters that sentencex is given at once: its time grows with their square
-
-# Unicode's blocks of 128 characters -> the language whose rules a script gets. Block 97: most of the kana, and no marks
-# that Chinese uses, too.
-_SCRIPTS = {
-    7: "el", 8: "ru", 9: "ru", 10: "hy", 11: "he", 12: "ar", 13: "ar", 14: "ar", 18: "hi", 19: "bn", 20: "pa", 21: "gu",
-    22: "or", 23: "ta", 24: "te", 25: "kn", 26: "ml", 27: "si", 28: "th", 29: "lo", 30: "bo", 31: "bo", 32: "my",
-    33: "ka", 36: "am", 37: "am", 38: "am", 39: "am", 47: "km", 97: "ja",
-    **{block: "en" for block in range(5)},
-    **{block: "zh" for block in range(104, 320)},
-    **{block: "ko" for block in range(344, 432)},
-}  # fmt: skip
 _SPACE_ENDS = ("th", "lo")
 # Thai and Lao, Tibetan, Burmese, Khmer, kana, Han: no spaces between words.
 _UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
@@ -43,28 +31,19 @@ _PIECE = re.compile(f"{_SOME}$|{_SOME}{_END}(?=\\W|[^\\x00-\\x7f])|{_SOME}\\s|{_
 def split_sentences(text: str, language: str, line_is_sentence: bool) -> list[str]:
     """Sentences of a document, in order, without white space around them or runs of it inside; none is empty.
 
-    language: an ISO 639 code, or BY_SCRIPT. A blank line always ends a sentence. Single newlines are spaces, except in
-    a text without any blank line, where each line is a paragraph of its own. A short number or mark that stands alone,
-    as in "1. First", belongs to the sentence after it. A sentence above 100 units (a list, a table, text without
-    punctuation) is cut into even pieces, so that one long run of words does not fall to truncation later.
+    language: an ISO 639 code, or AUTO: language_of the document. A blank line always ends a sentence. Single newlines
+    are spaces, except in a text without any blank line, where each line is a paragraph of its own. A short number or
+    mark that stands alone, as in "1. First", belongs to the sentence after it. A sentence above 100 units (a list, a
+    table, text without punctuation) is cut into even pieces, so that one long run of words does not fall to truncation
+    later.
     With line_is_sentence every line that is not blank is a sentence as it stands.
     """
     if line_is_sentence:
         return [line for line in (" ".join(line.split()) for line in text.splitlines()) if line]
-    language = script_language(text) if language == BY_SCRIPT else language
+    language = language_of(text) if language == AUTO else language
     blank = _BLANK_LINE.search(text) is not None
     paragraphs = _BLANK_LINE.split(text) if blank else text.splitlines()
     return [piece for p in paragraphs for sentence in _split(" ".join(p.split()), language) for piece in _cut(sentence)]
-
-
-def script_language(text: str) -> str:
-    """The language whose rules the text's script gets; "en" for one that is not known. Looks at a sample of letters."""
-    sample = text[:: max(1, len(text) // _SAMPLE)]
-    counts = Counter(_SCRIPTS.get(ord(letter) >> 7, "") for letter in sample if letter.isalpha())
-    counts.pop("", None)
-    if counts["ja"]:  # Japanese has more Han than kana at times
-        counts["ja"] += counts.pop("zh", 0)
-    return max(counts, key=lambda code: (counts[code], code)) if any(counts.values()) else "en"
 
 
 def count_units(text: str) -> int:

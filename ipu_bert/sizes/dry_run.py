@@ -60,7 +60,7 @@ def plan(
             "splits": files.manifest["splits"] if files else None,
             "unigram_entropy": files.unigram_entropy if files else None,
             "quality": asdict(quality) if quality else None,
-            "said": [quality.summary(), *(f"warning: {line}" for line in quality.warnings())] if quality else [],
+            "said": [*quality.told(), *(f"warning: {line}" for line in quality.warnings())] if quality else [],
         },
         "layers": [
             {

@@ -50,13 +50,13 @@ def recorded(folder: Path, kind: str) -> list[tuple[int, float]]:
 def own_text(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The release's prepared text in the place of today's, and examples drawn from it as the release drew them.
 
-    Format 2 adds numbers that are only told, here made up. The release drew half of the B's at random, and all of the
+    Later formats add what is only told, here made up. The release drew half of the B's at random, and all of the
     chunks of one sentence; these are more than half of its text's, of which no example has a label today.
     """
     (folder,) = (release / "data").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())
     splits = {name: {**dict.fromkeys(COUNTS, 1), **size} for name, size in manifest["splits"].items()}
-    text = TokenFiles(str(folder), {**manifest, "splits": splits, "notes": []})
+    text = TokenFiles(str(folder), {**manifest, "splits": splits, "notes": [], "rules": {}})
 
     def make_stream(*arguments: Any) -> BatchStream:
         stream = make_todays(*arguments)

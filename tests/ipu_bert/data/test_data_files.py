@@ -13,16 +13,17 @@ import pyarrow as pa
 import pytest
 from data_corpora import corpus, prepared
 
-from ipu_bert.data import rows, shards
+from ipu_bert.data import rows, shards, wiki_dump
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.prepare import prepare, summary
 from ipu_bert.data.source import Source, make_source
 from ipu_bert.data.text_documents import line_documents
 from ipu_bert.data.text_files import LINE, text_lines
+from ipu_bert.data.workers import in_order
 
 
 def source(*paths: Path, **options: object) -> Source:
-    return make_source(corpus(source="files", paths=tuple(map(str, paths)), **options))
+    return make_source(corpus(source="files", paths=tuple(map(str, paths)), **options), workers=1)
 
 
 def documents(*paths: Path, **options: object) -> list[str]:
@@ -43,10 +44,13 @@ def test_compressed_files(tmp_path: Path, ending: str, pack) -> None:
     (tmp_path / f"b.jsonl{ending}").write_bytes(pack(b'{"text": "row"}\n'))
     assert documents(tmp_path) == ["Première ligne.\n\nSecond paragraph.", "row"]
     broken = tmp_path / f"c.txt{ending}"
-    broken.write_bytes(pack(text.encode() * 50)[:-9])
-    with pytest.raises(DataError, match=r"c\.txt.*: cannot be read: ") as caught:
-        documents(broken)
-    assert "\n" not in str(caught.value)
+    whole = pack(bytes(range(1, 256)) * 500)
+    middle = len(whole) // 2
+    for damaged in (pack(text.encode() * 50)[:-9], whole[:middle] + b"\0\xff" * 8 + whole[middle + 16 :], b"no such"):
+        broken.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"c\.txt.*: cannot be read: ") as caught:
+            documents(broken)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -104,15 +108,31 @@ def test_what_a_folder_leaves_out_is_counted_and_named(tmp_path: Path) -> None:
     for i in range(7):
         (tmp_path / "sub" / f"ca{i:02d}").write_text("x")
     (tmp_path / "meta.json").write_text("{}")
+    (tmp_path / "note.xml").write_text("<note/>")
     (tmp_path / "blank.txt").write_text("\n")
     asked = corpus(source="files", paths=(str(tmp_path),), document_words=0)
     found = prepare(asked, str(tmp_path / "out"), workers=1, progress=False)
     left, empty = found.notes
     assert left.startswith(
-        f"{tmp_path}: 8 of its files are not read (1 with .json, 7 with no ending): meta.json, sub/ca00"
+        f"{tmp_path}: 9 of its files are not read (1 with .json, 1 with .xml, 7 with no ending): meta.json, note.xml, "
+        "sub/ca00, ...; name them, or give a glob"
     )
     assert empty == f"{tmp_path / 'blank.txt'}: empty, left out"
     assert left in summary(found)
+
+
+def test_a_folder_gives_json_and_xml_that_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "of an array"}, {"text": "again"}]')
+    (tmp_path / "b.json").write_text('{"title": "no text"}')
+    (tmp_path / "c.json").write_text('{"text": ')
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(b'{"text": "of rows"}\n'))
+    (tmp_path / "e.json").write_bytes(b"\xff\xfe\0")
+    (tmp_path / "f.xml").write_text(DUMP, encoding="utf-8")
+    (tmp_path / "g.xml").write_text("<a/>")
+    found = source(tmp_path)
+    assert list(found.documents()) == ["of an array", "again", "of rows", ARTICLE]
+    (note,) = found.notes
+    assert "4 of its files are not read (3 with .json, 1 with .xml): b.json, c.json, e.json, ..." in note
 
 
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" xml:lang="de"><siteinfo><namespaces>
@@ -131,11 +151,27 @@ Sie schl&#228;ft.
 <page><title>Diskussion:Katze</title><ns>1</ns><revision><text>talk</text></revision></page></mediawiki>"""
 
 
+ARTICLE = "Katze\n\nDie Katze ist ein Haustier.\n\nLeben\nSie schläft."
+
+
 @pytest.mark.parametrize("name", ["pages.xml.bz2", "pages-articles1.xml-p1p9.bz2"])
 def test_a_wiki_dump_gives_its_articles_without_mark_up(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(bz2.compress(DUMP.encode()))
-    (found,) = documents(tmp_path / name)
-    assert found == "Katze\n\nDie Katze ist ein Haustier.\n\nLeben\nSie schläft."
+    assert documents(tmp_path / name) == [ARTICLE]
+
+
+def test_a_large_dump_is_cleaned_by_all_workers_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = DUMP[DUMP.index("<page>") : DUMP.index("</page>") + len("</page>")]
+    pages = [page.replace("Katze", f"Katze {i}") for i in range(60)]
+    (tmp_path / "a.xml").write_text(f"<mediawiki>{''.join(pages)}</mediawiki>", encoding="utf-8")
+    asked = corpus(source="files", paths=(str(tmp_path / "a.xml"),))
+    alone = list(make_source(asked, workers=2).documents())
+    assert [text.splitlines()[0] for text in alone] == [f"Katze {i}" for i in range(60)]
+    monkeypatch.setattr(wiki_dump, "_SMALL", 0)
+    used = []
+    monkeypatch.setattr(wiki_dump, "in_order", lambda *values: (used.append(values[2]), in_order(*values))[1])
+    assert list(make_source(asked, workers=2).documents()) == alone
+    assert used == [2]
 
 
 def test_broken_dumps_are_refused(tmp_path: Path) -> None:

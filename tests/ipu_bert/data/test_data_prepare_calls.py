@@ -11,6 +11,7 @@ import data_corpora
 import pytest
 from data_corpora import corpus, random_documents, use_source
 
+from ipu_bert import settings as settings_module
 from ipu_bert.data import prepare as prepare_module
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.prepare import main, prepare
@@ -84,7 +85,7 @@ def test_the_command_line_takes_its_defaults_from_the_settings(monkeypatch: pyte
     settings = DataSettings(
         source="a", column="b", tokenizer="c", vocab_size=7, heldout_fraction=0.25, dir="d", workers=3
     )
-    monkeypatch.setattr(prepare_module, "DataSettings", lambda: settings)
+    monkeypatch.setattr(settings_module, "DataSettings", lambda: settings)
     asked = []
     monkeypatch.setattr(prepare_module, "prepare", lambda *values, **named: asked.append((values, named)))
     monkeypatch.setattr(prepare_module, "summary", str)

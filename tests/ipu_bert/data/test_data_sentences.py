@@ -8,13 +8,14 @@ from importlib.metadata import version
 
 import pytest
 
-from ipu_bert.data.sentences import BY_SCRIPT, MAX_UNITS, count_units, script_language, split_sentences
+from ipu_bert.data.language import AUTO, script_language
+from ipu_bert.data.sentences import MAX_UNITS, count_units, split_sentences
 
 # 0.6.1 is the last for Python 3.8: slower, and "J. Q. Adams spoke. So did I. We left." has one boundary there
 of_1_0 = pytest.mark.skipif(version("sentencex").startswith("0."), reason="needs sentencex 1.0")
 
 
-def split(text: str, language: str = BY_SCRIPT) -> list[str]:
+def split(text: str, language: str = AUTO) -> list[str]:
     return split_sentences(text, language, line_is_sentence=False)
 
 
@@ -74,7 +75,7 @@ def test_latin_letters_take_the_rules_of_the_language_that_is_named() -> None:
 
 def test_a_line_is_a_sentence_where_the_text_says_so() -> None:
     text = "One. Two\n\n  three   four \nfive."
-    assert split_sentences(text, BY_SCRIPT, line_is_sentence=True) == ["One. Two", "three four", "five."]
+    assert split_sentences(text, AUTO, line_is_sentence=True) == ["One. Two", "three four", "five."]
 
 
 def test_a_long_run_of_words_is_cut_into_even_pieces() -> None:

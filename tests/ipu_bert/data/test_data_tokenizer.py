@@ -93,6 +93,19 @@ def test_what_is_no_wordpiece_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_hub_name_that_cannot_be_opened_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_pretrained(name: str) -> None:
+        raise OSError(f"We couldn't connect to the hub\nto load {name}.\nCheck your connection.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    with pytest.raises(DataError) as caught:
+        given_tokenizer("somebody/bert", AS_FOUND)
+    assert str(caught.value) == (
+        "somebody/bert: expected a vocab.txt, a tokenizer.json, or a folder or hub name that AutoTokenizer opens: We "
+        "couldn't connect to the hub to load somebody/bert. Check your connection."
+    )
+
+
 def test_a_new_vocabulary_keeps_vowel_signs_and_the_letters_of_the_text() -> None:
     han = "".join(chr(0x4E00 + i) for i in range(3000))
     tokenizer = train_tokenizer(lambda: [han, "हिन्दी में"], 8192, AS_FOUND)

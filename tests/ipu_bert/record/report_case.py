@@ -8,6 +8,7 @@ from typing import Any
 from small_models import make_shape
 
 from ipu_bert.config import from_dict
+from ipu_bert.data.cost import Cost
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.sizes.flops import SequenceFlops
@@ -30,7 +31,26 @@ OUTCOME = RunOutcome(
     flops=SequenceFlops(sparse=1e6, sparse_as_dense=9e6, dense=5e5, attention=3e5, heads=2e5),
     splits={"train": {"documents": 235, "tokens": 2277000}, "heldout": {"documents": 14, "tokens": 153000}},
     quality=TextQuality(
-        unknown=0.001, pieces_a_word=1.25, long_words=0.0, lone_documents=0.02, shown=0.75, pairs=True, notes=()
+        unknown=0.001,
+        pieces_a_word=1.25,
+        long_words=0.0,
+        lone_documents=0.02,
+        shown=0.75,
+        pairs=True,
+        rules={"en": 240, "de": 9},
+        notes=(),
+        cost=Cost(
+            reading=1.0,
+            vocabulary=2.0,
+            tokenizing=4.0,
+            writing=0.5,
+            workers=2,
+            sentences=3.0,
+            pieces=2.5,
+            continued=False,
+            text_bytes=12_200_000,
+            token_bytes=5_100_000,
+        ),
     ),
     unigram_entropy=6.5,
     heldout=HeldoutMeans(mlm_loss=6.0, nsp_loss=0.6, mlm_accuracy=0.125, nsp_accuracy=0.75),
