@@ -55,7 +55,9 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
 
     It appears by a rename when everything is on disk, so a killed process or a full disk leaves the checkpoints before
     it as they were. Afterwards all but the newest `keep` up to this step are removed (0: none).
+    Raises CheckpointError, and leaves what is there, for numbers that are not finite: no run could go on from them.
     """
+    _check_finite(folder, step, groups)
     _make(folder)
     final, aside = folder / f"step_{step:08d}", _aside(folder, step)
     try:
@@ -68,6 +70,23 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
     prune(folder, step, keep)
+    return final
+
+
+def adopt(origin: Path, step: int, folder: Path) -> Path:
+    """A copy of a checkpoint as `folder`/step_<step>, where there is none: what a run goes on from is its own then."""
+    _make(folder)
+    final, aside = folder / f"step_{step:08d}", _aside(folder, step)
+    if final.exists():
+        return final
+    try:
+        shutil.copytree(origin, aside)
+        for file in aside.iterdir():
+            sync(file)
+        os.replace(aside, final)
+        sync(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return final
 
 
@@ -115,6 +134,8 @@ def _tensors(path: Path, file: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(file))
     except Exception as error:  # safetensors raises many kinds for a header that is none
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
         raise DamagedCheckpointError(
             path, file, f"cannot be read as safetensors: {' '.join(str(error).split())}"
         ) from None
@@ -282,6 +303,18 @@ def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[st
     with naming(aside / _STATE):
         (aside / _STATE).write_text(text, encoding="utf-8")
     sync(aside / _STATE)
+
+
+def _check_finite(folder: Path, step: int, groups: Groups) -> None:
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                kept = complete(folder)
+                newest = f"the newest checkpoint is {kept[-1][1]}" if kept else "no checkpoint had been saved"
+                raise CheckpointError(
+                    f"step {step}: expected finite numbers to save, found NaN or inf in {group} {name}: the run has "
+                    f"diverged; {newest}"
+                )
 
 
 def _floats(value: Any, where: str) -> Iterator[tuple[str, float]]:

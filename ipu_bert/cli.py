@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
-from ipu_bert.run_folder import check_idle
+from ipu_bert.run_folder import newest_checkpoint, settle
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.files import in_words
 
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     if options.resume and "=" in options.resume and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)  # `--resume key=value`: the path was left out
         options.resume = "latest"
+    config = None
     try:
         config = load_config(options.config, options.overrides)
         if options.dry_run or options.measure:
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> int:
         with raised():
             return _train(config, _start(config, options.resume))
     except InterruptedRunError as stop:
-        _say(str(stop))
+        saved = stop.saved or (newest_checkpoint(config) if config else None)
+        _say(str(InterruptedRunError(stop.number, saved)))
         return stop.status
     except ConfigError as error:
         return _fail(*error.errors)
@@ -110,7 +112,7 @@ def _start(config: Config, resume: str | None) -> Path | None:
         return None
     folder = Path(config.run.dir if resume in ("latest", "auto") else resume)
     if config.engine.name != "ipu":  # poprun's instances look at the same time
-        check_idle(Path(config.run.dir))
+        settle(Path(config.run.dir))
     try:
         return checkpoint.find(folder)
     except checkpoint.CheckpointError:

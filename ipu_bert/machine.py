@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any, Mapping
@@ -11,14 +12,23 @@ import torch
 from ipu_bert.config import Config
 from sparse_ops import native
 
+ROUNDING = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # choose torch's products
+
 
 def conditions(config: Config) -> dict[str, str | int]:
-    """All that the rounding of a step depends on beside the config: processor, torch, threads and kernels."""
+    """All that the rounding of a step depends on beside the config.
+
+    instructions: those that torch's own kernels use. environment: variables that choose torch's products. library: the
+    native kernels' sources, flags and compiler.
+    """
     return {
         "processor": processor(),
         "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "environment": " ".join(f"{name}={os.environ[name]}" for name in ROUNDING if name in os.environ) or "none",
         "threads": torch.get_num_threads(),
         "kernel": _kernel(config),
+        "library": native.fingerprint() if _kernel(config).startswith("native") else "none",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +64,9 @@ class RunFolder:
         files.sync(self.path.parent)
         self._lock = _lock(self.path)
         self._clean()
+        self.origin = None  # where the run goes on from, in its own folder: to be found until it has saved anything
         if origin is not None:
+            self.origin = checkpoint.adopt(origin.checkpoint, origin.step, self.checkpoints)
             self._go_back(origin.step)
             checkpoint.prune(self.checkpoints, origin.step, config.checkpoint.keep)  # where a kill came between
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
@@ -83,6 +86,15 @@ class RunFolder:
                 return {key: math.nan if value is None else value for key, value in record.items()}
         return {}
 
+    def best_loss(self) -> float:
+        """Held-out loss of the best checkpoint; infinite where there is none, or, with a warning, a damaged one."""
+        found = checkpoint.complete(self.best)
+        try:
+            return float(checkpoint.read_info(found[-1][1]).get("heldout_loss", math.inf)) if found else math.inf
+        except checkpoint.CheckpointError as error:
+            print(f"no best checkpoint until the next evaluation: {error}", file=sys.stderr)
+            return math.inf
+
     def _clean(self) -> None:
         """Remove what killed processes left; nobody else is here while the lock is held."""
         for path in self.path.iterdir():
@@ -94,7 +106,8 @@ class RunFolder:
     def _go_back(self, step: int) -> None:
         """Move checkpoints after `step`, and a copy of the records, to a place of their own, if there are such.
 
-        The newest checkpoint goes last: until then a killed process has left the run that it was.
+        The newest checkpoint goes last, and the best one after it: until then a killed process has left the run that it
+        was. A best one that stays after a kill just then is of steps that the run is about to take again.
         """
         later = [path for number, path in checkpoint.complete(self.checkpoints) if number > step]
         if not later:
@@ -103,12 +116,12 @@ class RunFolder:
         (branch / CHECKPOINTS).mkdir(parents=True)
         if (self.path / METRICS_FILE).exists():
             write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
+        for path in later:
+            os.replace(path, branch / CHECKPOINTS / path.name)
         for number, path in checkpoint.complete(self.best):
             if number > step:
                 (branch / BEST).mkdir(exist_ok=True)
                 os.replace(path, branch / BEST / path.name)
-        for path in later:
-            os.replace(path, branch / CHECKPOINTS / path.name)
         for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path, self.checkpoints):
             files.sync(folder)
         print(f"went back to step {step}; what came after it is in {branch} now")
@@ -123,10 +136,20 @@ class RunFolder:
         self._lock.close()
 
 
-def check_idle(path: Path) -> None:
-    """Raises ValueError when another process is training there: what is its newest checkpoint is not decided yet."""
+def settle(path: Path) -> None:
+    """Undo what a killed process had half done, so that a run's newest checkpoint is found.
+
+    Raises ValueError when another process is training there: what is its newest checkpoint is not decided yet.
+    """
     if (path / CONFIG_FILE).exists():
-        _lock(path).close()
+        with _lock(path):
+            checkpoint.clean(path / CHECKPOINTS)
+
+
+def newest_checkpoint(config: Config) -> Path | None:
+    """Of the run that the config names, if it has one."""
+    found = checkpoint.complete(Path(config.run.dir) / CHECKPOINTS)
+    return found[-1][1] if found else None
 
 
 def _make_room(path: Path) -> None:
@@ -141,9 +164,14 @@ def _make_room(path: Path) -> None:
 
 
 def _check_same_run(path: Path, origin: Path) -> None:
-    """A run goes on in its own folder or in a new one; what another run has in its folder is not touched."""
+    """A run goes on in its own folder or in a new one; what another run has in its folder is not touched.
+
+    New is also a folder that has nothing but a copy of the checkpoint: its process was killed before it saved anything.
+    """
     own = (path / CHECKPOINTS, path / BEST)
-    if not _is_free(path) and origin.resolve().parent not in [folder.resolve() for folder in own]:
+    copies = [folder for _, folder in checkpoint.complete(path / CHECKPOINTS)]
+    begun = len(copies) == 1 and checkpoint.read_info(copies[0]) == checkpoint.read_info(origin)
+    if not begun and not _is_free(path) and origin.resolve().parent not in [folder.resolve() for folder in own]:
         raise ValueError(
             f"run.dir {path}: expected the run that {origin} is of, or a new folder, found another run or other files; "
             "name a new one with run.dir=FOLDER"

@@ -13,15 +13,17 @@ PREEMPTION = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, n
 GO_ON_LATER = 75  # EX_TEMPFAIL of sysexits.h
 
 
-class InterruptedRunError(Exception):
-    """The run was asked to stop by a signal; `saved` is the checkpoint of its last step, if it had begun to train.
+class InterruptedRunError(BaseException):
+    """The run was asked to stop by a signal; `saved` is the newest checkpoint, None where there is none.
 
-    status: of the process, 75 where a scheduler asked, and as shells have it for Ctrl-C.
+    status: of the process, 75 where a scheduler asked, and as shells have it for Ctrl-C. As KeyboardInterrupt, it is no
+    Exception: what catches any error must not take it for one.
     """
 
     def __init__(self, number: int, saved: Path | None) -> None:
+        self.number, self.saved = number, saved
         self.status = GO_ON_LATER if number in PREEMPTION else 128 + number
-        what = f"saved {saved}, go on with --resume" if saved else "nothing had to be saved, start it again"
+        what = f"saved is {saved}, go on with --resume" if saved else "nothing had to be saved, start it again"
         super().__init__(f"stopped by {signal.Signals(number).name}; {what}")
 
 

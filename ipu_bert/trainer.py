@@ -87,10 +87,8 @@ class Trainer:
         """Where checkpoints go, and what is there: the newest one, and the best one's held-out loss."""
         files.write(folder.path / TOKENIZER, self._kept.tokenizer_json)
         self._checkpoints, self._best = folder.checkpoints, folder.best
-        mine = self._origin and self._origin.checkpoint.resolve().parent == folder.checkpoints.resolve()
-        self._saved = self._origin.checkpoint if self._origin and mine else None  # the checkpoint of this very step
-        best = checkpoint.complete(folder.best) if self.config.checkpoint.keep_best else []
-        self._best_loss = checkpoint.read_info(best[-1][1]).get("heldout_loss", math.inf) if best else math.inf
+        self._saved = folder.origin  # the checkpoint of this very step
+        self._best_loss = folder.best_loss() if self.config.checkpoint.keep_best else math.inf
 
     def _loop(self, folder: RunFolder) -> dict[str, float | None]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
@@ -245,7 +243,8 @@ class Trainer:
 
     def _save(self, metrics: Metrics) -> Path:
         """Save this step, after the records up to it."""
-        self._saved = self._write_checkpoint(metrics, self._checkpoints, self.config.checkpoint.keep)
+        keep = self.config.checkpoint.keep if not self._skipped else 0  # older ones may be all that can go on
+        self._saved = self._write_checkpoint(metrics, self._checkpoints, keep)
         return self._saved
 
     def _write_checkpoint(self, metrics: Metrics, folder: Path, keep: int, **more: float) -> Path:

@@ -59,6 +59,11 @@ def level() -> str:
     return LEVELS[_level_now()]
 
 
+def fingerprint() -> str:
+    """The first digits of the digest in the loaded library's file name: of its sources, flags and compiler."""
+    return os.path.splitext(os.path.basename(_library()._name))[0].rpartition("-")[2][:8]
+
+
 def forward(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None) -> Tensor:
     """Y = X W^T + bias: [T, out]. Raises ValueError when a shape, dtype or device is wrong."""
     y = _new_output(x, values, index, bias)

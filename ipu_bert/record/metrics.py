@@ -55,7 +55,8 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-_NUMBERS = ("train", "eval", "update")  # kinds of records in which all else is a number, or numbers by name
+# Kinds of records in which all else is a number, and those of their values that are numbers by name.
+_NUMBERS = {"train": ("seconds",), "eval": (), "update": ("layers", "transfers")}
 
 
 def _parse_line(line: bytes) -> Record:
@@ -67,9 +68,11 @@ def _parse_line(line: bytes) -> Record:
         raise ValueError("expected a JSON object")
     if not isinstance(record.get("kind"), str) or not is_count(record.get("step")):
         raise ValueError("expected a kind and a step of 0 or more")
-    for name, value in record.items() if record["kind"] in _NUMBERS else ():
-        if name != "kind" and not (value is None or isinstance(value, (int, float, dict))):
-            raise ValueError(f"expected a number as {name}")
+    by_name = _NUMBERS.get(record["kind"])
+    for name, value in record.items() if by_name is not None else ():
+        kinds = dict if name in (by_name or ()) else (int, float)
+        if name != "kind" and value is not None and not isinstance(value, kinds):
+            raise ValueError(f"expected {'numbers by name' if kinds is dict else 'a number'} as {name}")
     return record
 
 
@@ -92,7 +95,8 @@ def read_metrics(path: PathLike) -> list[Record]:
             if number == len(lines):
                 break
             found = f"{line[:60]!r} ({error})"
-            raise ValueError(f"{path}, line {number}: expected one JSON object, found {found}") from error
+            advice = "a run goes on without this line, too: delete it"
+            raise ValueError(f"{path}, line {number}: expected one JSON object, found {found}; {advice}") from error
     return records
 
 

@@ -244,6 +244,8 @@ def test_importing_metrics_imports_neither_wandb_nor_tensorboard() -> None:
         ('{"kind": "train", "step": -1}', "expected a kind and a step"),
         ('{"kind": "eval", "step": 4, "mlm_loss": "low"}', "expected a number as mlm_loss"),
         ('{"kind": "update", "step": 4, "moved": [1]}', "expected a number as moved"),
+        ('{"kind": "eval", "step": 4, "mlm_loss": {}}', "expected a number as mlm_loss"),
+        ('{"kind": "train", "step": 4, "seconds": 5}', "expected numbers by name as seconds"),
     ],
 )
 def test_a_record_that_no_run_writes_is_named(line, message, tmp_path):

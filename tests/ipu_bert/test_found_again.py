@@ -1,0 +1,206 @@
+"""What a run is found to go on from, whenever it was killed; and that nothing is saved that no run can go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from run_history import SHORT, Killed, assert_same_state, newest, steps, train
+
+from ipu_bert import checkpoint, cli, machine
+from ipu_bert.config import as_dict
+from ipu_bert.signals import InterruptedRunError
+from ipu_bert.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+BEST = (*SHORT, "checkpoint.keep_best=true")
+
+
+def kill_in_first_step(config, resume: Path | None) -> None:
+    trainer = Trainer(config, resume)
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    trainer.engine.train_step = killed
+    with pytest.raises(Killed):
+        trainer.run()
+
+
+# --- where a killed run goes on
+
+
+def test_going_back_to_the_best_can_be_killed_before_anything_is_saved(tiny, tmp_path):
+    """Later checkpoints move to a branch at once; `auto` then finds the one that the run goes on from."""
+    config = tiny(*BEST)
+    folder = train(config)
+    whole = {step: path for step, path in checkpoint.complete(shutil.copytree(folder, tmp_path / "c") / "checkpoints")}
+    shutil.rmtree(folder / "checkpoints" / "step_00000002")  # as checkpoint.keep does
+    os.rename(folder / "best" / f"step_{steps(folder / 'best')[0]:08d}", tmp_path / "best")
+    shutil.copytree(whole[2], folder / "best" / "step_00000002")
+    kill_in_first_step(config, folder / "best" / "step_00000002")
+    found = cli._start(config, "auto")
+    assert found == folder / "checkpoints" / "step_00000002"
+    assert steps(train(config, found) / "checkpoints") == [2, 4, 6]
+    assert_same_state(newest(config), whole[6])
+
+
+def test_a_run_that_begins_from_another_ones_checkpoint_can_be_killed(tiny, tmp_path):
+    """By the same command, which names the other run, or by `auto`, until it has saved something of its own."""
+    other = train(tiny(*SHORT, "train.stop_at=4", f"run.dir={tmp_path / 'other'}"))
+    origin, config = other / "checkpoints" / "step_00000004", tiny(*SHORT)
+    kill_in_first_step(config, origin)
+    assert cli._start(config, "auto") == Path(config.run.dir) / "checkpoints" / "step_00000004"
+    kill_in_first_step(config, origin)
+    folder = train(config, cli._start(config, "auto"))
+    assert steps(folder / "checkpoints") == [4, 6]
+    with pytest.raises(ValueError, match=r"expected the run that .* is of, or a new folder"):
+        train(config, origin)
+    with pytest.raises(ValueError, match=r"expected the run that .* is of, or a new folder"):
+        train(config, other / "checkpoints" / "step_00000002")
+
+
+def test_a_kill_between_two_renames_is_undone_before_the_newest_is_looked_for(tiny):
+    config = tiny(*SHORT)
+    checkpoints = train(config) / "checkpoints"
+    os.rename(checkpoints / "step_00000006", checkpoints / ".step_00000006.1.old")
+    assert cli._start(config, "auto") == checkpoints / "step_00000006"
+
+
+def test_a_kill_while_going_back_keeps_the_best(tiny, monkeypatch):
+    config = tiny(*BEST)
+    folder = train(config)
+    (best,) = steps(folder / "best")
+    last, replace = folder / "checkpoints" / "step_00000006", os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if source == last:
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            train(config, folder / "checkpoints" / "step_00000002")
+    assert cli._start(config, "auto") == last
+    assert steps(folder / "best") == [best]
+
+
+def test_a_damaged_best_checkpoint_is_no_reason_not_to_go_on(tiny, capsys):
+    folder = train(tiny(*BEST, "train.stop_at=4"))
+    (path,) = (folder / "best").glob("*/state.json")
+    path.write_text("{")
+    train(tiny(*BEST), newest(tiny(*BEST)))
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("no best checkpoint until")]
+    assert str(path) in line
+    checkpoint.load(checkpoint.find(folder / "best"))
+
+
+# --- what is never saved
+
+
+def poison(trainer: Trainer, step: int, value: float) -> None:
+    """One weight is not finite after a step, as after an update that overflows; the step's own loss is finite."""
+    train_step = trainer.engine.train_step
+
+    def poisoned(*arguments: Any) -> Any:
+        result = train_step(*arguments)
+        if trainer.step + 1 == step:
+            next(trainer.engine.model.parameters()).data.view(-1)[3] = value
+        return result
+
+    trainer.engine.train_step = poisoned
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("last", [4, 6])
+def test_weights_that_are_not_finite_are_not_saved_and_cost_no_older_checkpoint(tiny, value, last):
+    settings = (*SHORT, f"train.stop_at={last}", "sparsity.updates=1", "checkpoint.keep=1")
+    config = tiny(*settings)
+    trainer = Trainer(config)
+    poison(trainer, 4, value)
+    expected = (
+        "step 4: expected finite numbers to save, found NaN or inf in model .*newest checkpoint is .*step_00000002"
+    )
+    with pytest.raises(checkpoint.CheckpointError, match=expected):
+        trainer.run()
+    folder = Path(config.run.dir)
+    assert steps(folder / "checkpoints") == [2]
+    assert not (folder / "report.md").exists()
+    train(config, cli._start(config, "auto"))
+
+
+def test_older_checkpoints_stay_while_steps_are_skipped(tiny):
+    """Weights may be finite and no step possible from them."""
+    config = tiny(*SHORT, "train.skip_non_finite=3", "checkpoint.every=1", "checkpoint.keep=1", "train.stop_at=4")
+    trainer = Trainer(config)
+
+    def hook(module, inputs, logits):
+        return (logits[0] * float("nan"), logits[1]) if module.training and trainer.step > 1 else None
+
+    trainer.engine.model.register_forward_hook(hook)
+    trainer.run()
+    assert steps(Path(config.run.dir) / "checkpoints") == [2, 3, 4]
+    train(tiny(*SHORT, "train.skip_non_finite=3", "checkpoint.every=1", "checkpoint.keep=1"), newest(config))
+    assert steps(Path(config.run.dir) / "checkpoints") == [6]
+
+
+# --- what is no damage
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InterruptedRunError(signal.SIGTERM, None),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_signal_or_too_little_memory_is_not_called_damage(tiny, monkeypatch, error):
+    path = checkpoint.find(train(tiny("train.stop_at=1")))
+
+    def failing(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "load_file", failing)
+    with pytest.raises(type(error)) as caught:
+        checkpoint.load(path)
+    assert caught.value is error
+
+
+def test_a_signal_after_the_last_step_names_what_was_saved(tiny, tmp_path, monkeypatch, capsys):
+    """While the report is drawn: nothing is to be trained again."""
+
+    def stopped(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    config = tiny("train.stop_at=2")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(config)))
+    monkeypatch.setattr("ipu_bert.trainer.write_outcome", stopped)
+    assert cli.main(["--config", str(tmp_path / "config.yaml")]) == 75
+    saved = Path(config.run.dir) / "checkpoints" / "step_00000002"
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped by SIGTERM; saved is {saved}, go on with --resume"
+
+
+# --- conditions
+
+
+def test_whatever_changes_rounding_is_a_condition(tiny, monkeypatch):
+    config = tiny()
+    before = json.loads(json.dumps(machine.conditions(config)))
+    assert machine.changed(before, machine.conditions(config)) == []
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr("sparse_ops.native.fingerprint", lambda: "12345678")
+    assert machine.changed(before, machine.conditions(config)) == [
+        f"instructions: DEFAULT, before {before['instructions']}",
+        "environment: MKL_CBWR=COMPATIBLE, before none",
+        f"library: 12345678, before {before['library']}",
+    ]
