@@ -126,17 +126,21 @@ Ids encodeIds(const Partitioner& p, const LayerSpec& s, const std::int32_t* rows
     return p.createSparsityDataImpl(coo);
 }
 
-// The first slots of the grid: any pattern has the same sizes.
+// A pattern to ask sizes with, since every pattern has the same. No bucket may overflow, so rows and columns have equal
+// numbers of blocks, to within one, and so, nearly, has every part of the grid: each column takes the next rows, in
+// steps near the golden section of their number, which leave no gap and meet all rows before any again.
 Ids anyPattern(const Partitioner& p, const LayerSpec& s) {
     const auto gridRows = s.outFeatures / s.blockSize;
+    const auto gridCols = s.inFeatures / s.blockSize;
     const auto blocks = s.nonZeroBlocks();
+    auto step = std::max<std::int64_t>(1, gridRows * 618 / 1000);
+    while (std::gcd(step, gridRows) != 1) {
+        ++step;
+    }
     std::vector<std::int32_t> rows(static_cast<std::size_t>(blocks)), cols(rows.size());
-    const auto all = gridRows * (s.inFeatures / s.blockSize);
     for (std::int64_t k = 0; k < blocks; ++k) {
-        // Spread evenly over the grid, so that no bucket can overflow.
-        const auto place = static_cast<std::int64_t>(static_cast<long double>(k) * all / blocks);
-        rows[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(place % gridRows);
-        cols[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(place / gridRows);
+        rows[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k * step % gridRows);
+        cols[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k * gridCols / blocks);
     }
     return encodeIds(p, s, rows.data(), cols.data());
 }
