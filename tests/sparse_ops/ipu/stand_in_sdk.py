@@ -26,8 +26,8 @@ def build_stand_in(folder: Path) -> Path:
         pytest.skip("no g++ or no make")
     sdk = folder / "sdk"
     with lock(folder / "sdk.lock", wait=True), pytest.MonkeyPatch.context() as patch:
-        settings = {"CPATH": HEADERS, "LIBRARY_PATH": sdk, "SPARSE_OPS_BUILD_DIR": folder, "CXX": "g++", "CXXFLAGS": "-O0"}
-        for name, value in settings.items():
+        folders = {"CPATH": HEADERS, "LIBRARY_PATH": sdk, "SPARSE_OPS_BUILD_DIR": folder}
+        for name, value in {**folders, "CXX": "g++", "CXXFLAGS": "-O0"}.items():
             patch.setenv(name, str(value))
         if build.library_path().exists():
             return build.library_path()
@@ -93,7 +93,8 @@ class OpRunner:
         structs = [_struct(x, like) for x, like in zip(held, (*inputs, dy))]
         y = torch.empty_like(held[-1])
         gradients = [torch.full_like(x, torch.nan) if i != 1 else None for i, x in enumerate(held[:-1])]
-        pointers = (ctypes.POINTER(ctypes.c_double) * len(inputs))(*(g if g is None else _doubles(g) for g in gradients))
+        places = [None if gradient is None else _doubles(gradient) for gradient in gradients]
+        pointers = (ctypes.POINTER(ctypes.c_double) * len(inputs))(*places)
         keys, error = ctypes.create_string_buffer(SIZE), ctypes.create_string_buffer(SIZE)
         failed = self._sdk.run_op(
             domain.encode(),

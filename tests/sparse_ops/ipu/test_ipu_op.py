@@ -76,7 +76,11 @@ def test_output_and_both_gradients_are_those_of_the_dense_weight(
     y = layer(x)
     y.backward(dy)
 
-    weight, flat_x, flat_dy = on_host.to_dense().detach().double(), x.detach().double().view(16, -1), dy.double().view(16, -1)
+    weight, flat_x, flat_dy = (
+        on_host.to_dense().detach().double(),
+        x.detach().double().view(16, -1),
+        dy.double().view(16, -1),
+    )
     assert torch.equal(y.double().view(16, -1), flat_x @ weight.T)
     assert torch.equal(x.grad.double().view(16, -1), flat_dy @ weight)
     _, (found,) = layer.read_slots(on_host.rows, on_host.cols, [layer.nz_values.grad])
@@ -134,7 +138,7 @@ def test_every_attribute_but_the_name_is_in_the_keys_of_operation_and_gradient(
 def test_a_device_with_other_tiles_is_refused(library: Path, encoder: PopsparseEncoder, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     layer, _ = make_layer(make_plan(48, 48, 8, 12, 16), generator, encoder, OpRunner(library, 25))
-    with pytest.raises(ValueError, match=r"'some\.layer': the plan for this device needs \d+ elements of metaInfo, .*IO"):
+    with pytest.raises(ValueError, match=r"'some\.layer': the plan for this device needs \d+ elements of metaInfo"):
         layer(torch.zeros(16, 48, dtype=torch.float16))
 
 
