@@ -47,7 +47,8 @@ TensorInfo infoOf(const run_op_tensor& tensor) {
 
 poplar::Tensor tensorOf(const run_op_tensor& tensor) {
     const auto info = infoOf(tensor);
-    return {poplarType(info), {info.shape().begin(), info.shape().end()}, {tensor.values, tensor.values + info.nelms()}};
+    return {
+        poplarType(info), {info.shape().begin(), info.shape().end()}, {tensor.values, tensor.values + info.nelms()}};
 }
 
 void require(bool holds, const std::string& what) {

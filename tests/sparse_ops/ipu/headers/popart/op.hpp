@@ -43,8 +43,12 @@ public:
     virtual std::unique_ptr<Op> clone() const = 0;
     virtual void setup() {}
     virtual std::vector<std::unique_ptr<Op>> getGradOps() { return {}; }
-    virtual const std::vector<GradInOutMapper>& gradInputInfo() const { throw error("{}: no gradInputInfo", opid.type); }
-    virtual const std::map<int, int>& gradOutToNonGradIn() const { throw error("{}: no gradOutToNonGradIn", opid.type); }
+    virtual const std::vector<GradInOutMapper>& gradInputInfo() const {
+        throw error("{}: no gradInputInfo", opid.type);
+    }
+    virtual const std::map<int, int>& gradOutToNonGradIn() const {
+        throw error("{}: no gradOutToNonGradIn", opid.type);
+    }
     virtual void appendAttributes(OpSerialiserBase& os) const { os.appendAttribute("type", opid.type); }
     virtual void appendOutlineAttributes(OpSerialiserBase& os) const { os.appendAttribute("type", opid.type); }
     virtual float getSubgraphValue() const = 0;

@@ -9,7 +9,9 @@ namespace poplar {
 
 class Target {
 public:
-    static Target createIPUTarget(unsigned ipus, const std::string& system) { return createIPUTarget(ipus, 1472, system); }
+    static Target createIPUTarget(unsigned ipus, const std::string& system) {
+        return createIPUTarget(ipus, 1472, system);
+    }
     static Target createIPUTarget(unsigned, unsigned tiles, const std::string& system) {
         Target made;
         made.tiles_ = tiles;

@@ -30,7 +30,8 @@ inline void requireShape(const char* name, const poplar::Tensor& tensor, const s
 }
 
 // [batch, from] times the blocks, or their transposes, to [batch, to].
-inline poplar::Tensor product(const Plan& p, const SparseTensor& weights, const poplar::Tensor& given, bool transposed) {
+inline poplar::Tensor product(const Plan& p, const SparseTensor& weights, const poplar::Tensor& given,
+                              bool transposed) {
     const auto from = transposed ? p.out : p.in, to = transposed ? p.in : p.out, b = p.block;
     requireShape("the dense operand", given, {p.batch, from});
     requireShape("nz", weights.getNzValuesTensor(), {p.nzElements()});

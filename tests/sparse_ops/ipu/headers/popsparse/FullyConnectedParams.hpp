@@ -9,7 +9,8 @@ enum class SparsityType { Element, Block };
 enum class SparsityStructure { Unstructured };
 
 struct SparsityParams {
-    SparsityParams(SparsityType, SparsityStructure, std::array<std::size_t, 2> dimensions) : blockDimensions(dimensions) {}
+    SparsityParams(SparsityType, SparsityStructure, std::array<std::size_t, 2> dimensions)
+        : blockDimensions(dimensions) {}
     std::array<std::size_t, 2> blockDimensions;
 };
 

@@ -68,9 +68,8 @@ public:
     COOMatrix<T> sparsityDataImplToCOOMatrix(const SparsityDataImpl<T>& data) const {
         const auto b = plan_.block;
         auto blocks = held(plan_, data.metaInfo);
-        std::sort(blocks.begin(), blocks.end(), [](const Held& a, const Held& z) {
-            return std::pair(a.row, a.column) < std::pair(z.row, z.column);
-        });
+        std::sort(blocks.begin(), blocks.end(),
+                  [](const Held& a, const Held& z) { return std::pair(a.row, a.column) < std::pair(z.row, z.column); });
         std::vector<T> values;
         std::vector<std::size_t> rows, columns;
         for (const auto& one : blocks) {

@@ -1,7 +1,7 @@
-// Not popsparse's: the plan that its host and its device side share, with a layout of a few lines. The grid of blocks is
-// cut into parts, a bucket each; a bucket has room for its share of the blocks and some more, and what is too much for
-// one goes into the next that has room. metaInfo of a bucket: how many blocks, then (row, column) of each in the order of
-// its values, which is not the order they came in, then room that only a plan with a weight gradient has.
+// Not popsparse's: the plan that its host and its device side share, with a layout of a few lines. The grid of blocks
+// is cut into parts, a bucket each; a bucket has room for its share of the blocks and some more, and what is too much
+// for one goes into the next that has room. metaInfo of a bucket: how many blocks, then (row, column) of each in the
+// order of its values, which is not the order they came in, then room that only a plan with a weight gradient has.
 #pragma once
 
 #include <cmath>
@@ -40,12 +40,14 @@ struct Held {
 
 inline Plan plan(const FullyConnectedParams& params, const poplar::Type& type, const poplar::Target& target,
                  const poplar::OptionFlags& options, PlanningCache* cache) {
-    static const std::set<std::string> known = {"availableMemoryProportion",  "metaInfoBucketOversizeProportion",
-                                                "doGradAPass",                "doGradWPass",
-                                                "partialsType",               "sharedBuckets"};
-    std::map<std::string, std::string> given = {{"metaInfoBucketOversizeProportion", "0.3"},
-                                                {"doGradAPass", "false"},
-                                                {"doGradWPass", "false"}};
+    static const std::set<std::string> known = {"availableMemoryProportion",
+                                                "metaInfoBucketOversizeProportion",
+                                                "doGradAPass",
+                                                "doGradWPass",
+                                                "partialsType",
+                                                "sharedBuckets"};
+    std::map<std::string, std::string> given = {
+        {"metaInfoBucketOversizeProportion", "0.3"}, {"doGradAPass", "false"}, {"doGradWPass", "false"}};
     for (const auto& [name, value] : options) {
         if (known.count(name) == 0) {
             throw std::runtime_error("unknown option " + name);

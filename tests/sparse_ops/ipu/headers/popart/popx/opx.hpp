@@ -4,8 +4,8 @@
 #include <set>
 #include <string>
 
-#include <poplar/Graph.hpp>
 #include <popart/op.hpp>
+#include <poplar/Graph.hpp>
 
 namespace popart::popx {
 
