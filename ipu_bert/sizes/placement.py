@@ -4,7 +4,6 @@ What is exact: parameters, blocks, FLOPs, the pipeline's schedule. What is estim
 
 - metaInfo and padding of sparse layers: figures of popsparse's own planner (padding.py), interpolated where a product
   is not among them, and the report says so.
-- where metaInfo is: `META_INFO_TRAVELS`.
 - cycles: cycles.py.
 - activations: tensors that a layer's backward pass needs, one copy each; the compiler may keep more or fewer.
 - not counted: code, exchange buffers, working space of products, alignment. `HEADROOM` leaves room for them.
@@ -13,7 +12,7 @@ What is exact: parameters, blocks, FLOPs, the pipeline's schedule. What is estim
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from ipu_bert.settings import Config
 from ipu_bert.sizes.cycles import TILES, head_cycles, layer_cycles
@@ -28,9 +27,6 @@ TILE_BYTES = 624 * 1024
 IPU_BYTES = TILES * TILE_BYTES
 MOMENT_BYTES = 8  # both of a parameter, in float32
 HEADROOM = 0.6  # share of an IPU that counted memory may fill before the report warns
-# A buffer gets its detach before any block begins, so on IPU 0, stage 0; each micro-batch takes a copy of metaInfo to
-# the IPU of its layer, which is kept for the backward pass like any output of a copy (docs/ipu.md).
-META_INFO_TRAVELS = True
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,6 @@ def _stage_memory(
     flops = linear_flops(sum(w.elements for w in weights), length) + len(stage.layers) * attention_flops(hidden, length)
     own = [padding[weight.name] for weight in weights if weight.is_sparse]
     cycles = sum(layer_cycles(config, shape, [w for w in weights if w.layer == layer]) for layer in stage.layers)
-    in_flight = 2 * behind + 1
     return StageMemory(
         name=stage.name,
         ipu=stage.ipu,
@@ -148,19 +143,10 @@ def _stage_memory(
         weights=parameters * value,
         gradients=parameters * value,
         moments=round(parameters * moment_bytes),
-        activations=_activations(config, shape, stage, in_flight),
-        meta_info=_meta_info(stage, own, padding.values(), in_flight),
+        activations=_activations(config, shape, stage, in_flight=2 * behind + 1),
+        meta_info=sum(layer.meta_info for layer in own),
         padding=round(sum(layer.empty for layer in own) * (2 * value + moment_bytes)),
     )
-
-
-def _meta_info(stage: Stage, own: Iterable[LayerPadding], every: Iterable[LayerPadding], in_flight: int) -> int:
-    """Bytes of metaInfo on a stage whose weights have `own`, of `every` in the model."""
-    if not META_INFO_TRAVELS:
-        return sum(layer.meta_info for layer in own)
-    if stage.embeddings:
-        return sum(layer.meta_info for layer in every)
-    return in_flight * sum(layer.meta_info for layer in own)
 
 
 def value_bytes(config: Config) -> int:
@@ -229,7 +215,7 @@ _ADVICE = {
     "moments": "set ipu.optimizer_off_chip or ipu.optimizer_sharded, or put fewer layers on it",
     "activations": "use a smaller train.micro_batch_size, or set ipu.recompute",
     "padding": "use smaller blocks (sparsity.block_size) or a higher density",
-    "meta_info": "use a smaller train.micro_batch_size, larger blocks (sparsity.block_size) or fewer IPUs a replica",
+    "meta_info": "use a smaller train.micro_batch_size or larger blocks (sparsity.block_size)",
 }
 
 
