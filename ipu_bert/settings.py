@@ -230,10 +230,13 @@ class EngineSettings:
 class IpuSettings:
     """How a model is laid over IPUs, with `engine.name: ipu`; `--dry-run` shows what comes of it."""
 
-    layers_per_ipu: List[int] = setting(
+    layers_per_ipu: Union[List[int], str] = setting(
         [],
-        "encoder layers on each IPU of a replica, as 0, 4, 4, 4; embeddings and heads are on the first; empty: one IPU",
+        "encoder layers on each IPU of a replica, as 0, 4, 4, 4; embeddings and heads are on the first; empty: one "
+        "IPU; `auto`: as takes the fewest estimated cycles on `ipus`, with `replicas`, `gradient_accumulation` and "
+        "`train.micro_batch_size` where you do not write them",
     )
+    ipus: int = setting(0, "IPUs that a run may take, and that `auto` fills; 0: any number", low=0, high=65_536)
     replicas: int = setting(1, "copies of the pipeline, over all instances", low=1, high=65_536)
     gradient_accumulation: int = setting(
         0, "micro-batches of a replica per step; 0: as many as train.batch_size needs", low=0, high=2**20
@@ -266,7 +269,8 @@ class LogSettings:
 class Config:
     """A whole run; `base: NAME` in a file inherits from another one.
 
-    `gave_way`, no setting, has a line for each value that had to fit one that the user wrote (config/give_way.py).
+    Two are no settings: `gave_way` has a line for each value that had to fit one that the user wrote
+    (config/give_way.py), `chosen` says what `auto` chose and why (sizes/automatic.py).
     """
 
     run: RunSettings = field(default_factory=RunSettings)
@@ -284,3 +288,4 @@ class Config:
 
     def __post_init__(self) -> None:
         self.gave_way: List[str] = []
+        self.chosen: List[str] = []

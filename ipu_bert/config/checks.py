@@ -69,18 +69,7 @@ def _engine_checks(config: Config) -> Iterator[str]:
     assert train.micro_batch_size is not None
     if compute == "bfloat16":
         yield "precision.compute: expected float16 or float32 on the ipu engine, found bfloat16"
-    if sum(ipu.layers_per_ipu) != config.model.layers or min(ipu.layers_per_ipu) < 0:
-        made = f"{ipu.layers_per_ipu}, which make {sum(ipu.layers_per_ipu)}"
-        yield f"ipu.layers_per_ipu: expected counts that add up to model.layers {config.model.layers}, found {made}"
-    made_of = ipu.replicas * ipu.gradient_accumulation * train.micro_batch_size
-    if made_of != train.batch_size:
-        yield (
-            f"train.batch_size: expected ipu.replicas {ipu.replicas} x "
-            f"ipu.gradient_accumulation {ipu.gradient_accumulation} x "
-            f"train.micro_batch_size {train.micro_batch_size} = {made_of}, found {train.batch_size}"
-        )
-    if len(ipu.available_memory) not in (1, len(ipu.layers_per_ipu)):
-        yield f"ipu.available_memory: expected 1 or {len(ipu.layers_per_ipu)} shares, found {len(ipu.available_memory)}"
+    yield from _placement_checks(config)
     if not all(0.0 < share <= 1.0 for share in ipu.available_memory):
         yield f"ipu.available_memory: expected shares in (0, 1], found {ipu.available_memory}"
     if train.skip_non_finite:
@@ -95,6 +84,33 @@ def _engine_checks(config: Config) -> Iterator[str]:
             "sparsity.growth: expected a rule without the dense gradient on the ipu engine, found "
             f"{config.sparsity.growth!r}: the gradient would have to be computed there in every step"
         )
+
+
+def _placement_checks(config: Config) -> Iterator[str]:
+    """What is wrong with a placement that is written out; or whether `auto` can make one."""
+    layers, ipu, train = config.ipu.layers_per_ipu, config.ipu, config.train
+    assert train.micro_batch_size is not None
+    if isinstance(layers, str):
+        if layers != "auto":
+            yield f"ipu.layers_per_ipu: expected counts of layers or auto, found {layers!r}"
+        elif not ipu.ipus:
+            yield "ipu.ipus: expected how many IPUs there are, since ipu.layers_per_ipu is auto, found 0"
+        return
+    if sum(layers) != config.model.layers or min(layers) < 0:
+        made = f"{layers}, which make {sum(layers)}"
+        yield f"ipu.layers_per_ipu: expected counts that add up to model.layers {config.model.layers}, found {made}"
+    made_of = ipu.replicas * ipu.gradient_accumulation * train.micro_batch_size
+    if made_of != train.batch_size:
+        yield (
+            f"train.batch_size: expected ipu.replicas {ipu.replicas} x "
+            f"ipu.gradient_accumulation {ipu.gradient_accumulation} x "
+            f"train.micro_batch_size {train.micro_batch_size} = {made_of}, found {train.batch_size}"
+        )
+    if ipu.ipus and ipu.replicas * len(layers) > ipu.ipus:
+        taken = f"{ipu.replicas} replica(s) of {len(layers)}"
+        yield f"ipu.ipus: expected at least the {ipu.replicas * len(layers)} IPUs of {taken}, found {ipu.ipus}"
+    if len(ipu.available_memory) not in (1, len(layers)):
+        yield f"ipu.available_memory: expected 1 or {len(layers)} shares, found {len(ipu.available_memory)}"
 
 
 def _sparsity_checks(config: Config) -> Iterator[str]:

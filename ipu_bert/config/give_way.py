@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from itertools import accumulate
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from ipu_bert.config.resolve import (
     PAPER_WARMUP,
@@ -95,20 +95,24 @@ def _compute(config: Config) -> Change | None:
 def _layers_per_ipu(config: Config) -> Change | None:
     """The same proportions in whole layers; what does not divide goes to later IPUs, since heads are on the first."""
     found, layers = config.ipu.layers_per_ipu, config.model.layers
-    total = sum(found)
-    if config.engine.name != "ipu" or total in (0, layers):
+    if config.engine.name != "ipu" or isinstance(found, str) or sum(found) in (0, layers):
         return None
+    total = sum(found)
     ends = [end * layers // total for end in accumulate(found)]
     value = [end - start for start, end in zip([0, *ends], ends)]
     return Change(found, value, f"does not add up to model.layers {layers}")
 
 
 def _available_memory(config: Config) -> Change | None:
-    """Each IPU's own share as far as there are any, then the last one's."""
-    found, ipus = config.ipu.available_memory, len(config.ipu.layers_per_ipu or [config.model.layers])
-    if config.engine.name != "ipu" or len(found) in (1, ipus):
+    found, layers = config.ipu.available_memory, config.ipu.layers_per_ipu or [config.model.layers]
+    if config.engine.name != "ipu" or isinstance(layers, str) or len(found) in (1, len(layers)):
         return None
-    return Change(found, [*found, *[found[-1]] * ipus][:ipus], f"is not a share for each of {ipus} IPU(s)")
+    return Change(found, shares(found, len(layers)), f"is not a share for each of {len(layers)} IPU(s)")
+
+
+def shares(found: Sequence[float], ipus: int) -> list[float]:
+    """Shares of memory for another number of IPUs: as far as there are any, then the last one's."""
+    return [*found, *[found[-1]] * ipus][:ipus]
 
 
 def _micro_batch_size(config: Config) -> Change | None:
@@ -119,6 +123,8 @@ def _micro_batch_size(config: Config) -> Change | None:
     ipu, batch = config.ipu, config.train.batch_size
     replicas, many, least = 1, 0, 1
     if config.engine.name == "ipu":
+        if isinstance(ipu.layers_per_ipu, str):
+            return None
         replicas, many = ipu.replicas, ipu.gradient_accumulation
         least = minimum_accumulation(ipu.layers_per_ipu or [config.model.layers])
     found = config.train.micro_batch_size or batch

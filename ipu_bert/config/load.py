@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Collection, Mapping, Sequence
 
+from ipu_bert.config.automatic import place_automatically
 from ipu_bert.config.build import build
 from ipu_bert.config.checks import cross_checks
 from ipu_bert.config.give_way import give_way
 from ipu_bert.config.resolve import resolve
-from ipu_bert.config.written import ConfigError, config_path, read
+from ipu_bert.config.written import ConfigError, config_path, keys_of, read
 from ipu_bert.settings import Config
 
 
@@ -30,7 +31,7 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
     config = build(written.tree, errors)
     if not errors:
         config.gave_way = give_way(config, written)
-    return _checked(config, path.stem, errors)
+    return _checked(config, path.stem, errors, written.users)
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
@@ -39,15 +40,18 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     Raises ConfigError with all that is wrong.
     """
     errors: list[str] = []
-    return _checked(build(tree, errors), "run", errors)
+    return _checked(build(tree, errors), "run", errors, keys_of(tree))
 
 
-def _checked(config: Config, name: str, errors: list[str]) -> Config:
+def _checked(config: Config, name: str, errors: list[str], users: Collection[str]) -> Config:
+    """The config with all that follows written out; users: the keys that stay as they are."""
     config.run.name = config.run.name or name
     config.run.dir = config.run.dir or str(Path("runs") / config.run.name)
     if not errors:
         resolve(config)
         errors += cross_checks(config)
+    if not errors and config.engine.name == "ipu" and config.ipu.layers_per_ipu == "auto":
+        errors += place_automatically(config, users)
     if errors:
         raise ConfigError(errors)
     return config

@@ -10,14 +10,14 @@ PAPER_WARMUP = 10_000  # steps, Appendix A
 
 
 def resolve(config: Config) -> None:
-    """Write out the defaults that follow from other settings, and the warm-up in steps."""
+    """Write out the defaults that follow from other settings, and the warm-up in steps; `auto` stays (automatic.py)."""
     model, optim, train, ipu = config.model, config.optim, config.train, config.ipu
     model.heads = model.heads or default_heads(config)
     model.intermediate_size = model.intermediate_size or FamilySize(model.layers, model.hidden_size).intermediate_size
     train.micro_batch_size = train.micro_batch_size or train.batch_size
     written = optim.warmup_steps
     optim.warmup_steps = default_warmup(config) if written is None else in_steps(config, written)
-    if config.engine.name == "ipu":
+    if config.engine.name == "ipu" and ipu.layers_per_ipu != "auto":
         ipu.layers_per_ipu = ipu.layers_per_ipu or [model.layers]
         micro_batches = train.batch_size // (ipu.replicas * train.micro_batch_size)
         ipu.gradient_accumulation = ipu.gradient_accumulation or max(1, micro_batches)

@@ -36,7 +36,7 @@ class Written:
 
     def over(self, tree: Mapping[str, Any], file: str | None) -> Written:
         """These values with those of `tree` over them, from a file in configs/ or (None) from the user."""
-        keys = _keys(tree)
+        keys = keys_of(tree)
         shipped = {key: name for key, name in self.shipped.items() if key not in keys}
         return Written(_merge(self.tree, tree), {**shipped, **dict.fromkeys(keys, file)} if file else shipped)
 
@@ -56,7 +56,7 @@ class Written:
     @property
     def users(self) -> set[str]:
         """The keys, `section.key`, that the user wrote."""
-        return _keys(self.tree) - self.shipped.keys()
+        return keys_of(self.tree) - self.shipped.keys()
 
 
 def _override_value(text: str) -> Any:
@@ -141,5 +141,5 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _keys(tree: Mapping[str, Any]) -> set[str]:
+def keys_of(tree: Mapping[str, Any]) -> set[str]:
     return {f"{section}.{key}" for section, keys in tree.items() if isinstance(keys, dict) for key in keys}

@@ -73,6 +73,7 @@ def plan(
             for weight in weights
         ],
         "gave_way": config.gave_way,
+        "chosen": config.chosen,
         "run_dir": config.run.dir,
         "placement": placement.to_dict() if placement else None,
         "placement_text": render_placement(placement) if placement else "",
@@ -103,6 +104,7 @@ def render(found: dict[str, Any]) -> str:
         f" and their index {_megabytes(memory['index'])}",
         *_disk_lines(found["disk"], found["run_dir"], data["dir"]),
         *(f"gave way    {line}" for line in found["gave_way"]),
+        *(f"chosen      {line}" for line in found["chosen"]),
         f"goes to     {found['run_dir']}",
         "",
         *_weight_table(found["layers"]),

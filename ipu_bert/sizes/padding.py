@@ -1,66 +1,63 @@
-"""What popsparse adds to a sparse weight on an IPU: metaInfo and padding, by figures of its own planner."""
+"""What popsparse plans for a sparse weight on an IPU: metaInfo, padding and cycles, by figures of its own planner."""
 
 from __future__ import annotations
 
+import csv
 import math
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from pathlib import Path
+from typing import Mapping, NamedTuple, Sequence
 
+from ipu_bert.settings import Config, IpuSettings
 from ipu_bert.sizes.weights import EncoderWeight
 
 KIB = 1024
+NEIGHBOURS = 4
 
 
-class Padding(NamedTuple):
-    """popsparse's plan for one product: half precision, 4,096 rows, oversize 0.1."""
+class Product(NamedTuple):
+    """All that the figures tell products apart by; sizes in elements. data_type: "half" or "float"."""
 
+    data_type: str
+    block_size: int
     out_features: int
     in_features: int
-    density: float
-    block_size: int
-    meta_info_bytes: int
-    factor: float  # elements of nz per non-zero
+    blocks: int
+    rows: int
+
+    def distance(self, other: Product) -> float:
+        """Between products of one type and block size: of grid, number of blocks and rows, each as a logarithm."""
+        return math.sqrt(sum(math.log(a / b) ** 2 for a, b in zip(self[2:], other[2:])))
+
+    def __str__(self) -> str:
+        blocks = f"{self.blocks} blocks of {self.block_size}x{self.block_size}"
+        return f"{self.out_features}x{self.in_features}, {blocks}, {self.rows:,} rows, {self.data_type}"
 
 
-# From a run of the public planner of poplibs 3.4 on a host, with assumed figures of a Mk2 IPU. The last three: 1,024
-# rows, and metaInfo at oversize 0.3; the factor of 1x1 was not recorded and is taken as 1 + oversize.
-PADDING = tuple(
-    Padding(out, inner, density, block, kib * KIB, factor)
-    for out, inner, density, block, kib, factor in (
-        (768, 768, 0.05, 16, 189, 11.6),
-        (768, 768, 0.05, 8, 273, 2.92),
-        (768, 768, 0.05, 4, 462, 1.46),
-        (768, 768, 0.10, 16, 221, 5.82),
-        (768, 768, 0.10, 8, 352, 1.53),
-        (768, 768, 0.10, 4, 399, 1.09),
-        (768, 768, 0.20, 16, 221, 2.92),
-        (768, 768, 0.20, 8, 308, 1.53),
-        (768, 768, 0.20, 4, 664, 1.37),
-        (768, 768, 0.50, 16, 252, 1.17),
-        (768, 768, 0.50, 8, 410, 1.17),
-        (768, 768, 0.50, 4, 903, 1.09),
-        (3072, 768, 0.10, 16, 305, 1.46),
-        (3072, 768, 0.10, 8, 664, 1.17),
-        (768, 3072, 0.10, 16, 539, 1.53),
-        (768, 3072, 0.10, 8, 416, 1.17),
-        (2304, 768, 0.10, 16, 305, 1.94),
-        (2304, 768, 0.10, 8, 550, 1.02),
-        (1024, 1024, 0.10, 16, 231, 3.43),
-        (4096, 1024, 0.10, 16, 319, 1.72),
-        (1024, 1024, 0.10, 1, 2904, 1.3),
-    )
-)
+class Figure(NamedTuple):
+    """Elements that the planner asks for, of nz, padding included, and of metaInfo, 16 bits each; and cycles that it
+    expects, forward and both gradients.
+    """
+
+    nz: float
+    meta_info: float
+    cycles: float
 
 
 @dataclass(frozen=True)
 class LayerPadding:
-    """What popsparse needs for a sparse weight beside its non-zeros; metaInfo in bytes."""
+    """What popsparse needs for a sparse weight beside its non-zeros; metaInfo in bytes.
+
+    source: empty where both are the planner's figures for this very product under these options.
+    """
 
     name: str
     non_zeros: int
-    factor: float
+    factor: float  # elements of nz per non-zero
     meta_info: int
-    estimated: bool  # False: the planner's figure for this very product
+    source: str
 
     @property
     def empty(self) -> int:
@@ -68,17 +65,66 @@ class LayerPadding:
         return round(self.non_zeros * (self.factor - 1.0))
 
 
-def layer_padding(weight: EncoderWeight) -> LayerPadding:
-    """By the planner's figure for this product, or the nearest: of the same block size where there is one, then of the
-    nearest number of non-zeros, then of the nearest shape.
+def layer_padding(weight: EncoderWeight, config: Config) -> LayerPadding:
+    """By the planner's figure for the product that the config makes of this weight, or by the nearest ones."""
+    product = product_of(weight, config)
+    figure, nearest = figure_of(product)
+    sources = [f"interpolated; nearest: {nearest}"] if nearest else []
+    if not _options_of_the_figures(config.ipu, product):
+        sources.append("figures are for other options")
+    return LayerPadding(
+        weight.name, weight.elements, figure.nz / weight.elements, 2 * round(figure.meta_info), "; ".join(sources)
+    )
+
+
+def product_of(weight: EncoderWeight, config: Config) -> Product:
+    """The product that a config makes of a sparse weight."""
+    assert config.train.micro_batch_size is not None
+    data_type = "half" if config.precision.compute == "float16" else "float"
+    rows = config.train.micro_batch_size * config.data.sequence_length
+    return Product(data_type, weight.block_size, *weight.shape, weight.blocks, rows)
+
+
+@lru_cache(maxsize=4096)
+def figure_of(product: Product) -> tuple[Figure, Product | None]:
+    """The planner's figure for this very product, or one interpolated from others, and then the nearest of them."""
+    known = figures()[product[:2]]
+    if product in known:
+        return known[product], None
+    return interpolated(product, known), min(known, key=product.distance)
+
+
+def interpolated(product: Product, known: Mapping[Product, Figure]) -> Figure:
+    """From figures of its type and block size: the weighted geometric mean of the nearest, by inverse squared distance.
+
+    nz goes by its ratio to the blocks. The product itself may not be among `known`.
     """
+    nearest = sorted(known, key=product.distance)[:NEIGHBOURS]
+    weights = [product.distance(other) ** -2 for other in nearest]
 
-    def distance(p: Padding) -> tuple[float, float, float]:
-        known = p.out_features * p.in_features * p.density
-        shape = abs(math.log(weight.shape[0] / weight.shape[1]) - math.log(p.out_features / p.in_features))
-        return abs(math.log(p.block_size / weight.block_size)), abs(math.log(known / weight.elements)), shape
+    def mean(values: Sequence[float]) -> float:
+        return math.exp(sum(w * math.log(v) for v, w in zip(values, weights)) / sum(weights))
 
-    nearest = min(PADDING, key=distance)
-    same = (nearest.out_features, nearest.in_features, nearest.block_size) == (*weight.shape, weight.block_size)
-    exact = same and abs(nearest.density - weight.density) < 0.005
-    return LayerPadding(weight.name, weight.elements, nearest.factor, nearest.meta_info_bytes, not exact)
+    found = [known[other] for other in nearest]
+    ratio = mean([figure.nz / other.blocks for figure, other in zip(found, nearest)])
+    return Figure(ratio * product.blocks, mean([f.meta_info for f in found]), mean([f.cycles for f in found]))
+
+
+def _options_of_the_figures(ipu: IpuSettings, product: Product) -> bool:
+    """Partials of the figures are half for half, but 1x1 blocks have float ones in any case."""
+    same_partials = ipu.half_partials or product.data_type == "float" or product.block_size == 1
+    return (ipu.sparse_available_memory, ipu.sparse_oversize) == (0.6, 0.1) and same_partials
+
+
+@lru_cache(maxsize=1)
+def figures() -> dict[tuple[str, int], dict[Product, Figure]]:
+    """The planner's figures (padding.csv, which says where they are from), by data type and block size."""
+    found: dict[tuple[str, int], dict[Product, Figure]] = defaultdict(dict)
+    with Path(__file__).with_name("padding.csv").open(encoding="ascii", newline="") as file:
+        for row in csv.DictReader(line for line in file if not line.startswith("#")):
+            data_type = row.pop("data_type")
+            numbers = {name: int(value) for name, value in row.items()}
+            figure = Figure(*(numbers.pop(name) for name in Figure._fields))
+            product = Product(data_type, **numbers)
+            found[product[:2]][product] = figure
+    return dict(found)

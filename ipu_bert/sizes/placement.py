@@ -2,8 +2,9 @@
 
 What is exact: parameters, blocks, FLOPs, the pipeline's schedule. What is estimated, and on what it rests:
 
-- metaInfo and padding of sparse layers: figures of popsparse's own planner for BERT's shapes (padding.py), the nearest
-  one where a shape is not among them. They move a little with batch, options and SDK.
+- metaInfo and padding of sparse layers: figures of popsparse's own planner (padding.py), interpolated where a product
+  is not among them, and the report says so.
+- cycles: cycles.py.
 - activations: tensors that a layer's backward pass needs, one copy each; the compiler may keep more or fewer.
 - not counted: code, exchange buffers, working space of products, alignment. `HEADROOM` leaves room for them.
 """
@@ -11,29 +12,34 @@ What is exact: parameters, blocks, FLOPs, the pipeline's schedule. What is estim
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from ipu_bert.settings import Config
+from ipu_bert.sizes.cycles import TILES, head_cycles, layer_cycles
 from ipu_bert.sizes.flops import attention_flops, head_flops, linear_flops
 from ipu_bert.sizes.footprint import embedding_parameters, encoder_parameters, head_parameters
 from ipu_bert.sizes.padding import KIB, LayerPadding, layer_padding
 from ipu_bert.sizes.shape import BertShape, bert_shape
-from ipu_bert.sizes.stages import Stage, minimum_accumulation, pipeline_stages
+from ipu_bert.sizes.stages import Stage, minimum_accumulation, pipeline_stages, written_layers
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 
-TILES, TILE_BYTES = 1472, 624 * 1024
+TILE_BYTES = 624 * 1024
 IPU_BYTES = TILES * TILE_BYTES
+MOMENT_BYTES = 8  # both of a parameter, in float32
 HEADROOM = 0.6  # share of an IPU that counted memory may fill before the report warns
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """One pipeline stage of one replica; memory in bytes on the IPU, FLOPs forward and backward of one sequence."""
+    """One pipeline stage of one replica; memory in bytes on the IPU, FLOPs forward and backward of one sequence, cycles
+    of one micro-batch.
+    """
 
     name: str
     ipu: int
     layers: tuple[int, ...]
     flops: float
+    cycles: float
     weights: int
     gradients: int
     moments: int
@@ -63,12 +69,17 @@ class Placement:
         """Bytes on one IPU."""
         return sum(stage.memory for stage in self.stages if stage.ipu == ipu)
 
+    def ipu_cycles(self, ipu: int) -> float:
+        """Cycles of one IPU for a micro-batch."""
+        return sum(stage.cycles for stage in self.stages if stage.ipu == ipu)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             **asdict(self),
             "stages": [{**asdict(stage), "memory": stage.memory} for stage in self.stages],
             "ipu_memory": [self.ipu_memory(ipu) for ipu in range(self.ipus)],
+            "ipu_cycles": [self.ipu_cycles(ipu) for ipu in range(self.ipus)],
             "memory_of_an_ipu": IPU_BYTES,
         }
 
@@ -80,16 +91,20 @@ def place(config: Config, vocab_size: int) -> Placement:
     """
     shape, ipu = bert_shape(config.model, vocab_size), config.ipu
     weights = encoder_weights(config.model, config.sparsity)
-    plan = pipeline_stages(ipu.layers_per_ipu)
+    layers = written_layers(ipu)
+    padding = {weight.name: layer_padding(weight, config) for weight in weights if weight.is_sparse}
+    plan = pipeline_stages(layers)
     stages = tuple(
-        _stage_memory(config, shape, stage, [w for w in weights if w.layer in stage.layers], behind=len(plan) - 1 - i)
+        _stage_memory(
+            config, shape, stage, [w for w in weights if w.layer in stage.layers], padding, behind=len(plan) - 1 - i
+        )
         for i, stage in enumerate(plan)
     )
-    work = [sum(s.flops for s in stages if s.ipu == i) for i in range(len(ipu.layers_per_ipu))]
+    work = [sum(s.flops for s in stages if s.ipu == i) for i in range(len(layers))]
     waiting = 2 * (len(stages) - 1)
     placement = Placement(
         stages=stages,
-        padding=tuple(layer_padding(weight) for weight in weights if weight.is_sparse),
+        padding=tuple(padding.values()),
         ipus=len(work),
         balance=sum(work) / len(work) / max(work) if max(work) else 0.0,
         bubble=waiting / (ipu.gradient_accumulation + waiting),
@@ -101,40 +116,48 @@ def place(config: Config, vocab_size: int) -> Placement:
 
 
 def _stage_memory(
-    config: Config, shape: BertShape, stage: Stage, weights: Sequence[EncoderWeight], behind: int
+    config: Config,
+    shape: BertShape,
+    stage: Stage,
+    weights: Sequence[EncoderWeight],
+    padding: Mapping[str, LayerPadding],
+    behind: int,
 ) -> StageMemory:
-    """What a stage with these weights holds; `behind`: how many stages come after it."""
+    """What a stage with these weights holds; padding: of every sparse weight; behind: how many stages come after it."""
     ipu, length, hidden = config.ipu, config.data.sequence_length, shape.hidden_size
-    value = _value_bytes(config)
-    moment_bytes = 0.0 if ipu.optimizer_off_chip else 8.0 / (ipu.replicas if ipu.optimizer_sharded else 1)
+    value = value_bytes(config)
+    moment_bytes = 0.0 if ipu.optimizer_off_chip else MOMENT_BYTES / (ipu.replicas if ipu.optimizer_sharded else 1)
     parameters = encoder_parameters(weights, hidden, len(stage.layers))
     parameters += embedding_parameters(shape) if stage.embeddings else 0
     parameters += head_parameters(shape) if stage.heads else 0
     # Recomputation is not counted: it is the same share everywhere.
     flops = linear_flops(sum(w.elements for w in weights), length) + len(stage.layers) * attention_flops(hidden, length)
-    padding = [layer_padding(weight) for weight in weights if weight.is_sparse]
+    own = [padding[weight.name] for weight in weights if weight.is_sparse]
+    cycles = sum(layer_cycles(config, shape, [w for w in weights if w.layer == layer]) for layer in stage.layers)
     return StageMemory(
         name=stage.name,
         ipu=stage.ipu,
         layers=stage.layers,
         flops=flops + (head_flops(shape, config.data.max_predictions) if stage.heads else 0.0),
+        cycles=cycles + (head_cycles(config, shape) if stage.heads else 0.0),
         weights=parameters * value,
         gradients=parameters * value,
         moments=round(parameters * moment_bytes),
         activations=_activations(config, shape, stage, in_flight=2 * behind + 1),
-        meta_info=sum(layer.meta_info for layer in padding),
-        padding=round(sum(layer.empty for layer in padding) * (2 * value + moment_bytes)),
+        meta_info=sum(layer.meta_info for layer in own),
+        padding=round(sum(layer.empty for layer in own) * (2 * value + moment_bytes)),
     )
 
 
-def _value_bytes(config: Config) -> int:
+def value_bytes(config: Config) -> int:
+    """Of a weight, a gradient or an activation."""
     return 2 if config.precision.compute == "float16" else 4
 
 
 def _activations(config: Config, shape: BertShape, stage: Stage, in_flight: int) -> int:
     """Bytes kept for `in_flight` micro-batches, and once what recomputing or finishing one of them needs."""
     assert config.train.micro_batch_size is not None
-    micro, length, value = config.train.micro_batch_size, config.data.sequence_length, _value_bytes(config)
+    micro, length, value = config.train.micro_batch_size, config.data.sequence_length, value_bytes(config)
     hidden, rows = shape.hidden_size, micro * length
     one_input = rows * hidden * value
     # Queries, keys, values, context, two projections, two LayerNorms; feed-forward before and after GELU; scores and
@@ -157,7 +180,7 @@ def _activations(config: Config, shape: BertShape, stage: Stage, in_flight: int)
 def _setting_problems(config: Config, vocab_size: int) -> list[str]:
     """What a config's own checks cannot know; the others have been made (ipu_bert/config)."""
     problems, ipu = [], config.ipu
-    least = minimum_accumulation(ipu.layers_per_ipu)
+    least = minimum_accumulation(written_layers(ipu))
     if ipu.gradient_accumulation < least:
         problems.append(
             f"ipu.gradient_accumulation: expected at least {least}, the stages of this pipeline forward and back, "
@@ -192,6 +215,7 @@ _ADVICE = {
     "moments": "set ipu.optimizer_off_chip or ipu.optimizer_sharded, or put fewer layers on it",
     "activations": "use a smaller train.micro_batch_size, or set ipu.recompute",
     "padding": "use smaller blocks (sparsity.block_size) or a higher density",
+    "meta_info": "use a smaller train.micro_batch_size or larger blocks (sparsity.block_size)",
 }
 
 
@@ -232,8 +256,18 @@ def render(placement: Placement) -> str:
         f"pipeline    {len(placement.stages)} stages; balance {placement.balance:.0%} (mean work of an IPU over the "
         f"busiest); bubble {placement.bubble:.0%}"
     )
+    lines.append(_cycles_line(placement))
     lines += _padding_lines(placement.padding)
     return "\n".join([*lines, *(f"warning     {text}" for text in placement.warnings)])
+
+
+def _cycles_line(placement: Placement) -> str:
+    cycles = [placement.ipu_cycles(ipu) for ipu in range(placement.ipus)]
+    shares = ", ".join(f"IPU {ipu} {found / max(cycles):.0%}" for ipu, found in enumerate(cycles))
+    return (
+        f"cycles      {max(cycles) / 1e3:,.0f} thousand a micro-batch on the busiest IPU; {shares} of that; expected "
+        "by popsparse's planner for sparse products, dense ones at the peak rate, nothing else"
+    )
 
 
 def _padding_lines(padding: Sequence[LayerPadding]) -> list[str]:
@@ -243,7 +277,7 @@ def _padding_lines(padding: Sequence[LayerPadding]) -> list[str]:
         by_kind.setdefault(layer.name.split("layer.")[1].partition(".")[2], layer)
     return [
         f"padding     {kind}: nz x{layer.factor:.2f}, metaInfo {layer.meta_info / KIB:.0f} KiB a layer "
-        f"({'nearest figure of ' if layer.estimated else ''}popsparse's planner)"
+        f"({layer.source or 'exactly as popsparse plans'})"
         for kind, layer in by_kind.items()
     ]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Sequence
 
+from ipu_bert.settings import IpuSettings
+
 
 class Stage(NamedTuple):
     """A pipeline stage: an IPU and what runs on it; `layers` are numbers of encoder layers."""
@@ -31,3 +33,9 @@ def pipeline_stages(layers_per_ipu: Sequence[int]) -> list[Stage]:
 def minimum_accumulation(layers_per_ipu: Sequence[int]) -> int:
     """Fewest micro-batches of a step: PopART wants one for each stage of the pipeline, forward and back."""
     return 2 * len(pipeline_stages(layers_per_ipu)) - 1
+
+
+def written_layers(ipu: IpuSettings) -> list[int]:
+    """The layers of each IPU of a checked config, where `auto` has become numbers."""
+    assert not isinstance(ipu.layers_per_ipu, str)
+    return ipu.layers_per_ipu

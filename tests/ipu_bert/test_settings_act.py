@@ -246,6 +246,10 @@ case("engine.kernel", "torch", lambda b: b.layer.output.dense.kernel)
 case("engine.threads", 3, lambda b: (b.engine, torch.get_num_threads())[1])
 
 case("ipu.layers_per_ipu", [2, 0], lambda b: b.run.layers_per_ipu, (2, 0), *IPU)
+case(
+    "ipu.ipus", 2, lambda b: b.run.replicas * len(b.run.layers_per_ipu), 2,
+    *IPU, "ipu.ipus=1", "ipu.layers_per_ipu=auto",
+)  # fmt: skip
 case("ipu.replicas", 2, lambda b: (b.options.replication_factor, b.evaluation_options.replication_factor), (2, 2))
 case(
     "ipu.gradient_accumulation",

@@ -11,6 +11,7 @@ from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining
 from ipu_bert.optim import Optimization
 from ipu_bert.settings import Config
+from ipu_bert.sizes.stages import written_layers
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.ipu.build import library_path
 from sparse_ops.ipu.host import PopsparseEncoder
@@ -47,7 +48,7 @@ def make_run(config: Config, instances: Instances) -> IpuRun:
     assert config.train.micro_batch_size is not None
     return IpuRun(
         device=config.engine.device,
-        layers_per_ipu=tuple(ipu.layers_per_ipu),
+        layers_per_ipu=tuple(written_layers(ipu)),
         replicas=ipu.replicas // instances.count,
         gradient_accumulation=ipu.gradient_accumulation,
         micro_batch_size=config.train.micro_batch_size,

@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <numeric>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -126,17 +127,20 @@ Ids encodeIds(const Partitioner& p, const LayerSpec& s, const std::int32_t* rows
     return p.createSparsityDataImpl(coo);
 }
 
-// The first slots of the grid: any pattern has the same sizes.
+// A pattern to ask sizes with, since every pattern has the same; drawn at random, always alike. Buckets are planned for
+// as many blocks, and as many rows that have any, as a random pattern is expected to have (poplibs 3.4,
+// FullyConnectedPlan.cpp 590-600): a regular one overflows them, whether it leaves rows empty or fills too many.
 Ids anyPattern(const Partitioner& p, const LayerSpec& s) {
-    const auto gridRows = s.outFeatures / s.blockSize;
-    const auto blocks = s.nonZeroBlocks();
-    std::vector<std::int32_t> rows(static_cast<std::size_t>(blocks)), cols(rows.size());
-    const auto all = gridRows * (s.inFeatures / s.blockSize);
-    for (std::int64_t k = 0; k < blocks; ++k) {
-        // Spread evenly over the grid, so that no bucket can overflow.
-        const auto place = static_cast<std::int64_t>(static_cast<long double>(k) * all / blocks);
-        rows[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(place % gridRows);
-        cols[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(place / gridRows);
+    const auto gridCols = s.inFeatures / s.blockSize;
+    const auto places = s.outFeatures / s.blockSize * gridCols, blocks = s.nonZeroBlocks();
+    std::mt19937_64 random;
+    std::vector<std::int32_t> rows, cols;
+    for (std::int64_t place = 0; place < places; ++place) {
+        const auto wanted = blocks - static_cast<std::int64_t>(rows.size());
+        if (static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(places - place)) < wanted) {
+            rows.push_back(static_cast<std::int32_t>(place / gridCols));
+            cols.push_back(static_cast<std::int32_t>(place % gridCols));
+        }
     }
     return encodeIds(p, s, rows.data(), cols.data());
 }

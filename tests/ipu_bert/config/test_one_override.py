@@ -84,6 +84,7 @@ OTHERS: dict[str, list[object]] = {
     "engine.kernel": ["torch"],
     "engine.threads": [1],
     "ipu.layers_per_ipu": [[12], [1, 1], [6, 6]],
+    "ipu.ipus": [1, 64],
     "ipu.replicas": [2],
     "ipu.gradient_accumulation": [16],
     "ipu.available_memory": [[0.3]],
@@ -113,8 +114,8 @@ ON_IPUS = {
 REFUSED = {
     "quickstart": ON_TORCH,
     "bert_base_dynsparse": ON_TORCH,
-    "quickstart_simulated": {*ON_IPUS, "ipu.layers_per_ipu=[12]", "ipu.layers_per_ipu=[6, 6]"},
-    "bert_base_dynsparse_pod4": {*ON_IPUS, "ipu.layers_per_ipu=[1, 1]"},
+    "quickstart_simulated": {*ON_IPUS, "ipu.ipus=1", "ipu.layers_per_ipu=[12]", "ipu.layers_per_ipu=[6, 6]"},
+    "bert_base_dynsparse_pod4": {*ON_IPUS, "ipu.ipus=1", "ipu.layers_per_ipu=[1, 1]"},
 }
 # Written out from other settings where nothing was written: no value that gives way.
 FOLLOWING = {

@@ -96,15 +96,6 @@ def test_python_and_native_code_agree_on_the_version() -> None:
     assert re.search(r"kAbiVersion = (\d+)", header).group(1) == str(ABI_VERSION)  # type: ignore[union-attr]
 
 
-def test_every_attribute_is_declared_and_read_by_the_native_op() -> None:
-    source = (build_ipu.SOURCE / "block_linear_op.cpp").read_text()
-    for name in PLAN.attributes():
-        assert f'{{"{name}", {{"*"}}}}' in source, f"{name} is not declared"
-        assert re.search(rf'getAttribute<\w+>\("{name}"\)', source) or f'>("{name}")' in source, f"{name} is not read"
-        if name != "layer":
-            assert f'appendAttribute("{name}"' in source, f"{name} is not in the cache key"
-
-
 def test_build_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lacking = build_ipu.missing({"PATH": str(tmp_path)})
     text = "\n".join(lacking)

@@ -1,0 +1,9 @@
+#pragma once
+
+#include <poplar/Graph.hpp>
+
+namespace popsparse {
+
+inline void addCodelets(poplar::Graph& graph) { graph.hasPopsparse = true; }
+
+}  // namespace popsparse
