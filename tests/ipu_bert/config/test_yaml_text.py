@@ -88,10 +88,10 @@ def laughs(levels: int, width: int) -> str:
     ids=["wide", "deep", "merged", "long", "large"],
 )
 def test_what_grows_is_refused_in_little_time(text, message, tmp_path):
-    path, began = write(tmp_path, text), time.monotonic()
+    path, began = write(tmp_path, text), time.process_time()
     (error,) = errors_of(path)
     assert message in error
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_long_chain_of_bases_is_refused(tmp_path):
