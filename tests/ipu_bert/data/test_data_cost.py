@@ -52,7 +52,8 @@ def test_what_it_took_is_recorded_once(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_the_line_of_it() -> None:
     assert SPENT.summary() == (
         "prepared in 13.2 s by the process that finished it: reading 10.0 s, vocabulary 1.0 s, tokenizing 2.0 s with "
-        "1 process (processor time: sentences 1.2 s, pieces 0.5 s), writing 0.2 s; 2.00 MB of text, 0.50 MB of token files"
+        "1 process (processor time: sentences 1.2 s, pieces 0.5 s), writing 0.2 s; 2.00 MB of text, 0.50 MB of token "
+        "files"
     )
 
 
