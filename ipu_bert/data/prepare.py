@@ -54,7 +54,7 @@ from ipu_bert.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from ipu_bert.data.workers import cores, end_if_worker, in_order
+from ipu_bert.data.workers import end_if_worker, in_order, worker_count
 from sparse_ops import files
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
     if workers < 0:
         raise DataError(f"workers: expected 0 or more, found {workers}")
     end_if_worker()
-    workers = workers or cores()
+    workers = worker_count(workers)
     request = _request(corpus, workers)
     final = request.folder(out)
     if not os.path.exists(final):

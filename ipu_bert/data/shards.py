@@ -5,6 +5,11 @@
 3. merge: token shards are appended in order, with offsets, counts and checksums.
 
 A shard appears by a rename when it is complete. Memory: one shard per worker, and the vocabulary's counts.
+
+`datasets.map` was tried in place of stage 2 (datasets 5.2, sotu, two processes, a crowded machine). It is no slower: 8
+to 9 s of processor time against 14 to 16, since workers here import torch, too. But it took 409 MB a process against
+350, 31 MB of disk against 18, and would replace the twenty lines of workers.in_order alone: split, counts and merge
+remain.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -44,9 +45,15 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         raise DataError(NO_GUARD) from None
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def worker_count(asked: int) -> int:
+    """As asked, or for 0 one for each processor that this process may use.
+
+    One where the program came by standard input: a worker begins with the main script, and there is none to be found.
+    """
+    main = sys.modules["__main__"]
+    if getattr(main, "__spec__", None) is None and not os.path.exists(getattr(main, "__file__", os.curdir)):
+        return 1
+    return asked or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def end_if_worker() -> None:

@@ -30,24 +30,24 @@ print(prepare(corpus(source="files", paths=(PATH,)), OUT, workers=2, progress=Fa
 """
 
 
-@pytest.mark.parametrize("interactive", [False, True])
-def test_prepare_in_a_script_without_a_guard_is_one_line(tmp_path: Path, interactive: bool) -> None:
+@pytest.mark.parametrize("options", [None, ["-i", "-q"], ["-"]])
+def test_prepare_in_a_script_without_a_guard_is_one_line(tmp_path: Path, options: list | None) -> None:
     """Its workers run the script again: they waited for the lock, and the script for them. A session has no script."""
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(random_documents(1, 60)), encoding="utf-8")
     program = CALL.replace("PATH", repr(str(text))).replace("OUT", repr(str(tmp_path / "out")))
     script = tmp_path / "script.py"
     script.write_text(program)
-    command = [sys.executable, *(["-i", "-q"] if interactive else [str(script)])]
+    command = [sys.executable, *(options or [str(script)])]
     done = subprocess.run(
         command,
-        input=program if interactive else None,
+        input=program if options else None,
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=100,
     )
-    if interactive:
+    if options:
         assert done.stdout.strip().isdigit(), done.stderr
     else:
         assert done.returncode != 0
