@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+from torch import nn
+
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining, dense_linear, sparse_linear
 from ipu_bert.optim import Optimization
@@ -56,6 +58,14 @@ def sparse_model(
     """The sparse model at its start."""
     weights = make_weights(shape, sparsity, block_size, layers)
     return BertForPreTraining(shape, sparse_linear(weights, seed, kernel="auto"), seed)
+
+
+def with_tanh_gelu(model: BertForPreTraining) -> BertForPreTraining:
+    """The model with the GELU that IPUs have, to compare them with; changed in place."""
+    for module in model.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
+    return model
 
 
 def make_optimization(**changes: Any) -> Optimization:

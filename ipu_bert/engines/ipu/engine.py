@@ -118,12 +118,14 @@ class IpuEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         inputs = self._inputs(batch, mean=True)
+        micro_batches = self._instances.count * self.run.micro_batches
         with self._timer("forward"):  # and backward, and the update: one executable
             self._activate(self._trainer)
             self._restore_random(inputs)
             self._trainer.setOptimizer(self._optimizer)
             _, mlm, nsp = self._trainer(*inputs)
-        mlm_loss, nsp_loss = self._instances.sum([float(mlm.double().sum()), float(nsp.double().sum())])
+        sums = self._instances.sum([float(mlm.double().sum()), float(nsp.double().sum())])
+        mlm_loss, nsp_loss = (each / micro_batches for each in sums)
         if not math.isfinite(mlm_loss + nsp_loss):
             message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
             raise NonFiniteError(f"{message}; the weights on the device are lost", weights_kept=False)
@@ -162,14 +164,19 @@ class IpuEngine:
             executor.attachToDevice()
 
     def _inputs(self, batch: Batch, mean: bool) -> tuple[Tensor, ...]:
-        """The device's inputs for this instance's share of the batch; losses count as means or as sums."""
+        """The device's inputs for this instance's share of the batch; losses count as sums, or as `mean` needs them.
+
+        The device takes the mean over M micro-batches of all instances. With weights M / labels of the whole batch it
+        is the batch's own mean, however labels are spread, while each micro-batch's loss has the size of a mean.
+        """
         count, sequences = self._instances.count, batch.input_ids.shape[0]
         if sequences != self.run.sequences * count:
             each = f"expected {self.run.sequences} sequences for each of {count} instances"
             raise ValueError(f"batch: {each}, found {sequences} in all")
         labelled = batch.masked_labels != IGNORED_LABEL
-        label_weight = 1.0 / max(1, int(labelled.sum())) if mean else 1.0
-        sequence_weight = 1.0 / sequences if mean else 1.0
+        micro_batches = count * self.run.micro_batches
+        label_weight = micro_batches / max(1, int(labelled.sum())) if mean else 1.0
+        sequence_weight = micro_batches / sequences if mean else 1.0
         share = slice(self._instances.index * self.run.sequences, (self._instances.index + 1) * self.run.sequences)
         whole = (
             batch.input_ids,

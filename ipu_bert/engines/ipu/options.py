@@ -50,17 +50,23 @@ class IpuRun:
         return torch.float16 if self.half else torch.float32
 
     @property
+    def micro_batches(self) -> int:
+        """Micro-batches of this instance in a step."""
+        return self.replicas * self.gradient_accumulation
+
+    @property
     def sequences(self) -> int:
         """Sequences of this instance in a step."""
-        return self.replicas * self.gradient_accumulation * self.micro_batch_size
+        return self.micro_batches * self.micro_batch_size
 
 
 def training_options(poptorch: Any, run: IpuRun, base: Any) -> Any:
     """Options of the executable that trains; `base` are popdist's where it starts the instances, else None."""
     options = _common(poptorch, run, base)
     options.Training.gradientAccumulation(run.gradient_accumulation)
-    # Losses carry their own weights, so that sums over micro-batches and replicas are means over the batch.
-    options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Sum)
+    # A sum would outgrow half precision, or need a loss too small for it; with 16-bit accumulators PopTorch keeps the
+    # running mean (docs/ipu.md).
+    options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
     location = poptorch.TensorLocationSettings().useOnChipStorage(not run.optimizer_off_chip)
     options.TensorLocations.setOptimizerLocation(location.useReplicatedTensorSharding(run.optimizer_sharded))
     options._Popart.set("disableGradAccumulationTensorStreams", True)

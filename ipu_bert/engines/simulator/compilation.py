@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ipu_bert.engines.simulator.arithmetic import HalfArithmetic, Rounding
 from ipu_bert.engines.simulator.device import DeviceMemory
 from ipu_bert.engines.simulator.errors import SimulatorError
-from ipu_bert.engines.simulator.options import Options, OutputMode, ReductionType
+from ipu_bert.engines.simulator.lowering import Lowering
+from ipu_bert.engines.simulator.options import Options, OutputMode
 from ipu_bert.engines.simulator.trace import Trace
 from ipu_bert.engines.simulator.variables import VariablePlacement
 from sparse_ops.ipu.layout import LayerPlan
@@ -41,8 +42,6 @@ class Executable:
 
 def check_options(options: Options, training: bool) -> None:
     """Raises SimulatorError for options that the simulated device does not have."""
-    if options.Training.reduction is not ReductionType.Sum and training:
-        raise SimulatorError("options: expected accumulationAndReplicationReductionType(ReductionType.Sum)")
     if options.output_mode is not OutputMode.All:
         raise SimulatorError("options: expected outputMode(OutputMode.All)")
     if not training and options.Training.gradient_accumulation != 1:
@@ -63,7 +62,7 @@ def compile_model(model: nn.Module, options: Options, device: DeviceMemory, inpu
                 "inputs: expected a first dimension that is a multiple of device iterations x gradient accumulation x "
                 f"replicas = {micro_batches}, found {list(x.shape)}"
             )
-    trace = _trace_once(model, device, [x[: x.shape[0] // micro_batches] for x in inputs])
+    trace = _trace_once(model, device, Lowering(options), [x[: x.shape[0] // micro_batches] for x in inputs])
     pipeline = 2 * len(trace.visited) - 1
     if device.optimizer is not None and len(trace.visited) > 1 and accumulation < pipeline:
         raise SimulatorError(
@@ -74,11 +73,12 @@ def compile_model(model: nn.Module, options: Options, device: DeviceMemory, inpu
     return Executable(input_types, micro_batches, trace.visited, _sparse_variables(trace, device))
 
 
-def _trace_once(model: nn.Module, device: DeviceMemory, inputs: list[Tensor]) -> Trace:
+def _trace_once(model: nn.Module, device: DeviceMemory, lowering: Lowering, inputs: list[Tensor]) -> Trace:
     trace = Trace(Rounding())
     placement = VariablePlacement(device.variables, trace)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), placement, HalfArithmetic(Rounding(), False), trace:
-        torch.func.functional_call(model, device.variables, tuple(inputs))
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), HalfArithmetic(Rounding(), False):
+        with placement, lowering, trace:
+            torch.func.functional_call(model, device.variables, tuple(inputs))
     return trace
 
 

@@ -21,7 +21,7 @@ class OutputMode(enum.IntEnum):
 
 
 class ReductionType(enum.IntEnum):
-    """How gradients of micro-batches and replicas come together; the simulator knows Sum."""
+    """How gradients of micro-batches and replicas come together; the simulator knows Sum and Mean."""
 
     Sum = 0
     Mean = 1
@@ -90,7 +90,9 @@ class _Training(_Freezable):
         return self
 
     def accumulationAndReplicationReductionType(self, reduction_type: ReductionType) -> _Training:  # noqa: N802
-        """How gradients come together."""
+        """How gradients come together. Raises ValueError for NoReduction, as PopTorch does."""
+        if reduction_type not in (ReductionType.Sum, ReductionType.Mean):
+            raise ValueError("accumulationAndReplicationReductionType must be set to ReductionType.Mean or Sum")
         self.reduction = ReductionType(reduction_type)
         return self
 

@@ -8,7 +8,7 @@ from typing import Iterator
 
 import pytest
 import torch
-from small_models import make_optimization, make_plan, make_run, make_shape, sparse_model
+from small_models import make_optimization, make_plan, make_run, make_shape, sparse_model, with_tanh_gelu
 from torch import Tensor
 
 from ipu_bert.data.batches import Batch
@@ -56,7 +56,7 @@ def make_engine(model: BertForPreTraining, run: IpuRun) -> IpuEngine:
 
 def make_torch_engine(model: BertForPreTraining) -> TorchEngine:
     return TorchEngine(
-        model,
+        with_tanh_gelu(model),
         optimization=OPTIMIZATION,
         precision=Precision(compute="float32", loss_scale=1.0),
         micro_batch_size=SEQUENCES,
