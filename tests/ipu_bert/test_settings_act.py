@@ -327,8 +327,8 @@ def test_step_k_trains_on_batch_k_minus_1(tiny: Callable[..., Config]) -> None:
     asked: list[int] = []
 
     def listen(trainer: Trainer) -> Trainer:
-        batch = trainer.train_stream.batch
-        trainer.train_stream.batch = lambda index: (asked.append(index), batch(index))[1]  # type: ignore[method-assign]
+        batch = trainer._train_batches
+        trainer._train_batches = lambda index: (asked.append(index), batch(index))[1]
         return trainer
 
     folder = listen(Trainer(tiny("train.stop_at=2"))).run()

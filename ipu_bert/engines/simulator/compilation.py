@@ -76,9 +76,9 @@ def compile_model(model: nn.Module, options: Options, device: DeviceMemory, inpu
 def _trace_once(model: nn.Module, device: DeviceMemory, lowering: Lowering, inputs: list[Tensor]) -> Trace:
     trace = Trace(Rounding())
     placement = VariablePlacement(device.variables, trace)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), HalfArithmetic(Rounding(), False):
-        with placement, lowering, trace:
-            torch.func.functional_call(model, device.variables, tuple(inputs))
+    random, half = torch.random.fork_rng(devices=[]), HalfArithmetic(Rounding(), False)
+    with random, torch.no_grad(), placement, lowering, half, trace:
+        torch.func.functional_call(model, device.variables, tuple(inputs))
     return trace
 
 

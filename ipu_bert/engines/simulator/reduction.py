@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Dict
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class GradientReduction:
             total[name] = self._rounding(gradient) if self._half else gradient
 
     @torch.no_grad()
-    def over_replicas(self, replicas: List[Gradients], micro_batches: int) -> Gradients:
+    def over_replicas(self, replicas: list[Gradients], micro_batches: int) -> Gradients:
         """One gradient of all replicas', each accumulated over `micro_batches`."""
         reduced = {}
         for name in replicas[0]:
