@@ -88,6 +88,7 @@ def make_run(**changes: Any) -> IpuRun:
         "sparse_oversize": "0.1",
         "half": False,
         "loss_scale": 1.0,
+        "automatic_loss_scale": False,
         "half_partials": True,
         "stochastic_rounding": False,
         "optimizer_off_chip": True,

@@ -99,7 +99,9 @@ class IpuBert(nn.Module):
         for stage in self._stages:
             with self._poptorch.Block(stage.name, ipu_id=stage.ipu):
                 if stage.embeddings:
-                    hidden = self.bert.embeddings(input_ids, token_type_ids)
+                    # Outlined with the encoder's, its LayerNorm would give the pipeline's stashes its own layout.
+                    with self._poptorch.Attribute(__outline={"layer": "embeddings"}):
+                        hidden = self.bert.embeddings(input_ids, token_type_ids)
                     mask_bias = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * MASKED_SCORE
                 for i in stage.layers:
                     hidden = self.bert.encoder.layer[i](hidden, mask_bias)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -27,8 +26,8 @@ class Lowering(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.gelu and kwargs.get("approximate", "none") != "tanh":
             raise SimulatorError("gelu: the device has the tanh form alone: ask for approximate='tanh'")
-        padding_idx = args[2] if func is torch.embedding and len(args) > 2 else -1
-        if self._tied_gather and padding_idx >= 0:
+        padding_idx = kwargs.get("padding_idx") if func is F.embedding else None
+        if self._tied_gather and padding_idx is not None:
             raise SimulatorError(
                 f"embedding: TiedGather drops padding_idx, here {padding_idx}: its row gets a gradient; look it up "
                 "without one"

@@ -13,6 +13,7 @@ from ipu_bert.engines.simulator.compilation import Executable
 from ipu_bert.engines.simulator.device import DeviceMemory, DeviceRandom
 from ipu_bert.engines.simulator.errors import SimulatorError
 from ipu_bert.engines.simulator.layout import SimulatedEncoder
+from ipu_bert.engines.simulator.loss_scale import AutomaticLossScale
 from ipu_bert.engines.simulator.memory import HostTensors
 from ipu_bert.engines.simulator.optim import DeviceAdamW
 from ipu_bert.engines.simulator.options import Options
@@ -32,6 +33,7 @@ class StepRunner:
     ) -> None:
         self._host, self._device, self._executable = host, device, executable
         self._options, self._random = options, random
+        self._loss_scale = AutomaticLossScale(options.Training.automatic_loss_scaling)
         self.log: list[tuple[int, int, int]] = []
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -64,6 +66,7 @@ class StepRunner:
                 (trace.losses[0] * optimizer.loss_scaling).backward()
         if optimizer is not None:
             gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+            self._loss_scale.count(gradients)
             self._reduction(optimizer).accumulate(accumulated, gradients, done)
         return [x.detach() for x in outputs]
 
@@ -89,6 +92,7 @@ class StepRunner:
         micro_batches = self._options.Training.gradient_accumulation
         total = self._reduction(optimizer).over_replicas(gradients, micro_batches)
         optimizer.step(self._device.parameters, total, self._random.rounding)
+        optimizer.loss_scaling *= self._loss_scale.factor()
 
     def _check_moments(self, optimizer: DeviceAdamW) -> None:
         """Moments in another layout than metaInfo would be updated without a word on hardware."""

@@ -286,6 +286,24 @@ def test_what_stands_at_pad_sends_no_gradient_to_its_embedding(seed: int) -> Non
     assert gradient[batch.attention_mask].any()
 
 
+@pytest.mark.parametrize(
+    ("layers_per_ipu", "recompute", "expected"),
+    [
+        ((1, 1), True, "Pipeline"),
+        ((1, 1), False, "NoRecomputation"),
+        ((2,), True, "RecomputeAll"),
+        ((2,), False, "NoRecomputation"),
+    ],
+)
+def test_recompute_means_what_it_says_on_one_ipu_and_on_several(
+    seed: int, layers_per_ipu: tuple[int, ...], recompute: bool, expected: str
+) -> None:
+    engine = make_engine(make_model(seed), make_run(layers_per_ipu=layers_per_ipu, recompute=recompute))
+    engine.compile(make_batch(seed))
+    assert engine._trainer.recomputation.name == expected
+    assert engine._trainer.travelling == {}, "no variable leaves the IPU of its layer"
+
+
 class OneOfTwo(Instances):
     """One of two instances; the sum over both is asked of `labels`, which knows what the other would say."""
 
@@ -325,6 +343,8 @@ def test_refusals(seed: int) -> None:
         engine.train_step(short)
     offline = make_engine(make_model(seed), make_run(device="offline"))
     offline.compile(make_batch(seed))
+    assert offline._trainer.isCompiled()
+    assert offline._evaluator.isCompiled(), "a run evaluates at step 0"
     with pytest.raises(ValueError, match="offline compiles only"):
         offline.train_step(make_batch(seed))
     groups = engine.state()
