@@ -36,6 +36,7 @@ ORDER = [
     "export_run",
     "evaluate",
     "bench",
+    "gradient_range",
     "measure",
     "bench_step",
     "cli",
