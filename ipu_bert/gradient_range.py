@@ -117,7 +117,7 @@ def render(config: Config, found: dict[str, Magnitudes]) -> str:
         lines.append(f"{name:{width}} {_shares(rows[name])} {rows[name]['median']:8.1e}")
     together = _together(found)
     lines += ["", f"{'all together, with the scale':{width}}     lost   coarse     over"]
-    for shift in range(-6, 9, 2):
+    for shift in range(-12, 9, 2):
         scale = f"{config.precision.loss_scale * 2.0**shift:>14,g}"
         lines.append(f"{scale:{width}} {_shares(together.to_dict(shift))}")
     return "\n".join(lines)
