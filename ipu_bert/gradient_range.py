@@ -80,7 +80,7 @@ def gradient_magnitudes(config: Config, model: BertForPreTraining, batch: Batch,
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            output.register_hook(lambda gradient: note(name, gradient))  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: note(name, gradient))
 
         return hook
 
@@ -93,8 +93,8 @@ def gradient_magnitudes(config: Config, model: BertForPreTraining, batch: Batch,
     model.train()
     for parts in list(zip(*(x.split(size) for x in vars(batch).values())))[:count]:
         micro = Batch(*parts)
-        logits = model(micro.input_ids, micro.token_type_ids, micro.attention_mask, micro.masked_positions)
-        losses = pretraining_losses(*logits, micro.masked_labels, micro.next_sentence_labels)
+        mlm, nsp = model(micro.input_ids, micro.token_type_ids, micro.attention_mask, micro.masked_positions)
+        losses = pretraining_losses(mlm, nsp, micro.masked_labels, micro.next_sentence_labels)
         loss = losses.mlm_sum * (micro_batches / labels) + losses.nsp_sum / size
         model.zero_grad()
         (loss * config.precision.loss_scale).backward()
