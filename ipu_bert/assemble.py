@@ -7,7 +7,8 @@ from typing import Any, Callable
 import torch
 
 from ipu_bert.config import Config, ConfigError
-from ipu_bert.data.batches import BatchOptions, BatchStream
+from ipu_bert.data.ahead import BatchAhead
+from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import Text, TokenFiles
@@ -71,6 +72,13 @@ def make_stream(config: Config, files: Text, split: str) -> BatchStream:
         seed=config.run.seed,
     )
     return BatchStream(files, split, options)
+
+
+def train_batches(config: Config, stream: BatchStream, engine: Engine) -> Callable[[int], Batch]:
+    """Training batches by number, this process's share of each: made ahead where IPUs leave the CPU free."""
+    if config.engine.name == "ipu" and config.engine.device == "hardware":
+        return BatchAhead(stream, *engine.share)
+    return lambda index: stream.share(index, *engine.share)
 
 
 def weights(config: Config) -> tuple[EncoderWeight, ...]:

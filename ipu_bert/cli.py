@@ -140,7 +140,7 @@ def _compile(config: Config) -> int:
     from ipu_bert.trainer import Trainer
 
     trainer = Trainer(config)
-    trainer.engine.compile(trainer.train_stream.batch(0))
+    trainer.engine.compile(trainer.train_stream.share(0, *trainer.engine.share))
     print(f"compiled; executables are kept in {config.ipu.executable_cache or 'no cache: set ipu.executable_cache'}")
     return 0
 

@@ -132,11 +132,13 @@ class Intermediate(nn.Module):
     def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
         super().__init__()
         self.dense = linear(f"{name}.dense", shape.hidden_size, shape.intermediate_size, 1)
+        self.gelu = nn.GELU()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if isinstance(self.dense, BlockSparseLinear):
+        if isinstance(self.dense, BlockSparseLinear) and self.gelu.approximate == "none":
             return self.dense(hidden, gelu=True)
-        return F.gelu(self.dense(hidden))
+        activated: Tensor = self.gelu(self.dense(hidden))
+        return activated
 
 
 class EncoderLayer(nn.Module):
@@ -192,10 +194,11 @@ class PredictionTransform(nn.Module):
     def __init__(self, shape: BertShape) -> None:
         super().__init__()
         self.dense = nn.Linear(shape.hidden_size, shape.hidden_size)
+        self.gelu = nn.GELU()
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.LayerNorm(F.gelu(self.dense(hidden)))
+        return self.LayerNorm(self.gelu(self.dense(hidden)))
 
 
 class Predictions(nn.Module):

@@ -246,11 +246,16 @@ class IpuSettings:
     )
     sparse_available_memory: float = setting(0.6, "popsparse's availableMemoryProportion", above=0, high=1)
     sparse_oversize: float = setting(0.1, "popsparse's metaInfoBucketOversizeProportion", above=0)
+    automatic_loss_scale: bool = setting(
+        False, "let PopART halve and double precision.loss_scale as float16 gradients grow and shrink; a preview in 3.4"
+    )
     half_partials: bool = setting(True, "16-bit partial sums with float16; 1x1 blocks have float ones")
     stochastic_rounding: bool = setting(True, "round float16 stochastically")
     optimizer_off_chip: bool = setting(True, "keep moments in the host's memory between steps")
     optimizer_sharded: bool = setting(False, "give each replica a share of the moments")
-    recompute: bool = setting(True, "keep only a layer's input and compute the rest again in the backward pass")
+    recompute: bool = setting(
+        True, "keep only a layer's input and compute the rest again in the backward pass; false: keep everything"
+    )
     vocabulary_parts: int = setting(1, "parts that the vocabulary's product is cut into", low=1, high=4096)
     executable_cache: str = setting("", "folder for compiled executables; empty: none")
     profile_dir: str = setting("", "folder for PopVision profiles; empty: none")

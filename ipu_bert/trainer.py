@@ -49,6 +49,7 @@ class Trainer:
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self.quality = text_quality(self.data, config.data.sequence_length)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer)
+        self._train_batches = assemble.train_batches(config, self.train_stream, self.engine)
         self.updater = assemble.make_updater(config)
         if self.updater is not None:
             with self.engine.host_state() as host:
@@ -126,7 +127,7 @@ class Trainer:
     def _train_step(self, metrics: Metrics) -> StepResult:
         step = self.step + 1
         with self.timer("data"):
-            batch = self.train_stream.batch(step - 1)
+            batch = self._train_batches(step - 1)
         due = self.updater is not None and self.updater.is_due(step)
         gradient_counts = self.updater.gradient_counts(step) if self.updater is not None else None
         try:
@@ -193,7 +194,7 @@ class Trainer:
         for index in stream.first_batches(self.config.eval.batches):
             if self._stop.number:
                 return
-            yield stream.batch(index)
+            yield stream.share(index, *self.engine.share)
 
     def _write_train(self, metrics: Metrics, result: StepResult, mark: tuple[int, float]) -> tuple[int, float]:
         now, data = self._training_clock(), self.config.data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+from torch import nn
+
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining, dense_linear, sparse_linear
 from ipu_bert.optim import Optimization
@@ -58,6 +60,14 @@ def sparse_model(
     return BertForPreTraining(shape, sparse_linear(weights, seed, kernel="auto"), seed)
 
 
+def with_tanh_gelu(model: BertForPreTraining) -> BertForPreTraining:
+    """The model with the GELU that IPUs have, to compare them with; changed in place."""
+    for module in model.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
+    return model
+
+
 def make_optimization(**changes: Any) -> Optimization:
     """AdamW with a constant rate of 0.01, decay 0.01 and clipping at 1."""
     values = {"lr": 1e-2, "schedule": lambda done: 1.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
@@ -78,6 +88,7 @@ def make_run(**changes: Any) -> IpuRun:
         "sparse_oversize": "0.1",
         "half": False,
         "loss_scale": 1.0,
+        "automatic_loss_scale": False,
         "half_partials": True,
         "stochastic_rounding": False,
         "optimizer_off_chip": True,

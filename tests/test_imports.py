@@ -35,6 +35,7 @@ ORDER = [
     "export_run",
     "evaluate",
     "bench",
+    "gradient_range",
     "measure",
     "bench_step",
     "cli",

@@ -72,6 +72,8 @@ def _engine_checks(config: Config) -> Iterator[str]:
     yield from _placement_checks(config)
     if not all(0.0 < share <= 1.0 for share in ipu.available_memory):
         yield f"ipu.available_memory: expected shares in (0, 1], found {ipu.available_memory}"
+    if ipu.automatic_loss_scale and compute != "float16":
+        yield f"ipu.automatic_loss_scale: expected false with precision.compute {compute}, found true"
     if train.skip_non_finite:
         yield (
             f"train.skip_non_finite: expected 0 on the ipu engine, found {train.skip_non_finite}: a loss that is not "

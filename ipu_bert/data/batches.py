@@ -93,6 +93,7 @@ class BatchStream:
 
     def __init__(self, text: Text, split: str, options: BatchOptions) -> None:
         arrays = text.split(split)
+        self.directory = text.directory
         self.split = split
         self.options = options
         # plain views: a memmap object costs several times as much per slice
@@ -133,16 +134,30 @@ class BatchStream:
 
     def batch(self, index: int) -> Batch:
         """Batch number `index`: examples index * B and following. Raises ValueError for an index below 0."""
+        return self.share(index, 0, 1)
+
+    def share(self, index: int, part: int, parts: int) -> Batch:
+        """Part number `part` of `parts` equal ones of batch number `index`; the others are not made.
+
+        Raises ValueError for an index below 0 and a batch that does not divide.
+        """
         if index < 0:
             raise ValueError(f"batch index: expected 0 or more, found {index}")
-        size, width, places = self.options.batch_size, self.options.sequence_length, self.options.max_predictions
+        if self.options.batch_size % parts:
+            raise ValueError(f"batch size: expected a multiple of {parts} parts, found {self.options.batch_size}")
+        size, width, places = (
+            self.options.batch_size // parts,
+            self.options.sequence_length,
+            self.options.max_predictions,
+        )
+        first = index * self.options.batch_size + part * size
         ids = np.full((size, width), self._pad, np.int64)
         length_a = np.empty(size, np.int64)
         length_b = np.empty(size, np.int64)
         is_random = np.empty(size, np.int64)
         draws = np.empty((size, width + 2 * places))
         for row in range(size):
-            example = index * size + row
+            example = first + row
             generator = self._generator(example)
             is_random[row], (a, a_end), (b, b_end) = self._layout(self._order[example], generator)
             length_a[row], length_b[row] = a_end - a, b_end - b

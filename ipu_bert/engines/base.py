@@ -86,8 +86,12 @@ class Engine(Protocol):
     def transfers(self) -> TransferRecord | None:
         """What the last host_state() moved; None where the weights are the host's own."""
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """(part, parts): the part of every batch that this process makes and hands in below; (0, 1) is all of it."""
+
     def compile(self, batch: Batch) -> None:
-        """Make ahead what a step on batches of this shape needs; nothing where steps run as they are written."""
+        """Make ahead what steps and evaluations of such batches need; nothing where they run as they are written."""
 
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
         """One optimizer step. With `gradient_counts` also its dense gradient's largest free blocks, as many a segment.

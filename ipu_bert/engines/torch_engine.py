@@ -61,6 +61,11 @@ class TorchEngine:
         self._timer, self._seed = timer, seed
         self._step = self._updates = 0  # steps begun, and those of them that changed the weights
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """See Engine: this process alone trains."""
+        return 0, 1
+
     def compile(self, batch: Batch) -> None:
         """See Engine: steps run eagerly, so there is nothing to make."""
 

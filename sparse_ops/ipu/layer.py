@@ -60,7 +60,9 @@ class IpuBlockSparseLinear(nn.Module):
         self.plan, self._encoder, self._poptorch = plan, encoder, poptorch
         encoded = encoder.encode(plan, layer.rows.cpu(), layer.cols.cpu(), [layer.values])
         self.nz_values = nn.Parameter(encoded.arrays[0].to(plan.dtype))
-        self.register_buffer("meta_info", half_from_bits(encoded.meta_info.clone()))
+        # It has no gradient. But without this flag PopTorch detaches it on IPU 0 before any block begins, and PopART
+        # then sends it to its layer's IPU in every micro-batch (docs/ipu.md).
+        self.register_buffer("meta_info", half_from_bits(encoded.meta_info.clone()).requires_grad_())
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(plan.dtype).clone())
 
     def forward(self, x: Tensor) -> Tensor:

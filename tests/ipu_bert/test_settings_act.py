@@ -271,7 +271,8 @@ case(
 case("ipu.stochastic_rounding", False, lambda b: b.options.Precision.stochastic_rounding, None, *HALF)
 case("ipu.optimizer_off_chip", False, lambda b: b.options.TensorLocations.optimizer.on_chip, True)
 case("ipu.optimizer_sharded", True, lambda b: b.options.TensorLocations.optimizer.sharded)
-case("ipu.recompute", False, lambda b: b.engine._device_model._run.recompute, None, *IPU)
+case("ipu.recompute", False, lambda b: b.options._Popart.options["autoRecomputation"], 0, *IPU)
+case("ipu.automatic_loss_scale", True, lambda b: b.options.Training.automatic_loss_scaling, None, *HALF)
 case("ipu.vocabulary_parts", 2, lambda b: b.engine._device_model._run.vocabulary_parts, None, *IPU)
 case("ipu.executable_cache", "cache", lambda b: b.options.executable_cache)
 case("ipu.profile_dir", "profile", lambda b: b.options.profile_dir)
@@ -331,8 +332,8 @@ def test_step_k_trains_on_batch_k_minus_1(tiny: Callable[..., Config]) -> None:
     asked: list[int] = []
 
     def listen(trainer: Trainer) -> Trainer:
-        batch = trainer.train_stream.batch
-        trainer.train_stream.batch = lambda index: (asked.append(index), batch(index))[1]  # type: ignore[method-assign]
+        batch = trainer._train_batches
+        trainer._train_batches = lambda index: (asked.append(index), batch(index))[1]
         return trainer
 
     folder = listen(Trainer(tiny("train.stop_at=2"))).run()

@@ -26,7 +26,7 @@ Tiny = Callable[..., Config]
 def trainer_with(config: Config, bad: set[int], resume: Path | None = None, in_loss: bool = True) -> Trainer:
     """A trainer whose loss, or else its gradient, is NaN at some steps, and the batch numbers asked for in `asked`."""
     trainer = Trainer(config, resume)
-    engine, batch = trainer.engine, trainer.train_stream.batch
+    engine, batch = trainer.engine, trainer._train_batches
 
     def hook(module: Any, inputs: Any, logits: Any) -> Any:
         return (logits[0] * math.nan, logits[1]) if module.training and trainer.step + 1 in bad else None
@@ -39,7 +39,7 @@ def trainer_with(config: Config, bad: set[int], resume: Path | None = None, in_l
     else:
         next(engine.model.parameters()).register_hook(gradient_hook)  # type: ignore[attr-defined]
     trainer.asked = []  # type: ignore[attr-defined]
-    trainer.train_stream.batch = lambda i: (trainer.asked.append(i), batch(i))[1]  # type: ignore
+    trainer._train_batches = lambda i: (trainer.asked.append(i), batch(i))[1]  # type: ignore
     return trainer
 
 

@@ -59,6 +59,7 @@ def make_run(config: Config, instances: Instances) -> IpuRun:
         sparse_oversize=repr(ipu.sparse_oversize),
         half=config.precision.compute == "float16",
         loss_scale=config.precision.loss_scale,
+        automatic_loss_scale=ipu.automatic_loss_scale,
         half_partials=ipu.half_partials,
         stochastic_rounding=ipu.stochastic_rounding,
         optimizer_off_chip=ipu.optimizer_off_chip,

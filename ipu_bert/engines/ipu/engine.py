@@ -105,6 +105,11 @@ class IpuEngine:
 
     # --- running
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """See Engine: poprun's instances have each a part of every batch."""
+        return self._instances.index, self._instances.count
+
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
         """See Engine. The gradient's norm stays on the device and is NaN here.
 
@@ -113,17 +118,19 @@ class IpuEngine:
         if gradient_counts is not None:
             raise ValueError("sparsity.growth: the IPU engine has no dense gradient; expected random, found gradient")
         if self.run.device == "offline":
-            raise ValueError("ipu.device: offline compiles only; expected hardware, ipu_model or simulated to train")
+            raise ValueError("engine.device: offline compiles only; expected hardware, ipu_model or simulated to train")
         lr = self._optimization.lr * self._optimization.schedule(self._step)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         inputs = self._inputs(batch, mean=True)
+        micro_batches = self._instances.count * self.run.micro_batches
         with self._timer("forward"):  # and backward, and the update: one executable
             self._activate(self._trainer)
             self._restore_random(inputs)
             self._trainer.setOptimizer(self._optimizer)
             _, mlm, nsp = self._trainer(*inputs)
-        mlm_loss, nsp_loss = self._instances.sum([float(mlm.double().sum()), float(nsp.double().sum())])
+        sums = self._instances.sum([float(mlm.double().sum()), float(nsp.double().sum())])
+        mlm_loss, nsp_loss = (each / micro_batches for each in sums)
         if not math.isfinite(mlm_loss + nsp_loss):
             message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
             raise NonFiniteError(f"{message}; the weights on the device are lost", weights_kept=False)
@@ -134,14 +141,17 @@ class IpuEngine:
         """See Engine."""
         self._activate(self._evaluator)
         outputs = self._evaluator(*self._inputs(batch, mean=False))
-        mlm, mlm_hits, nsp, nsp_hits = self._instances.sum([float(x.double().sum()) for x in outputs])
-        labels = int((batch.masked_labels != IGNORED_LABEL).sum())
-        return EvalResult(mlm, labels, round(mlm_hits), nsp, batch.next_sentence_labels.numel(), round(nsp_hits))
+        counts = [int((batch.masked_labels != IGNORED_LABEL).sum()), batch.next_sentence_labels.numel()]
+        sums = self._instances.sum([*(float(x.double().sum()) for x in outputs), *counts])
+        mlm, mlm_hits, nsp, nsp_hits, labels, sequences = sums
+        return EvalResult(mlm, round(labels), round(mlm_hits), nsp, round(sequences), round(nsp_hits))
 
     def compile(self, batch: Batch) -> None:
-        """See Engine: the training executable, which goes into the executable cache if there is one."""
+        """See Engine: both executables, which go into the executable cache if there is one."""
         self._device_model.train()
         self._trainer.compile(*self._inputs(batch, mean=True))
+        self._device_model.eval()
+        self._evaluator.compile(*self._inputs(batch, mean=False))
 
     def _restore_random(self, inputs: tuple[Tensor, ...]) -> None:
         """Set the generator of a checkpoint: PopTorch has none before there is an executable (docs/ipu.md)."""
@@ -162,16 +172,21 @@ class IpuEngine:
             executor.attachToDevice()
 
     def _inputs(self, batch: Batch, mean: bool) -> tuple[Tensor, ...]:
-        """The device's inputs for this instance's share of the batch; losses count as means or as sums."""
-        count, sequences = self._instances.count, batch.input_ids.shape[0]
-        if sequences != self.run.sequences * count:
-            each = f"expected {self.run.sequences} sequences for each of {count} instances"
-            raise ValueError(f"batch: {each}, found {sequences} in all")
+        """The device's inputs of this instance's share of a batch; losses count as sums, or as `mean` needs them.
+
+        The device takes the mean over M micro-batches of all instances. With weights M / labels of the whole batch it
+        is the batch's own mean, however labels are spread, while each micro-batch's loss has the size of a mean.
+        """
+        sequences = batch.input_ids.shape[0]
+        if sequences != self.run.sequences:
+            raise ValueError(f"batch: expected {self.run.sequences} sequences for this instance, found {sequences}")
         labelled = batch.masked_labels != IGNORED_LABEL
-        label_weight = 1.0 / max(1, int(labelled.sum())) if mean else 1.0
-        sequence_weight = 1.0 / sequences if mean else 1.0
-        share = slice(self._instances.index * self.run.sequences, (self._instances.index + 1) * self.run.sequences)
-        whole = (
+        label_weight = sequence_weight = 1.0
+        if mean:
+            (labels,) = self._instances.sum([int(labelled.sum())])
+            label_weight = self._instances.count * self.run.micro_batches / max(1.0, labels)
+            sequence_weight = 1.0 / self.run.micro_batch_size
+        return (
             batch.input_ids,
             batch.token_type_ids,
             batch.attention_mask.long(),
@@ -181,7 +196,6 @@ class IpuEngine:
             batch.next_sentence_labels,
             torch.full((sequences,), sequence_weight),
         )
-        return tuple(x[share] for x in whole)
 
     # --- the host's view
 

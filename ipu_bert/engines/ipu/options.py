@@ -10,6 +10,7 @@ import torch
 # PopART enumerations that PopTorch takes as numbers (popart/sessionoptions.hpp, 3.4).
 _OVERLAP_MEMORY_OPTIMIZED = 3  # AccumulateOuterFragmentSchedule
 _JUST_IN_TIME = 1  # SubgraphCopyingStrategy
+_NO_RECOMPUTATION, _PIPELINE, _RECOMPUTE_ALL = 0, 3, 4  # RecomputationType
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class IpuRun:
     sparse_oversize: str
     half: bool
     loss_scale: float
+    automatic_loss_scale: bool
     half_partials: bool
     stochastic_rounding: bool
     optimizer_off_chip: bool
@@ -50,26 +52,46 @@ class IpuRun:
         return torch.float16 if self.half else torch.float32
 
     @property
+    def micro_batches(self) -> int:
+        """Micro-batches of this instance in a step."""
+        return self.replicas * self.gradient_accumulation
+
+    @property
     def sequences(self) -> int:
         """Sequences of this instance in a step."""
-        return self.replicas * self.gradient_accumulation * self.micro_batch_size
+        return self.micro_batches * self.micro_batch_size
 
 
 def training_options(poptorch: Any, run: IpuRun, base: Any) -> Any:
     """Options of the executable that trains; `base` are popdist's where it starts the instances, else None."""
     options = _common(poptorch, run, base)
     options.Training.gradientAccumulation(run.gradient_accumulation)
-    # Losses carry their own weights, so that sums over micro-batches and replicas are means over the batch.
-    options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Sum)
+    # A sum would outgrow half precision, or need a loss too small for it; with 16-bit accumulators PopTorch keeps the
+    # running mean (docs/ipu.md).
+    options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
     location = poptorch.TensorLocationSettings().useOnChipStorage(not run.optimizer_off_chip)
     options.TensorLocations.setOptimizerLocation(location.useReplicatedTensorSharding(run.optimizer_sharded))
+    options.Training.setAutomaticLossScaling(run.automatic_loss_scale)
+    options._Popart.set("autoRecomputation", _recomputation(run))
     options._Popart.set("disableGradAccumulationTensorStreams", True)
     if len(run.layers_per_ipu) > 1:
         options._Popart.set("accumulateOuterFragmentSettings.schedule", _OVERLAP_MEMORY_OPTIMIZED)
         options._Popart.set("accumulateOuterFragmentSettings.excludedVirtualGraphs", ["0"])
     options._Popart.set("scheduleNonWeightUpdateGradientConsumersEarly", True)
-    options._Popart.setPatterns({"TiedGather": True, "TiedGatherAccumulate": True})
+    options._Popart.setPatterns(
+        {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True}
+    )
     return options
+
+
+def _recomputation(run: IpuRun) -> int:
+    """RecomputationType, always said: PopTorch's own choice is Pipeline on several IPUs, and none on one.
+
+    Both kinds keep what recomputationCheckpoint marks, the layers' outputs.
+    """
+    if not run.recompute:
+        return _NO_RECOMPUTATION
+    return _PIPELINE if len(run.layers_per_ipu) > 1 else _RECOMPUTE_ALL
 
 
 def inference_options(poptorch: Any, run: IpuRun, base: Any) -> Any:
@@ -89,6 +111,9 @@ def _common(poptorch: Any, run: IpuRun, base: Any) -> Any:
     options.Precision.enableStochasticRounding(run.stochastic_rounding and run.half)
     options.Precision.setPartialsType(torch.float16 if run.half and run.half_partials else torch.float32)
     options._Popart.set("subgraphCopyingStrategy", _JUST_IN_TIME)
+    # Before enableProfiling, which adds to them.
+    engine = {"opt.useAutoloader": "true", "target.syncReplicasIndependently": "true"}
+    options._Popart.set("engineOptions", engine)
     if run.device == "ipu_model":
         options.useIpuModel(True)
     if run.device == "offline":

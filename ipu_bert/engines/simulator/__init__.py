@@ -11,6 +11,7 @@ from ipu_bert.engines.simulator.errors import SimulatorError
 from ipu_bert.engines.simulator.executor import PoplarExecutor, inferenceModel, trainingModel
 from ipu_bert.engines.simulator.layout import SimulatedEncoder
 from ipu_bert.engines.simulator.options import (
+    Attribute,
     AutoStage,
     MatMulSerializationMode,
     Options,
@@ -29,6 +30,7 @@ from ipu_bert.engines.simulator.trace import (
 )
 
 __all__ = [
+    "Attribute",
     "AutoStage",
     "Block",
     "MatMulSerializationMode",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ipu_bert.engines.simulator.arithmetic import HalfArithmetic, Rounding
 from ipu_bert.engines.simulator.device import DeviceMemory
 from ipu_bert.engines.simulator.errors import SimulatorError
-from ipu_bert.engines.simulator.options import Options, OutputMode, ReductionType
+from ipu_bert.engines.simulator.lowering import Lowering
+from ipu_bert.engines.simulator.options import Options, OutputMode, RecomputationType, recomputation
 from ipu_bert.engines.simulator.trace import Trace
 from ipu_bert.engines.simulator.variables import VariablePlacement
 from sparse_ops.ipu.layout import LayerPlan
@@ -31,18 +32,20 @@ class Executable:
 
     input_types: shape and dtype of each input of a call. micro_batches: of a call, over device iterations, gradient
     accumulation and replicas. stages: (block, IPU) in order. sparse: by the name of the metaInfo buffer.
+    recomputation: what is computed again, with no effect on numbers. travelling: bytes of variables that go from IPU 0
+    to another in every micro-batch, by name.
     """
 
     input_types: list[tuple[torch.Size, torch.dtype]]
     micro_batches: int
     stages: list[tuple[str, int]]
     sparse: dict[str, SparseVariable]
+    recomputation: RecomputationType
+    travelling: dict[str, int]
 
 
 def check_options(options: Options, training: bool) -> None:
     """Raises SimulatorError for options that the simulated device does not have."""
-    if options.Training.reduction is not ReductionType.Sum and training:
-        raise SimulatorError("options: expected accumulationAndReplicationReductionType(ReductionType.Sum)")
     if options.output_mode is not OutputMode.All:
         raise SimulatorError("options: expected outputMode(OutputMode.All)")
     if not training and options.Training.gradient_accumulation != 1:
@@ -63,7 +66,12 @@ def compile_model(model: nn.Module, options: Options, device: DeviceMemory, inpu
                 "inputs: expected a first dimension that is a multiple of device iterations x gradient accumulation x "
                 f"replicas = {micro_batches}, found {list(x.shape)}"
             )
-    trace = _trace_once(model, device, [x[: x.shape[0] // micro_batches] for x in inputs])
+    trace = Trace(Rounding())
+    placement = VariablePlacement(device.variables, trace)
+    random, half = torch.random.fork_rng(devices=[]), HalfArithmetic(Rounding(), False)
+    one = tuple(x[: x.shape[0] // micro_batches] for x in inputs)
+    with random, torch.no_grad(), placement, Lowering(options), half, trace:
+        torch.func.functional_call(model, device.variables, one)
     pipeline = 2 * len(trace.visited) - 1
     if device.optimizer is not None and len(trace.visited) > 1 and accumulation < pipeline:
         raise SimulatorError(
@@ -71,15 +79,24 @@ def compile_model(model: nn.Module, options: Options, device: DeviceMemory, inpu
             f"least that, found {accumulation}"
         )
     input_types = [(x.shape, x.dtype) for x in inputs]
-    return Executable(input_types, micro_batches, trace.visited, _sparse_variables(trace, device))
+    return Executable(
+        input_types=input_types,
+        micro_batches=micro_batches,
+        stages=trace.visited,
+        sparse=_sparse_variables(trace, device),
+        recomputation=recomputation(options, ipus=len({ipu for _, ipu in trace.visited})),
+        travelling=_travelling(model, placement.ipus) if device.optimizer is not None else {},
+    )
 
 
-def _trace_once(model: nn.Module, device: DeviceMemory, inputs: list[Tensor]) -> Trace:
-    trace = Trace(Rounding())
-    placement = VariablePlacement(device.variables, trace)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), placement, HalfArithmetic(Rounding(), False), trace:
-        torch.func.functional_call(model, device.variables, tuple(inputs))
-    return trace
+def _travelling(model: nn.Module, ipus: dict[str, int]) -> dict[str, int]:
+    """PopTorch detaches a variable without gradient before the first block, which puts it on IPU 0 (docs/ipu.md)."""
+    variables = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        name: variables[name].numel() * variables[name].element_size()
+        for name, ipu in ipus.items()
+        if ipu != 0 and variables[name].is_floating_point() and not variables[name].requires_grad
+    }
 
 
 def _sparse_variables(trace: Trace, device: DeviceMemory) -> dict[str, SparseVariable]:

@@ -12,7 +12,7 @@ from ipu_bert.engines.simulator.device import DeviceMemory, DeviceRandom
 from ipu_bert.engines.simulator.errors import SimulatorError
 from ipu_bert.engines.simulator.memory import HostTensors, Transfers, intercept
 from ipu_bert.engines.simulator.optim import AdamW
-from ipu_bert.engines.simulator.options import Options
+from ipu_bert.engines.simulator.options import Options, RecomputationType
 from ipu_bert.engines.simulator.steps import StepRunner
 from ipu_bert.engines.simulator.streams import WeightStreams
 
@@ -166,6 +166,16 @@ class PoplarExecutor:
     def stages(self) -> list[tuple[str, int]]:
         """(block, IPU) of each stage of the pipeline, in order."""
         return self._ready.executable.stages
+
+    @property
+    def recomputation(self) -> RecomputationType:
+        """What is computed again in the backward pass; no effect on numbers."""
+        return self._ready.executable.recomputation
+
+    @property
+    def travelling(self) -> dict[str, int]:
+        """Variables that go from IPU 0 to another in every micro-batch of training, and their bytes."""
+        return self._ready.executable.travelling
 
     @property
     def log(self) -> list[tuple[int, int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, Iterable, Mapping
 
 import torch
 
@@ -21,11 +21,21 @@ class OutputMode(enum.IntEnum):
 
 
 class ReductionType(enum.IntEnum):
-    """How gradients of micro-batches and replicas come together; the simulator knows Sum."""
+    """How gradients of micro-batches and replicas come together; the simulator knows Sum and Mean."""
 
     Sum = 0
     Mean = 1
     NoReduction = 2
+
+
+class RecomputationType(enum.IntEnum):
+    """What PopART computes again in the backward pass: popart/sessionoptions.hpp 139-155 (3.4)."""
+
+    NoRecomputation = 0
+    Standard = 1
+    NormOnly = 2
+    Pipeline = 3
+    RecomputeAll = 4
 
 
 class AutoStage(enum.Enum):
@@ -70,6 +80,18 @@ class TensorLocationSettings:
         return self
 
 
+class Attribute:
+    """Context manager: operations made inside carry attributes, here for outlining alone; no effect on numbers."""
+
+    def __init__(self, **attributes: Mapping[str, str]) -> None:
+        if set(attributes) - {"__outline"}:
+            raise SimulatorError(f"Attribute: expected __outline, found {sorted(attributes)}")
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
 class _Freezable:
     _frozen = False
 
@@ -83,6 +105,7 @@ class _Training(_Freezable):
     def __init__(self) -> None:
         self.gradient_accumulation = 1
         self.reduction = ReductionType.Mean
+        self.automatic_loss_scaling = False
 
     def gradientAccumulation(self, gradient_accumulation: int) -> _Training:  # noqa: N802
         """Micro-batches of a replica per optimizer step."""
@@ -90,8 +113,15 @@ class _Training(_Freezable):
         return self
 
     def accumulationAndReplicationReductionType(self, reduction_type: ReductionType) -> _Training:  # noqa: N802
-        """How gradients come together."""
+        """How gradients come together. Raises ValueError for NoReduction, as PopTorch does."""
+        if reduction_type not in (ReductionType.Sum, ReductionType.Mean):
+            raise ValueError("accumulationAndReplicationReductionType must be set to ReductionType.Mean or Sum")
         self.reduction = ReductionType(reduction_type)
+        return self
+
+    def setAutomaticLossScaling(self, enabled: bool) -> _Training:  # noqa: N802
+        """Halve and double the loss scale as gradients ask for (loss_scale.py)."""
+        self.automatic_loss_scaling = enabled
         return self
 
 
@@ -123,16 +153,39 @@ class _TensorLocations(_Freezable):
         return self
 
 
+# Session options that PopTorch hands on to PopART (popart_compiler/source/SessionOptions.cpp 3.4), as far as used here.
+_SESSION_OPTIONS = frozenset(
+    {
+        "accumulateOuterFragmentSettings.excludedVirtualGraphs",
+        "accumulateOuterFragmentSettings.schedule",
+        "autoRecomputation",
+        "disableGradAccumulationTensorStreams",
+        "disableOptimizerStateTensorStreams",
+        "engineOptions",
+        "patterns",
+        "patterns_level",
+        "scheduleNonWeightUpdateGradientConsumersEarly",
+        "subgraphCopyingStrategy",
+        "syntheticDataMode",
+    }
+)
+_PATTERNS = frozenset({"TiedGather", "TiedGatherAccumulate", "UpdateInplacePrioritiesForIpu"})
+_ENGINE_OPTIONS = frozenset({"opt.useAutoloader", "target.syncReplicasIndependently"})
+
+
 class _Popart(_Freezable):
-    """PopART's session options by name; PopTorch does not check the names and neither does this."""
+    """PopART's session options by name, those that the simulator knows of."""
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
 
     def set(self, key: str, value: Any) -> _Popart:
-        """Raises SimulatorError for options that would keep patterns from being updated."""
+        """Raises SimulatorError for unknown names, and for options that would keep patterns from being updated."""
         if self._frozen:
             raise AttributeError("Can't modify frozen Options")
+        _refuse_unknown("_Popart", {key}, _SESSION_OPTIONS)
+        if key == "engineOptions":
+            _refuse_unknown(key, value, _ENGINE_OPTIONS)
         if key == "disableOptimizerStateTensorStreams" and value:
             raise SimulatorError("disableOptimizerStateTensorStreams: moments could not be re-laid at a pattern update")
         if key == "syntheticDataMode" and value:
@@ -141,8 +194,26 @@ class _Popart(_Freezable):
         return self
 
     def setPatterns(self, patterns: dict[str, bool], level: int = 2) -> _Popart:  # noqa: N802
-        """PopART's rewriting patterns; no effect here."""
+        """PopART's rewriting patterns; what TiedGather changes is in lowering.py, the others change no numbers."""
+        _refuse_unknown("setPatterns", patterns, _PATTERNS)
         return self.set("patterns", dict(patterns)).set("patterns_level", level)
+
+
+def _refuse_unknown(where: str, names: Iterable[str], known: frozenset[str]) -> None:
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise SimulatorError(f"{where}: expected one of {', '.join(sorted(known))}, found {unknown[0]}")
+
+
+def recomputation(options: Options, ipus: int) -> RecomputationType:
+    """What is computed again in training over so many IPUs.
+
+    Where nothing is set, PopTorch sets Pipeline on several IPUs (Compiler.cpp 571-579) and PopART has none on one.
+    """
+    chosen = options._Popart.options.get("autoRecomputation")
+    if chosen is not None:
+        return RecomputationType(chosen)
+    return RecomputationType.Pipeline if ipus > 1 else RecomputationType.NoRecomputation
 
 
 class Options(_Freezable):

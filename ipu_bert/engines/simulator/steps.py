@@ -13,9 +13,11 @@ from ipu_bert.engines.simulator.compilation import Executable
 from ipu_bert.engines.simulator.device import DeviceMemory, DeviceRandom
 from ipu_bert.engines.simulator.errors import SimulatorError
 from ipu_bert.engines.simulator.layout import SimulatedEncoder
+from ipu_bert.engines.simulator.loss_scale import AutomaticLossScale
 from ipu_bert.engines.simulator.memory import HostTensors
 from ipu_bert.engines.simulator.optim import DeviceAdamW
 from ipu_bert.engines.simulator.options import Options
+from ipu_bert.engines.simulator.reduction import GradientReduction, Gradients
 from ipu_bert.engines.simulator.trace import Trace
 from sparse_ops.ipu.layout import bits_from_half
 
@@ -31,6 +33,7 @@ class StepRunner:
     ) -> None:
         self._host, self._device, self._executable = host, device, executable
         self._options, self._random = options, random
+        self._loss_scale = AutomaticLossScale(options.Training.automatic_loss_scaling)
         self.log: list[tuple[int, int, int]] = []
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -41,16 +44,16 @@ class StepRunner:
         parts = zip(*(x.split(x.shape[0] // self._executable.micro_batches) for x in inputs))
         outputs: list[list[Tensor]] = []
         for iteration in range(self._options.device_iterations):
-            gradients: list[dict[str, Tensor]] = [{} for _ in range(self._options.replication_factor)]
+            gradients: list[Gradients] = [{} for _ in range(self._options.replication_factor)]
             for micro_batch in range(self._options.Training.gradient_accumulation):
                 for replica, accumulated in enumerate(gradients):
                     self.log.append((iteration, micro_batch, replica))
-                    outputs.append(self._run_micro_batch(next(parts), accumulated))
+                    outputs.append(self._run_micro_batch(next(parts), accumulated, micro_batch))
             if self._device.optimizer is not None:
                 self._step(self._device.optimizer, gradients)
         return [torch.stack(column) if column[0].dim() == 0 else torch.cat(column) for column in zip(*outputs)]
 
-    def _run_micro_batch(self, inputs: tuple[Tensor, ...], accumulated: dict[str, Tensor]) -> list[Tensor]:
+    def _run_micro_batch(self, inputs: tuple[Tensor, ...], accumulated: Gradients, done: int) -> list[Tensor]:
         optimizer = self._device.optimizer
         training = optimizer is not None
         parameters = {n: p.detach().requires_grad_(training) for n, p in self._device.parameters.items()}
@@ -62,7 +65,9 @@ class StepRunner:
                     raise SimulatorError(f"model: expected one identity_loss, found {len(trace.losses)}")
                 (trace.losses[0] * optimizer.loss_scaling).backward()
         if optimizer is not None:
-            self._accumulate(optimizer, parameters, accumulated)
+            gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+            self._loss_scale.count(gradients)
+            self._reduction(optimizer).accumulate(accumulated, gradients, done)
         return [x.detach() for x in outputs]
 
     def _forward(self, inputs: tuple[Tensor, ...], trace: Trace, parameters: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -77,28 +82,17 @@ class StepRunner:
             return HalfArithmetic(self._random.rounding, self._options.Precision.partials == torch.float16)
         return contextlib.nullcontext()
 
-    @torch.no_grad()
-    def _accumulate(
-        self, optimizer: DeviceAdamW, parameters: dict[str, Tensor], accumulated: dict[str, Tensor]
-    ) -> None:
+    def _reduction(self, optimizer: DeviceAdamW) -> GradientReduction:
         half = optimizer.accum_type == torch.float16
-        for name, parameter in parameters.items():
-            if parameter.grad is None:
-                continue
-            total = parameter.grad.float()
-            if name in accumulated:
-                total = total + accumulated[name].float()
-            accumulated[name] = self._random.rounding(total) if half else total
+        return GradientReduction(self._options.Training.reduction, half, self._random.rounding)
 
     @torch.no_grad()
-    def _step(self, optimizer: DeviceAdamW, gradients: list[dict[str, Tensor]]) -> None:
+    def _step(self, optimizer: DeviceAdamW, gradients: list[Gradients]) -> None:
         self._check_moments(optimizer)
-        total = gradients[0]
-        for other in gradients[1:]:
-            for name, gradient in other.items():
-                reduced = total[name].float() + gradient.float()
-                total[name] = self._random.rounding(reduced) if gradient.dtype == torch.float16 else reduced
+        micro_batches = self._options.Training.gradient_accumulation
+        total = self._reduction(optimizer).over_replicas(gradients, micro_batches)
         optimizer.step(self._device.parameters, total, self._random.rounding)
+        optimizer.loss_scaling *= self._loss_scale.factor()
 
     def _check_moments(self, optimizer: DeviceAdamW) -> None:
         """Moments in another layout than metaInfo would be updated without a word on hardware."""

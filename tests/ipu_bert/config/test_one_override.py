@@ -90,6 +90,7 @@ OTHERS: dict[str, list[object]] = {
     "ipu.available_memory": [[0.3]],
     "ipu.sparse_available_memory": [0.5],
     "ipu.sparse_oversize": [0.2],
+    "ipu.automatic_loss_scale": [True],
     "ipu.half_partials": [False],
     "ipu.stochastic_rounding": [False],
     "ipu.optimizer_off_chip": [False],

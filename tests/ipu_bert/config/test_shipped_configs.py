@@ -68,6 +68,14 @@ def test_the_family_has_the_papers_settings(size, layers, hidden, heads, dropout
         assert (unstructured.block_size, unstructured.updates, unstructured.pruning_ratio) == (1, 160, 0.5)
 
 
+@pytest.mark.parametrize("pod", [4, 16, 64])
+@pytest.mark.parametrize("name", ["base_dynsparse", "base_dense", "medium_dynsparse", "medium_dense"])
+def test_pods_have_the_loss_scale_of_graphcores_bert(name, pod):
+    config = load_config(f"bert_{name}_pod{pod}")
+    assert (config.precision.compute, config.precision.loss_scale) == ("float16", 16384)
+    assert not config.ipu.automatic_loss_scale
+
+
 def test_auto_learning_rate_is_equation_3():
     """Medium: eta(0) = 2e-4, and exp(1.969 * 0.81 + 0.2905 * 0.9) = 6.4004."""
     assert assemble.learning_rate(load_config("bert_medium_dense")) == 2e-4

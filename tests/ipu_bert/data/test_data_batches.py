@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ import torch
 from data_corpora import prepared
 from data_streams import OPTIONS, WIDTH, original, stream, within
 
+from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.data.batches import Batch, shares
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.token_files import TokenFiles
@@ -182,6 +184,30 @@ def test_an_example_does_not_depend_on_the_batch_size(files: TokenFiles) -> None
     for name in FIELDS:
         parts = torch.cat([getattr(small.batch(i), name) for i in (3, 4, 5)])
         assert torch.equal(parts, getattr(large.batch(1), name))
+
+
+def test_shares_are_the_parts_of_a_batch(files: TokenFiles) -> None:
+    whole = stream(files).batch(3)
+    parts = [stream(files).share(3, part, 4) for part in range(4)]
+    for name in FIELDS:
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    with pytest.raises(ValueError, match="batch size: expected a multiple of 3 parts, found 16"):
+        stream(files).share(3, 0, 3)
+
+
+def test_batches_made_ahead_are_the_same(files: TokenFiles) -> None:
+    """One after the other, over again, after one that cannot be made, and after the process that makes them is gone."""
+    training = stream(files)
+    ahead = BatchAhead(training, 1, 2)
+    for index in (0, 1, 5, 5):
+        assert fingerprint(ahead(index)) == fingerprint(training.share(index, 1, 2))
+    with pytest.raises(ValueError, match="batch index: expected 0 or more, found -1"):
+        ahead(-1)
+    assert fingerprint(ahead(0)) == fingerprint(training.share(0, 1, 2))
+    (process,) = [child for child in multiprocessing.active_children() if child.name == "batches"]
+    process.kill()
+    process.join()
+    assert fingerprint(ahead(1)) == fingerprint(training.share(1, 1, 2))
 
 
 def test_seeds_change_training_and_not_evaluation(files: TokenFiles) -> None:

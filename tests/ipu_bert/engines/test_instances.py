@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from ipu_bert import assemble
 from ipu_bert.config import load_config
+from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.engines.ipu.build import make_run
 from ipu_bert.engines.ipu.instances import (
     Instances,
@@ -85,3 +87,17 @@ def test_instance_0_writes_the_files(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     scratch = folder_of_instance(str(tmp_path), "hardware")
     assert scratch != str(tmp_path)
     assert "instance3-" in scratch
+
+
+@pytest.mark.parametrize("device", ["hardware", "simulated"])
+def test_a_trainer_asks_for_its_own_share_alone(device: str) -> None:
+    """Made ahead where IPUs leave the CPU free; the simulator does not."""
+    engine: Any = types.SimpleNamespace(share=(1, 4))
+    stream: Any = types.SimpleNamespace(share=lambda *asked: asked)
+    config = load_config("bert_base_dynsparse_pod64", [f"engine.device={device}"])
+    batches: Any = assemble.train_batches(config, stream, engine)
+    if device == "simulated":
+        assert batches(7) == (7, 1, 4)
+    else:
+        assert isinstance(batches, BatchAhead)
+        assert (batches._stream, batches._part, batches._parts) == (stream, 1, 4)

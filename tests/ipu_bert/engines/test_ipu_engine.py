@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Iterator
+from typing import Any, Iterator, Sequence
 
 import pytest
 import torch
-from small_models import make_optimization, make_plan, make_run, make_shape, sparse_model
+from small_models import make_optimization, make_plan, make_run, make_shape, sparse_model, with_tanh_gelu
 from torch import Tensor
 
 from ipu_bert.data.batches import Batch
@@ -56,7 +56,7 @@ def make_engine(model: BertForPreTraining, run: IpuRun) -> IpuEngine:
 
 def make_torch_engine(model: BertForPreTraining) -> TorchEngine:
     return TorchEngine(
-        model,
+        with_tanh_gelu(model),
         optimization=OPTIMIZATION,
         precision=Precision(compute="float32", loss_scale=1.0),
         micro_batch_size=SEQUENCES,
@@ -266,6 +266,71 @@ def test_resume_repeats_dropout_and_stochastic_rounding(seed: int) -> None:
     assert [second.train_step(make_batch(seed + i)).mlm_loss for i in range(2, 4)] == expected[2:]
 
 
+def test_what_stands_at_pad_sends_no_gradient_to_its_embedding(seed: int) -> None:
+    """So it does not matter that TiedGather drops padding_idx."""
+    engine, batch = make_engine(make_model(seed), make_run()), make_batch(seed)
+    found: list[Tensor] = []
+    words = engine._device_model.bert.embeddings.word_embeddings
+
+    def keep_gradient(module: Any, inputs: Any, output: Tensor) -> None:
+        output.register_hook(found.append)
+
+    words.register_forward_hook(keep_gradient)
+    loss, *_ = engine._device_model.train()(*engine._inputs(batch, mean=True))
+    loss.backward()
+    (gradient,) = found
+    padding = ~batch.attention_mask
+    assert words.padding_idx is None
+    assert padding.any()
+    assert not gradient[padding].any()
+    assert gradient[batch.attention_mask].any()
+
+
+@pytest.mark.parametrize(
+    ("layers_per_ipu", "recompute", "expected"),
+    [
+        ((1, 1), True, "Pipeline"),
+        ((1, 1), False, "NoRecomputation"),
+        ((2,), True, "RecomputeAll"),
+        ((2,), False, "NoRecomputation"),
+    ],
+)
+def test_recompute_means_what_it_says_on_one_ipu_and_on_several(
+    seed: int, layers_per_ipu: tuple[int, ...], recompute: bool, expected: str
+) -> None:
+    engine = make_engine(make_model(seed), make_run(layers_per_ipu=layers_per_ipu, recompute=recompute))
+    engine.compile(make_batch(seed))
+    assert engine._trainer.recomputation.name == expected
+    assert engine._trainer.travelling == {}, "no variable leaves the IPU of its layer"
+
+
+class OneOfTwo(Instances):
+    """One of two instances; the sum over both is asked of `labels`, which knows what the other would say."""
+
+    count = 2
+
+    def __init__(self, index: int, labels: int) -> None:
+        self.index, self._labels = index, labels
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return [float(self._labels)] if len(values) == 1 else list(values)
+
+
+def test_each_instance_trains_on_its_own_share(seed: int) -> None:
+    """Two instances with half of a batch each: side by side their inputs are one instance's, weights included."""
+    batch = make_batch(seed)
+    run, labels = make_run(gradient_accumulation=6, layers_per_ipu=(2,)), int((batch.masked_labels != -100).sum())
+    parts = []
+    for index in (0, 1):
+        instance, mine = OneOfTwo(index, labels), Batch(*(x.chunk(2)[index] for x in vars(batch).values()))
+        engine = IpuEngine(make_model(seed), run, sim, sim.SimulatedEncoder(), instance, OPTIMIZATION, Stopwatch())
+        assert engine.share == (index, 2)
+        parts.append(engine._inputs(mine, mean=True))
+    whole = make_engine(make_model(seed), make_run(layers_per_ipu=(2,)))._inputs(batch, mean=True)
+    for number, (first, second, both) in enumerate(zip(*parts, whole)):
+        assert torch.equal(torch.cat([first, second]), both), f"input {number}"
+
+
 def test_refusals(seed: int) -> None:
     model = make_model(seed)
     with pytest.raises(ValueError, match=r"ipu\.layers_per_ipu: expected 2 layers in all, found \[1, 2\]"):
@@ -274,10 +339,12 @@ def test_refusals(seed: int) -> None:
     with pytest.raises(ValueError, match=r"sparsity\.growth"):
         engine.train_step(make_batch(seed), {"a": 1})
     short = Batch(*(x[:6] for x in vars(make_batch(seed)).values()))
-    with pytest.raises(ValueError, match="expected 12 sequences for each of 1 instances, found 6"):
+    with pytest.raises(ValueError, match="expected 12 sequences for this instance, found 6"):
         engine.train_step(short)
     offline = make_engine(make_model(seed), make_run(device="offline"))
     offline.compile(make_batch(seed))
+    assert offline._trainer.isCompiled()
+    assert offline._evaluator.isCompiled(), "a run evaluates at step 0"
     with pytest.raises(ValueError, match="offline compiles only"):
         offline.train_step(make_batch(seed))
     groups = engine.state()

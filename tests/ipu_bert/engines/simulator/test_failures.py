@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
 import torch
-from small import FEATURES, ROWS, Model, Run, options
+from small import FEATURES, ROWS, Model, Run, options, sparse_layer
 from torch import Tensor, nn
 
 from ipu_bert.engines import simulator as sim
@@ -24,6 +25,58 @@ def test_update_done_right_goes_on_with_one_compilation(run: Run) -> None:
         run.update()
         run.step()
     assert run.executor.compilations == 1
+
+
+class Activated(Model):
+    """With something more in the first block."""
+
+    def __init__(self, seed: int, more: nn.Module) -> None:
+        super().__init__([sparse_layer(seed), sparse_layer(seed + 1)])
+        self.more = more
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        with sim.Block("one", ipu_id=0):
+            x = self.more(x)
+        return super().forward(x, target)
+
+
+class Lookup(nn.Module):
+    def __init__(self, padding_idx: int | None) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, FEATURES, padding_idx=padding_idx)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table(torch.zeros(x.shape[0], dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (nn.GELU(), "gelu: the device has the tanh form alone"),
+        (nn.GELU(approximate="tanh"), ""),
+        (Lookup(padding_idx=0), "embedding: TiedGather drops padding_idx, here 0"),
+        (Lookup(padding_idx=None), ""),
+    ],
+)
+def test_operations_that_the_device_computes_otherwise(seed: int, more: nn.Module, message: str) -> None:
+    model, chosen = Activated(seed, more), options()
+    chosen._Popart.setPatterns({"TiedGather": True})
+    executor = sim.trainingModel(model, chosen, sim.optim.AdamW(model.parameters(), lr=0.01))
+    inputs = torch.randn(3 * ROWS, FEATURES), torch.randn(3 * ROWS, FEATURES)
+    with pytest.raises(sim.SimulatorError, match=message) if message else contextlib.nullcontext():
+        executor.compile(*inputs)
+
+
+def test_options_that_nobody_knows() -> None:
+    chosen = sim.Options()
+    with pytest.raises(sim.SimulatorError, match=r"_Popart: expected one of .*, found autoRecompute"):
+        chosen._Popart.set("autoRecompute", 3)
+    with pytest.raises(sim.SimulatorError, match=r"engineOptions: expected one of .*, found opt\.autoLoad"):
+        chosen._Popart.set("engineOptions", {"opt.autoLoad": "true"})
+    with pytest.raises(sim.SimulatorError, match=r"setPatterns: expected one of .*, found TideGather"):
+        chosen._Popart.setPatterns({"TideGather": True})
+    with pytest.raises(ValueError, match=r"must be set to ReductionType\.Mean or Sum"):
+        chosen.Training.accumulationAndReplicationReductionType(sim.ReductionType.NoReduction)
 
 
 def test_forgotten_upload(run: Run) -> None:

@@ -1,0 +1,48 @@
+"""What python -m ipu_bert.gradient_range counts: by hand, and over micro-batches of a small run's text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Callable
+
+import pytest
+import torch
+import yaml
+
+from ipu_bert.config import Config, as_dict
+from ipu_bert.gradient_range import magnitudes, main, measure
+
+
+def test_magnitudes_by_hand() -> None:
+    """Ten elements: two zeros, 2^-26 and 0.9 * 2^-25 are lost, 2^-25 and 2^-15 coarse, 2^16 and inf too large."""
+    values = [0.0, 0.0, 2.0**-26, -0.9 * 2.0**-25, 2.0**-25, 2.0**-15, 2.0**-14, 1.5, -(2.0**16), torch.inf]
+    found = magnitudes(torch.tensor(values))
+    assert found.to_dict() == {"lost": 2 / 8, "coarse": 2 / 8, "over": 2 / 8, "median": 2.0**-15}
+    assert found.to_dict(shift=2) == {"lost": 0.0, "coarse": 3 / 8, "over": 2 / 8, "median": 2.0**-13}
+    assert (found + found).counts.sum() == 16
+    assert magnitudes(torch.zeros(3)).to_dict() == {"lost": 0.0, "coarse": 0.0, "over": 0.0, "median": 0.0}
+
+
+def test_a_larger_scale_moves_every_tensor(tiny: Callable[..., Config]) -> None:
+    one, four = (measure(tiny(f"precision.loss_scale={scale}"), None, count=2) for scale in (1, 4))
+    assert one.keys() == four.keys()
+    layer = "bert.encoder.layer.0.attention.self.qkv"
+    assert {f"{layer} ->", f"{layer}.values"} <= one.keys()
+    for name, found in one.items():
+        assert found.to_dict(shift=2) == four[name].to_dict(), name
+
+
+def test_the_command_prints_the_worst_and_all(
+    tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(as_dict(tiny())))
+    assert main(["--config", str(path), "--micro-batches", "1"]) == 0
+    assert "loss scale 1, " in capsys.readouterr().out
+    assert main(["--config", str(path), "precision.loss_scale=8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss_scale"] == 8
+    assert all(0.0 <= row["lost"] + row["coarse"] + row["over"] <= 1.0 for row in found["tensors"].values())
+    assert main(["--config", str(path), "--run", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
