@@ -83,6 +83,8 @@ def test_a_model_that_does_not_fit_one_ipu_is_cut() -> None:
         (["ipu.layers_per_ipu=most"], r"ipu\.layers_per_ipu: expected counts of layers or auto, found 'most'"),
         ([AUTO, "ipu.ipus=11"], r"ipu\.layers_per_ipu: expected a placement on 11 IPUs .* found none among 0"),
         ([AUTO, "ipu.ipus=4", "model.hidden_size=8192"], r"expected a placement on 4 IPUs .* at most 60%, found none"),
+        # 8 micro-batches do not fill 5 stages.
+        ([AUTO, "ipu.ipus=4", "ipu.replicas=1", "train.micro_batch_size=64"], r"on 4 IPUs .* found none among 0"),
         (["ipu.ipus=3"], r"ipu\.ipus: expected at least the 4 IPUs of 2 replica\(s\) of 2, found 3"),
     ],
 )
