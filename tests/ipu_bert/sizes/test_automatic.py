@@ -34,27 +34,26 @@ def fits(config: Config) -> bool:
     return not placement.problems and full <= HEADROOM
 
 
-@pytest.mark.parametrize("length", [128, 512])
-def test_nothing_that_fits_takes_fewer_cycles(length: int) -> None:
+@pytest.mark.parametrize(("length", "ipus"), [(128, (1, 2, 4)), (512, (2,)), (128, (4,))])
+def test_nothing_that_fits_takes_fewer_cycles(length: int, ipus: tuple[int, ...]) -> None:
     """Every cut of four layers into one, two or four IPUs, and every micro-batch that the planner was asked about."""
     given = ["model.layers=4", f"data.sequence_length={length}", "train.batch_size=64", "ipu.ipus=4"]
-    best = load_config(POD, [*given, AUTO])
+    best = load_config(POD, [*given, AUTO, *([f"ipu.replicas={4 // ipus[0]}"] if len(ipus) == 1 else [])])
     assert fits(best)
+    assert f"{step_cycles(best) / 1e6:,.1f} million cycles a step" in best.chosen[1]
     others = 0
-    for ipus, size in itertools.product((1, 2, 4), (1, 2, 4, 8, 16, 32)):
-        if not 128 <= size * length <= 4096:
-            continue
-        for layers in itertools.product(range(5), repeat=ipus):
-            if sum(layers) != 4 or 0 in layers[1:]:
+    for count, size in itertools.product(ipus, (1, 2, 4, 8, 16, 32)):
+        for layers in itertools.product(range(5), repeat=count):
+            if not 128 <= size * length <= 4096 or sum(layers) != 4 or 0 in layers[1:]:
                 continue
-            placed = [f"ipu.layers_per_ipu={list(layers)}", f"ipu.replicas={4 // ipus}"]
+            placed = [f"ipu.layers_per_ipu={list(layers)}", f"ipu.replicas={4 // count}"]
             try:
                 other = load_config(POD, [*given, *placed, f"train.micro_batch_size={size}"])
             except ConfigError:  # the batch cannot be cut so
                 continue
             others += 1
             assert not fits(other) or step_cycles(other) >= step_cycles(best) * (1 - 1e-9), other.ipu
-    assert others > 20
+    assert others >= 16
 
 
 def test_what_the_user_wrote_stays() -> None:
@@ -84,6 +83,8 @@ def test_a_model_that_does_not_fit_one_ipu_is_cut() -> None:
         (["ipu.layers_per_ipu=most"], r"ipu\.layers_per_ipu: expected counts of layers or auto, found 'most'"),
         ([AUTO, "ipu.ipus=11"], r"ipu\.layers_per_ipu: expected a placement on 11 IPUs .* found none among 0"),
         ([AUTO, "ipu.ipus=4", "model.hidden_size=8192"], r"expected a placement on 4 IPUs .* at most 60%, found none"),
+        # 8 micro-batches do not fill 5 stages.
+        ([AUTO, "ipu.ipus=4", "ipu.replicas=1", "train.micro_batch_size=64"], r"on 4 IPUs .* found none among 0"),
         (["ipu.ipus=3"], r"ipu\.ipus: expected at least the 4 IPUs of 2 replica\(s\) of 2, found 3"),
     ],
 )
