@@ -22,6 +22,7 @@ from ipu_bert.config import Config, identity
 from ipu_bert.json_file import is_count, read_object
 from ipu_bert.stopwatch import PHASES
 from sparse_ops.files import naming, sha256_of, sync
+from sparse_ops.saying import say
 
 FORMAT = 1
 _STATE = "state.json"
@@ -261,7 +262,7 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
     if settings:
         raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(settings))
     if "text" in expected and "text" not in found:
-        print(f"checkpoint {path} does not say which text it has seen, which may have changed since", file=sys.stderr)
+        say(f"checkpoint {path} does not say which text it has seen, which may have changed since", sys.stderr)
         differing.remove("text")
     if differing:
         of = "data.path" if expected.get("data.source") == "files" else f"data.source {expected.get('data.source')}"

@@ -13,9 +13,7 @@ and saved: the same command with --resume auto goes on; 130 stopped by Ctrl-C an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +23,7 @@ from ipu_bert.config import Config, ConfigError, load_config
 from ipu_bert.run_folder import newest_checkpoint, settle
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.files import in_words
+from sparse_ops.saying import say
 
 
 def main(argv: list[str]) -> int:
@@ -39,12 +38,12 @@ def main(argv: list[str]) -> int:
         if options.dry_run or options.measure:
             return _dry_run(config, options.json, options.measure)
         for line in config.gave_way:
-            print(f"gave way: {line}", file=sys.stderr)
+            say(f"gave way: {line}", sys.stderr)
         with raised():
             return _train(config, _start(config, options.resume))
     except InterruptedRunError as stop:
         saved = stop.saved or (newest_checkpoint(config) if config else None)
-        _say(str(InterruptedRunError(stop.number, saved)))
+        say(str(InterruptedRunError(stop.number, saved)), sys.stderr)
         return stop.status
     except ConfigError as error:
         return _fail(*error.errors)
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> int:
     except (ValueError, ArithmeticError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        _say("stopped")
+        say("stopped", sys.stderr)
         return 130
     except OSError as error:
         return _fail(in_words(error))
@@ -102,7 +101,7 @@ def _dry_run(config: Config, as_json: bool, measured: bool) -> int:
         times = measure(config)
         found["measured"] = times.to_dict()
         lines += ["", times.render()]
-    print(json.dumps(found) if as_json else "\n".join(lines))
+    say(json.dumps(found) if as_json else "\n".join(lines), sys.stdout)
     return 0
 
 
@@ -131,7 +130,7 @@ def _train(config: Config, start: Path | None) -> int:
         if config.engine.device == "offline":
             return _compile(config)
     folder = Trainer(config, start).run()
-    print(f"report: {folder / 'report.md'}")
+    say(f"report: {folder / 'report.md'}", sys.stdout)
     return 0
 
 
@@ -141,7 +140,8 @@ def _compile(config: Config) -> int:
 
     trainer = Trainer(config)
     trainer.engine.compile(trainer.train_stream.share(0, *trainer.engine.share))
-    print(f"compiled; executables are kept in {config.ipu.executable_cache or 'no cache: set ipu.executable_cache'}")
+    kept_in = config.ipu.executable_cache or "no cache: set ipu.executable_cache"
+    say(f"compiled; executables are kept in {kept_in}", sys.stdout)
     return 0
 
 
@@ -156,14 +156,5 @@ def _way_on(damaged: Path, options: argparse.Namespace) -> str:
 
 def _fail(*lines: str) -> int:
     for line in lines:
-        _say(f"error: {' '.join(line.splitlines())}")
+        say(f"error: {' '.join(line.splitlines())}", sys.stderr)
     return 2
-
-
-def _say(line: str) -> None:
-    """One line on standard error; a terminal that was closed must not change the exit status."""
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

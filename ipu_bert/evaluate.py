@@ -26,6 +26,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
 from sparse_ops.bench.arguments import whole_number
 from sparse_ops.files import in_words
+from sparse_ops.saying import say
 
 ENTROPY = (
     "word frequencies alone: the cross-entropy of the text's word pieces by how often each is in the run's training "
@@ -131,12 +132,12 @@ def main(argv: list[str]) -> int:
     try:
         found = evaluate(load_model(options.run), options.text, options.batches)
     except OSError as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        say(f"error: {in_words(error)}", sys.stderr)
         return 2
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
-    print(dumps(found.to_dict()) if options.json else render(found))
+    say(dumps(found.to_dict()) if options.json else render(found), sys.stdout)
     return 0
 
 

@@ -21,6 +21,7 @@ from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.sizes.footprint import parameter_counts
 from ipu_bert.trained import TrainedModel, load_model
 from sparse_ops import files
+from sparse_ops.saying import say
 
 
 def export(trained: TrainedModel, folder: Path) -> None:
@@ -62,15 +63,16 @@ def main(argv: list[str]) -> int:
     try:
         trained = load_model(options.run)
         export(trained, options.folder)
-        print(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}")
+        say(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}", sys.stdout)
         length, positions = trained.config.data.sequence_length, trained.config.model.max_positions
         if positions > length:
-            print(f"positions from {length} on have not been trained: use at most {length} tokens (model_max_length)")
+            limit = f"use at most {length} tokens (model_max_length)"
+            say(f"positions from {length} on have not been trained: {limit}", sys.stdout)
         if options.push_to:
-            print(f"pushed to {push(options.folder, options.push_to)}")
+            say(f"pushed to {push(options.folder, options.push_to)}", sys.stdout)
     except (ValueError, OSError) as error:
         problem = files.in_words(error) if isinstance(error, OSError) else str(error)
-        print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
+        say(f"error: {' '.join(problem.splitlines())}", sys.stderr)
         return 2
     return 0
 

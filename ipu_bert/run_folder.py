@@ -28,6 +28,7 @@ from ipu_bert.record.metrics import (
     write_metrics,
 )
 from sparse_ops import files
+from sparse_ops.saying import say
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -124,7 +125,7 @@ class RunFolder:
                 os.replace(path, branch / BEST / path.name)
         for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path, self.checkpoints):
             files.sync(folder)
-        print(f"went back to step {step}; what came after it is in {branch} now")
+        say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -160,7 +161,7 @@ def _make_room(path: Path) -> None:
     _lock(path).close()  # nobody may be training there
     aside = _free_name(path)
     path.rename(aside)
-    print(f"an earlier run was in {path}; it is in {aside} now")
+    say(f"an earlier run was in {path}; it is in {aside} now", sys.stdout)
 
 
 def _check_same_run(path: Path, origin: Path) -> None:

@@ -29,6 +29,7 @@ from ipu_bert.summary import RunTotals, write_outcome
 from sparse_ops import files
 from sparse_ops.host_memory import total_memory_bytes
 from sparse_ops.norms import GradientBlocks
+from sparse_ops.saying import say
 
 
 class Trainer:
@@ -118,7 +119,7 @@ class Trainer:
         self._write(metrics, "resume", changed=self._changed, text=text)
         if self._changed:
             differing = "; ".join(self._changed)
-            print(f"resumed, but not bit for bit the run it would have been: {differing}", file=sys.stderr)
+            say(f"resumed, but not bit for bit the run it would have been: {differing}", sys.stderr)
 
     def _stop_if_asked(self, metrics: Metrics) -> None:
         if self._stop.number:

@@ -30,6 +30,7 @@ from typing import Any, Iterable, NamedTuple
 
 from sparse_ops.files import lock, replacing
 from sparse_ops.ipu import build as build_ipu
+from sparse_ops.saying import say
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
 SHIPPED = Path(__file__).parent / "lib"
@@ -199,7 +200,7 @@ def _sweep(cache: Path) -> None:
 
 def _compile(path: Path, made_of: list[Unit]) -> None:
     compiler, start = find_compiler(), time.monotonic()
-    print(f"sparse_ops: compiling CPU kernels with {compiler[0]}, once, into {path.parent}", file=sys.stderr)
+    say(f"sparse_ops: compiling CPU kernels with {compiler[0]}, once, into {path.parent}", sys.stderr)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as folder, replacing(path) as library:
         objects = {unit: os.path.join(folder, unit.name + ".o") for unit in made_of}
         _run(
@@ -207,7 +208,7 @@ def _compile(path: Path, made_of: list[Unit]) -> None:
             for unit, target in objects.items()
         )
         _run([[*compiler, "-shared", "-o", str(library), *objects.values(), "-lpthread"]])
-    print(f"sparse_ops: compiled in {time.monotonic() - start:.1f} s", file=sys.stderr)
+    say(f"sparse_ops: compiled in {time.monotonic() - start:.1f} s", sys.stderr)
 
 
 def _run(commands: Iterable[list[str]]) -> None:
@@ -224,10 +225,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m sparse_ops.build", description="Compile native code ahead.")
     parser.add_argument("target", nargs="?", choices=("cpu", "ipu", "wheel"), default="cpu", help="default: cpu")
     try:
-        print({"cpu": build, "ipu": build_ipu.build, "wheel": build_for_wheel}[parser.parse_args(argv).target]())
+        path = {"cpu": build, "ipu": build_ipu.build, "wheel": build_for_wheel}[parser.parse_args(argv).target]()
     except RuntimeError as error:
-        print(f"sparse_ops: {error}", file=sys.stderr)
+        say(f"sparse_ops: {error}", sys.stderr)
         return 1
+    say(str(path), sys.stdout)
     return 0
 
 

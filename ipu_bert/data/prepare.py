@@ -56,6 +56,7 @@ from ipu_bert.data.tokenizer import (
 )
 from ipu_bert.data.workers import end_if_worker, in_order, worker_count
 from sparse_ops import files
+from sparse_ops.saying import Heedless, say
 
 if TYPE_CHECKING:
     from ipu_bert.settings import DataSettings
@@ -251,7 +252,7 @@ def _tokenizer(corpus: Corpus, text_shards: list[str], below: int, progress: boo
 
 
 def _bar(what: str, total: int | None, progress: bool) -> tqdm:
-    return tqdm(desc=what, total=total, disable=not progress, unit="", leave=progress)
+    return tqdm(desc=what, total=total, disable=not progress, unit="", leave=progress, file=Heedless(sys.stderr))
 
 
 def _counted(items: Iterable[str], bar: tqdm) -> Iterator[str]:
@@ -265,7 +266,7 @@ def _only_one(path: str) -> TextIO:
     try:
         return files.lock(path, wait=False)
     except BlockingIOError:
-        print("another process prepares this text; waiting for it", file=sys.stderr)
+        say("another process prepares this text; waiting for it", sys.stderr)
         return files.lock(path, wait=True)
 
 
@@ -303,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {files.in_words(error)}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
-    print(summary(prepared))
+    say(summary(prepared), sys.stdout)
 
 
 def _parser() -> argparse.ArgumentParser:

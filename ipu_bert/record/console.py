@@ -5,12 +5,13 @@ Text is plain ASCII: a log file or a minimal locale must not stop a training run
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from typing import Any, Callable, Mapping, TextIO
 
 from tqdm import tqdm
+
+from sparse_ops.saying import Heedless
 
 
 def _number(value: Any, form: str) -> str:
@@ -50,7 +51,7 @@ class ConsoleSink:
     ) -> None:
         self.total_steps = total_steps
         self.unigram_entropy = unigram_entropy
-        self._stream: TextIO = sys.stderr if stream is None else stream
+        self._stream = Heedless(sys.stderr if stream is None else stream)
         self._interval = interval
         self._clock = clock
         self._tty = bool(getattr(self._stream, "isatty", lambda: False)())
@@ -58,24 +59,9 @@ class ConsoleSink:
         self._first_step = 0
         self._started = clock()
         self._printed: float | None = None
-        self._gone = False
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Show one record; start and resume set where the run begins, and say what became of the text.
-
-        A terminal that was closed or a pipe whose reader has gone ends what is shown and not the run.
-        """
-        if self._gone:
-            return
-        try:
-            self._show(record)
-        except OSError:
-            self._gone, self._bar = True, None
-
-    def sync(self) -> None:
-        """Nothing: lines are flushed as they are written."""
-
-    def _show(self, record: Mapping[str, Any]) -> None:
+        """Show one record; start and resume set where the run begins, and say what became of the text."""
         kind = record["kind"]
         if kind == "train":
             self._train(record)
@@ -89,11 +75,13 @@ class ConsoleSink:
             self._first_step, self._started = int(record["step"]), self._clock()
             self._text(record.get("text") or {})
 
+    def sync(self) -> None:
+        """Nothing: lines are flushed as they are written."""
+
     def close(self) -> None:
         """Leave the finished bar on the screen."""
         if self._bar is not None:
-            with contextlib.suppress(OSError):
-                self._bar.close()
+            self._bar.close()
             self._bar = None
 
     def _train_text(self, record: Mapping[str, Any]) -> str:

@@ -1,0 +1,59 @@
+"""Text for whoever reads along: a reader that has gone, or that lacks a letter, changes nothing of what is done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, Iterator, TextIO
+
+
+def say(text: str, stream: TextIO | None) -> None:
+    """Print a line on standard output or standard error, as `Heedless` writes, and flush it."""
+    out = Heedless(stream)
+    out.write(text + "\n")
+    out.flush()
+
+
+class Heedless:
+    """A text stream that nobody has to read; None, where the process was started without the stream, reads nothing.
+
+    Once a write fails (the pipe's reader has ended, the terminal was closed, the disk is full) the stream's file is the
+    null device, so that what is left in buffers does not fail the process at its end. A character that the stream's
+    encoding lacks is written as its escape. All else is the stream's.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write what can be written."""
+        if self._stream is None:
+            return
+        encoding = self._stream.encoding or "utf-8"  # a StringIO has none
+        with self._forgiven():
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def flush(self) -> None:
+        """Hand over what is buffered."""
+        if self._stream is not None:
+            with self._forgiven():
+                self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with contextlib.suppress(OSError):  # a stream without a file has no buffer that fails later
+                self._redirect(self.fileno())
+
+    @staticmethod
+    def _redirect(descriptor: int) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, descriptor)
+        finally:
+            os.close(nowhere)
