@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from sparse_ops.saying import say
+
 
 def command() -> int:
     """Run the program; where the library was installed without what the application needs, say so in one line."""
@@ -11,6 +13,6 @@ def command() -> int:
         from ipu_bert.cli import main
     except ModuleNotFoundError as missing:
         how = "pip install 'ipu-bert-dynsparse[quickstart]'"
-        print(f"error: ipu-bert needs the package {missing.name}, which is not installed: {how}", file=sys.stderr)
+        say(f"error: ipu-bert needs the package {missing.name}, which is not installed: {how}", sys.stderr)
         return 2
     return main(sys.argv[1:])

@@ -25,6 +25,7 @@ from ipu_bert.model import BertForPreTraining, pretraining_losses
 from ipu_bert.record.metrics import dumps
 from sparse_ops.bench.arguments import whole_number
 from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.saying import say
 
 LOWEST, HIGHEST = -100, 100  # exponents that are told apart
 SMALLEST, NORMAL, ABOVE = -25, -14, 16  # of float16
@@ -160,14 +161,11 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(options.config, options.overrides)
         found = measure(config, options.run, options.micro_batches)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).splitlines())}", sys.stderr)
         return 2
     tensors: dict[str, Any] = {name: each.to_dict() for name, each in found.items()}
-    print(
-        dumps({"loss_scale": config.precision.loss_scale, "tensors": tensors})
-        if options.json
-        else render(config, found)
-    )
+    as_json = dumps({"loss_scale": config.precision.loss_scale, "tensors": tensors})
+    say(as_json if options.json else render(config, found), sys.stdout)
     return 0
 
 

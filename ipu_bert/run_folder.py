@@ -93,7 +93,7 @@ class RunFolder:
         try:
             return float(checkpoint.read_info(found[-1][1]).get("heldout_loss", math.inf)) if found else math.inf
         except checkpoint.CheckpointError as error:
-            print(f"no best checkpoint until the next evaluation: {error}", file=sys.stderr)
+            say(f"no best checkpoint until the next evaluation: {error}", sys.stderr)
             return math.inf
 
     def _clean(self) -> None:
