@@ -12,14 +12,19 @@ from ipu_bert.config import Config
 from sparse_ops import native
 
 
-def conditions(config: Config) -> dict[str, str | int]:
-    """All that the rounding of a step depends on beside the config: processor, torch, threads and kernels."""
+def conditions(config: Config) -> dict[str, str | int | float]:
+    """All that rounding depends on and a resume may change: processor, torch, threads, kernels, precision."""
     return {
+        **_precision(config),
         "processor": processor(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "kernel": _kernel(config),
     }
+
+
+def _precision(config: Config) -> dict[str, str | float]:
+    return {f"precision.{key}": value for key, value in vars(config.precision).items()}
 
 
 def _kernel(config: Config) -> str:

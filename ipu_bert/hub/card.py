@@ -132,9 +132,10 @@ def _limits(facts: CardFacts) -> str:
     length, positions = facts.config.data.sequence_length, facts.config.model.max_positions
     lines = ["- It has been pre-trained only: for a task of its own it has to be fine-tuned."]
     if positions > length:
+        origin = "as model.init had them" if facts.config.model.init else "random, as they were before training"
         lines.append(
             f"- Positions {length} to {positions - 1} have never been trained here: their rows of the position "
-            f"embedding are random, as they were before training. The tokenizer's `model_max_length` is {length}; do "
+            f"embedding are {origin}. The tokenizer's `model_max_length` is {length}; do "
             "not use longer sequences."
         )
     lines.append("- It has learned from its text alone, with whatever is wrong or one-sided in it.")
