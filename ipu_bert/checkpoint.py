@@ -250,14 +250,16 @@ def _step_of(path: Path) -> int:
 def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
     """CheckpointError that lists every setting in which a checkpoint's run differs from this one, or names its text.
 
-    A setting that was added after the checkpoint was written counts as its default there. A checkpoint of a version
-    that did not record its prepared text is taken, with a warning.
+    Another precision is no other run: weights, moments and step are the same numbers on every engine. A setting that
+    was added after the checkpoint was written counts as its default there. A checkpoint of a version that did not
+    record its prepared text is taken, with a warning.
     """
     if found is None:
         raise CheckpointError(f"checkpoint {path}: expected the settings of its run in {_STATE}, found none")
     defaults = {key: value for key, value in identity(Config()).items() if key in expected}
     found = {**defaults, **found}
-    differing = [key for key in sorted(set(expected) | set(found)) if expected.get(key) != found.get(key)]
+    named = sorted(key for key in {*expected, *found} if not key.startswith("precision."))
+    differing = [key for key in named if expected.get(key) != found.get(key)]
     settings = [f"{k}: expected {expected.get(k)!r}, found {found.get(k)!r}" for k in differing if k not in _TEXT]
     if settings:
         raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(settings))

@@ -2,6 +2,7 @@
 
 RUN is a run's folder or one checkpoint of it. FOLDER, which appears whole or not at all, gets what transformers'
 AutoModel, AutoTokenizer and pipeline load without this project, and a model card; block-sparse weights are dense there.
+With --sparse they stay blocks, which `import ipu_bert.hub.auto` makes known to transformers.
 --push-to NAME also uploads it to the Hugging Face hub.
 """
 
@@ -24,15 +25,20 @@ from sparse_ops import files
 from sparse_ops.saying import say
 
 
-def export(trained: TrainedModel, folder: Path) -> None:
-    """Write model, tokenizer and card. Raises ValueError or OSError as `whole_folder` does."""
+def export(trained: TrainedModel, folder: Path, sparse: bool) -> None:
+    """Write model, tokenizer and card; sparse: in blocks. Raises ValueError or OSError as `whole_folder` does."""
     with whole_folder(folder) as aside:
-        save_pretrained(trained.model, aside)
+        if sparse:
+            from ipu_bert.hub.auto import save_sparse  # a second to import, which the dense form need not wait for
+
+            save_sparse(trained.model, aside)
+        else:
+            save_pretrained(trained.model, aside)
         save_tokenizer(trained.text, trained.config.data.sequence_length, aside)
-        files.write(aside / CARD, render_card(_facts(trained)))
+        files.write(aside / CARD, render_card(_facts(trained, sparse)))
 
 
-def _facts(trained: TrainedModel) -> CardFacts:
+def _facts(trained: TrainedModel, sparse: bool) -> CardFacts:
     return CardFacts(
         config=trained.config,
         counts=parameter_counts(trained.model.shape, assemble.weights(trained.config)),
@@ -42,6 +48,7 @@ def _facts(trained: TrainedModel) -> CardFacts:
         unigram_entropy=trained.text.unigram_entropy,
         seen_tokens=int(trained.text.seen.sum()),
         pairs=trained.text.pairs,
+        sparse_form=sparse,
     )
 
 
@@ -59,10 +66,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("folder", type=Path, help="where the model goes: a new folder, or an earlier export's")
     parser.add_argument("--push-to", metavar="NAME", help="also upload it to this repository of the hub, as USER/MODEL")
+    parser.add_argument("--sparse", action="store_true", help="keep block-sparse weights as blocks")
     options = parser.parse_args(argv)
     try:
         trained = load_model(options.run)
-        export(trained, options.folder)
+        export(trained, options.folder, options.sparse)
         say(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}", sys.stdout)
         length, positions = trained.config.data.sequence_length, trained.config.model.max_positions
         if positions > length:

@@ -15,13 +15,14 @@ from sparse_ops import native
 ROUNDING = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # choose torch's products
 
 
-def conditions(config: Config) -> dict[str, str | int]:
-    """All that the rounding of a step depends on beside the config.
+def conditions(config: Config) -> dict[str, str | int | float]:
+    """All that the rounding of a step depends on and a resume may change, precision among it.
 
     instructions: those that torch's own kernels use. environment: variables that choose torch's products. library: the
     native kernels' sources, flags and compiler.
     """
     return {
+        **_precision(config),
         "processor": processor(),
         "torch": torch.__version__,
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -30,6 +31,10 @@ def conditions(config: Config) -> dict[str, str | int]:
         "kernel": _kernel(config),
         "library": native.fingerprint() if _kernel(config).startswith("native") else "none",
     }
+
+
+def _precision(config: Config) -> dict[str, str | float]:
+    return {f"precision.{key}": value for key, value in vars(config.precision).items()}
 
 
 def _kernel(config: Config) -> str:

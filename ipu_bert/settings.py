@@ -8,6 +8,7 @@ from typing import Any, Collection, List, Optional, Union
 from ipu_bert.lr_schedules import LR_SCHEDULES
 from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.schedules import SCHEDULES
+from sparse_ops.linear import PATTERNS
 from sparse_ops.norms import NORMS
 
 # Upper limits are far above what anybody trains, and low enough that all that is counted from them takes seconds.
@@ -43,6 +44,11 @@ class RunSettings:
 class ModelSettings:
     """Size of BERT; the vocabulary's size comes from the prepared data."""
 
+    init: str = setting(
+        "",
+        "where weights start: a folder or hub name of a BERT that transformers opens (safetensors), or a run's folder "
+        "or checkpoint; sizes and data.tokenizer follow from it; empty: random",
+    )
     layers: int = setting(2, "encoder layers L", low=1, high=1000)
     hidden_size: int = setting(128, "hidden size H", low=1, high=65_536)
     heads: int = setting(0, "attention heads; 0: H / 64, as in the BERT family", low=0, high=65_536)
@@ -64,6 +70,12 @@ class SparsitySettings:
         choices=("dynsparse", "static", "dense"),
     )
     sparsity: float = setting(0.9, "share s of each sparse weight that does not exist", low=0, below=1)
+    init_pattern: str = setting(
+        "magnitude",
+        "with model.init, where blocks of its weights are taken: the largest by L1 norm, or at `random`; weights of a "
+        "run that has as many blocks keep their places",
+        choices=PATTERNS,
+    )
     block_size: int = setting(16, "side b of the square blocks", choices=(1, 4, 8, 16))
     updates: int = setting(
         80, "n: the run is cut into n parts, and patterns change n - 1 times between them", low=1, high=1_000_000

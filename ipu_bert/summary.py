@@ -74,8 +74,11 @@ def _counted(config: Config, vocab_size: int) -> tuple[BertShape, ParameterCount
 
 
 def _pattern_change(config: Config, layers: Mapping[str, BlockSparseLinear], steps: int) -> PatternChange | None:
-    """The first layer's query-key-value weight (or the first sparse one), at the start and now."""
-    if not layers:
+    """The first layer's query-key-value weight (or the first sparse one), at the start and now.
+
+    None without sparse weights, and where the start was that of another model.
+    """
+    if not layers or config.model.init:
         return None
     name = next((name for name in layers if name.endswith("qkv")), next(iter(layers)))
     weight = next(weight for weight in assemble.weights(config) if weight.name == name)

@@ -24,6 +24,7 @@ from ipu_bert.record.metrics import Metrics
 from ipu_bert.run_folder import Origin, RunFolder
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
+from ipu_bert.starting import start
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
 from sparse_ops import files
@@ -51,6 +52,8 @@ class Trainer:
         self.quality = text_quality(self.data, config.data.sequence_length)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer)
         self._train_batches = assemble.train_batches(config, self.train_stream, self.engine)
+        if resume is None and config.model.init:
+            self._start()
         self.updater = assemble.make_updater(config)
         if self.updater is not None:
             with self.engine.host_state() as host:
@@ -59,11 +62,19 @@ class Trainer:
         self._skipped: int = info.get("skipped_in_a_row", 0)
         self._elapsed_before, self._started = info.get("elapsed_seconds", 0.0), time.monotonic()
         self._conditions = conditions(config)
-        self._changed = changed(info.get("conditions", {}), self._conditions)
+        # Older versions said the precision among the settings alone.
+        self._changed = changed({**info.get("identity", {}), **info.get("conditions", {})}, self._conditions)
         self._stop = StopRequest()
         self._origin = None if resume is None else Origin(resume, self.step)
         if resume is not None:
             self._load(resume, groups, info)
+
+    def _start(self) -> None:
+        """Take the weights and patterns of `model.init`; moments stay zero."""
+        found = start(self.config, self.data)
+        self.engine.load_state({**self.engine.state(), "model": found.state}, 0)
+        for line in found.said:
+            say(line, sys.stderr)
 
     def run(self) -> Path:
         """Train to the last step or `train.stop_at`, then evaluate, save and report; returns the run's folder.

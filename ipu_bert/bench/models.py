@@ -13,11 +13,11 @@ from ipu_bert.config import load_config
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.engines.torch_engine import TorchEngine
-from ipu_bert.hub.shapes import hugging_face_config
 from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import Optimization, adamw
 from ipu_bert.precision import Precision
 from ipu_bert.settings import OptimSettings, SparsitySettings
+from ipu_bert.sizes.config_json import hugging_face_config
 from ipu_bert.sizes.shape import BertShape, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch

@@ -9,6 +9,7 @@ from ipu_bert.config.automatic import place_automatically
 from ipu_bert.config.build import build
 from ipu_bert.config.checks import cross_checks
 from ipu_bert.config.give_way import give_way
+from ipu_bert.config.initial import follow_initial
 from ipu_bert.config.resolve import resolve
 from ipu_bert.config.written import ConfigError, config_path, keys_of, read
 from ipu_bert.settings import Config
@@ -30,7 +31,9 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
             errors.append(str(error))
     config = build(written.tree, errors)
     if not errors:
-        config.gave_way = give_way(config, written)
+        written, followed = follow_initial(config, written)
+        config = build(written.tree, errors)
+        config.gave_way = [*followed, *give_way(config, written)]
     return _checked(config, path.stem, errors, written.users)
 
 

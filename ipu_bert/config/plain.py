@@ -26,6 +26,7 @@ def identity(config: Config) -> dict[str, Any]:
     Left out: names and folders, logging, how often to evaluate and save, where to stop, threads and kernels.
     """
     free = {"run.name", "run.dir", "train.stop_at", "train.skip_non_finite", "data.dir", "data.workers", "data.path"}
+    free |= {"model.init", "sparsity.init_pattern"}  # what a run started from is in its checkpoints
     flat = {f"{s}.{k}": v for s, keys in as_dict(config).items() for k, v in keys.items()}
     return {
         key: value

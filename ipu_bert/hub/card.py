@@ -27,7 +27,7 @@ class CardFacts:
     """What a card says. heldout: means of the evaluation after `step` as metrics.jsonl has them, None where none is.
 
     unigram_entropy [nats]: loss of word frequencies alone on the same text. seen_tokens: of the training text. pairs:
-    whether next-sentence prediction was trained.
+    whether next-sentence prediction was trained. sparse_form: whether weights are stored as blocks.
     """
 
     config: Config
@@ -38,6 +38,7 @@ class CardFacts:
     unigram_entropy: float
     seen_tokens: int
     pairs: bool
+    sparse_form: bool
 
 
 def render_card(facts: CardFacts) -> str:
@@ -84,13 +85,16 @@ def _opening(facts: CardFacts) -> str:
 
 
 def _use(facts: CardFacts) -> str:
+    first = "import ipu_bert.hub.auto  # makes the sparse form known\n" if facts.sparse_form else ""
     note = (
-        "Block-sparse weights are written dense here, with zeros, so that transformers alone loads them."
+        "Weights are stored and multiplied as blocks, by the package `ipu-bert-dynsparse`."
+        if facts.sparse_form
+        else "Block-sparse weights are written dense here, with zeros, so that transformers alone loads them."
         if facts.counts.sparse
         else "transformers alone loads it."
     )
     return (
-        "```python\nfrom transformers import pipeline\n\n"
+        f"```python\n{first}from transformers import pipeline\n\n"
         'pipeline("fill-mask", model="FOLDER_or_NAME")("The people of the [MASK] States")\n```\n\n' + note
     )
 
@@ -132,9 +136,10 @@ def _limits(facts: CardFacts) -> str:
     length, positions = facts.config.data.sequence_length, facts.config.model.max_positions
     lines = ["- It has been pre-trained only: for a task of its own it has to be fine-tuned."]
     if positions > length:
+        origin = "as model.init had them" if facts.config.model.init else "random, as they were before training"
         lines.append(
             f"- Positions {length} to {positions - 1} have never been trained here: their rows of the position "
-            f"embedding are random, as they were before training. The tokenizer's `model_max_length` is {length}; do "
+            f"embedding are {origin}. The tokenizer's `model_max_length` is {length}; do "
             "not use longer sequences."
         )
     lines.append("- It has learned from its text alone, with whatever is wrong or one-sided in it.")

@@ -8,9 +8,9 @@ from typing import Sequence
 
 from safetensors.torch import load_file, save_file
 
-from ipu_bert.hub.shapes import hugging_face_config, shape_from_config
 from ipu_bert.hub.weights import TIED, from_hugging_face, to_hugging_face
 from ipu_bert.model import BertForPreTraining, LinearFactory, dense_linear
+from ipu_bert.sizes.config_json import hugging_face_config, shape_from_config
 from sparse_ops import files
 
 

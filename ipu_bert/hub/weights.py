@@ -32,7 +32,7 @@ def to_hugging_face(model: BertForPreTraining) -> dict[str, Tensor]:
     Untied tensors are copies on the CPU in the model's dtype; what lies outside a pattern is 0.
     """
     state: dict[str, Tensor] = {}
-    for name, weight in _own_weights(model).items():
+    for name, weight in own_weights(model).items():
         dense = weight.to_dense() if isinstance(weight, BlockSparseLinear) else weight
         dense = dense.detach().to("cpu", copy=True).contiguous()
         names = _their_names(name)
@@ -65,7 +65,7 @@ def from_hugging_face(
     plan = []
     missing: list[str] = []
     used: set[str] = {*NOT_WEIGHTS, *TIED}
-    for name, target in _own_weights(model).items():
+    for name, target in own_weights(model).items():
         names = _their_names(name)
         used.update(names)
         absent = [part for part in names if part not in state]
@@ -88,7 +88,7 @@ def from_hugging_face(
             target.copy_(source)
 
 
-def _own_weights(model: BertForPreTraining) -> dict[str, Tensor | BlockSparseLinear]:
+def own_weights(model: BertForPreTraining) -> dict[str, Tensor | BlockSparseLinear]:
     """Each parameter by the name it would have if dense; a sparse layer stands for its own weight."""
     found: dict[str, Tensor | BlockSparseLinear] = {}
     for prefix, module in model.named_modules():

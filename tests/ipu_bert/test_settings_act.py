@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from ipu_bert import assemble, checkpoint
+from ipu_bert import assemble, checkpoint, starting
 from ipu_bert.config import Config, as_dict
 from ipu_bert.engines import simulator
 from ipu_bert.engines.base import NonFiniteError
@@ -25,6 +25,7 @@ from ipu_bert.engines.ipu.build import make_run
 from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import inference_options, training_options
 from ipu_bert.engines.simulator import executor
+from ipu_bert.hub.start import Taken
 from ipu_bert.model import sparse_layers
 from ipu_bert.record.metrics import Metrics, read_metrics
 from ipu_bert.run_folder import RunFolder
@@ -60,6 +61,20 @@ class Built:
     @cached_property
     def sparse(self) -> Any:
         return dict(sparse_layers(self.model))
+
+    @cached_property
+    def started(self) -> dict[str, Any]:
+        """What a new run asks for when it takes another model's weights; empty where it does not."""
+        asked: dict[str, Any] = {}
+
+        def taking(model: Any, source: Any, pattern: str, seed: int) -> Taken:
+            asked.update(source=next(name for name in source if name == "cls.predictions.bias"), pattern=pattern)
+            return Taken((), 0, None)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(starting, "take_weights", taking)
+            Trainer(self.config)
+        return asked
 
     @cached_property
     def engine(self) -> Any:
@@ -154,6 +169,7 @@ case("run.name", "other", lambda b: assemble.plan(b.config)["name"])
 case("run.dir", "FOLDER/elsewhere", lambda b: str(b.folder), None, "train.stop_at=1")
 case("run.seed", 7, lambda b: (b.stream.options.seed, b.updater.plan.seed, b.run.seed), (7, 7, 7))
 
+case("model.init", "FINISHED", lambda b: b.started.get("source"), "cls.predictions.bias")
 case("model.layers", 3, lambda b: len(b.model.bert.encoder.layer))
 case("model.hidden_size", 96, lambda b: b.model.bert.embeddings.word_embeddings.weight.shape[1])
 case("model.heads", 4, lambda b: b.layer.attention.self.heads)
@@ -170,6 +186,7 @@ case(
     pytest.approx(1.0, rel=0.01),
 )
 
+case("sparsity.init_pattern", "random", lambda b: b.started["pattern"], None, "model.init=FINISHED")
 case("sparsity.method", "static", lambda b: (b.updater, len(b.sparse)), (None, 8))
 case("sparsity.sparsity", 0.5, lambda b: b.layer.attention.self.qkv.pattern.density)
 case("sparsity.block_size", 4, lambda b: b.layer.output.dense.block_size)
@@ -295,8 +312,10 @@ def test_every_setting_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_a_setting_reaches_what_obeys_it(key: str, tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_setting_reaches_what_obeys_it(key: str, tiny: Callable[..., Config], tmp_path: Path, finished: Path) -> None:
     value, expected, probe, beside = CASES[key]
+    value = str(finished) if value == "FINISHED" else value
+    beside = tuple(text.replace("FINISHED", str(finished)) for text in beside)
     if key == "run.dir":
         value = expected = str(tmp_path / "elsewhere")
     written = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]

@@ -16,6 +16,7 @@ OTHERS: dict[str, list[object]] = {
     "run.name": ["mine"],
     "run.dir": ["elsewhere"],
     "run.seed": [7],
+    "model.init": ["./nowhere"],
     "model.layers": [1, 3, 24],
     "model.hidden_size": [64, 208, 512],
     "model.heads": [1, 2],
@@ -27,6 +28,7 @@ OTHERS: dict[str, list[object]] = {
     "model.initializer_range": [0.01],
     "sparsity.method": ["dense", "static"],
     "sparsity.sparsity": [0.0, 0.5, 0.95],
+    "sparsity.init_pattern": ["random"],
     "sparsity.block_size": [1, 4],
     "sparsity.updates": [1, 50],
     "sparsity.pruning_ratio": [0.2],
@@ -104,8 +106,9 @@ OTHERS: dict[str, list[object]] = {
     "log.wandb": [True],
 }
 # Where nothing obvious follows: which file to read is not known, an engine cannot do it, or the layers are others.
-ON_TORCH = {'data.source="files"', 'precision.compute="float16"'}
+ON_TORCH = {'model.init="./nowhere"', 'data.source="files"', 'precision.compute="float16"'}
 ON_IPUS = {
+    'model.init="./nowhere"',
     'data.source="files"',
     'precision.compute="bfloat16"',
     'sparsity.growth="gradient"',

@@ -12,9 +12,9 @@ from small_models import make_shape, sparse_model
 from torch import nn
 
 from ipu_bert.hub.dense import load_pretrained, save_pretrained
-from ipu_bert.hub.shapes import shape_from_config
 from ipu_bert.hub.weights import TIED, from_hugging_face, to_hugging_face
 from ipu_bert.model import BertForPreTraining, sparse_layers
+from ipu_bert.sizes.config_json import shape_from_config
 from ipu_bert.sizes.shape import BertShape
 
 SHAPE = make_shape(layers=2, vocab_size=60, max_positions=24, dropout=0.1, layer_norm_eps=1e-7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from ipu_bert.sizes.shape import BertShape
+from ipu_bert.sizes.shape import TOKEN_TYPES, BertShape
 
 # Hugging Face's config key of each field of BertShape.
 CONFIG_KEYS = {
@@ -33,6 +33,16 @@ FIXED_CONFIG = {
 }
 
 
+# Of keys that older files leave out, what transformers' BertConfig then takes.
+LEFT_OUT = {
+    "type_vocab_size": TOKEN_TYPES,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+}
+
+
 def hugging_face_config(shape: BertShape) -> dict[str, Any]:
     """What transformers' config.json says for this shape."""
     sizes = {theirs: getattr(shape, ours) for ours, theirs in CONFIG_KEYS.items()}
@@ -47,7 +57,13 @@ def shape_from_config(config: Mapping[str, Any]) -> BertShape:
     for key, expected in FIXED_CONFIG.items():
         if config.get(key, expected) != expected:
             raise ValueError(f"config.json: expected {key} {expected!r}, found {config[key]!r}")
+    config = {**LEFT_OUT, **config}
     missing = [key for key in CONFIG_KEYS.values() if key not in config]
     if missing:
         raise ValueError(f"config.json: expected a BERT config, found no {', '.join(missing)}")
+    for key in CONFIG_KEYS.values():
+        if type(config[key]) not in (int, float):
+            raise ValueError(f"config.json: expected a number for {key}, found {config[key]!r:.60}")
+    if config["type_vocab_size"] != TOKEN_TYPES:
+        raise ValueError(f"config.json: expected type_vocab_size {TOKEN_TYPES}, found {config['type_vocab_size']}")
     return BertShape(**{ours: config[theirs] for ours, theirs in CONFIG_KEYS.items()})

@@ -1,0 +1,89 @@
+"""Somebody else's BERT: the weights of a folder, or of a name on the hub, by our names. No pickle is ever loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Mapping
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ipu_bert.data.errors import one_line
+from ipu_bert.hub.weights import NOT_WEIGHTS, QKV_PARTS, TIED
+from ipu_bert.hub_files import find_file
+from ipu_bert.json_file import read_object
+
+_WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}  # of LayerNorm, in the oldest checkpoints
+
+
+def read_bert(where: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights in float32 by our names, query, key and value as one, and the names of those that no BERT of ours has.
+
+    Takes what transformers' BertModel, BertForMaskedLM, BertForPreTraining and others with a `bert.` write, in one file
+    or several. Raises ValueError, one line, where there are no safetensors, they cannot be read, or the decoder is not
+    tied to the word embedding.
+    """
+    state = {_modern(name): tensor for name, tensor in _read(where).items() if name not in NOT_WEIGHTS}
+    if not any(name.startswith("bert.") for name in state):
+        state = {f"bert.{name}": tensor for name, tensor in state.items() if f"bert.{name}" not in NOT_WEIGHTS}
+    for tied, name in TIED.items():
+        decoder = state.pop(tied, None)
+        if decoder is not None and name in state and not torch.equal(decoder, state[name]):
+            raise ValueError(f"{where}: expected {tied} to be tied to {name}, found another tensor")
+        if decoder is not None and name not in state and name.endswith("bias"):
+            state[name] = decoder
+    ours = {name: tensor.float() for name, tensor in state.items() if name.startswith(("bert.", "cls."))}
+    return _fused(ours), sorted(set(state) - set(ours))
+
+
+def _modern(name: str) -> str:
+    for old, new in _OLD_NAMES.items():
+        if name.endswith("LayerNorm" + old):
+            return name[: -len(old)] + new
+    return name
+
+
+def _read(where: str) -> dict[str, Tensor]:
+    """All tensors under the names that the files have."""
+    index = find_file(where, _INDEX)
+    file = None if index is not None else find_file(where, _WEIGHTS)
+    if index is not None:
+        names = sorted(set(read_object(index).get("weight_map", {}).values()))
+        files = [_part(where, str(name)) for name in names]
+    elif file is not None:
+        files = [file]
+    elif find_file(where, _PICKLE) is not None:
+        convert = f"from transformers import BertForPreTraining as B; B.from_pretrained('{where}')"
+        raise ValueError(
+            f"{where}: expected {_WEIGHTS}, found {_PICKLE}, a pickle, which can run any code and is never loaded; if "
+            f"you trust it, convert it to a folder NEW: python -c \"{convert}.save_pretrained('NEW')\""
+        )
+    else:
+        raise ValueError(f"{where}: expected {_WEIGHTS}, found none")
+    state: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            state.update(load_file(str(path)))
+        except Exception as error:  # safetensors raises many kinds for a file that is none
+            raise ValueError(f"{path}: cannot be read as safetensors: {one_line(error)}") from None
+    return state
+
+
+def _part(where: str, name: str) -> Path:
+    file = find_file(where, name) if name == Path(name).name and name.endswith(".safetensors") else None
+    if file is None:
+        raise ValueError(f"{where}: expected the part {name:.80} of the weights, a safetensors file in it, found none")
+    return file
+
+
+def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value of a layer as one, where all three are there."""
+    fused = dict(state)
+    for name in state:
+        before, dot, kind = name.rpartition(f".{QKV_PARTS[0]}.")
+        parts = [f"{before}.{part}.{kind}" for part in QKV_PARTS]
+        if dot and all(part in state for part in parts):
+            fused[f"{before}.qkv.{kind}"] = torch.cat([fused.pop(part) for part in parts])
+    return fused

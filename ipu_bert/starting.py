@@ -1,0 +1,72 @@
+"""Where a run's weights start: those of the model that `model.init` names, a BERT of others or a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ipu_bert import assemble, checkpoint
+from ipu_bert.config import Config
+from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.hub.source import read_bert
+from ipu_bert.hub.start import Taken, Weights, take_weights
+from ipu_bert.hub.weights import own_weights
+from ipu_bert.trained import load_model
+
+
+@dataclass(frozen=True)
+class Start:
+    """state: of the whole model. said: a line for each thing to know about it."""
+
+    state: dict[str, Tensor]
+    said: tuple[str, ...]
+
+
+def start(config: Config, files: TokenFiles) -> Start:
+    """The model of this config with the weights, and where they fit the patterns, of `model.init`.
+
+    Raises ValueError, one line, where that cannot be read, is no such BERT, or, for a run, knows other words.
+    """
+    where = config.model.init
+    try:
+        source, left = _of_run(where, files) if _is_run(where) else read_bert(where)
+        model = assemble.make_model(config, files.vocab_size)
+        taken = take_weights(model, source, config.sparsity.init_pattern, config.run.seed)
+    except ValueError as error:
+        raise ValueError(f"model.init {where}: {error}") from None
+    return Start(model.state_dict(), (f"started from {where}{_in_words(taken, config)}", *_left(left)))
+
+
+def _is_run(where: str) -> bool:
+    try:
+        checkpoint.find(Path(where))
+    except checkpoint.CheckpointError:
+        return False
+    return True
+
+
+def _of_run(where: str, files: TokenFiles) -> tuple[Weights, list[str]]:
+    trained = load_model(Path(where))
+    if trained.text.vocabulary() != files.vocabulary():
+        raise ValueError(
+            f"expected text in the words that it was trained with, found other ones in {files.directory}: leave "
+            "data.tokenizer out, or name its tokenizer.json"
+        )
+    return own_weights(trained.model), []
+
+
+def _in_words(taken: Taken, config: Config) -> str:
+    text = f"; start anew: {', '.join(taken.anew)}" if taken.anew else ""
+    if taken.cut:
+        text += f"; {taken.cut} rows of its word embedding stand for no id and are left out"
+    if taken.kept is not None:
+        kind = "largest" if config.sparsity.init_pattern == "magnitude" else "random"
+        text += f"; {kind} blocks hold {100 * taken.kept:.1f} % of the L1 mass of the weights that are sparse now"
+    return text
+
+
+def _left(names: list[str]) -> list[str]:
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return [f"left out of it, since no model here has them: {shown}"] if names else []

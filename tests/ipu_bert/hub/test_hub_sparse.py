@@ -1,0 +1,117 @@
+"""The sparse form through transformers' own doors: Auto classes, pipeline, Trainer; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from small_models import make_shape, sparse_model
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from ipu_bert import export_run
+from ipu_bert.hub.auto import save_sparse
+from ipu_bert.hub.dense import save_pretrained
+from ipu_bert.model import sparse_layers
+from ipu_bert.trained import load_model
+
+
+@pytest.fixture
+def folder(finished, tmp_path) -> Path:
+    assert export_run.main([str(finished), str(tmp_path / "sparse"), "--sparse"]) == 0
+    return tmp_path / "sparse"
+
+
+def test_logits_are_the_runs_own(finished, folder, seed):
+    model = load_model(finished).model.eval()
+    ids = torch.randint(5, 900, (3, 20), generator=torch.Generator().manual_seed(seed))
+    mask, types = torch.ones_like(ids), torch.zeros_like(ids)
+    mask[0, 15:], types[:, 8:] = 0, 1
+    with torch.no_grad():
+        expected = model(ids, types, mask, torch.arange(20).expand(ids.shape))[0]
+        hidden, pooled = model.bert(ids, types, mask)
+        found = AutoModelForMaskedLM.from_pretrained(folder)(ids, mask, types, labels=ids)
+        encoded = AutoModel.from_pretrained(folder)(ids, mask, types)
+    assert torch.equal(found.logits, expected)
+    assert torch.equal(encoded.last_hidden_state, hidden)
+    assert torch.equal(encoded.pooler_output, pooled)
+    every = -expected.log_softmax(-1).gather(-1, ids[..., None])
+    assert float(found.loss) == pytest.approx(float(every.mean()), rel=1e-5)
+
+
+def test_what_is_saved_again_is_the_same(finished, folder, tmp_path):
+    AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "again").state_dict()
+    expected = load_model(finished).model.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
+    assert not [path for path in (tmp_path / "again").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    assert all(isinstance(tensor, torch.Tensor) for tensor in load_file(tmp_path / "again/model.safetensors").values())
+
+
+def test_pipeline_fills_masks(finished, folder, tmp_path):
+    assert export_run.main([str(finished), str(tmp_path / "dense")]) == 0
+    text = "The people of the [MASK] States."
+    sparse, dense = (pipeline("fill-mask", model=str(path))(text) for path in (folder, tmp_path / "dense"))
+    assert sparse[0]["token"] == dense[0]["token"]
+    assert [x["score"] for x in sparse] == pytest.approx([x["score"] for x in dense], abs=1e-5)
+
+
+def test_trainer_trains_a_classifier_on_it(folder, tmp_path, capsys):
+    """Two classes told apart by one word: from chance to right, blocks at the same places, in a few steps."""
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [("war " if label else "peace ") * 3 for label in (0, 1)] * 8
+    rows = [{**tokenizer(text), "labels": number % 2} for number, text in enumerate(texts)]
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    assert "starts at random: classifier.weight, classifier.bias" in capsys.readouterr().out
+    places = {name: layer.pattern.keys() for name, layer in sparse_layers(model)}
+    before = {name: layer.values.detach().clone() for name, layer in sparse_layers(model)}
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "out"), max_steps=12, per_device_train_batch_size=16, learning_rate=3e-3, report_to=[],
+        save_strategy="no", use_cpu=True, seed=1, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model, arguments, train_dataset=rows, data_collator=transformers.DataCollatorWithPadding(tokenizer)
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "tuned"))
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned")
+    for name, layer in sparse_layers(tuned):
+        assert torch.equal(layer.pattern.keys(), places[name])
+        assert not torch.equal(layer.values, before[name])
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    classify = pipeline("text-classification", model=str(tmp_path / "tuned"))
+    assert [found["label"] for found in classify(texts[:2])] == ["LABEL_0", "LABEL_1"]
+
+
+def test_the_encoder_takes_about_its_density(tmp_path):
+    """0.9 sparse in 16x16 blocks: 8 bytes of positions for 1,024 of values, and the biases and norms."""
+    shape = make_shape(layers=2, hidden_size=160, heads=2, intermediate_size=640, vocab_size=8, max_positions=8)
+    model = sparse_model(shape, 0.9, 16)
+    save_sparse(model, tmp_path / "sparse")
+    save_pretrained(model, tmp_path / "dense")
+    sparse, dense = (load_file(tmp_path / kind / "model.safetensors") for kind in ("sparse", "dense"))
+    sizes = [
+        sum(t.numel() * t.element_size() for name, t in tensors.items() if "encoder" in name)
+        for tensors in (sparse, dense)
+    ]
+    assert 0.1 < sizes[0] / sizes[1] < 0.12
+
+
+def test_what_cannot_be_loaded_is_one_line(folder):
+    good = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(good[:99])
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"found no model\.safetensors"):
+        AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(good)
+    config = json.loads((folder / "config.json").read_text())
+    config["blocks"]["bert.encoder.layer.0.output.dense"][1] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"expected the weights that config\.json describes, found other"):
+        AutoModel.from_pretrained(folder)
