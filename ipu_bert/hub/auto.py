@@ -73,6 +73,7 @@ class SparseBertConfig(PretrainedConfig):
 class SparseBertPreTrainedModel(PreTrainedModel):
     """What the three models share: how they are loaded."""
 
+    bert: Bert
     config_class = SparseBertConfig
     base_model_prefix = "bert"
 
@@ -83,7 +84,9 @@ class SparseBertPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     @classmethod
-    def from_pretrained(cls, where: Any, *args: Any, config: Any = None, dtype: Any = None, **rest: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, where: Any, *args: Any, config: Any = None, dtype: Any = None, **rest: Any
+    ) -> SparseBertPreTrainedModel:
         """The model of a folder or a name on the hub, for inference; heads that are not there start at random.
 
         Raises ValueError, one line, for files that are missing, damaged, or of another model.
@@ -107,7 +110,9 @@ class SparseBertPreTrainedModel(PreTrainedModel):
         if missing:
             say(f"{where}: not in it, starts at random: {', '.join(missing)}", sys.stdout)
         model.load_state_dict({name: state.get(name, tensor) for name, tensor in mine.items()})
-        return model.to(dtype).eval() if isinstance(dtype, torch.dtype) else model.eval()
+        if isinstance(dtype, torch.dtype):
+            nn.Module.to(model, dtype)
+        return model.eval()
 
     def _encoded(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
@@ -167,6 +172,7 @@ class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
 
     def __init__(self, config: SparseBertConfig) -> None:
         super().__init__(config)
+        assert config.num_labels is not None
         self.bert = Bert(config.shape, config.linear())
         self.dropout = nn.Dropout(config.shape.dropout)
         self.classifier = nn.Linear(config.shape.hidden_size, config.num_labels)
