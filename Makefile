@@ -1,6 +1,6 @@
 # Two commands: `make pretrain` trains the quickstart, `make test` checks everything. Both need Python 3.11 and g++ only.
 # `make hooks`: no commit is made that `make lint` refuses.
-# `make fuzz`, `make chaos`, `make soak`: the attacks of docs/reliability.md, at length; `make chaos KILLS=1000` for more.
+# `make fuzz`, `make sanitize`, `make chaos`, `make soak`: the attacks of docs/reliability.md, at length, or `KILLS=1000` for more.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -8,7 +8,7 @@ EXAMPLES ?= 1000
 KILLS ?= 500
 MINUTES ?= 60
 
-.PHONY: pretrain test fuzz chaos soak lint hooks docs wheel wheel-test clean
+.PHONY: pretrain test fuzz sanitize chaos soak lint hooks docs wheel wheel-test clean
 
 $(VENV)/ready: requirements.txt requirements-mix.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,15 @@ test: lint
 
 fuzz: $(VENV)/ready
 	FUZZ=$(EXAMPLES) $(RUN) -m pytest tests/attack
+
+# The native kernels under AddressSanitizer, given EXAMPLES of indices that no pattern has, and their other tests. Its
+# runtime has to be loaded before Python, and libstdc++ with it, whose exceptions it wraps; nothing of it is in the build.
+SANITIZED := CXX="g++ -fsanitize=address" SPARSE_OPS_CACHE=build/sanitized
+sanitize: $(VENV)/ready
+	$(SANITIZED) $(RUN) -m sparse_ops.build
+	$(SANITIZED) FUZZ=$(EXAMPLES) ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	    $(RUN) -m pytest -s -n 0 tests/attack/test_attack_index.py tests/sparse_ops/test_native.py -k "not lay_structures"
 
 chaos: $(VENV)/ready
 	PYTHONPATH=. $(RUN) tests/attack/chaos.py $(KILLS)

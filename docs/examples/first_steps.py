@@ -3,6 +3,7 @@
 import time
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparse_ops import native, sparsify
@@ -27,10 +28,10 @@ dense, model = feed_forward(), feed_forward()
 layers = sparsify(model, block_size=16, sparsity=0.9)
 x = torch.randn(1024, 1024)
 seconds = step_seconds(dense, x), step_seconds(model, x)
-torch.save(model.state_dict(), "model.pt")
+save_file(model.state_dict(), "model.safetensors")
 loaded = feed_forward()
 sparsify(loaded, block_size=16, sparsity=0.9)  # other positions, until the saved ones are loaded
-loaded.load_state_dict(torch.load("model.pt", weights_only=True))
+loaded.load_state_dict(load_file("model.safetensors"))
 assert torch.equal(loaded(x), model(x))
 kernel = f"native, {native.level()}" if native.available() else "plain torch"
 print(f"a step: dense {seconds[0]:.3f} s, sparse {seconds[1]:.3f} s ({kernel})")

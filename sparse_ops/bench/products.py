@@ -1,6 +1,6 @@
 """Measure the block-sparse products: ours, torch's dense ones, and every other implementation that is installed.
 
-    python -m sparse_ops.bench [--quick | --full] [--json PATH] [--plot PATH] [--threads N]
+    python -m sparse_ops.bench [--quick | --full | --very-sparse] [--json PATH] [--plot PATH] [--threads N]
 
 Every implementation is first checked against float64, then all of a cell (one weight, token count, block size, density
 and product) run in turn in one process, so that a busy machine slows all of them alike. epsilon is the time per
@@ -44,7 +44,9 @@ from sparse_ops.pattern import BLOCK_SIZES
 SHAPES = ((512, 512), (2048, 512), (512, 2048), (768, 768), (3072, 768), (768, 3072))
 TOKENS = (1024, 4096)
 DENSITIES = (0.25, 0.1, 0.05, 0.01)
+VERY_SPARSE = [(4096, 1024, 2048, 1, f) for f in (0.1, 0.01, 0.003, 0.001)]  # cells
 SLOW_CALL = 1.0  # seconds
+MASKED = ("ours", "dense", "masked dense")  # what --very-sparse compares
 BUDGET = {1: 2.0, 16: 1.2}  # the paper's largest epsilon for a win in time
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # on the largest error over the typical entry
 
@@ -92,7 +94,7 @@ def measure(
             try:
                 first = sample(functions[name])
                 _check(name, problem, product, first.result)
-                if first.seconds > SLOW_CALL and name not in ("dense", "ours"):
+                if first.seconds > SLOW_CALL and name not in MASKED:
                     once[name] = [replace(first, result=None)]
                     del functions[name]
                     if name.startswith("dense"):
@@ -186,6 +188,19 @@ def budgets(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
+def times_faster(records: list[Record]) -> str:
+    """How many times faster ours is than dense and than dense times a mask, all three products together, by density."""
+    milliseconds: dict[float, dict[str, float]] = {}
+    for r in records:
+        row = milliseconds.setdefault(r["density"], dict.fromkeys(MASKED, 0.0))
+        row[r["implementation"]] += r["milliseconds"]
+    return "\n".join(
+        f"sparsity {1 - density:g}: "
+        + ", ".join(f"{name} {ms:.1f} ms ({ms / row['ours']:.1f} times ours)" for name, ms in row.items())
+        for density, row in milliseconds.items()
+    )
+
+
 def plot(records: list[Record], path: Path) -> None:
     """A PNG of every implementation's epsilon by block size, one panel per product, at density 0.1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -220,6 +235,7 @@ def main(arguments: list[str]) -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="one 768x768 weight, 1024 tokens, density 0.1")
     size.add_argument("--full", action="store_true", help="every implementation in every cell (an hour or more)")
+    size.add_argument("--very-sparse", action="store_true", help="1x1 at sparsity 0.9 to 0.999, dense and masks")
     parser.add_argument("--json", type=file_to_write(), metavar="PATH", help="write the records there")
     parser.add_argument("--plot", type=file_to_write(".png"), metavar="PATH", help="write a plot of epsilon there")
     parser.add_argument("--threads", type=whole_number(0), default=0, help="default: torch's")
@@ -237,14 +253,15 @@ def main(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", message="Sparse (CSR|BSR)")
     records: list[Record] = []
     slow: dict[Any, Sample] = {}
-    for cell in cells(options.quick):
-        names = implementations_for(cell, options.quick, options.full)
+    for cell in VERY_SPARSE if options.very_sparse else cells(options.quick):
+        names = MASKED if options.very_sparse else implementations_for(cell, options.quick, options.full)
         found = measure(cell, names, repeats=9, patience=0.4, seed=options.seed, slow=slow)
         print(table(found) if not records else table(found).split("\n", 1)[1], flush=True)
         records += found
         if options.json:  # after every cell, so that an interrupted run keeps what it has
             write(options.json, json.dumps(records, indent=1))
-    print(f"{torch.get_num_threads()} threads, {native.level()}, torch {torch.__version__}\n{budgets(records)}")
+    print(f"{torch.get_num_threads()} threads, {native.level()}, torch {torch.__version__}")
+    print(times_faster(records) if options.very_sparse else budgets(records))
     if options.plot:
         plot(records, options.plot)
     return 0

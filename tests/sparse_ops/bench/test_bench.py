@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -202,6 +203,25 @@ def test_the_command_writes_records_and_a_plot(tmp_path: Path, monkeypatch: pyte
     assert {r["block"] for r in records} == {1, 16}
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.png"}
+
+
+@needs_native
+def test_very_sparse_weights_beside_dense_and_masks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(bench, "VERY_SPARSE", [(64, 64, 20, 1, 0.01)])
+    assert bench.main(["--very-sparse"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"sparsity 0.99: ours [\d.]+ ms \(1.0 times ours\), dense .* times ours\), masked dense .* times ours\)", last
+    )
+
+
+def test_times_faster_adds_the_three_products() -> None:
+    times = {"ours": 1.0, "dense": 5.0, "masked dense": 6.0}
+    records = [{"density": 0.01, "implementation": i, "milliseconds": m} for i, m in times.items() for _ in range(3)]
+    expected = "ours 3.0 ms (1.0 times ours), dense 15.0 ms (5.0 times ours), masked dense 18.0 ms (6.0 times ours)"
+    assert bench.times_faster(records) == f"sparsity 0.99: {expected}"
 
 
 @needs_native
