@@ -13,7 +13,7 @@ AUTO = "auto"
 NAME = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")  # an ISO 639 code, as sentencex takes it
 _SAMPLE = 2000  # letters of a document that tell its script
 _RUN = 10_000  # characters from its middle that tell a language in Latin letters
-_COMMONLY = 0.15  # share of these words that are among a language's most frequent, at least
+_COMMONLY = 0.1  # share of these words that are among a language's most frequent, at least
 _CLEARLY = 1.5  # times as many as are among English's, at least
 
 # Unicode's blocks of 128 characters -> the language whose rules a script gets. Block 97: most of the kana, and no marks
