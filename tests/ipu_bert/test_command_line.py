@@ -22,14 +22,13 @@ def program(tiny: Callable[..., Config], tmp_path: Path) -> Callable[..., int]:
 
 
 def test_readers_that_have_gone_change_nothing_of_a_run(program, tiny, tmp_path, monkeypatch):
-    """A new run over an old one, one that goes back, under other conditions: all that a run may say."""
+    """A run, its way back under other conditions, and what is prepared; that nothing is printed otherwise, ruff sees."""
     for stream in ("stdout", "stderr"):
         reader, writer = os.pipe()
         os.close(reader)
         monkeypatch.setattr(f"sys.{stream}", os.fdopen(writer, "w", encoding="utf-8"))
     run = tmp_path / "run"
-    assert program("train.stop_at=2") == program("train.stop_at=4") == 0
-    assert steps(tmp_path / "run.1" / "checkpoints") == [2]
+    assert program("train.stop_at=4") == 0
     back = str(run / "checkpoints" / "step_00000002")
     assert program("train.stop_at=3", "engine.kernel=torch", "--resume", back) == 0
     assert (run / "report.md").exists()
