@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 BEST = "best"  # the checkpoint of the lowest held-out loss
 BRANCHES = "branches"  # what came after a step that the run went back to
+WANDB_PAGE = "wandb_id"  # the id of the page at W&B that the run is shown on
 _LOCK = ".lock"
 _ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
 
@@ -74,7 +76,8 @@ class RunFolder:
         if config.log.tensorboard:
             sinks.append(TensorBoardSink(self.path / "tensorboard", resume_step))
         if config.log.wandb:
-            sinks.append(WandbSink("ipu-bert-dynsparse", config.run.name, self.path, as_dict(config), config.run.name))
+            page = _page(self.path / WANDB_PAGE)
+            sinks.append(WandbSink("ipu-bert-dynsparse", config.run.name, self.path, as_dict(config), page))
         sinks.append(ConsoleSink(config.train.last_step, unigram_entropy=unigram_entropy))
         self.metrics = Metrics(sinks)
 
@@ -105,6 +108,8 @@ class RunFolder:
         (branch / CHECKPOINTS).mkdir(parents=True)
         if (self.path / METRICS_FILE).exists():
             write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
+        if (self.path / WANDB_PAGE).exists():  # it shows what came after: what comes now gets a page of its own
+            os.replace(self.path / WANDB_PAGE, branch / WANDB_PAGE)
         for number, path in checkpoint.complete(self.best):
             if number > step:
                 (branch / BEST).mkdir(exist_ok=True)
@@ -125,6 +130,13 @@ class RunFolder:
         self._lock.close()
 
 
+def _page(path: Path) -> str:
+    """The id of this run's page at W&B: the one kept at `path`, or a new one, which is kept there."""
+    if not path.exists():
+        files.write(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8")
+
+
 def check_idle(path: Path) -> None:
     """Raises ValueError when another process is training there: what is its newest checkpoint is not decided yet."""
     if (path / CONFIG_FILE).exists():
@@ -137,13 +149,25 @@ def _make_room(path: Path) -> None:
     if not (path / CONFIG_FILE).exists():
         raise ValueError(f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it")
     _lock(path).close()  # nobody may be training there
-    aside = _free_name(path)
-    path.rename(aside)
+    folder = path.resolve()  # what a link stands for is moved, and stays on its disk
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(
+            f"run.dir {path}: expected a folder whose earlier run can be moved aside, found the one that this program "
+            "works in; name a new one with run.dir=FOLDER, or go on with --resume"
+        )
+    aside = _free_name(folder)
+    folder.rename(aside)
+    folder.mkdir()
     say(f"an earlier run was in {path}; it is in {aside} now", sys.stdout)
 
 
 def _check_same_run(path: Path, origin: Path) -> None:
     """A run goes on in its own folder or in a new one; what another run has in its folder is not touched."""
+    if (path / BRANCHES).resolve() in origin.resolve().parents:
+        raise ValueError(
+            f"run.dir {path}: expected a new folder for {origin}, which this run went back from, found the run itself; "
+            "name a new one with run.dir=FOLDER"
+        )
     own = (path / CHECKPOINTS, path / BEST)
     if not _is_free(path) and origin.resolve().parent not in [folder.resolve() for folder in own]:
         raise ValueError(

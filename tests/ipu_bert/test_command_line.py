@@ -74,5 +74,5 @@ def test_a_plan_is_of_the_steps_until_the_stop(program, capsys):
 
 def test_a_plan_to_go_on_needs_a_checkpoint(program, tmp_path, capsys):
     assert program("--dry-run", "--resume", str(tmp_path / "no")) == 2
-    assert f"error: checkpoint {tmp_path / 'no'}" in capsys.readouterr().err
+    assert f"error: checkpoint: expected {tmp_path / 'no'} to be" in capsys.readouterr().err
     assert program("--dry-run", "--resume", "auto") == 0
