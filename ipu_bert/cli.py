@@ -13,13 +13,13 @@ and saved: the same command with --resume auto goes on; 130 stopped by Ctrl-C an
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
+from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import newest_checkpoint, settle
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.files import in_words
@@ -28,15 +28,15 @@ from sparse_ops.saying import say
 
 def main(argv: list[str]) -> int:
     """Parse, load the config, run; every error a user can cause ends in one line a thing and an exit status above 0."""
-    options = _parser().parse_intermixed_args(argv)
-    if options.resume and "=" in options.resume and not Path(options.resume).exists():
-        options.overrides.insert(0, options.resume)  # `--resume key=value`: the path was left out
-        options.resume = "latest"
+    options = _parser().parse_intermixed_args(_with_path(argv))
+    planned = options.dry_run or options.measure
+    if options.json and not planned:
+        return _fail("--json: expected --dry-run or --measure with it, found neither")
     config = None
     try:
         config = load_config(options.config, options.overrides)
-        if options.dry_run or options.measure:
-            return _dry_run(config, options.json, options.measure)
+        if planned:
+            return _dry_run(config, _checkpoint(config, options.resume), options.json, options.measure)
         for line in config.gave_way:
             say(f"gave way: {line}", sys.stderr)
         with raised():
@@ -60,6 +60,16 @@ def main(argv: list[str]) -> int:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # what torch raises for it
             raise
         return _fail(f"out of memory: {error}; try a smaller train.micro_batch_size or a smaller model")
+
+
+def _with_path(argv: list[str]) -> list[str]:
+    """The arguments with `latest` after a --resume whose PATH was left out before a key=value."""
+    found: list[str] = []
+    for argument in argv:
+        if found[-1:] == ["--resume"] and "=" in argument and not Path(argument).exists():
+            found.append("latest")
+        found.append(argument)
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,11 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _dry_run(config: Config, as_json: bool, measured: bool) -> int:
+def _dry_run(config: Config, start: Path | None, as_json: bool, measured: bool) -> int:
     from ipu_bert import assemble
     from ipu_bert.sizes.dry_run import render
 
-    found = assemble.plan(config)
+    found = {**assemble.plan(config), "goes_on_from": start}
     lines = [render(found)]
     if measured:
         from ipu_bert.measure import measure
@@ -101,19 +111,23 @@ def _dry_run(config: Config, as_json: bool, measured: bool) -> int:
         times = measure(config)
         found["measured"] = times.to_dict()
         lines += ["", times.render()]
-    say(json.dumps(found) if as_json else "\n".join(lines), sys.stdout)
+    say(dumps(found) if as_json else "\n".join(lines), sys.stdout)
     return 0
 
 
 def _start(config: Config, resume: str | None) -> Path | None:
-    """The checkpoint to go on from, if any. Raises CheckpointError where one was asked for and there is none."""
+    """The checkpoint to go on from, if any, once nobody else trains in the run's folder. Raises as `_checkpoint`."""
+    if resume is not None and config.engine.name != "ipu":  # poprun's instances look at the same time
+        settle(Path(config.run.dir))
+    return _checkpoint(config, resume)
+
+
+def _checkpoint(config: Config, resume: str | None) -> Path | None:
+    """What --resume means now, if anything. Raises CheckpointError where one was asked for and there is none."""
     if resume is None:
         return None
-    folder = Path(config.run.dir if resume in ("latest", "auto") else resume)
-    if config.engine.name != "ipu":  # poprun's instances look at the same time
-        settle(Path(config.run.dir))
     try:
-        return checkpoint.find(folder)
+        return checkpoint.find(Path(config.run.dir if resume in ("latest", "auto") else resume))
     except checkpoint.CheckpointError:
         if resume == "auto":
             return None

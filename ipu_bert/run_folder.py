@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 BEST = "best"  # the checkpoint of the lowest held-out loss
 BRANCHES = "branches"  # what came after a step that the run went back to
+WANDB_PAGE = "wandb_id"  # the id of the page at W&B that the run is shown on
 _LOCK = ".lock"
 _ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
 
@@ -76,7 +78,8 @@ class RunFolder:
         if config.log.tensorboard:
             sinks.append(TensorBoardSink(self.path / "tensorboard", resume_step))
         if config.log.wandb:
-            sinks.append(WandbSink("ipu-bert-dynsparse", config.run.name, self.path, as_dict(config), config.run.name))
+            page = _page(self.path / WANDB_PAGE)
+            sinks.append(WandbSink("ipu-bert-dynsparse", config.run.name, self.path, as_dict(config), page))
         sinks.append(ConsoleSink(config.train.last_step, unigram_entropy=unigram_entropy))
         self.metrics = Metrics(sinks)
 
@@ -119,6 +122,8 @@ class RunFolder:
             write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
         for path in later:
             os.replace(path, branch / CHECKPOINTS / path.name)
+        if (self.path / WANDB_PAGE).exists():  # it shows what came after: what comes now gets a page of its own
+            os.replace(self.path / WANDB_PAGE, branch / WANDB_PAGE)
         for number, path in checkpoint.complete(self.best):
             if number > step:
                 (branch / BEST).mkdir(exist_ok=True)
@@ -135,6 +140,13 @@ class RunFolder:
     ) -> None:
         self.metrics.close()
         self._lock.close()
+
+
+def _page(path: Path) -> str:
+    """The id of this run's page at W&B: the one kept at `path`, or a new one, which is kept there."""
+    if not path.exists():
+        files.write(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8")
 
 
 def settle(path: Path) -> None:
@@ -159,8 +171,15 @@ def _make_room(path: Path) -> None:
     if not (path / CONFIG_FILE).exists():
         raise ValueError(f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it")
     _lock(path).close()  # nobody may be training there
-    aside = _free_name(path)
-    path.rename(aside)
+    folder = path.resolve()  # what a link stands for is moved, and stays on its disk
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(
+            f"run.dir {path}: expected a folder whose earlier run can be moved aside, found the one that this program "
+            "works in; name a new one with run.dir=FOLDER, or go on with --resume"
+        )
+    aside = _free_name(folder)
+    folder.rename(aside)
+    folder.mkdir()
     say(f"an earlier run was in {path}; it is in {aside} now", sys.stdout)
 
 
@@ -169,6 +188,11 @@ def _check_same_run(path: Path, origin: Path) -> None:
 
     New is also a folder that has nothing but a copy of the checkpoint: its process was killed before it saved anything.
     """
+    if (path / BRANCHES).resolve() in origin.resolve().parents:
+        raise ValueError(
+            f"run.dir {path}: expected a new folder for {origin}, which this run went back from, found the run itself; "
+            "name a new one with run.dir=FOLDER"
+        )
     own = (path / CHECKPOINTS, path / BEST)
     copies = [folder for _, folder in checkpoint.complete(path / CHECKPOINTS)]
     begun = len(copies) == 1 and checkpoint.read_info(copies[0]) == checkpoint.read_info(origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Iterator
 
 from ipu_bert.config.resolve import longest_warmup, steps_to_update
+from ipu_bert.config.written import shortened
 from ipu_bert.data.source import SOURCES
 from ipu_bert.settings import Config, SparsitySettings
 from ipu_bert.sizes.distribution import match_weights
@@ -36,7 +37,7 @@ def cross_checks(config: Config) -> Iterator[str]:
         yield f"train.batch_size x data.sequence_length: expected at most {MOST_TOKENS:,} tokens, found {found:,}"
     yield from _optim_checks(config)
     if data.source not in SOURCES:
-        yield f"data.source: expected one of {', '.join(SOURCES)}, found {data.source!r}"
+        yield f"data.source: expected one of {', '.join(SOURCES)}, found {shortened(data.source)}"
     if data.source == "files" and not data.path:
         yield "data.path: expected a file or folder with source files, found nothing"
     if config.sparsity.method != "dense":
@@ -55,7 +56,7 @@ def _optim_checks(config: Config) -> Iterator[str]:
     elif warmup > longest_warmup(config):
         yield f"optim.warmup_steps: expected less than train.steps {steps} before a decay to 0, found {warmup}"
     if isinstance(optim.lr, str) and optim.lr != "auto":
-        yield f"optim.lr: expected a number or auto, found {optim.lr!r}"
+        yield f"optim.lr: expected a number or auto, found {shortened(optim.lr)}"
     elif not isinstance(optim.lr, str) and optim.lr <= 0:
         yield f"optim.lr: expected more than 0, found {optim.lr}"
 
@@ -71,7 +72,7 @@ def _engine_checks(config: Config) -> Iterator[str]:
         yield "precision.compute: expected float16 or float32 on the ipu engine, found bfloat16"
     yield from _placement_checks(config)
     if not all(0.0 < share <= 1.0 for share in ipu.available_memory):
-        yield f"ipu.available_memory: expected shares in (0, 1], found {ipu.available_memory}"
+        yield f"ipu.available_memory: expected shares in (0, 1], found {shortened(ipu.available_memory)}"
     if ipu.automatic_loss_scale and compute != "float16":
         yield f"ipu.automatic_loss_scale: expected false with precision.compute {compute}, found true"
     if train.skip_non_finite:
@@ -94,12 +95,12 @@ def _placement_checks(config: Config) -> Iterator[str]:
     assert train.micro_batch_size is not None
     if isinstance(layers, str):
         if layers != "auto":
-            yield f"ipu.layers_per_ipu: expected counts of layers or auto, found {layers!r}"
+            yield f"ipu.layers_per_ipu: expected counts of layers or auto, found {shortened(layers)}"
         elif not ipu.ipus:
             yield "ipu.ipus: expected how many IPUs there are, since ipu.layers_per_ipu is auto, found 0"
         return
     if sum(layers) != config.model.layers or min(layers) < 0:
-        made = f"{layers}, which make {sum(layers)}"
+        made = f"{shortened(layers)}, which make {sum(layers)}"
         yield f"ipu.layers_per_ipu: expected counts that add up to model.layers {config.model.layers}, found {made}"
     made_of = ipu.replicas * ipu.gradient_accumulation * train.micro_batch_size
     if made_of != train.batch_size:

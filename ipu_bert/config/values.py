@@ -11,6 +11,7 @@ from ipu_bert.config.yaml_text import Scalar
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def convert(value: Any, wanted: Any) -> Any:
@@ -42,10 +43,16 @@ def convert(value: Any, wanted: Any) -> Any:
     if wanted is int and isinstance(value, (int, float, str)):
         return _whole(float(value) if isinstance(value, str) else value)
     if wanted is str and isinstance(value, (str, int, float)):
-        if _CONTROL.search(str(value)):
+        text = str(value)
+        if _CONTROL.search(text) or not is_unicode(text):
             raise ValueError
-        return str(value)
+        return text
     raise TypeError
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: bytes of a command line that are none become lone surrogates."""
+    return not _SURROGATE.search(text)
 
 
 def _convert_to_any(value: Any, options: tuple[Any, ...]) -> Any:

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from ipu_bert.config.values import is_unicode
 from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())  # installed; a checkout
 MOST_BASES = 16
+LONGEST = 900  # characters of a line of error
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run; `errors` has one line for each thing wrong with it."""
+    """A config that cannot be run; `errors` has one line for each thing wrong with it, none longer than LONGEST."""
 
     def __init__(self, errors: Sequence[str]) -> None:
-        self.errors = list(errors)
+        self.errors = [_cut(error, LONGEST) for error in errors]
         super().__init__("\n".join(self.errors))
 
 
@@ -72,6 +74,8 @@ def _override_value(text: str) -> Any:
 
 def config_path(name_or_file: str) -> Path:
     """The file that `--config` means; ConfigError with the nearest names when there is none."""
+    if not is_unicode(name_or_file):
+        raise ConfigError([f"config {shortened(name_or_file)}: expected a name in UTF-8, found other bytes"])
     path = Path(name_or_file)
     named = CONFIG_DIR / f"{name_or_file}.yaml"
     if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
@@ -129,8 +133,13 @@ def _read_tree(path: Path) -> dict[str, Any]:
 
 def shortened(value: object) -> str:
     """The repr of a value, cut in the middle where it would fill more than a line."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:80]} ... {text[-20:]} ({len(text):,} characters)"
+    return _cut(repr(value), 120)
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 2 // 3]} ... {text[-(longest // 6) :]} ({len(text):,} characters)"
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

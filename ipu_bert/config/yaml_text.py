@@ -10,6 +10,7 @@ import yaml
 MOST_BYTES = 1 << 20
 MOST_VALUES = 20_000
 MOST_LEVELS = 10
+MOST_DIGITS = 1000  # of a number, in characters as written: longer ones take seconds, and Python does not print them
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -106,6 +107,8 @@ class _Values:
         raise _TextError(node.start_mark, f"not YAML for plain values: the tag {node.tag!r}")
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
+        if len(node.value) > MOST_DIGITS:
+            return node.value
         try:
             return Scalar(node.value, self._scalars.construct_object(node))
         except (ValueError, KeyError, IndexError, OverflowError):  # `!!int ''`: PyYAML believes the tag

@@ -28,8 +28,8 @@ def plan(
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
     files: the prepared corpus; until there is one, its vocabulary counts as large as the config asks for. placement: on
-    IPUs, where the engine is theirs. updates: the steps after which patterns change. Raises ValueError where a weight
-    cannot have its sparsity.
+    IPUs, where the engine is theirs. updates: the steps after which patterns change; the plan has those
+    up to `train.stop_at`, as it has sequences and tokens. Raises ValueError where a weight cannot have its sparsity.
     """
     data, train = config.data, config.train
     quality = text_quality(files, data.sequence_length) if files else None
@@ -49,10 +49,10 @@ def plan(
         "batch_size": train.batch_size,
         "micro_batch_size": train.micro_batch_size,
         "warmup_steps": config.optim.warmup_steps,
-        "sequences": train.steps * train.batch_size,
-        "tokens": train.steps * train.batch_size * data.sequence_length,
+        "sequences": train.last_step * train.batch_size,
+        "tokens": train.last_step * train.batch_size * data.sequence_length,
         "learning_rate": learning_rate,
-        "pattern_updates": list(updates),
+        "pattern_updates": [step for step in updates if step <= train.last_step],
         "data": {
             **vars(data),
             "vocab_size": shape.vocab_size,
@@ -106,6 +106,7 @@ def render(found: dict[str, Any]) -> str:
         *(f"gave way    {line}" for line in found["gave_way"]),
         *(f"chosen      {line}" for line in found["chosen"]),
         f"goes to     {found['run_dir']}",
+        *([f"goes on     from {found['goes_on_from']}"] if found.get("goes_on_from") else []),
         "",
         *_weight_table(found["layers"]),
     ]

@@ -17,7 +17,24 @@ SECONDS, MEMORY = 5.0, 1 << 30  # of processor time, and bytes beyond what the p
 
 NUMBERS = (0, -1, 1, 2**31, 2**63 - 1, 2**63, -(2**63), 2**64, 10**13, 10**400, 1e308, 1e-308, -0.0)
 NUMBERS += (float("inf"), float("-inf"), float("nan"))
-TEXTS = ("", " ", "auto", "none", "\0", "\n", "a\nb", "..", "__class__", "9" * 400, "x" * 3000, "\ud7ff\u202e", "1e999")
+LONG = ("0x" + "f" * 5000, "0b" + "1" * 20_000, "1" + ":1" * 5000)  # numbers as YAML reads them
+TEXTS = (
+    *LONG,
+    "\udcff",
+    "",
+    " ",
+    "auto",
+    "none",
+    "\0",
+    "\n",
+    "a\nb",
+    "..",
+    "__class__",
+    "9" * 400,
+    "x" * 3000,
+    "\ud7ff\u202e",
+    "1e999",
+)
 plain = st.one_of(
     st.none(), st.booleans(), st.sampled_from(NUMBERS), st.integers(), st.floats(), st.sampled_from(TEXTS)
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Callable
@@ -10,6 +11,7 @@ import pytest
 from run_history import SHORT, steps
 
 import run_pretraining
+from ipu_bert import checkpoint
 from ipu_bert.config import Config
 from ipu_bert.data import prepare
 
@@ -22,17 +24,55 @@ def program(tiny: Callable[..., Config], tmp_path: Path) -> Callable[..., int]:
 
 
 def test_readers_that_have_gone_change_nothing_of_a_run(program, tiny, tmp_path, monkeypatch):
-    """A new run over an old one, one that goes back, under other conditions: all that a run may say."""
+    """A run, and its way back under other conditions; that nothing is printed in another way, ruff sees."""
     for stream in ("stdout", "stderr"):
         reader, writer = os.pipe()
         os.close(reader)
         monkeypatch.setattr(f"sys.{stream}", os.fdopen(writer, "w", encoding="utf-8"))
     run = tmp_path / "run"
-    assert program("train.stop_at=2") == program("train.stop_at=4") == 0
-    assert steps(tmp_path / "run.1" / "checkpoints") == [2]
+    assert program("train.stop_at=4") == 0
     back = str(run / "checkpoints" / "step_00000002")
     assert program("train.stop_at=3", "engine.kernel=torch", "--resume", back) == 0
     assert (run / "report.md").exists()
     assert steps(run / "checkpoints") == [2, 3]
     assert program("--dry-run") == 0
     prepare._bar("text", 1, progress=True).close()
+
+
+def test_json_is_of_a_plan(program, tmp_path, capsys):
+    assert program("--json") == 2
+    assert capsys.readouterr().err == "error: --json: expected --dry-run or --measure with it, found neither\n"
+    assert not (tmp_path / "run").exists()
+
+
+def planned(capsys) -> dict[str, object]:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_last_of_two_values_wins_wherever_resume_stands(program, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(checkpoint, "find", lambda path: path)
+    for arguments in (
+        ("train.stop_at=5", "--resume", "train.stop_at=4"),
+        ("--resume", "train.stop_at=5", "train.stop_at=4"),
+        ("--resume", "latest", "train.stop_at=5", "train.stop_at=4"),
+    ):
+        assert program("--dry-run", "--json", *arguments) == 0
+        plan = planned(capsys)
+        assert (plan["stop_at"], plan["goes_on_from"]) == (4, str(tmp_path / "run"))
+
+
+def test_a_plan_is_of_the_steps_until_the_stop(program, capsys):
+    assert program("--dry-run", "--json") == 0
+    whole = planned(capsys)
+    assert program("--dry-run", "--json", "train.stop_at=3") == 0
+    part = planned(capsys)
+    assert (part["steps"], part["stop_at"], part["sequences"], part["tokens"]) == (6, 3, 3 * 4, 3 * 4 * 32)
+    assert (
+        part["pattern_updates"] == [step for step in whole["pattern_updates"] if step <= 3] != whole["pattern_updates"]
+    )
+
+
+def test_a_plan_to_go_on_needs_a_checkpoint(program, tmp_path, capsys):
+    assert program("--dry-run", "--resume", str(tmp_path / "no")) == 2
+    assert f"error: checkpoint: expected {tmp_path / 'no'} to be" in capsys.readouterr().err
+    assert program("--dry-run", "--resume", "auto") == 0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
 
+from ipu_bert import checkpoint
 from ipu_bert.config import as_dict
 from ipu_bert.run_folder import Origin, RunFolder
 
@@ -26,3 +29,61 @@ def test_a_second_process_is_refused_until_the_first_lets_go(tiny, resumed):
         assert [path.name for path in Path(config.run.dir).parent.iterdir() if path.is_dir()] == ["run"]
     with RunFolder(config, mine, unigram_entropy=6.5) as folder:
         assert yaml.safe_load((folder.path / "config.yaml").read_text()) == as_dict(config)
+
+
+def saved(folder: RunFolder, *steps: int) -> list[Origin]:
+    """Empty checkpoints of a run after these steps."""
+    for step in steps:
+        checkpoint.save(folder.checkpoints, step, {}, {}, keep=0)
+    return [Origin(path, step) for step, path in checkpoint.complete(folder.checkpoints)]
+
+
+def test_a_run_has_its_own_page_at_wandb_until_it_goes_back(tiny, tmp_path, monkeypatch):
+    """The name of runs is the same all the time; what is told apart is their folders."""
+    wandb = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+
+    def opened(origin: Origin | None, *overrides: str, steps: tuple[int, ...] = ()) -> tuple[str, list[Origin]]:
+        with RunFolder(tiny("log.wandb=true", "run.name=same", *overrides), origin, unigram_entropy=6.5) as folder:
+            return wandb.init.call_args.kwargs["id"], saved(folder, *steps)
+
+    first, _ = opened(None, steps=(1,))
+    second, (early, late) = opened(None, steps=(1, 2))
+    other, _ = opened(None, f"run.dir={tmp_path / 'other'}")
+    elsewhere, _ = opened(early, f"run.dir={tmp_path / 'elsewhere'}")
+    assert len({first, second, other, elsewhere}) == 4
+    assert opened(late)[0] == second
+    back, _ = opened(early)
+    assert back not in {first, second, other, elsewhere}
+    assert opened(early)[0] == back
+    assert (tmp_path / "run.1" / "wandb_id").read_text() == first
+    assert (tmp_path / "run" / "branches" / "after_step_00000001" / "wandb_id").read_text() == second
+
+
+def test_a_link_to_another_disk_stays_one(tiny, tmp_path):
+    (tmp_path / "large" / "run").mkdir(parents=True)
+    (tmp_path / "run").symlink_to(tmp_path / "large" / "run")
+    for _ in range(2):
+        RunFolder(tiny(), None, unigram_entropy=6.5).__exit__(None, None, None)
+    assert (tmp_path / "run").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "large").iterdir()) == ["run", "run.1"]
+    assert not (tmp_path / "run.1").exists()
+    assert (tmp_path / "large" / "run" / "config.yaml").exists()
+
+
+def test_the_folder_that_the_program_works_in_is_not_moved(tiny, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    RunFolder(tiny("run.dir=."), None, unigram_entropy=6.5).__exit__(None, None, None)
+    for name in (".", "../work"):
+        with pytest.raises(ValueError, match=re.escape("found the one that this program works in")):
+            RunFolder(tiny(f"run.dir={name}"), None, unigram_entropy=6.5)
+
+
+def test_a_branch_goes_on_in_a_new_folder(tiny, tmp_path):
+    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+        early, _ = saved(folder, 1, 2)
+    RunFolder(tiny(), early, unigram_entropy=6.5).__exit__(None, None, None)
+    branch = tmp_path / "run" / "branches" / "after_step_00000001" / "checkpoints" / "step_00000002"
+    with pytest.raises(ValueError, match="which this run went back from, found the run itself; name a new one"):
+        RunFolder(tiny(), Origin(branch, 2), unigram_entropy=6.5)

@@ -63,6 +63,52 @@ def test_sizes_are_refused_in_one_line(overrides, message, capsys):
     assert time.process_time() - began < 5
 
 
+_LONG = ("0x" + "f" * 5000, "0b" + "1" * 20_000, "1" + ":1" * 9000, "x" * 3000)
+
+
+@pytest.mark.parametrize("text", _LONG, ids=("hex", "binary", "sexagesimal", "text"))
+@pytest.mark.parametrize(
+    "key", ["train.steps", "run.seed", "optim.lr", "data.source", "sparsity.layers", "ipu.layers_per_ipu", "data"]
+)
+def test_what_is_too_long_to_print_is_named_and_cut(key, text, tmp_path):
+    errors = [] if key == "data" else errors_of("quickstart", [f"{key}={text}"])
+    path = tmp_path / "long.yaml"
+    section, _, name = key.partition(".")
+    path.write_text(f"{section}: {{{name}: {text}}}" if name else f"{section}: {text}")
+    for error in [*errors, *errors_of(str(path), [])]:
+        assert error.startswith((f"{key}: expected ", f"config {key}: expected ", f"{key}: sparse layers: "))
+        assert "characters)" in error
+        assert len(error) < 1000
+
+
+def test_a_long_number_takes_no_time(tmp_path):
+    """PyYAML multiplies a number in base 60 out, part by part."""
+    path = tmp_path / "long.yaml"
+    path.write_text(f"train: {{steps: {'1:' * 300_000}1}}")
+    began = time.process_time()
+    (error,) = errors_of(str(path), [])
+    assert error.startswith("train.steps: expected a whole number, found '1:1:1:")
+    assert time.process_time() - began < 5
+
+
+def test_a_number_may_have_many_digits():
+    assert load_config("quickstart", [f"optim.lr=0.{'0' * 5}1{'0' * 2000}"]).optim.lr == 1e-6
+
+
+@pytest.mark.parametrize("key", ["run.name", "run.dir", "data.path", "data.tokenizer", "sparsity.layers"])
+def test_bytes_that_are_no_text_are_refused(key):
+    """What a command line gives as an escape: a report, a checkpoint and an output cannot hold it."""
+    (error,) = errors_of("quickstart", [f"{key}=r\udcff"])
+    assert error.startswith(f"{key}: expected ")
+    assert error.endswith("text, found 'r\\udcff'")
+    assert error.isascii()
+
+
+def test_a_config_file_gives_its_name_to_the_run_and_has_to_be_text(tmp_path):
+    (error,) = errors_of(str(tmp_path / "r\udcff.yaml"), [])
+    assert error.endswith("expected a name in UTF-8, found other bytes")
+
+
 def test_the_largest_dry_run_takes_seconds(tmp_path):
     largest = ["model.layers=1000", "train.steps=1e9", "sparsity.updates=1e6", "model.hidden_size=65536"]
     began = time.process_time()
