@@ -36,7 +36,9 @@ ORDER = [
     "export_run",
     "evaluate",
     "bench",
+    "trial",
     "measure",
+    "throughput",
     "bench_step",
     "cli",
 ]
