@@ -25,16 +25,21 @@ from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.files import in_words
 from sparse_ops.saying import say
 
+TIMED_STEPS = 10  # of --throughput
+
 
 def main(argv: list[str]) -> int:
     """Parse, load the config, run; every error a user can cause ends in one line a thing and an exit status above 0."""
     options = _parser().parse_intermixed_args(_with_path(argv))
     planned = options.dry_run or options.measure
-    if options.json and not planned:
-        return _fail("--json: expected --dry-run or --measure with it, found neither")
+    if options.json and not (planned or options.throughput):
+        return _fail("--json: expected --dry-run, --measure or --throughput with it, found none")
     config = None
     try:
+        _check(options)
         config = load_config(options.config, options.overrides)
+        if options.throughput:
+            return _throughput(config, options.json, options.steps or TIMED_STEPS)
         if planned:
             return _dry_run(config, _checkpoint(config, options.resume), options.json, options.measure)
         for line in config.gave_way:
@@ -95,7 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--measure", action="store_true", help="a dry run that also times a few steps: hours of the run"
     )
-    parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as one JSON object")
+    parser.add_argument(
+        "--throughput",
+        action="store_true",
+        help="time some steps and a pattern update, report samples a second and stop",
+    )
+    parser.add_argument("--steps", type=_count, metavar="N", help="with --throughput: steps to time after a first (10)")
+    parser.add_argument(
+        "--json", action="store_true", help="with --dry-run or --throughput: one JSON object in place of text"
+    )
     return parser
 
 
@@ -112,6 +125,30 @@ def _dry_run(config: Config, start: Path | None, as_json: bool, measured: bool) 
         found["measured"] = times.to_dict()
         lines += ["", times.render()]
     say(dumps(found) if as_json else "\n".join(lines), sys.stdout)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ValueError for options that do not go together."""
+    others = {"--dry-run": options.dry_run, "--measure": options.measure, "--resume": options.resume}
+    for name, given in others.items():
+        if options.throughput and given:
+            raise ValueError(f"--throughput: expected without {name}: it times steps from a run's start and stops")
+    if options.steps and not options.throughput:
+        raise ValueError("--steps: expected with --throughput; train.stop_at=N ends a run after step N")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:10]) < 10**9:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return int(text)
+
+
+def _throughput(config: Config, as_json: bool, steps: int) -> int:
+    from ipu_bert.throughput import throughput
+
+    found = throughput(config, steps)
+    say(dumps(found.to_dict()) if as_json else found.render(), sys.stdout)
     return 0
 
 

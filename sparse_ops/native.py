@@ -128,12 +128,10 @@ def grad_values(
         n_in=x.shape[1],
         n_out=dy.shape[1],
         block=block_size,
-        parallel=_torch_parallel(),
-        threads=torch.get_num_threads(),
-        level=_level_now(),
+        **threads_and_level(),
         half=x.dtype == torch.bfloat16,
     )
-    _done(_library().sparse_ops_gradient(call))
+    run("sparse_ops_gradient", call)
     return out, bias
 
 
@@ -161,14 +159,12 @@ def _product(
         n_in=x.shape[1],
         n_out=y.shape[1],
         block=values.shape[-1],
-        parallel=_torch_parallel(),
-        threads=torch.get_num_threads(),
-        level=_level_now(),
+        **threads_and_level(),
         half=x.dtype == torch.bfloat16,
         gelu=gelu,
         transposed=transposed,
     )
-    _done(_library().sparse_ops_product(call))
+    run("sparse_ops_product", call)
     return y
 
 
@@ -180,7 +176,14 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None or not tensor.numel() else tensor.data_ptr()
 
 
-def _done(status: int) -> None:
+def threads_and_level() -> dict[str, int | None]:
+    """The fields of every call that say how it is carried out: torch's threads, at the instruction level in use."""
+    return {"parallel": _torch_parallel(), "threads": torch.get_num_threads(), "level": _level_now()}
+
+
+def run(function: str, call: Call) -> None:
+    """Call this function of the library. Raises ValueError for a wrong index and MemoryError without memory."""
+    status = getattr(_library(), function)(ctypes.byref(call))
     if status == -2:
         raise ValueError("index: expected one made by BlockPattern.index(), found slots or positions that disagree")
     if status:
@@ -220,7 +223,7 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> N
         raise ValueError(f"{name}: expected {like.dtype} as the values (one of {DTYPES}), found {tensor.dtype}")
 
 
-class _Call(ctypes.Structure):
+class Call(ctypes.Structure):
     """A C structure that takes every one of its fields by name; ctypes alone lets them be left out or misspelt."""
 
     _names: frozenset[str]
@@ -253,7 +256,7 @@ _OF_BOTH = (
 )
 
 
-class _ProductCall(_Call):
+class _ProductCall(Call):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "y", "slope", "bias", "values")),
         *_OF_BOTH,
@@ -262,7 +265,7 @@ class _ProductCall(_Call):
     )
 
 
-class _GradientCall(_Call):
+class _GradientCall(Call):
     _fields_ = (*((name, ctypes.c_void_p) for name in ("x", "dy", "out", "bias")), *_OF_BOTH)
 
 
@@ -272,14 +275,8 @@ def _library() -> Any:
 
     if shipped_path().exists():
         with contextlib.suppress(OSError):  # made for a newer C library than this system's: then compile
-            return _declare(ctypes.CDLL(str(shipped_path())))
-    return _declare(ctypes.CDLL(str(build())))
-
-
-def _declare(library: Any) -> Any:
-    library.sparse_ops_product.argtypes = [ctypes.POINTER(_ProductCall)]
-    library.sparse_ops_gradient.argtypes = [ctypes.POINTER(_GradientCall)]
-    return library
+            return ctypes.CDLL(str(shipped_path()))
+    return ctypes.CDLL(str(build()))
 
 
 @functools.lru_cache(maxsize=None)

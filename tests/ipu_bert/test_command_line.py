@@ -41,7 +41,9 @@ def test_readers_that_have_gone_change_nothing_of_a_run(program, tiny, tmp_path,
 
 def test_json_is_of_a_plan(program, tmp_path, capsys):
     assert program("--json") == 2
-    assert capsys.readouterr().err == "error: --json: expected --dry-run or --measure with it, found neither\n"
+    assert (
+        capsys.readouterr().err == "error: --json: expected --dry-run, --measure or --throughput with it, found none\n"
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ from typing import Iterator
 import pytest
 
 import run_pretraining
-from ipu_bert import measure
+from ipu_bert import measure, trial
 from ipu_bert.engines.simulator import executor
 from ipu_bert.engines.torch_engine import TorchEngine
 
@@ -38,7 +38,7 @@ def test_what_is_timed_and_how_it_adds_up(tiny, monkeypatch):
 
     monkeypatch.setattr(TorchEngine, "train_step", slow_step)
     monkeypatch.setattr(TorchEngine, "eval_step", slow_evaluation)
-    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     config = tiny("sparsity.growth=gradient", "train.micro_batch_size=2", "eval.every=5", "train.stop_at=11")
     times = measure.measure(config)
     assert set(steps) == {(4, 32)}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from native_cases import DTYPES, Case, check_all
 
-from sparse_ops import build, native
+from sparse_ops import build, native, native_half
 from sparse_ops.functional import block_linear
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 
@@ -205,11 +205,22 @@ _KINDS = {
     ctypes.c_bool: "std::is_same_v<T, bool>",
     ctypes.c_int32: "std::is_same_v<T, int32_t>",
     ctypes.c_int64: "std::is_same_v<T, int64_t>",
+    ctypes.c_uint32: "std::is_same_v<T, uint32_t>",
     native._BlockIndex: "std::is_same_v<T, BlockIndex>",
+    native_half._HalfKey: "std::is_same_v<T, HalfKey>",
 }
 
+STRUCTURES = (
+    native._BlockIndex,
+    native._ProductCall,
+    native._GradientCall,
+    native_half._HalfKey,
+    native_half._HalfRoundCall,
+    native_half._HalfProductsCall,
+)
 
-@pytest.mark.parametrize("structure", [native._BlockIndex, native._ProductCall, native._GradientCall])
+
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_python_and_the_compiler_lay_structures_out_alike(structure: type[ctypes.Structure], tmp_path: Path) -> None:
     """The compiler is asked for each field by its name; a structured binding fails where their number differs."""
     name = structure.__name__.lstrip("_")

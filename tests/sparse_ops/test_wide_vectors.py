@@ -31,7 +31,7 @@ def wide_library(shared: Path) -> ctypes.CDLL:
         patch.setattr(build, "COMMON_FLAGS", ("-Og", "-Wno-psabi", *build.COMMON_FLAGS[1:]))
         if not path.exists():
             build._compile(path, [*plain, *rest])
-    return native._declare(ctypes.CDLL(str(path)))
+    return ctypes.CDLL(str(path))
 
 
 @pytest.mark.parametrize(

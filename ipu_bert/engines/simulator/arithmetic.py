@@ -6,15 +6,17 @@ does the same below autograd, so forward and backward of any model round as they
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator
+import zlib
+from functools import lru_cache
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
-PARTIAL_WIDTH = 16
-_CUT_OFF = 1 << 13
+from sparse_ops.half import dense, round_to_half
+
+_WORD = (1 << 64) - 1
 _aten = torch.ops.aten
 
 _MATRIX_PRODUCTS = {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default}
@@ -42,46 +44,49 @@ _EXACT = {
 
 
 class Rounding:
-    """float32 -> float16 of any shape: to nearest, or stochastic with a generator of its own where a seed is given."""
+    """float32 -> float16 of any shape: to nearest, or stochastic where a seed is given.
+
+    Each rounding has random bits of its own, which follow from the seed and the number of roundings before it.
+    """
 
     def __init__(self, stochastic_seed: int | None = None) -> None:
-        self._generator = None if stochastic_seed is None else torch.Generator().manual_seed(stochastic_seed)
+        self._seed, self._count = stochastic_seed, 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._generator is None:
-            return x.to(torch.float16)
-        # A half has 13 bits of mantissa fewer: add a random part of what is cut off, then cut. Below 2^-14 halves have
-        # a fixed step of 2^-24 instead.
-        draw = torch.randint(_CUT_OFF, x.shape, dtype=torch.int32, generator=self._generator)
-        rounded = ((x.contiguous().view(torch.int32) + draw) & -_CUT_OFF).view(torch.float32)
-        small = torch.floor(x * 2.0**24 + draw / _CUT_OFF) * 2.0**-24
-        rounded = torch.where(x.abs() < 2.0**-14, small, rounded)
-        return torch.where(torch.isfinite(x), rounded, x).to(torch.float16)
-
-    @property
-    def state(self) -> list[int]:
-        """Bytes of the generator's state; empty where there is none."""
-        return [] if self._generator is None else self._generator.get_state().tolist()
-
-    @state.setter
-    def state(self, state: list[int]) -> None:
-        if self._generator is not None:
-            self._generator.set_state(torch.tensor(state, dtype=torch.uint8))
+        return x.to(torch.float16) if self._seed is None else self.keep_float(x).to(torch.float16)
 
     def keep_float(self, x: Tensor) -> Tensor:
         """The rounded values, still stored as float32."""
-        return self(x).float()
+        return round_to_half(x, self.key(), place=0)
+
+    def key(self) -> int | None:
+        """64 bits that the next rounding's random bits follow from; None where it is to nearest."""
+        if self._seed is None:
+            return None
+        self._count += 1
+        return _mixed(_mixed(self._seed) + self._count)
+
+    @property
+    def state(self) -> list[int]:
+        """Seed, and number of roundings so far; empty where none is stochastic."""
+        return [] if self._seed is None else [self._seed, self._count]
+
+    @state.setter
+    def state(self, state: list[int]) -> None:
+        if self._seed is None or not state:
+            return
+        if len(state) == 2:
+            self._seed, self._count = state
+        else:  # before 0.2 the bytes of a torch.Generator
+            self._seed, self._count = zlib.crc32(bytes(state)), 0
 
 
-def partial_sums(products: Callable[[int], Tensor], count: int, rounding: Rounding, half_partials: bool) -> Tensor:
-    """Sum of products(0) ... products(count - 1), each a 16-wide partial sum in float32, all of one shape; float32.
-
-    half_partials: round the running sum before each is added.
-    """
-    total = products(0)
-    for i in range(1, count):
-        total = (rounding.keep_float(total) if half_partials else total) + products(i)
-    return total
+def _mixed(bits: int) -> int:
+    """splitmix64's next number after the state `bits`."""
+    bits = (bits + 0x9E3779B97F4A7C15) & _WORD
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _WORD
+    return bits ^ (bits >> 31)
 
 
 class HalfArithmetic(TorchDispatchMode):
@@ -106,8 +111,7 @@ class HalfArithmetic(TorchDispatchMode):
             return self._product(func, args, kwargs)
         if func in _EXACT or _aliases(func):
             return _native(func, args, kwargs)
-        wide_args, wide_kwargs = tree_map(_widen, (args, kwargs))
-        result = func(*wide_args, **wide_kwargs)
+        result = func(*_widen(args), **_widen(kwargs))
         if kwargs.get("dtype") is not None and kwargs["dtype"] != torch.float16:
             return result
         if func is _aten.native_layer_norm.default:  # mean and 1 / std stay float32 inside the operation
@@ -115,22 +119,18 @@ class HalfArithmetic(TorchDispatchMode):
         stays_float = any(x.dtype == torch.float32 and x.dim() > 0 for x in tensors)
         if stays_float and func is not _aten.native_layer_norm_backward.default:
             return result
-        return tree_map(self._narrow, result)
+        return type(result)(map(self._narrow, result)) if isinstance(result, (tuple, list)) else self._narrow(result)
 
     def _narrow(self, x: Any) -> Any:
         return self._round(x) if isinstance(x, Tensor) and x.dtype == torch.float32 else x
 
     def _product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         bias, (a, b) = (args[0], args[1:3]) if len(args) == 3 else (None, args)
-        a, b = a.float(), b.float()
-        width = a.shape[-1]
-
-        def part(i: int) -> Tensor:
-            cut = slice(i * PARTIAL_WIDTH, (i + 1) * PARTIAL_WIDTH)
-            return a[..., cut] @ b[..., cut, :]
-
-        total = partial_sums(part, max(1, -(-width // PARTIAL_WIDTH)), self._round, self._half_partials)
-        total = kwargs.get("alpha", 1) * total
+        whole = a.dim() == 3
+        total = dense(*((a, b) if whole else (a[None], b[None])), self._round.key(), self._half_partials)
+        total = total if whole else total[0]
+        if "alpha" in kwargs:
+            total *= kwargs["alpha"]
         if bias is not None:
             total = self._round.keep_float(total) + kwargs.get("beta", 1) * bias.float()
         return self._round(total)
@@ -146,11 +146,17 @@ def _leaves(args: Any) -> Iterator[Any]:
 
 
 def _widen(x: Any) -> Any:
-    if isinstance(x, Tensor) and x.dtype == torch.float16:
-        return x.float()
+    """float32 in place of float16, for tensors and dtypes, also within lists, tuples and keyword arguments."""
+    if isinstance(x, Tensor):
+        return x.float() if x.dtype == torch.float16 else x
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_widen, x))
+    if isinstance(x, dict):
+        return {key: _widen(value) for key, value in x.items()}
     return torch.float32 if x is torch.float16 else x
 
 
+@lru_cache(maxsize=None)
 def _aliases(func: Any) -> bool:
     """Whether the result is a view, or an argument is written: those must get the very tensors."""
     schema = func._schema
@@ -163,9 +169,9 @@ def _native(func: Any, args: Any, kwargs: Any) -> Any:
     except RuntimeError as error:
         if "Half" not in str(error):
             raise
-    wide_args, wide_kwargs = tree_map(_widen, (args, kwargs))
-    result = func(*wide_args, **wide_kwargs)
+    wide_args = _widen(args)
+    result = func(*wide_args, **_widen(kwargs))
     if _aliases(func):  # an in-place operation that this torch has no 16-bit version of
         args[0].copy_(wide_args[0])
         return args[0]
-    return tree_map(lambda x: x.half() if isinstance(x, Tensor) and x.dtype == torch.float32 else x, result)
+    return result.half() if isinstance(result, Tensor) and result.dtype == torch.float32 else result

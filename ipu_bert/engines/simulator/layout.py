@@ -54,6 +54,10 @@ class SimulatedEncoder:
     def decode(self, plan: LayerPlan, meta_info: Tensor, arrays: Sequence[Tensor]) -> Decoded:
         """See Encoder."""
         rows, cols, place = self.places(plan, meta_info)
+        return Decoded(rows, cols, self.blocks(plan, place, arrays))
+
+    def blocks(self, plan: LayerPlan, place: Tensor, arrays: Sequence[Tensor]) -> list[Tensor]:
+        """Blocks of each array, float32 [nnz, b, b], at places int64 [nnz]; refuses padding that is not zero."""
         total, b = _places(plan), plan.block_size
         filled = torch.zeros(total, dtype=torch.bool)
         filled[place] = True
@@ -70,7 +74,7 @@ class SimulatedEncoder:
                     "(a layout mix-up, or moments left behind)"
                 )
             blocks.append(laid_out[place].transpose(1, 2).contiguous())
-        return Decoded(rows, cols, blocks)
+        return blocks
 
     def places(self, plan: LayerPlan, meta_info: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """rows, cols int32 [nnz] and the place of each block, int64 [nnz], from the bits alone."""

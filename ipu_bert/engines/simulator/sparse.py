@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ipu_bert.engines.simulator.arithmetic import PARTIAL_WIDTH, Rounding, partial_sums
+from ipu_bert.engines.simulator.arithmetic import Rounding
 from ipu_bert.engines.simulator.layout import SimulatedEncoder
+from sparse_ops.half import Products
 from sparse_ops.ipu.layout import LayerPlan, bits_from_half
 
 
@@ -39,32 +41,39 @@ class BlockLinear(torch.autograd.Function):
 
     @staticmethod
     def _forward(ctx: Any, x: Tensor, meta_info: Tensor, nz: Tensor, plan: LayerPlan, rounding: Rounding) -> Tensor:
-        encoder = SimulatedEncoder()
-        rows, cols, place = encoder.places(plan, bits_from_half(meta_info))
-        (values,) = encoder.decode(plan, bits_from_half(meta_info), [nz]).arrays
-        ctx.plan, ctx.rounding = plan, rounding
-        ctx.save_for_backward(x, rows.long(), cols.long(), place, values)
-        y = _multiply(x, values.transpose(1, 2), rows.long(), cols.long(), plan.out_features, plan, rounding)
-        return _as(x, y, rounding)
+        pattern = _pattern(plan, bits_from_half(meta_info).numpy().tobytes())
+        (values,) = SimulatedEncoder().blocks(plan, pattern.place, [nz])
+        ctx.plan, ctx.rounding, ctx.pattern = plan, rounding, pattern
+        ctx.save_for_backward(x, values)
+        return _as(x, _transposed(pattern.output, values, x, plan, rounding), rounding)
 
     @staticmethod
     def _backward(ctx: Any, dy: Tensor) -> Any:
-        x, rows, cols, place, values = ctx.saved_tensors
-        plan, rounding = ctx.plan, ctx.rounding
-        dx = _multiply(dy, values, cols, rows, plan.in_features, plan, rounding)
-        b = plan.block_size
-        x_blocks = x.float().reshape(x.shape[0], -1, b)
-        dy_blocks = dy.float().reshape(dy.shape[0], -1, b)
-
-        def part(i: int) -> Tensor:
-            cut = slice(i * PARTIAL_WIDTH, (i + 1) * PARTIAL_WIDTH)
-            # [16, nnz, b] each -> [nnz, b, b]
-            return torch.einsum("tkr,tkc->krc", dy_blocks[cut][:, rows], x_blocks[cut][:, cols])
-
-        dvalues = partial_sums(part, -(-x.shape[0] // PARTIAL_WIDTH), rounding, _half_partials(plan))
+        x, values = ctx.saved_tensors
+        plan, rounding, pattern, b = ctx.plan, ctx.rounding, ctx.pattern, ctx.plan.block_size
+        dx = _transposed(pattern.grad_input, values, dy, plan, rounding)
+        dvalues = pattern.grad_values.of(dy.float(), x.float(), rounding.key(), _half_partials(plan))
         laid_out = torch.zeros(SimulatedEncoder().sizes(plan)[1] // (b * b), b, b)
-        laid_out[place] = dvalues.transpose(1, 2)
+        laid_out[pattern.place] = dvalues.transpose(1, 2)
         return _as(x, dx, rounding), None, _as(x, laid_out.flatten(), rounding), None, None
+
+
+class _Pattern(NamedTuple):
+    """What the device makes of a metaInfo: each block's place, int64 [nnz], and the three products."""
+
+    place: Tensor
+    output: Products
+    grad_input: Products
+    grad_values: Products
+
+
+@lru_cache(maxsize=256)
+def _pattern(plan: LayerPlan, meta_info: bytes) -> _Pattern:
+    rows, cols, place = SimulatedEncoder().places(plan, torch.frombuffer(bytearray(meta_info), dtype=torch.int16))
+    rows, cols, b = rows.long(), cols.long(), plan.block_size
+    output = _by_row(rows, cols, plan.out_features // b, plan, row_step=b, term_step=1)
+    grad_input = _by_row(cols, rows, plan.in_features // b, plan, row_step=1, term_step=b)
+    return _Pattern(place, output, grad_input, _at_blocks(rows, cols, plan))
 
 
 def _half_partials(plan: LayerPlan) -> bool:
@@ -75,26 +84,30 @@ def _as(like: Tensor, x: Tensor, rounding: Rounding) -> Tensor:
     return rounding(x) if like.dtype == torch.float16 else x
 
 
-def _multiply(
-    x: Tensor, blocks: Tensor, to: Tensor, source: Tensor, size: int, plan: LayerPlan, rounding: Rounding
-) -> Tensor:
-    """out[:, to] += x[:, source] @ blocks, block by block in float32; a partial sum is rounded every 16 products."""
-    b = plan.block_size
-    inputs = x.float().reshape(x.shape[0], -1, b).transpose(0, 1)  # [source grid, T, b]
-    out = torch.zeros(size // b, x.shape[0], b)
-    per_partial = max(1, PARTIAL_WIDTH // b)
-    for step, group in enumerate(_groups(to)):
-        if step and step % per_partial == 0 and _half_partials(plan):
-            out = rounding.keep_float(out)
-        out[to[group]] += torch.bmm(inputs[source[group]], blocks[group])
-    return out.transpose(0, 1).reshape(x.shape[0], size)
+def _transposed(products: Products, values: Tensor, x: Tensor, plan: LayerPlan, rounding: Rounding) -> Tensor:
+    """values [nnz, b, b] times x [T, in], tokens along the columns of each product; float32 [T, out]."""
+    return products.of(values, x.float().t(), rounding.key(), _half_partials(plan)).flatten(0, 1).t()
 
 
-def _groups(to: Tensor) -> list[Tensor]:
-    """Numbers of blocks, int64, grouped so that no group holds two blocks of one row (or column) `to`."""
-    order = to.argsort(stable=True)
-    counts = torch.bincount(to)
-    first = torch.cumsum(counts, 0) - counts
-    depth = torch.empty_like(order)
-    depth[order] = torch.arange(order.numel()) - first[to[order]]
-    return [(depth == d).nonzero().flatten() for d in range(int(counts.max()))]
+def _by_row(to: Tensor, source: Tensor, count: int, plan: LayerPlan, row_step: int, term_step: int) -> Products:
+    """A product for each of `count` rows (or columns) `to` of blocks: all its blocks with their `source` of x^T.
+
+    row_step, term_step: from one row of a product, and from one term, to the next within a block of values.
+    """
+    b, order = plan.block_size, to.argsort(stable=True)
+    within = torch.arange(b)
+    a_step = (order * b * b)[:, None] + within * term_step
+    b_step = ((source[order] * b)[:, None] + within) * plan.batch
+    counts = torch.bincount(to, minlength=count) * b
+    none = torch.zeros_like(counts)
+    return Products(
+        none, none, counts.cumsum(0) - counts, counts, a_step.flatten(), b_step.flatten(), b, plan.batch, row_step
+    )
+
+
+def _at_blocks(rows: Tensor, cols: Tensor, plan: LayerPlan) -> Products:
+    """The gradient of each block from dy and x, summed over tokens."""
+    b, token, first = plan.block_size, torch.arange(plan.batch), torch.zeros_like(rows)
+    count = torch.full_like(rows, plan.batch)
+    steps = token * plan.out_features, token * plan.in_features
+    return Products(rows * b, cols * b, first, count, *steps, b, b, 1)

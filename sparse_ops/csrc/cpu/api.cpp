@@ -150,6 +150,22 @@ void gradient(const GradientCall& call) {
         write_gradient<float>(call, plan, parts, [](float f) { return f; });
 }
 
+constexpr int64_t kRounded = 65536;  // elements that a thread rounds at a time
+
+void half_round(const HalfRoundCall& call) {
+    const Level& level = level_of(call.level);
+    for_each_part(call.parallel, call.threads, (call.count + kRounded - 1) / kRounded, [&](int64_t part) {
+        level.half_round(call, part * kRounded, std::min(call.count, (part + 1) * kRounded));
+    });
+}
+
+void half_products(const HalfProductsCall& call) {
+    const Level& level = level_of(call.level);
+    const int64_t panels = (call.columns + level.half_width - 1) / level.half_width;
+    for_each_part(call.parallel, call.threads, call.jobs * panels,
+                  [&](int64_t part) { level.half_products(call, part); });
+}
+
 template <class Call>
 int status_of(void (*work)(const Call&), const Call& call) {
     try {
@@ -186,3 +202,7 @@ int sparse_ops_best_level() {
 int sparse_ops_product(const ProductCall* call) { return call->tokens == 0 ? 0 : status_of(product, *call); }
 
 int sparse_ops_gradient(const GradientCall* call) { return status_of(gradient, *call); }
+
+int sparse_ops_half_round(const HalfRoundCall* call) { return status_of(half_round, *call); }
+
+int sparse_ops_half_products(const HalfProductsCall* call) { return status_of(half_products, *call); }

@@ -57,6 +57,50 @@ struct GradientCall {
     bool half;          // x, dy, out and bias are bfloat16, else float32
 };
 
+// How halves are rounded: to nearest, ties to even, or stochastically with random bits that follow from the key and an
+// element's place.
+struct HalfKey {
+    uint32_t low;
+    uint32_t high;
+    bool stochastic;
+};
+
+// Every element of x rounded to a half, which is kept in a float.
+struct HalfRoundCall {
+    const float* x;     // [count]
+    float* y;           // [count]; may be x
+    int64_t count;      // elements
+    int64_t place;      // of the first element, for the random bits
+    HalfKey key;        // how it is rounded
+    Parallel parallel;  // as of a product
+    int32_t threads;    // at most so many
+    int32_t level;      // instruction level
+};
+
+// Small matrix products, each of an IPU's matrix unit: 16 terms are added up in float32, then the running sum is
+// rounded to a half before the next 16 are. The sum of job j in row m and column n is over its `count` terms k of
+// a[a_base[j] + m * a_row + a_step[k]] * b[b_base[j] + b_step[k] + n], k from first[j] on.
+struct HalfProductsCall {
+    const float* a;
+    const float* b;
+    float* c;               // [jobs, rows, columns]; the last sum is not rounded
+    const int64_t* a_base;  // [jobs]
+    const int64_t* b_base;  // [jobs]
+    const int64_t* first;   // [jobs]
+    const int64_t* count;   // [jobs]
+    const int64_t* a_step;  // [terms of all jobs]
+    const int64_t* b_step;  // [terms of all jobs]
+    int64_t jobs;
+    int64_t rows;
+    int64_t columns;
+    int64_t a_row;
+    HalfKey key;        // how sums are rounded
+    Parallel parallel;  // as of a product
+    int32_t threads;    // at most so many
+    int32_t level;      // instruction level
+    bool rounded;       // else sums stay float32
+};
+
 #define EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -68,5 +112,9 @@ EXPORT int sparse_ops_best_level();
 // Both return 0, or -1 when memory runs out, or -2 when the index is none of a pattern: then nothing was written.
 EXPORT int sparse_ops_product(const ProductCall* call);
 EXPORT int sparse_ops_gradient(const GradientCall* call);
+
+// Both return 0, or -1 when memory runs out.
+EXPORT int sparse_ops_half_round(const HalfRoundCall* call);
+EXPORT int sparse_ops_half_products(const HalfProductsCall* call);
 
 }  // extern "C"

@@ -115,6 +115,9 @@ struct Level {
     void (*product)(const Product&);                                  // draws jobs until none is left
     // Tokens [first, last) of a gradient, added to `sums`; dy's sum over them to bias [n_out] unless that is null.
     void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums, float* bias);
+    int64_t half_width;                                                     // columns in a panel of halves' products
+    void (*half_round)(const HalfRoundCall&, int64_t first, int64_t last);  // elements [first, last)
+    void (*half_products)(const HalfProductsCall&, int64_t part);           // one panel of one job
 };
 
 // A workspace that a thread keeps: at least `bytes`, aligned to pages, contents undefined.

@@ -5,6 +5,7 @@
 #include "product_rows.hpp"
 #ifndef SPARSE_OPS_PAIRS
 #include "gradient.hpp"
+#include "half.hpp"
 #endif
 
 namespace SPARSE_OPS_LEVEL {
@@ -49,7 +50,8 @@ extern const Level level;
 #ifdef SPARSE_OPS_PAIRS
 
 const Level level = {
-    W, kLevelPairs, product_panel_tokens, product_chunk, nullptr, gather_of<bf16>, product_of<bf16>, nullptr,
+    W,       kLevelPairs, product_panel_tokens, product_chunk, nullptr, gather_of<bf16>, product_of<bf16>, nullptr, 0,
+    nullptr, nullptr,
 };
 
 #else
@@ -78,7 +80,8 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
 }
 
 const Level level = {
-    W, kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather, product, gradient,
+    W,       kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather,
+    product, gradient,    kHalfWidth,           half_round,    half_products,
 };
 
 #endif

@@ -77,3 +77,18 @@ def test_wider_types_are_left_alone(seed: int, dtype: torch.dtype) -> None:
     with HalfArithmetic(Rounding(), half_partials=True):
         product = a @ a.t()
     torch.testing.assert_close(product, a @ a.t(), rtol=0, atol=0)
+
+
+def test_state_brings_the_same_random_bits_back(seed: int) -> None:
+    x = torch.randn(500, generator=torch.Generator().manual_seed(seed))
+    rounding, other = Rounding(stochastic_seed=seed), Rounding(stochastic_seed=seed + 1)
+    first = rounding(x)
+    state = rounding.state
+    second = rounding(x)
+    assert not torch.equal(first, second), "each rounding has bits of its own"
+    other.state = state
+    assert torch.equal(other(x), second)
+    older = torch.Generator().manual_seed(seed).get_state().tolist()
+    other.state = rounding.state = older
+    assert torch.equal(other(x), rounding(x)), "a checkpoint of version 0.1 goes on, the same way every time"
+    assert Rounding().state == []
