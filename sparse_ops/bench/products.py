@@ -72,8 +72,9 @@ def measure(
 ) -> list[Record]:
     """Check and time the named implementations on one cell; repeats and patience (seconds) as in `alternate`.
 
-    What takes longer than SLOW_CALL is run once, to be checked, and that counts as its only sample. Dense products do
-    not depend on the block size: such a sample of theirs is kept in `slow`, for the other cells of the same sizes.
+    What takes longer than SLOW_CALL, but for those of MASKED, is run once, to be checked, and that counts as its only
+    sample. Dense products do not depend on the block size: such a sample of theirs is kept in `slow`, for the other
+    cells of the same sizes.
     Raises ArithmeticError when a result is wrong. A peer that cannot run is left out; where ours or torch's dense
     product cannot, its error is raised.
     """
