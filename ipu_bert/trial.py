@@ -58,7 +58,7 @@ class Trial:
         self._heldout = config.eval.batches
         if files:
             self._heldout = len(assemble.make_stream(config, files, "heldout").first_batches(config.eval.batches))
-        self._last = config.train.stop_at or config.train.steps
+        self._last = config.train.last_step
         self._updater = assemble.make_updater(config)
         self._engine = assemble.make_engine(config, shape.vocab_size, self._timer)
         if self._updater is not None:
