@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from compiler import needs_compiler
 
 from sparse_ops import build, native
 from sparse_ops.files import sha256_of
@@ -27,17 +28,6 @@ with warnings.catch_warnings(record=True) as caught:
 assert y.sum() == 3 * 3 * 16, y
 print("native" if native.available() else "torch", len(caught), *(str(w.message) for w in caught))
 """
-
-
-def _has_compiler() -> bool:
-    try:
-        build.find_compiler()
-    except build.BuildError:
-        return False
-    return True
-
-
-needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler here")
 
 
 def _environment(**changes: str) -> dict[str, str]:
