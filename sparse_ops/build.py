@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
-from sparse_ops.files import lock, replacing
+from sparse_ops.files import lock, replacing, sha256_of, write
 from sparse_ops.ipu import build as build_ipu
 from sparse_ops.saying import say
 
@@ -99,7 +99,10 @@ def _units_of(levels: tuple[Level, ...]) -> list[Unit]:
 
 def find_compiler() -> list[str]:
     """The compiler's command: CXX, or the first of g++, clang++, c++ found. Raises BuildError when there is none."""
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:  # a quotation mark that is not closed
+        raise BuildError(f"CXX: expected a command, found {os.environ['CXX']!r} ({error})") from None
     for command in [named] if named else [["g++"], ["clang++"], ["c++"]]:
         if shutil.which(command[0]):
             return command
@@ -110,7 +113,8 @@ def find_compiler() -> list[str]:
 def library_path() -> Path:
     """Where the library for these sources, flags, compiler and processor belongs. Raises BuildError."""
     compiler = find_compiler()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
+    command = [*compiler, "--version"]
+    version = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if version.returncode:
         raise BuildError(f"{shlex.join(compiler)} --version failed: {version.stderr.strip()}")
     digest = _digest_of_sources()
@@ -167,7 +171,7 @@ def build() -> Path:
     """The library's path, compiled now if not there. Safe when several processes do it at once. Raises BuildError."""
     path = library_path()
     _sweep(path.parent)
-    if path.exists():
+    if _is_whole(path):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,11 +182,25 @@ def build() -> Path:
         path = Path(tempfile.mkdtemp(prefix="sparse_ops-")) / path.name
     try:
         with lock(path.with_suffix(".lock"), wait=True):
-            if not path.exists():  # another process may have made it while this one waited
+            if not _is_whole(path):  # another process may have made it while this one waited
                 _compile(path, units())
+                write(_digest_path(path), sha256_of(path))
     except OSError as error:
         raise BuildError(f"cannot write the kernels to {path.parent}: {error}") from error
     return path
+
+
+def _digest_path(library: Path) -> Path:
+    """Where the SHA-256 of a library in the cache is kept."""
+    return library.with_suffix(".sha256")
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there as it was compiled: code that a disk has cut short ends the process without a word."""
+    try:
+        return _digest_path(library).read_bytes() == sha256_of(library).encode()
+    except OSError:
+        return False
 
 
 def _sweep(cache: Path) -> None:
@@ -213,7 +231,8 @@ def _compile(path: Path, made_of: list[Unit]) -> None:
 
 def _run(commands: Iterable[list[str]]) -> None:
     """Run commands side by side. Raises BuildError, when all have ended, with what the first that failed said."""
-    running = [(c, subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)) for c in commands]
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    running = [(c, subprocess.Popen(c, stdout=pipe, stderr=both, encoding="utf-8", errors="replace")) for c in commands]
     said = [process.communicate()[0] for _, process in running]
     for (command, process), message in zip(running, said):
         if process.returncode:

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from compiler import needs_compiler
 
 from sparse_ops import build, native
+from sparse_ops.files import sha256_of
 
 _PRODUCT = """
 import sys, warnings, torch
@@ -26,17 +28,6 @@ with warnings.catch_warnings(record=True) as caught:
 assert y.sum() == 3 * 3 * 16, y
 print("native" if native.available() else "torch", len(caught), *(str(w.message) for w in caught))
 """
-
-
-def _has_compiler() -> bool:
-    try:
-        build.find_compiler()
-    except build.BuildError:
-        return False
-    return True
-
-
-needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler here")
 
 
 def _environment(**changes: str) -> dict[str, str]:
@@ -68,7 +59,7 @@ def test_two_first_uses_at_once_compile_once(tmp_path: Path) -> None:
     assert [out.split()[:2] for out, _ in outputs] == [["native", "0"]] * 2, outputs
     assert sum(err.count("compiling CPU kernels") for _, err in outputs) == 1
     kept = [path.suffix for path in (tmp_path / "cache").iterdir()]
-    assert sorted(kept) == [".lock", ".so"]
+    assert sorted(kept) == [".lock", ".sha256", ".so"]
     again, error = _start(environment, "-m", "sparse_ops.build").communicate(timeout=60)
     assert Path(again.strip()).parent == tmp_path / "cache"
     assert "compiling" not in error
@@ -120,9 +111,39 @@ def test_what_killed_compilations_left_goes_after_a_day(tmp_path: Path, monkeypa
     (tmp_path / ".kernels-0.so.7.tmp").write_text("half a library")
     os.utime(tmp_path / ".kernels-0.so.7.tmp", (0, time.time() - 3600 * 25))
     (tmp_path / "kernels-0.so").write_text("library")
+    (tmp_path / "kernels-0.sha256").write_text(sha256_of(tmp_path / "kernels-0.so"))
     monkeypatch.setattr(build, "library_path", lambda: tmp_path / "kernels-0.so")
     assert build.build() == tmp_path / "kernels-0.so"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["build-mine", "build-new", "kernels-0.so"]
+    kept = ["build-mine", "build-new", "kernels-0.sha256", "kernels-0.so"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+def test_a_library_that_is_not_as_it_was_compiled_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded, it would end the process by SIGBUS."""
+    compiled: list[Path] = []
+    path = tmp_path / "kernels-0.so"
+    monkeypatch.setattr(build, "library_path", lambda: path)
+    monkeypatch.setattr(build, "_compile", lambda path, units: (compiled.append(path), path.write_bytes(b"x" * 9000)))
+    for times, damage in ((1, None), (1, None), (2, lambda: os.truncate(path, 5000)), (3, path.unlink)):
+        if damage is not None:
+            damage()
+        assert build.build().read_bytes() == b"x" * 9000
+        assert compiled == [path] * times
+
+
+@pytest.mark.parametrize(("named", "said"), [('"', "CXX: expected a command, found '\"'"), ("bytes", "failed with 3")])
+def test_a_compiler_is_refused_by_its_name(
+    named: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`native.available` warns of it and runs on; a command ends in one line."""
+    (tmp_path / "bytes").write_text("#!/bin/sh\nprintf '\\377'; [ \"$1\" = --version ] || exit 3\n")
+    (tmp_path / "bytes").chmod(0o755)
+    monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(tmp_path / named) if named == "bytes" else named)
+    assert build.main([]) == 1
+    assert said in capsys.readouterr().err
 
 
 @needs_compiler

@@ -10,17 +10,18 @@ from typing import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from compiler import HAS_KERNELS, needs_kernels
 from native_cases import DTYPES, Case, check_all
 
 from sparse_ops import build, native, native_half
 from sparse_ops.functional import block_linear
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+pytestmark = needs_kernels
 
 
 def _levels() -> tuple[str, ...]:
-    return native.LEVELS[: native.LEVELS.index(native.level()) + 1] if native.available() else ()
+    return native.LEVELS[: native.LEVELS.index(native.level()) + 1] if HAS_KERNELS else ()
 
 
 @pytest.fixture(params=_levels())

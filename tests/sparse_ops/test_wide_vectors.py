@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiler import needs_compiler
 from native_cases import DTYPES, check_all
 
 from sparse_ops import build, native
 from sparse_ops.files import lock
 from sparse_ops.pattern import BLOCK_SIZES
 
-pytestmark = pytest.mark.skipif(not native.available() or not build._X86, reason="no C++ compiler, or not x86-64")
+pytestmark = [needs_compiler, pytest.mark.skipif(not build._X86, reason="not x86-64")]
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiler import needs_kernels
 
-from sparse_ops import native
 from sparse_ops.bench import peers_xsmm
 from sparse_ops.bench import products as bench
 from sparse_ops.bench.peers import IMPLEMENTATIONS, PRODUCTS, Problem, prepare
 from sparse_ops.bench.sampling import Sample, summarize
 
-needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 
-
-@needs_native
+@needs_kernels
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("block", [1, 4, 16])
 def test_records_hold_what_the_issue_asks(block: int, seed: int) -> None:
@@ -64,7 +62,7 @@ def test_arguments_out_of_range_are_refused_in_one_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@needs_native
+@needs_kernels
 def test_a_level_that_is_not_here_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,7 +84,7 @@ def test_a_broken_implementation_of_ours_is_not_left_out(monkeypatch: pytest.Mon
         prepare("ours", problem, "forward")
 
 
-@needs_native
+@needs_kernels
 def test_what_takes_long_is_run_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SLOW_CALL", 0.0)
     calls: list[str] = []
@@ -192,7 +190,7 @@ def test_budget_verdicts() -> None:
     assert verdicts[1] == "16x16 forward: epsilon at most 1.30, over the paper's 1.2"
 
 
-@needs_native
+@needs_kernels
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_the_command_writes_records_and_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
@@ -206,7 +204,7 @@ def test_the_command_writes_records_and_a_plot(tmp_path: Path, monkeypatch: pyte
     assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.png"}
 
 
-@needs_native
+@needs_kernels
 def test_very_sparse_weights_beside_dense_and_masks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -225,7 +223,7 @@ def test_times_faster_adds_the_three_products() -> None:
     assert bench.times_faster(records) == f"sparsity 0.99: {expected}"
 
 
-@needs_native
+@needs_kernels
 def test_an_interrupted_run_keeps_the_cells_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "cells", lambda quick: [(32, 48, 20, b, 0.1) for b in (4, 16)])
     real = bench.measure
