@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from sparse_ops.saying import say
-
 
 def command() -> int:
     """Run the program; where the library was installed without what the application needs, say so in one line."""
@@ -13,6 +11,6 @@ def command() -> int:
         from ipu_bert.cli import main
     except ModuleNotFoundError as missing:
         how = "pip install 'ipu-bert-dynsparse[quickstart]'"
-        say(f"error: ipu-bert needs the package {missing.name}, which is not installed: {how}", sys.stderr)
+        print(f"error: ipu-bert needs the package {missing.name}, which is not installed: {how}", file=sys.stderr)
         return 2
     return main(sys.argv[1:])

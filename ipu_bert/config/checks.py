@@ -42,6 +42,8 @@ def cross_checks(config: Config) -> Iterator[str]:
         yield "data.path: expected a file or folder with source files, found nothing"
     if config.sparsity.method != "dense":
         yield from _sparsity_checks(config)
+    if isinstance(config.ipu.layers_per_ipu, str) and config.ipu.layers_per_ipu != "auto":
+        yield f"ipu.layers_per_ipu: expected counts of layers or auto, found {shortened(config.ipu.layers_per_ipu)}"
     yield from _engine_checks(config)
 
 
@@ -94,9 +96,7 @@ def _placement_checks(config: Config) -> Iterator[str]:
     layers, ipu, train = config.ipu.layers_per_ipu, config.ipu, config.train
     assert train.micro_batch_size is not None
     if isinstance(layers, str):
-        if layers != "auto":
-            yield f"ipu.layers_per_ipu: expected counts of layers or auto, found {shortened(layers)}"
-        elif not ipu.ipus:
+        if layers == "auto" and not ipu.ipus:
             yield "ipu.ipus: expected how many IPUs there are, since ipu.layers_per_ipu is auto, found 0"
         return
     if sum(layers) != config.model.layers or min(layers) < 0:

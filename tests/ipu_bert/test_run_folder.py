@@ -18,8 +18,8 @@ from ipu_bert.run_folder import Origin, RunFolder
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_second_process_is_refused_until_the_first_lets_go(tiny, resumed):
     config = tiny()
-    mine = Origin(Path(config.run.dir) / "checkpoints" / "step_00000000", step=0)
     with RunFolder(config, None, unigram_entropy=6.5) as folder:
+        (mine,) = saved(folder, 0)
         folder.metrics.write({"kind": "start", "step": 0})
         before = (folder.path / "metrics.jsonl").read_bytes()
         message = f"run.dir {config.run.dir}: another process is training there; choose another run.dir"
