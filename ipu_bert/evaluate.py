@@ -19,13 +19,13 @@ from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.token_files import Text
+from ipu_bert.ends import with_one_line
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.engines.torch_engine import eval_batch
 from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
 from sparse_ops.bench.arguments import whole_number
-from sparse_ops.files import in_words
 from sparse_ops.saying import say
 
 ENTROPY = (
@@ -72,7 +72,8 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     compute = "float32" if config.precision.compute == "float16" else config.precision.compute
     precision = Precision(compute, loss_scale=1.0)
     numbers = stream.first_batches(config.eval.batches if batches is None else batches)
-    result = reduce(add, (eval_batch(trained.model, precision, stream.batch(number)) for number in numbers))
+    micro = config.train.micro_batch_size or config.train.batch_size
+    result = reduce(add, (eval_batch(trained.model, precision, stream.batch(number), micro) for number in numbers))
     return Evaluation(
         checkpoint=str(trained.checkpoint),
         step=trained.step,
@@ -129,16 +130,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    try:
+
+    def act() -> None:
         found = evaluate(load_model(options.run), options.text, options.batches)
-    except OSError as error:
-        say(f"error: {in_words(error)}", sys.stderr)
-        return 2
-    except ValueError as error:
-        say(f"error: {error}", sys.stderr)
-        return 2
-    say(dumps(found.to_dict()) if options.json else render(found), sys.stdout)
-    return 0
+        say(dumps(found.to_dict()) if options.json else render(found), sys.stdout)
+
+    return with_one_line(act)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from ipu_bert import assemble
+from ipu_bert.ends import with_one_line
 from ipu_bert.hub.card import CardFacts, render_card
 from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.hub.folders import CARD, push, whole_folder
@@ -68,21 +69,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--push-to", metavar="NAME", help="also upload it to this repository of the hub, as USER/MODEL")
     parser.add_argument("--sparse", action="store_true", help="keep block-sparse weights as blocks")
     options = parser.parse_args(argv)
-    try:
-        trained = load_model(options.run)
-        export(trained, options.folder, options.sparse)
-        say(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}", sys.stdout)
-        length, positions = trained.config.data.sequence_length, trained.config.model.max_positions
-        if positions > length:
-            limit = f"use at most {length} tokens (model_max_length)"
-            say(f"positions from {length} on have not been trained: {limit}", sys.stdout)
-        if options.push_to:
-            say(f"pushed to {push(options.folder, options.push_to)}", sys.stdout)
-    except (ValueError, OSError) as error:
-        problem = files.in_words(error) if isinstance(error, OSError) else str(error)
-        say(f"error: {' '.join(problem.splitlines())}", sys.stderr)
-        return 2
-    return 0
+    return with_one_line(lambda: _act(options))
+
+
+def _act(options: argparse.Namespace) -> None:
+    trained = load_model(options.run)
+    export(trained, options.folder, options.sparse)
+    say(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}", sys.stdout)
+    length, positions = trained.config.data.sequence_length, trained.config.model.max_positions
+    if positions > length:
+        limit = f"use at most {length} tokens (model_max_length)"
+        say(f"positions from {length} on have not been trained: {limit}", sys.stdout)
+    if options.push_to:
+        say(f"pushed to {push(options.folder, options.push_to)}", sys.stdout)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, load_config
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.masking import IGNORED_LABEL
+from ipu_bert.ends import with_one_line
 from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining, pretraining_losses
 from ipu_bert.record.metrics import dumps
@@ -157,16 +158,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--micro-batches", type=whole_number(1), default=4, metavar="N", help="how many; default: 4")
     parser.add_argument("--json", action="store_true", help="all tensors, as one JSON object")
     options = parser.parse_intermixed_args(list(argv))
-    try:
+
+    def act() -> None:
         config = load_config(options.config, options.overrides)
         found = measure(config, options.run, options.micro_batches)
-    except (ValueError, OSError) as error:
-        say(f"error: {' '.join(str(error).splitlines())}", sys.stderr)
-        return 2
-    tensors: dict[str, Any] = {name: each.to_dict() for name, each in found.items()}
-    as_json = dumps({"loss_scale": config.precision.loss_scale, "tensors": tensors})
-    say(as_json if options.json else render(config, found), sys.stdout)
-    return 0
+        tensors: dict[str, Any] = {name: each.to_dict() for name, each in found.items()}
+        as_json = dumps({"loss_scale": config.precision.loss_scale, "tensors": tensors})
+        say(as_json if options.json else render(config, found), sys.stdout)
+
+    return with_one_line(act)
 
 
 if __name__ == "__main__":

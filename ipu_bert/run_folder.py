@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, Mapping, TextIO
 
 import yaml
 
@@ -90,11 +90,15 @@ class RunFolder:
                 return {key: math.nan if value is None else value for key, value in record.items()}
         return {}
 
-    def best_loss(self) -> float:
-        """Held-out loss of the best checkpoint; infinite where there is none, or, with a warning, a damaged one."""
+    def best_loss(self, batches: int) -> float:
+        """Held-out loss of the best checkpoint, judged by so many batches.
+
+        Infinite where there is none, or one judged by other batches, or, with a warning, a damaged one.
+        """
         found = checkpoint.complete(self.best)
         try:
-            return float(checkpoint.read_info(found[-1][1]).get("heldout_loss", math.inf)) if found else math.inf
+            info = checkpoint.read_info(found[-1][1]) if found else {}
+            return float(info.get("heldout_loss", math.inf)) if evaluated_by(info) == batches else math.inf
         except checkpoint.CheckpointError as error:
             say(f"no best checkpoint until the next evaluation: {error}", sys.stderr)
             return math.inf
@@ -157,6 +161,12 @@ def settle(path: Path) -> None:
     if (path / CONFIG_FILE).exists():
         with _lock(path):
             checkpoint.clean(path / CHECKPOINTS)
+
+
+def evaluated_by(info: Mapping[str, Any]) -> int | None:
+    """How many batches the run of a checkpoint's info was evaluated by, where it says so."""
+    section = info.get("config", {}).get("eval", {})
+    return section.get("batches") if isinstance(section, dict) else None
 
 
 def newest_checkpoint(config: Config) -> Path | None:

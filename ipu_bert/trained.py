@@ -13,6 +13,8 @@ from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining
+from ipu_bert.sizes.footprint import parameter_counts
+from ipu_bert.sizes.shape import bert_shape
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ def load_model(path: Path) -> TrainedModel:
     try:
         config = from_dict(info["config"])
         assemble.use_threads(config)
+        _check_size(config, groups)
         model = assemble.make_model(config, _vocab_size(groups))
         check_model(model, groups)
         model.load_state_dict(groups["model"])
@@ -48,6 +51,15 @@ def load_model(path: Path) -> TrainedModel:
     except ValueError as error:
         problem = "; ".join(str(error).splitlines())  # a config's errors have a line each
         raise checkpoint.CheckpointError(f"checkpoint {found}: {problem}") from None
+
+
+def _check_size(config: Config, groups: checkpoint.Groups) -> None:
+    """ValueError where the file cannot hold the model that its own config describes, which is not built then."""
+    shape = bert_shape(config.model, _vocab_size(groups))
+    expected = parameter_counts(shape, assemble.weights(config)).total
+    found = sum(tensor.numel() for tensor in groups["model"].values() if tensor.is_floating_point())
+    if found != expected:
+        raise ValueError(f"model.safetensors: expected the {expected:,} weights of its config, found {found:,}")
 
 
 def _vocab_size(groups: checkpoint.Groups) -> int:

@@ -21,7 +21,7 @@ from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.machine import changed, conditions
 from ipu_bert.record.metrics import Metrics
-from ipu_bert.run_folder import Origin, RunFolder
+from ipu_bert.run_folder import Origin, RunFolder, evaluated_by
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.starting import start
@@ -60,6 +60,7 @@ class Trainer:
                 self.updater.track(host.layers)
         self.step: int = info.get("step", 0)
         self._skipped: int = info.get("skipped_in_a_row", 0)
+        self._evaluates_as_before = evaluated_by(info) == config.eval.batches
         self._elapsed_before, self._started = info.get("elapsed_seconds", 0.0), time.monotonic()
         self._conditions = conditions(config)
         # Older versions said the precision among the settings alone.
@@ -101,13 +102,13 @@ class Trainer:
         files.write(folder.path / TOKENIZER, self._kept.tokenizer_json)
         self._checkpoints, self._best = folder.checkpoints, folder.best
         self._saved = folder.origin  # the checkpoint of this very step
-        self._best_loss = folder.best_loss() if self.config.checkpoint.keep_best else math.inf
+        self._best_loss = folder.best_loss(self.config.eval.batches) if self.config.checkpoint.keep_best else math.inf
 
     def _loop(self, folder: RunFolder) -> dict[str, float | None]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
         config, metrics, last = self.config, folder.metrics, self.config.train.last_step
         self._begin(metrics)
-        heldout = self._evaluate_if_due(metrics, folder.evaluation(self.step))
+        heldout = self._evaluate_if_due(metrics, folder.evaluation(self.step) if self._evaluates_as_before else {})
         self._stop_if_asked(metrics)
         mark = (self.step, self._training_clock())
         while self.step < last:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager, nullcontext
+from functools import reduce
+from operator import add
 from typing import Iterator, Mapping, Sequence
 
 import torch
@@ -133,7 +135,7 @@ class TorchEngine:
 
     def eval_step(self, batch: Batch) -> EvalResult:
         """See Engine."""
-        return eval_batch(self.model, self._precision, batch)
+        return eval_batch(self.model, self._precision, batch, self._micro_batch_size)
 
     @contextmanager
     def host_state(self) -> Iterator[HostState]:
@@ -179,10 +181,14 @@ class TorchEngine:
                 state[key].copy_(groups["optimizer"][f"{key}.{name}"])
 
 
-@torch.no_grad()
-def eval_batch(model: BertForPreTraining, precision: Precision, batch: Batch) -> EvalResult:
-    """What a model makes of a batch, without dropout."""
+def eval_batch(model: BertForPreTraining, precision: Precision, batch: Batch, micro_batch_size: int) -> EvalResult:
+    """What a model makes of a batch, without dropout, in micro-batches as it is trained."""
     model.eval()
+    return reduce(add, (_eval_micro_batch(model, precision, part) for part in _split(batch, micro_batch_size)))
+
+
+@torch.no_grad()
+def _eval_micro_batch(model: BertForPreTraining, precision: Precision, batch: Batch) -> EvalResult:
     mlm_logits, nsp_logits = _logits(model, precision, batch)
     losses = pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
     return EvalResult(

@@ -12,7 +12,8 @@ def check_memory(config: Config, vocab_size: int, available: int) -> None:
     """ValueError when a run cannot fit `available` bytes; what it needs is counted from below.
 
     The torch engine holds weights, gradients and moments, and of each micro-batch at least every layer's input and the
-    logits. With IPUs only the weights are counted, since all else may be elsewhere.
+    logits; an evaluation, in micro-batches too, takes less. With IPUs only the weights are counted, since all else may
+    be elsewhere.
     """
     shape, weights = bert_shape(config.model, vocab_size), encoder_weights(config.model, config.sparsity)
     if config.engine.name == "ipu":

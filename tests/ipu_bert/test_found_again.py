@@ -16,6 +16,7 @@ from run_history import SHORT, Killed, assert_same_state, newest, steps, train
 
 from ipu_bert import checkpoint, cli, machine
 from ipu_bert.config import as_dict
+from ipu_bert.record.metrics import read_metrics
 from ipu_bert.signals import InterruptedRunError
 from ipu_bert.trainer import Trainer
 
@@ -204,3 +205,17 @@ def test_whatever_changes_rounding_is_a_condition(tiny, monkeypatch):
         "environment: MKL_CBWR=COMPATIBLE, before none",
         f"library: 12345678, before {before['library']}",
     ]
+
+
+def test_an_evaluation_by_other_batches_is_made_anew(tiny):
+    """What was recorded, and what was best, by one batch says nothing about two."""
+    folder = train(tiny(*BEST, "train.stop_at=2", "eval.batches=1"))
+    config = tiny(*BEST, "train.stop_at=4", "eval.batches=2")
+    train(config, newest(config))
+    losses = [r["mlm_loss"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 2]
+    assert len(losses) == 2
+    assert losses[0] != losses[1]
+    (best,) = (folder / "best").iterdir()
+    evaluated = {r["step"]: r["mlm_loss"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "eval"}
+    assert checkpoint.read_info(best)["heldout_loss"] == min(evaluated[2], evaluated[4])
+    assert checkpoint.read_info(best)["config"]["eval"]["batches"] == 2

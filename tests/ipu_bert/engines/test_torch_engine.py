@@ -16,7 +16,7 @@ from torch import Tensor
 from ipu_bert.bench.models import random_batch
 from ipu_bert.data.batches import Batch
 from ipu_bert.engines.base import NonFiniteError
-from ipu_bert.engines.torch_engine import TorchEngine
+from ipu_bert.engines.torch_engine import TorchEngine, eval_batch
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, pretraining_losses, sparse_layers
 from ipu_bert.precision import Precision
@@ -240,3 +240,19 @@ def test_a_skipped_step_is_the_same_after_a_resume(seed: int) -> None:
         rest = fresh()
         rest.load_state(saved, stop)
         assert_same(whole, steps(rest, stop + 1, 4))
+
+
+def test_an_evaluation_keeps_to_the_micro_batch(seed):
+    """No more sequences at a time than a step takes; sums and counts are those of the whole batch."""
+    engine, sizes = make_engine(sparse_model(SHAPE, 0.5, 4), micro_batch_size=2), []
+    batch = random_batch(SHAPE, SEQUENCES, TOKENS, LABELS, seed=seed)
+    engine.model.register_forward_hook(lambda module, inputs, out: sizes.append(inputs[0].shape[0]))
+    found = engine.eval_step(batch)
+    whole = eval_batch(engine.model, Precision("float32", 1.0), batch, SEQUENCES)
+    assert sizes == [2, 2, 2, SEQUENCES]
+    assert (found.mlm_count, found.mlm_correct, found.nsp_count, found.nsp_correct) == (
+        (whole.mlm_count, whole.mlm_correct, whole.nsp_count, whole.nsp_correct)
+    )
+    terms = SEQUENCES * LABELS  # a float32 sum of so many losses, each of a product of its own shape
+    assert found.mlm_sum == pytest.approx(whole.mlm_sum, rel=terms * 2**-23)
+    assert found.nsp_sum == pytest.approx(whole.nsp_sum, rel=terms * 2**-23)

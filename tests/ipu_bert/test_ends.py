@@ -1,0 +1,59 @@
+"""How commands end, and what they do not begin: errors in one line, a checkpoint that lies about its size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ipu_bert import assemble, checkpoint, evaluate, export_run
+from ipu_bert.ends import with_one_line
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("x: expected 1,\nfound 2"), 2, "error: x: expected 1, found 2"),
+        (OSError(28, "No space left on device", "/data/file"), 2, "error: /data/file: No space left on device"),
+        (MemoryError("3 GB"), 2, "error: out of memory: 3 GB"),
+        (RuntimeError("can't allocate memory: 3 GB"), 2, "error: out of memory: can't allocate memory: 3 GB"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line(error, status, line, capsys):
+    def act() -> None:
+        raise error
+
+    assert with_one_line(act) == status
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_fault_of_ours_is_not_hidden(capsys):
+    def act() -> None:
+        raise RuntimeError("index 7 is out of range")
+
+    with pytest.raises(RuntimeError, match="index 7"):
+        with_one_line(act)
+    assert with_one_line(lambda: 3) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export_run"])
+def test_a_checkpoint_that_lies_about_its_size_is_refused_before_a_model_is_built(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = Path(shutil.copytree(checkpoint.find(finished), tmp_path / "step_00000099"))
+    state = json.loads((path / "state.json").read_text())
+    state["config"]["model"]["layers"], state["step"] = 300, 99
+    (path / "state.json").write_text(json.dumps(state))
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(assemble, "make_model", never)
+    main = {"evaluate": evaluate.main, "export_run": export_run.main}[command]
+    assert main([str(path), *([str(tmp_path / "out")] if command == "export_run" else [])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: checkpoint {path}: model.safetensors: expected the " in line
