@@ -66,6 +66,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     texts: files, folders or globs; none: the run's held-out text. Raises ValueError for text that cannot be used.
     """
     config, kept = trained.config, trained.text
+    assemble.use_threads(config)
     files = TextFiles(kept, texts, assemble.corpus(config)) if texts else open_text(trained)
     stream = _stream(config, files)
     # FP16.16 is for IPUs.

@@ -30,7 +30,7 @@ class TrainedModel:
 
 
 def load_model(path: Path) -> TrainedModel:
-    """The model of a checkpoint, or of the newest one of a run's folder; from then on torch has the run's threads.
+    """The model of a checkpoint, or of the newest one of a run's folder.
 
     Raises CheckpointError when there is none or it is damaged.
     """
@@ -38,7 +38,6 @@ def load_model(path: Path) -> TrainedModel:
     groups, info = checkpoint.load(found)
     try:
         config = from_dict(info["config"])
-        assemble.use_threads(config)
         _check_size(config, groups)
         model = assemble.make_model(config, _vocab_size(groups))
         check_model(model, groups)

@@ -50,17 +50,21 @@ class Trial:
         data, size = config.data, config.train.batch_size
         shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)
         self._timer, self._number, self.from_text = Stopwatch(clock=time.perf_counter), 0, files is not None
-        self._batch: Callable[[int], Batch] = (
-            assemble.make_stream(config, files, "train").batch
-            if files
-            else lambda i: random_batch(shape, size, data.sequence_length, data.max_predictions, seed=i)
-        )
         self._heldout = config.eval.batches
         if files:
             self._heldout = len(assemble.make_stream(config, files, "heldout").first_batches(config.eval.batches))
         self._last = config.train.last_step
         self._updater = assemble.make_updater(config)
         self._engine = assemble.make_engine(config, shape.vocab_size, self._timer)
+        part, parts = self._engine.share  # of each batch, where several instances have one each
+        self._batch: Callable[[int], Batch]
+        if files:
+            stream = assemble.make_stream(config, files, "train")
+            self._batch = lambda i: stream.share(i, part, parts)
+        else:
+            self._batch = lambda i: random_batch(
+                shape, size // parts, data.sequence_length, data.max_predictions, seed=i
+            )
         if self._updater is not None:
             with self._engine.host_state() as host:
                 self._updater.track(host.layers)

@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ipu_bert import assemble, checkpoint, evaluate
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.record.metrics import read_metrics
+from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -134,3 +136,13 @@ def test_a_checkpoint_of_the_ipu_engine_is_judged_in_float32(tiny, capsys):
     judged = found(capsys, run)
     assert judged["compute"] == "float32"
     assert judged["mlm_loss"] == pytest.approx(recorded["mlm_loss"], rel=0.01)
+
+
+def test_a_run_is_judged_with_its_own_threads(run, tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    trained = load_model(run)
+    assert asked == []  # whoever starts from a run's weights keeps to its own
+    trained.config.engine.threads = 3
+    evaluate.evaluate(trained, [], 1)
+    assert asked == [3]

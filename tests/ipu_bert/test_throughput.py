@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Iterator
 
 import pytest
+import torch
 
 import run_pretraining
 from ipu_bert import assemble, trial
@@ -34,12 +35,12 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: type, phase: str) -> None:
         self.now, self.made, self.trained = 0.0, [], []
         monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: self.now))
-        batch, step, update = BatchStream.batch, engine.train_step, engine.host_state
+        share, step, update = BatchStream.share, engine.train_step, engine.host_state
 
-        def made(stream, index):
+        def made(stream, index, part, parts):
             self.now += 0.25
             self.made.append(index)
-            return batch(stream, index)
+            return share(stream, index, part, parts)
 
         def trained(this, given, counts=None):
             self.trained.append(given)
@@ -52,7 +53,7 @@ class Clock:
             self.now += 7.0
             return update(this)
 
-        monkeypatch.setattr(BatchStream, "batch", made)
+        monkeypatch.setattr(BatchStream, "share", made)
         monkeypatch.setattr(engine, "train_step", trained)
         monkeypatch.setattr(engine, "host_state", updated)
 
@@ -181,3 +182,14 @@ def test_bad_input_is_one_line(tiny, tmp_path, arguments, said, capsys):
     assert status == 2
     assert len(errors) == 1
     assert said in errors[0]
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_one_instance_of_two_is_timed_with_its_own_share(tiny, tmp_path, monkeypatch, prepared):
+    monkeypatch.setattr(TorchEngine, "share", property(lambda self: (1, 2)))
+    config = tiny("train.batch_size=8", *([] if prepared else [f"data.dir={tmp_path / 'nothing'}"]))
+    mine = trial.Trial(config)._batch(3)
+    assert mine.input_ids.shape == (4, config.data.sequence_length)
+    if prepared:
+        whole = assemble.make_stream(config, assemble.open_data(config, progress=False), "train").batch(3)
+        assert torch.equal(mine.input_ids, whole.input_ids[4:])
