@@ -9,6 +9,7 @@ from typing import Callable
 
 import pytest
 import torch
+from compiler import HAS_KERNELS, needs_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,9 +17,9 @@ from torch import Tensor
 from sparse_ops import native
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+pytestmark = needs_kernels
 
-LEVELS = range(native.LEVELS.index(native.level()) + 1) if native.available() else ()
+LEVELS = range(native.LEVELS.index(native.level()) + 1) if HAS_KERNELS else (0,)
 REFUSED = "index: expected one made by BlockPattern.index()"
 WILD = st.sampled_from([-(2**31), -2, -1, 0, 1, 2**24, 2**31 - 1]) | st.integers(0, 40)
 
