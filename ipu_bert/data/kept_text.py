@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ipu_bert.data.errors import DataError, one_line
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.data.tokenizer import SPECIAL_TOKENS
+from ipu_bert.data.tokenizer import SPECIAL_TOKENS, special_ids_of, vocabulary_of
 
 _TOKENS = 1 << 24  # counted together
 
@@ -78,13 +78,11 @@ class KeptText:
 
     def vocabulary(self) -> list[str]:
         """The word pieces by id."""
-        vocab = self.tokenizer().get_vocab(with_added_tokens=True)
-        return sorted(vocab, key=lambda piece: vocab[piece])
+        return vocabulary_of(self.tokenizer())
 
     def special_ids(self) -> dict[str, int]:
         """Ids of [PAD] [UNK] [CLS] [SEP] [MASK]."""
-        vocab = self.tokenizer().get_vocab(with_added_tokens=True)
-        return {token: vocab[token] for token in SPECIAL_TOKENS}
+        return special_ids_of(self.tokenizer())
 
 
 def count_ids(tokens: np.ndarray, vocab_size: int) -> np.ndarray:

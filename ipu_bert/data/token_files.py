@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from ipu_bert.data.cost import read_cost
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.manifest import ids_problem, offsets_problem, problem
-from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_ids_of, vocabulary_of
 from ipu_bert.json_file import read_object
 from sparse_ops import files
 
@@ -175,13 +175,11 @@ class TokenFiles:
 
     def vocabulary(self) -> list[str]:
         """The word pieces by id, vocab_size of them."""
-        vocab = self.tokenizer().get_vocab(with_added_tokens=True)
-        return sorted(vocab, key=lambda piece: vocab[piece])
+        return vocabulary_of(self.tokenizer())
 
     def special_ids(self) -> dict[str, int]:
         """Ids of [PAD] [UNK] [CLS] [SEP] [MASK]."""
-        vocab = self.tokenizer().get_vocab(with_added_tokens=True)
-        return {token: vocab[token] for token in SPECIAL_TOKENS}
+        return special_ids_of(self.tokenizer())
 
 
 def _split_names() -> list[str]:

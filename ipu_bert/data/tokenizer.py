@@ -229,3 +229,15 @@ def load_tokenizer(path: str) -> Tokenizer:
         return Tokenizer.from_file(os.fspath(path))
     except Exception as error:  # tokenizers raises a bare Exception
         raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from error
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> list[str]:
+    """The word pieces by id."""
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    return sorted(vocab, key=lambda piece: vocab[piece])
+
+
+def special_ids_of(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of [PAD] [UNK] [CLS] [SEP] [MASK]."""
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    return {token: vocab[token] for token in SPECIAL_TOKENS}
