@@ -75,10 +75,18 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
 
 
 def adopt(origin: Path, step: int, folder: Path) -> Path:
-    """A copy of a checkpoint as `folder`/step_<step>, where there is none: what a run goes on from is its own then."""
+    """A copy of a checkpoint as `folder`/step_<step>, if it is not that: what a run goes on from is its own then.
+
+    Raises CheckpointError where another one of the step is there, as after going back under other conditions.
+    """
     _make(folder)
     final, aside = folder / f"step_{step:08d}", _aside(folder, step)
     if final.exists():
+        if read_info(final)["files"] != read_info(origin)["files"]:
+            raise CheckpointError(
+                f"checkpoint {origin}: expected {final} to be the same one, found another: go on in a new folder, with "
+                "run.dir=FOLDER"
+            )
         return final
     try:
         shutil.copytree(origin, aside)

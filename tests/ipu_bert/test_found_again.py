@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from run_history import SHORT, Killed, assert_same_state, newest, steps, train
+from safetensors.torch import load_file, save_file
 
 from ipu_bert import checkpoint, cli, machine
 from ipu_bert.config import as_dict
@@ -219,3 +221,19 @@ def test_an_evaluation_by_other_batches_is_made_anew(tiny):
     evaluated = {r["step"]: r["mlm_loss"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "eval"}
     assert checkpoint.read_info(best)["heldout_loss"] == min(evaluated[2], evaluated[4])
     assert checkpoint.read_info(best)["config"]["eval"]["batches"] == 2
+
+
+def test_another_checkpoint_of_the_same_step_is_not_taken_for_the_one_named(tiny, tmp_path):
+    """Best and newest of one step may be of two futures, where a run went back under other conditions."""
+    config = tiny(*BEST, "train.stop_at=2")
+    folder = train(config)
+    (path,) = checkpoint.complete(folder / "best")
+    model = path[1] / "model.safetensors"
+    tensors = {name: t + 1 if name.endswith("LayerNorm.bias") else t for name, t in load_file(model).items()}
+    save_file(tensors, model)
+    state = json.loads((path[1] / "state.json").read_text())
+    state["files"]["model.safetensors"]["sha256"] = hashlib.sha256(model.read_bytes()).hexdigest()
+    (path[1] / "state.json").write_text(json.dumps(state))
+    with pytest.raises(checkpoint.CheckpointError, match=r"best.step_00000002: expected .* to be the same one"):
+        train(tiny(*BEST), path[1])
+    assert steps(train(tiny(*BEST, f"run.dir={tmp_path / 'new'}"), path[1]) / "checkpoints") == [2, 4, 6]
