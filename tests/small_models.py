@@ -107,3 +107,24 @@ def make_plan(**changes: Any) -> UpdatePlan:
     when = {"updates": 4, "total_steps": 40, "pruning_ratio": 0.5, "schedule": constant, "start": 0.0, "stop": 1.0}
     rules = {"norm": l1, "growth": GROW_RULES["random"], "allow_removed": False, "seed": 1}
     return UpdatePlan(**{**when, **rules, **changes})
+
+
+def make_peer(shape: BertShape) -> Any:
+    """transformers' BertForPreTraining of this shape, not told its sizes by the code under test."""
+    from transformers import BertConfig
+    from transformers import BertForPreTraining as Peer
+
+    return Peer(
+        BertConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.intermediate_size,
+            max_position_embeddings=shape.max_positions,
+            type_vocab_size=shape.type_vocab,
+            hidden_dropout_prob=shape.dropout,
+            attention_probs_dropout_prob=shape.attention_dropout,
+            layer_norm_eps=shape.layer_norm_eps,
+        )
+    )

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import dense_model, family_shape, make_shape, make_weights, sparse_model
+from small_models import dense_model, family_shape, make_peer, make_shape, make_weights, sparse_model
 from torch import Tensor, nn
-from transformers import BertConfig
 from transformers import BertForPreTraining as Peer
 
 from ipu_bert.model import (
@@ -24,23 +23,6 @@ from sparse_ops.pattern import named_generator
 
 SHAPE = make_shape(layers=3, hidden_size=48, heads=3, intermediate_size=128, vocab_size=211, max_positions=40)
 BATCH, LENGTH, MASKED = 5, 32, 6
-
-
-def make_peer(shape: BertShape) -> Peer:
-    return Peer(
-        BertConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            intermediate_size=shape.intermediate_size,
-            max_position_embeddings=shape.max_positions,
-            type_vocab_size=shape.type_vocab,
-            hidden_dropout_prob=shape.dropout,
-            attention_probs_dropout_prob=shape.attention_dropout,
-            layer_norm_eps=shape.layer_norm_eps,
-        )
-    )
 
 
 def random_batch(seed: int, shape: BertShape = SHAPE) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from small_models import make_shape, sparse_model
+from small_models import make_peer, make_shape, sparse_model
 from torch import nn
 
 from ipu_bert.hub.dense import load_pretrained, save_pretrained
@@ -36,19 +36,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 def folder_of_peer(path: Path, shape: BertShape = SHAPE) -> transformers.BertForPreTraining:
     """A folder that transformers itself wrote."""
-    peer = transformers.BertForPreTraining(
-        transformers.BertConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            intermediate_size=shape.intermediate_size,
-            max_position_embeddings=shape.max_positions,
-            hidden_dropout_prob=shape.dropout,
-            attention_probs_dropout_prob=shape.attention_dropout,
-            layer_norm_eps=shape.layer_norm_eps,
-        )
-    ).eval()
+    peer: transformers.BertForPreTraining = make_peer(shape).eval()
     randomise(peer, 1)
     peer.save_pretrained(path)
     return peer
