@@ -56,6 +56,8 @@ def find_files(paths: Iterable[str], column: str, encoding: str) -> FoundFiles:
             left = sorted({*present} - {*matches})
             notes += [_left_out(entry, left)] if left else []
         elif os.path.exists(entry):
+            if not os.path.isfile(entry):  # has no end, or cannot be read a second time
+                raise DataError(f"{entry}: expected a file or a folder, found a device or a pipe: write it to a file")
             matches = [entry]
         else:
             matches = [name for name in glob.glob(entry, recursive=True) if os.path.isfile(name)]

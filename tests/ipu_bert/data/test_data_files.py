@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from data_corpora import corpus, prepared
 
 from ipu_bert.data import rows, shards, wiki_dump
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.local_files import find_files
 from ipu_bert.data.prepare import prepare, summary
 from ipu_bert.data.source import Source, make_source
 from ipu_bert.data.text_documents import line_documents
@@ -231,3 +233,12 @@ def test_a_full_disk_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         monkeypatch.setattr(Path, "write_bytes", no_space)
         with pytest.raises(OSError, match=rf"No space left on device: '.*\.partial/.*{name}.*'"):
             prepared(monkeypatch, tmp_path / name, [f"One. Two {i}." for i in range(8)])
+
+
+def test_what_is_no_file_is_refused_before_it_is_read(tmp_path):
+    """A device has no end, and a pipe (as of `<(zcat x)`) gives its text once; a text is read more than once."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (str(pipe), os.devnull):
+        with pytest.raises(DataError, match=f"{path}: expected a file or a folder, found a device or a pipe"):
+            find_files([path], "text", "utf-8")
