@@ -70,7 +70,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     files = TextFiles(kept, texts, assemble.corpus(config)) if texts else open_text(trained)
     stream = _stream(config, files)
     # FP16.16 is for IPUs.
-    compute = "float32" if config.precision.compute == "float16" else config.precision.compute
+    compute = "float32" if config.precision.half else config.precision.compute
     precision = Precision(compute, loss_scale=1.0)
     numbers = stream.first_batches(config.eval.batches if batches is None else batches)
     micro = config.train.micro_batch_size or config.train.batch_size

@@ -220,6 +220,12 @@ class PretrainingHeads(nn.Module):
         self.seq_relationship = nn.Linear(shape.hidden_size, 2)
 
 
+def layer_norm_parameters(model: nn.Module) -> set[int]:
+    """`id` of each scale and shift of the LayerNorms."""
+    norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
+    return {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
+
+
 class BertForPreTraining(nn.Module):
     """BERT with both pre-training heads; `linear` alone decides which encoder weights are sparse.
 
@@ -237,12 +243,12 @@ class BertForPreTraining(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Draw every parameter anew, in place; patterns stay."""
-        norms = {id(p) for m in self.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
+        scales = layer_norm_parameters(self)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith("bias"):
                     parameter.zero_()
-                elif id(parameter) in norms:
+                elif id(parameter) in scales:
                     parameter.fill_(1.0)
                 else:
                     truncated_normal_(parameter, self.shape.initializer_range, named_generator(seed, f"init/{name}"))

@@ -9,6 +9,8 @@ from typing import Any, Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from ipu_bert.model import layer_norm_parameters
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -71,12 +73,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Each parameter is in exactly one group, a shared one once; `names` stands beside `params` in the same order. Empty
     groups are left out.
     """
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.LayerNorm)
-        for parameter in module.parameters(recurse=False)
-    }
+    norms = layer_norm_parameters(model)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     still = [id(parameter) in norms or name.endswith("bias") for name, parameter in named]
     return [

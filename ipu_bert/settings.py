@@ -218,6 +218,11 @@ class PrecisionSettings:
     )
     loss_scale: float = setting(1.0, "factor on the loss before the backward pass, divided out of gradients", above=0)
 
+    @property
+    def half(self) -> bool:
+        """Whether weights, activations and gradients are float16 (FP16.16, on the ipu engine)."""
+        return self.compute == "float16"
+
 
 @dataclass
 class EngineSettings:

@@ -80,7 +80,7 @@ def layer_padding(weight: EncoderWeight, config: Config) -> LayerPadding:
 def product_of(weight: EncoderWeight, config: Config) -> Product:
     """The product that a config makes of a sparse weight."""
     assert config.train.micro_batch_size is not None
-    data_type = "half" if config.precision.compute == "float16" else "float"
+    data_type = "half" if config.precision.half else "float"
     rows = config.train.micro_batch_size * config.data.sequence_length
     return Product(data_type, weight.block_size, *weight.shape, weight.blocks, rows)
 

@@ -151,7 +151,7 @@ def _stage_memory(
 
 def value_bytes(config: Config) -> int:
     """Of a weight, a gradient or an activation."""
-    return 2 if config.precision.compute == "float16" else 4
+    return 2 if config.precision.half else 4
 
 
 def _activations(config: Config, shape: BertShape, stage: Stage, in_flight: int) -> int:

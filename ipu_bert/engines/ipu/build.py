@@ -57,7 +57,7 @@ def make_run(config: Config, instances: Instances) -> IpuRun:
         # Text, because host and device must pass popsparse the very same characters.
         sparse_available_memory=repr(ipu.sparse_available_memory),
         sparse_oversize=repr(ipu.sparse_oversize),
-        half=config.precision.compute == "float16",
+        half=config.precision.half,
         loss_scale=config.precision.loss_scale,
         automatic_loss_scale=ipu.automatic_loss_scale,
         half_partials=ipu.half_partials,
