@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 import pytest
 import yaml
 
 from ipu_bert.config import Config, from_dict, load_config
+from ipu_bert.engines.simulator import executor
 from ipu_bert.trainer import Trainer
 
 
@@ -30,6 +31,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(shared: Path) -> Path:
     """Where token files of the corpus are kept."""
     return shared / "data"
+
+
+@pytest.fixture(autouse=True)
+def _free_device() -> Iterator[None]:
+    """The simulated IPUs are free for the next test, whichever that is; an executable holds them until it goes."""
+    yield
+    executor._attached.clear()
 
 
 @pytest.fixture

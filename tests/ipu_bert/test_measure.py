@@ -5,21 +5,12 @@ from __future__ import annotations
 import json
 import os
 from types import SimpleNamespace
-from typing import Iterator
 
 import pytest
 
 import run_pretraining
 from ipu_bert import measure, trial
-from ipu_bert.engines.simulator import executor
 from ipu_bert.engines.torch_engine import TorchEngine
-
-
-@pytest.fixture(autouse=True)
-def _free_device() -> Iterator[None]:
-    executor._attached.clear()
-    yield
-    executor._attached.clear()
 
 
 def test_what_is_timed_and_how_it_adds_up(tiny, monkeypatch):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +20,6 @@ from ipu_bert.config import as_dict, from_dict, load_config
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.manifest import COUNTS
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.engines.simulator import executor
 from ipu_bert.hub.folders import TOKENIZER_FILES
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trainer import Trainer
@@ -32,14 +31,12 @@ pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 
 @pytest.fixture(params=RELEASES, ids=lambda path: path.name)
-def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy to work in, what is read there is named from there, and the simulated IPUs free before and after."""
+def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to work in; what is read there is named from there."""
     copy = tmp_path / "release"
     shutil.copytree(request.param, copy)
     monkeypatch.chdir(copy)
-    executor._attached.clear()
-    yield copy
-    executor._attached.clear()
+    return copy
 
 
 def recorded(folder: Path, kind: str) -> list[tuple[int, float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from types import SimpleNamespace
-from typing import Iterator
 
 import pytest
 import torch
@@ -20,13 +19,6 @@ from ipu_bert.throughput import throughput
 
 IPU = ["engine.name=ipu", "train.micro_batch_size=1", "train.batch_size=12"]
 PIPELINES = [*IPU, "ipu.layers_per_ipu=[1,1]", "ipu.replicas=2", "precision.compute=float16"]
-
-
-@pytest.fixture(autouse=True)
-def _free_device() -> Iterator[None]:
-    executor._attached.clear()
-    yield
-    executor._attached.clear()
 
 
 class Clock:

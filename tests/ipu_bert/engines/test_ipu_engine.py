@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import pytest
 import torch
@@ -30,12 +30,6 @@ SHAPE = make_shape(layers=2, vocab_size=48)
 SEQUENCES, TOKENS, LABELS = 12, 16, 3
 EPS = 1e-3  # large, so that a step is a smooth function of the gradient and engines can be compared
 LR = 1e-2
-
-
-@pytest.fixture(autouse=True)
-def _free_device() -> Iterator[None]:
-    yield
-    executor._attached.clear()
 
 
 def make_model(seed: int, block_size: int = 8) -> BertForPreTraining:

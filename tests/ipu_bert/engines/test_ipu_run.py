@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 import torch
@@ -17,13 +16,6 @@ from ipu_bert.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 IPU = ("engine.name=ipu", "engine.device=simulated", "model.dropout=0", "model.attention_dropout=0", "optim.eps=0.001")
-
-
-@pytest.fixture(autouse=True)
-def _free_device() -> Iterator[None]:
-    executor._attached.clear()
-    yield
-    executor._attached.clear()
 
 
 def train(config, resume=None) -> dict[str, dict[str, torch.Tensor]]:

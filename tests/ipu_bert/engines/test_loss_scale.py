@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Iterator
 
-import pytest
 import torch
 from small_models import make_optimization, make_run, make_shape, sparse_model, with_tanh_gelu
 from torch import Tensor
@@ -16,7 +14,6 @@ from ipu_bert.engines import simulator as sim
 from ipu_bert.engines.ipu.engine import IpuEngine
 from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import IpuRun
-from ipu_bert.engines.simulator import executor
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.model import BertForPreTraining
 from ipu_bert.optim import Optimization
@@ -27,12 +24,6 @@ from sparse_ops.norms import l1
 TOKENS, LABELS = 16, 1
 SHAPE = make_shape(vocab_size=64)
 HALF_ULP = 2.0**-11  # of a half, relative
-
-
-@pytest.fixture(autouse=True)
-def _free_device() -> Iterator[None]:
-    yield
-    executor._attached.clear()
 
 
 def random_batch(seed: int, sequences: int) -> Batch:
