@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -45,7 +46,15 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_hold_one_weight_or_hear_of_it(tmp_path):
-    torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    # spawn: a fork of a process whose torch has threads may wait for ever for one that it does not have
+    ranks = torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, join=False, start_method="spawn")
+    try:
+        end = time.monotonic() + 120
+        while not ranks.join(timeout=1):
+            assert time.monotonic() < end, "a rank does not come to its end"
+    finally:
+        for process in ranks.processes:
+            process.kill()
     expected = "sparse layers: expected the same positions and values on every rank, found others on [1]"
     for rank in (0, 1):
         assert (tmp_path / f"start{rank}").read_text() == (tmp_path / f"end{rank}").read_text() == expected
