@@ -166,6 +166,37 @@ void half_products(const HalfProductsCall& call) {
                   [&](int64_t part) { level.half_products(call, part); });
 }
 
+constexpr int64_t kNormRows = 64;  // tokens of a part; weight gradients are summed by parts, whatever the threads are
+
+int64_t norm_parts(int64_t tokens) { return (tokens + kNormRows - 1) / kNormRows; }
+
+void add_norm(const AddNormCall& call) {
+    const Level& level = level_of(call.level);
+    for_each_part(call.parallel, call.threads, norm_parts(call.tokens), [&](int64_t part) {
+        level.add_norm(call, part * kNormRows, std::min(call.tokens, (part + 1) * kNormRows));
+    });
+}
+
+void add_norm_gradient(const AddNormGradientCall& call) {
+    const Level& level = level_of(call.level);
+    const int64_t parts = norm_parts(call.tokens), n = call.features;
+    static thread_local Workspace workspace;
+    float* sums = (float*)workspace.get((parts * 2 * n + 1) * sizeof(float));
+    for_each_part(call.parallel, call.threads, parts, [&](int64_t part) {
+        float* mine = sums + part * 2 * n;
+        memset(mine, 0, 2 * n * sizeof(float));
+        const int64_t last = std::min(call.tokens, (part + 1) * kNormRows);
+        level.add_norm_gradient(call, part * kNormRows, last, mine, mine + n);
+    });
+    memset(call.dweight, 0, n * sizeof(float));
+    memset(call.dbias, 0, n * sizeof(float));
+    for (int64_t part = 0; part < parts; ++part)
+        for (int64_t j = 0; j < n; ++j) {
+            call.dweight[j] += sums[part * 2 * n + j];
+            call.dbias[j] += sums[(part * 2 + 1) * n + j];
+        }
+}
+
 template <class Call>
 int status_of(void (*work)(const Call&), const Call& call) {
     try {
@@ -206,3 +237,7 @@ int sparse_ops_gradient(const GradientCall* call) { return status_of(gradient, *
 int sparse_ops_half_round(const HalfRoundCall* call) { return status_of(half_round, *call); }
 
 int sparse_ops_half_products(const HalfProductsCall* call) { return status_of(half_products, *call); }
+
+int sparse_ops_add_norm(const AddNormCall* call) { return status_of(add_norm, *call); }
+
+int sparse_ops_add_norm_gradient(const AddNormGradientCall* call) { return status_of(add_norm_gradient, *call); }

@@ -57,11 +57,16 @@ struct GradientCall {
     bool half;          // x, dy, out and bias are bfloat16, else float32
 };
 
+// What random bits follow from, and the place of each.
+struct RandomKey {
+    uint32_t low;
+    uint32_t high;
+};
+
 // How halves are rounded: to nearest, ties to even, or stochastically with random bits that follow from the key and an
 // element's place.
 struct HalfKey {
-    uint32_t low;
-    uint32_t high;
+    RandomKey random;
     bool stochastic;
 };
 
@@ -101,6 +106,49 @@ struct HalfProductsCall {
     bool rounded;       // else sums stay float32
 };
 
+// What is dropped: where random bits are below the threshold. Nothing where that is 0.
+struct Dropout {
+    RandomKey key;
+    uint32_t threshold;
+    float scale;  // of what is kept
+};
+
+// y = LayerNorm(residual + dropout(x)), over the features of each token.
+struct AddNormCall {
+    const float* x;         // [tokens, features]
+    const float* residual;  // [tokens, features]
+    const float* weight;    // [features]: LayerNorm's
+    const float* bias;      // [features]
+    float* y;               // [tokens, features]
+    float* sum;             // [tokens, features]: residual + dropout(x), for the backward pass
+    float* statistics;      // [tokens, 2]: mean of the sum, and one over its standard deviation
+    int64_t tokens;
+    int64_t features;   // a multiple of 16
+    Dropout dropout;    // a feature's place is token * features + feature
+    float eps;          // added to the variance
+    Parallel parallel;  // as of a product
+    int32_t threads;    // at most so many
+    int32_t level;      // instruction level
+};
+
+// Its backward pass.
+struct AddNormGradientCall {
+    const float* dy;          // [tokens, features]
+    const float* sum;         // [tokens, features], as the forward pass left it
+    const float* statistics;  // [tokens, 2], as the forward pass left it
+    const float* weight;      // [features]
+    float* dx;                // [tokens, features]; without dropout it is dresidual, and this is not written
+    float* dresidual;         // [tokens, features]
+    float* dweight;           // [features]
+    float* dbias;             // [features]
+    int64_t tokens;
+    int64_t features;   // a multiple of 16
+    Dropout dropout;    // the forward pass's
+    Parallel parallel;  // as of a product
+    int32_t threads;    // at most so many
+    int32_t level;      // instruction level
+};
+
 #define EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -113,8 +161,10 @@ EXPORT int sparse_ops_best_level();
 EXPORT int sparse_ops_product(const ProductCall* call);
 EXPORT int sparse_ops_gradient(const GradientCall* call);
 
-// Both return 0, or -1 when memory runs out.
+// These return 0, or -1 when memory runs out.
 EXPORT int sparse_ops_half_round(const HalfRoundCall* call);
 EXPORT int sparse_ops_half_products(const HalfProductsCall* call);
+EXPORT int sparse_ops_add_norm(const AddNormCall* call);
+EXPORT int sparse_ops_add_norm_gradient(const AddNormGradientCall* call);
 
 }  // extern "C"

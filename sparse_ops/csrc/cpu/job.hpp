@@ -118,6 +118,9 @@ struct Level {
     int64_t half_width;                                                     // columns in a panel of halves' products
     void (*half_round)(const HalfRoundCall&, int64_t first, int64_t last);  // elements [first, last)
     void (*half_products)(const HalfProductsCall&, int64_t part);           // one panel of one job
+    void (*add_norm)(const AddNormCall&, int64_t first, int64_t last);      // tokens [first, last)
+    // Tokens [first, last); the gradients of weight and bias are added to dweight and dbias [features].
+    void (*add_norm_gradient)(const AddNormGradientCall&, int64_t first, int64_t last, float* dweight, float* dbias);
 };
 
 // A workspace that a thread keeps: at least `bytes`, aligned to pages, contents undefined.

@@ -4,6 +4,7 @@
 #include "product.hpp"
 #include "product_rows.hpp"
 #ifndef SPARSE_OPS_PAIRS
+#include "add_norm.hpp"
 #include "gradient.hpp"
 #include "half.hpp"
 #endif
@@ -50,8 +51,19 @@ extern const Level level;
 #ifdef SPARSE_OPS_PAIRS
 
 const Level level = {
-    W,       kLevelPairs, product_panel_tokens, product_chunk, nullptr, gather_of<bf16>, product_of<bf16>, nullptr, 0,
-    nullptr, nullptr,
+    W,
+    kLevelPairs,
+    product_panel_tokens,
+    product_chunk,
+    nullptr,
+    gather_of<bf16>,
+    product_of<bf16>,
+    nullptr,
+    0,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
 };
 
 #else
@@ -80,8 +92,8 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
 }
 
 const Level level = {
-    W,       kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather,
-    product, gradient,    kHalfWidth,           half_round,    half_products,
+    W,          kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather, product, gradient,
+    kHalfWidth, half_round,  half_products,        add_norm,      add_norm_gradient,
 };
 
 #endif

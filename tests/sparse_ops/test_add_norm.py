@@ -1,0 +1,133 @@
+"""LayerNorm(residual + dropout(x)) against float64, at every instruction level, and in plain torch."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compiler import needs_kernels
+from torch import Tensor
+
+from sparse_ops import native
+from sparse_ops.add_norm import add_norm
+from sparse_ops.random_bits import KEYS, kept, random_bits
+
+_BEST = native.LEVELS.index(native.level()) if native.available() else -1
+EPS, UNIT = 1e-12, 2.0**-24
+
+
+@pytest.fixture(params=["torch", *native.LEVELS[: _BEST + 1]])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setattr(native, "available", lambda: False)
+    else:
+        monkeypatch.setenv("SPARSE_OPS_LEVEL", request.param)
+    return request.param
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def inputs(tokens: int, features: int, seed: int) -> tuple[list[Tensor], Tensor]:
+    """x, residual, weight, bias, and the gradient of the result."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(tokens, features), (tokens, features), (features,), (features,)]
+    made = [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
+    return made, torch.randn(tokens, features, generator=generator)
+
+
+def results(made: list[Tensor], dy: Tensor, dropout: float, key: int, kernel: str = "auto") -> list[Tensor]:
+    y = add_norm(*made, EPS, dropout, key, kernel)
+    return [y.detach(), *torch.autograd.grad(y, made, dy)]
+
+
+def in_float64(made: list[Tensor], dy: Tensor, dropout: float, key: int) -> list[Tensor]:
+    x, residual, weight, bias = (tensor.detach().double().requires_grad_() for tensor in made)
+    mask = kept(tuple(x.shape), dropout, key).double()
+    y = F.layer_norm(x * mask + residual, x.shape[-1:], weight, bias, EPS)
+    return [y.detach(), *torch.autograd.grad(y, (x, residual, weight, bias), dy.double())]
+
+
+def check(found: list[Tensor], expected: list[Tensor], tokens: int, features: int) -> None:
+    """Sums of n terms are off by at most n units of their terms, of which there are some 4 for each result."""
+    for name, ours, theirs in zip(("y", "dx", "dresidual", "dweight", "dbias"), found, expected):
+        terms = tokens if name in ("dweight", "dbias") else features
+        bound = 4 * (terms + 16) * UNIT * (1 + theirs.abs().max())
+        assert (ours - theirs).abs().max() < bound, name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize(("tokens", "features"), [(1, 16), (65, 64), (131, 768), (3, 1024), (7, 20)])
+def test_result_and_gradients_match_float64(level, tokens, features, dropout, seed):
+    made, dy = inputs(tokens, features, seed)
+    key = (seed * 0x9E3779B97F4A7C15) % KEYS
+    check(results(made, dy, dropout, key), in_float64(made, dy, dropout, key), tokens, features)
+
+
+@needs_kernels
+def test_threads_levels_and_kernels_drop_the_same(two_threads, monkeypatch, seed):
+    made, dy = inputs(200, 64, seed)
+    first = results(made, dy, 0.3, seed)
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, results(made, dy, 0.3, seed)))
+    dropped = {"auto": first[1] == 0, "torch": results(made, dy, 0.3, seed, "torch")[1] == 0}
+    for name in native.LEVELS[: _BEST + 1]:
+        monkeypatch.setenv("SPARSE_OPS_LEVEL", name)
+        dropped[name] = results(made, dy, 0.3, seed)[1] == 0
+    assert all(torch.equal(mask, dropped["auto"]) for mask in dropped.values())
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean(seed):
+    """The share of n independent draws is off by less than five standard deviations, once in a million."""
+    n, p = 1 << 20, 0.1
+    mask = kept((n,), p, seed)
+    assert set(mask.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    assert abs((mask == 0).double().mean().item() - p) < 5 * (p * (1 - p) / n) ** 0.5
+    pairs = {f"key + 2^{bit}": (mask, kept((n,), p, seed + (1 << bit))) for bit in (0, 1, 20, 32, 40, 62)}
+    pairs |= {f"place + {step}": (mask[step:], mask[:-step]) for step in (1, 2, 64, 768, 98304)}
+    for name, (one, other) in pairs.items():
+        both = ((one == 0) & (other == 0)).double().mean().item()
+        assert abs(both - p * p) < 6 * (p * p * (1 - p * p) / one.numel()) ** 0.5, name
+
+
+def test_random_bits_are_lowbias32():
+    """By hand, in Python's integers: Wellons' constants, the key in two halves."""
+    key, place = 0x0123456789ABCDEF, 0xFFFFFFF0
+    x = (place + (key & 0xFFFFFFFF)) & 0xFFFFFFFF
+    x = ((x ^ x >> 16) * 0x7FEB352D) & 0xFFFFFFFF
+    x ^= key >> 32
+    x = ((x ^ x >> 15) * 0x846CA68B) & 0xFFFFFFFF
+    assert random_bits(torch.tensor([place]), key).tolist() == [x ^ x >> 16]
+
+
+def test_layouts_and_leading_axes_do_not_matter(seed):
+    made, dy = inputs(12, 32, seed)
+    flat = results(made, dy, 0.2, seed)
+    x, residual, weight, bias = made
+    y = add_norm(x.view(3, 4, 32), residual.t().contiguous().t().view(3, 4, 32), weight, bias, EPS, 0.2, seed, "auto")
+    assert torch.equal(y.view(12, 32), flat[0])
+
+
+@needs_kernels
+def test_torch_knows_the_operator(seed):
+    made, _ = inputs(5, 32, seed)
+    torch.library.opcheck(torch.ops.sparse_ops.add_norm.default, (*made, EPS, 0.1, seed))
+
+
+def test_what_does_not_fit_is_named(seed):
+    (x, residual, weight, bias), _ = inputs(4, 32, seed)
+    for arguments, said in (
+        ((x, residual[:3], weight, bias, EPS, 0.0, 0, "auto"), r"residual: expected \[4, 32\] as x, found \[3, 32\]"),
+        ((x, residual, weight[:5], bias, EPS, 0.0, 0, "auto"), r"weight: expected \[32\], found \[5\]"),
+        ((x, residual, weight, bias, EPS, 1.0, 0, "auto"), r"dropout: expected a probability in \[0, 1\), found 1.0"),
+        ((x, residual, weight, bias, EPS, 0.0, 0, "fast"), "kernel: expected one of"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            add_norm(*arguments)
