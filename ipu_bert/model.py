@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.sizes.shape import BertShape
 from ipu_bert.sizes.weights import EncoderWeight
+from sparse_ops.add_norm import add_norm
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern, named_generator
 
@@ -60,6 +61,11 @@ def starting_pattern(weight: EncoderWeight, seed: int) -> BlockPattern:
     """
     generator = named_generator(seed, f"pattern/{weight.name}")
     return BlockPattern.random(weight.shape, weight.block_size, weight.sparsity, generator, weight.segments)
+
+
+def dropout_key(probability: float) -> int:
+    """What the next dropout follows from, drawn from torch's generator; 0, and nothing drawn, where nothing drops."""
+    return int(torch.empty((), dtype=torch.int64).random_()) if probability else 0
 
 
 class Embeddings(nn.Module):
@@ -108,21 +114,23 @@ class SelfAttention(nn.Module):
 class Projection(nn.Module):
     """Linear, dropout, residual, LayerNorm: how attention and feed-forward both end (post-LN)."""
 
-    def __init__(self, shape: BertShape, name: str, in_features: int, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, in_features: int, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
         self.dense = linear(f"{name}.dense", in_features, shape.hidden_size, 1)
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout, self.kernel = shape.dropout, kernel
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(inner)) + residual)
+        norm, x = self.LayerNorm, self.dense(inner).to(residual.dtype)
+        dropout = self.dropout if self.training else 0.0
+        return add_norm(x, residual, norm.weight, norm.bias, norm.eps, dropout, dropout_key(dropout), self.kernel)
 
 
 class Attention(nn.Module):
-    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
         self.self = SelfAttention(shape, f"{name}.self", linear)
-        self.output = Projection(shape, f"{name}.output", shape.hidden_size, linear)
+        self.output = Projection(shape, f"{name}.output", shape.hidden_size, linear, kernel)
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
         return self.output(self.self(hidden, key_mask), hidden)
@@ -144,11 +152,11 @@ class Intermediate(nn.Module):
 class EncoderLayer(nn.Module):
     """One transformer block, [B, S, H] -> [B, S, H]; `key_mask` [B, 1, 1, S] is True where a token may be seen."""
 
-    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
-        self.attention = Attention(shape, f"{name}.attention", linear)
+        self.attention = Attention(shape, f"{name}.attention", linear, kernel)
         self.intermediate = Intermediate(shape, f"{name}.intermediate", linear)
-        self.output = Projection(shape, f"{name}.output", shape.intermediate_size, linear)
+        self.output = Projection(shape, f"{name}.output", shape.intermediate_size, linear, kernel)
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
         attended = self.attention(hidden, key_mask)
@@ -156,9 +164,10 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(EncoderLayer(shape, f"{name}.layer.{i}", linear) for i in range(shape.layers))
+        layers = (EncoderLayer(shape, f"{name}.layer.{i}", linear, kernel) for i in range(shape.layers))
+        self.layer = nn.ModuleList(layers)
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
         for layer in self.layer:
@@ -178,10 +187,10 @@ class Pooler(nn.Module):
 
 
 class Bert(nn.Module):
-    def __init__(self, shape: BertShape, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
         self.embeddings = Embeddings(shape)
-        self.encoder = Encoder(shape, "bert.encoder", linear)
+        self.encoder = Encoder(shape, "bert.encoder", linear, kernel)
         self.pooler = Pooler(shape)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,15 +238,17 @@ def layer_norm_parameters(model: nn.Module) -> set[int]:
 class BertForPreTraining(nn.Module):
     """BERT with both pre-training heads; `linear` alone decides which encoder weights are sparse.
 
+    kernel: one of sparse_ops.operators.KERNELS, for what is no product with a weight.
+
     Linear and embedding weights and the values of sparse blocks start truncated normal with `initializer_range`, not
     rescaled for sparsity (paper, App. A and Figure 9); biases zero, LayerNorm weights one. The start of a parameter
     depends on (seed, its name) alone.
     """
 
-    def __init__(self, shape: BertShape, linear: LinearFactory, seed: int) -> None:
+    def __init__(self, shape: BertShape, linear: LinearFactory, seed: int, kernel: str) -> None:
         super().__init__()
         self.shape = shape
-        self.bert = Bert(shape, linear)
+        self.bert = Bert(shape, linear, kernel)
         self.cls = PretrainingHeads(shape)
         self.initialize(seed)
 

@@ -181,4 +181,4 @@ def _registered() -> Any:
 
 
 # None in torch releases without torch.library.custom_op (torch 2.0, which PopTorch pins): plain torch runs there.
-_ADD_NORM = _registered() if hasattr(torch.library, "custom_op") else None
+_ADD_NORM: Any = _registered() if hasattr(torch.library, "custom_op") else None

@@ -175,7 +175,7 @@ case("model.hidden_size", 96, lambda b: b.model.bert.embeddings.word_embeddings.
 case("model.heads", 4, lambda b: b.layer.attention.self.heads)
 case("model.intermediate_size", 64, lambda b: b.layer.output.dense.in_features)
 case("model.max_positions", 80, lambda b: b.model.bert.embeddings.position_embeddings.num_embeddings)
-case("model.dropout", 0.25, lambda b: (b.model.bert.embeddings.dropout.p, b.layer.output.dropout.p), (0.25, 0.25))
+case("model.dropout", 0.25, lambda b: (b.model.bert.embeddings.dropout.p, b.layer.output.dropout), (0.25, 0.25))
 case("model.attention_dropout", 0.25, lambda b: b.layer.attention.self.dropout)
 case("model.layer_norm_eps", 1e-5, lambda b: b.layer.output.LayerNorm.eps)
 # Weights are a normal cut at two standard deviations, and of 32,000 some come within 1 % of that.

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipu_bert.engines.ipu.options import IpuRun
-from ipu_bert.model import BertForPreTraining, sparse_layers
+from ipu_bert.model import BertForPreTraining, Projection, sparse_layers
 from ipu_bert.sizes.stages import pipeline_stages
 from sparse_ops.ipu.layer import IpuBlockSparseLinear
 from sparse_ops.ipu.layout import Encoder, LayerPlan
@@ -44,6 +44,19 @@ class IpuSelfAttention(nn.Module):
         return context.transpose(1, 2).reshape(batch, length, size)
 
 
+class IpuProjection(nn.Module):
+    """Projection by torch's own operators; `dense` and `LayerNorm` are the canonical module's."""
+
+    def __init__(self, canonical: Projection) -> None:
+        super().__init__()
+        self.dense, self.LayerNorm = canonical.dense, canonical.LayerNorm
+        self.dropout = nn.Dropout(canonical.dropout)
+
+    def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
+        normed: Tensor = self.LayerNorm(self.dropout(self.dense(inner)) + residual)
+        return normed
+
+
 class IpuBert(nn.Module):
     """The model that is handed to PopTorch; its parameters are named as the canonical ones, `values` as `nz_values`.
 
@@ -65,9 +78,11 @@ class IpuBert(nn.Module):
             parent, _, child = name.rpartition(".")
             device_layer = IpuBlockSparseLinear(layer, plan(name, layer), encoder, poptorch)
             setattr(copied.get_submodule(parent), child, device_layer)
-        for block in copied.bert.encoder.layer:
-            attention: Any = block.attention
+        blocks: Any = copied.bert.encoder.layer
+        for block in blocks:
+            attention = block.attention
             attention.self = IpuSelfAttention(attention.self.qkv, shape.heads, shape.attention_dropout)
+            attention.output, block.output = IpuProjection(attention.output), IpuProjection(block.output)
         for module in copied.modules():
             if isinstance(module, nn.GELU):
                 module.approximate = "tanh"  # what PopTorch computes whatever is asked for
