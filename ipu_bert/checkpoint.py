@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ipu_bert import sealed_json
 from ipu_bert.config import Config, identity
 from ipu_bert.json_file import is_count, read_object
 from ipu_bert.stopwatch import PHASES
@@ -35,6 +35,8 @@ _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes o
     **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
     **{"seconds": dict, "elapsed_seconds": float, "heldout_loss": float, "skipped_in_a_row": int},
 }
+
+_KNOWN = {*_TYPES, "config_hash", "next_batch", sealed_json.KEY}
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -182,6 +184,13 @@ def read_info(path: Path) -> dict[str, Any]:
     if state["format"] != FORMAT:
         found = f"found {state['format']}; use the version that wrote it"
         raise CheckpointError(f"checkpoint {file}: expected format {FORMAT}, {found}")
+    unknown = sorted(state.keys() - _KNOWN)  # one of them may be the checksum's
+    if unknown or not sealed_json.is_whole(file, state):
+        raise DamagedCheckpointError(
+            path,
+            file,
+            f"expected no {unknown[0]!r:.60} in it" if unknown else "its SHA-256 is not the one in it: it is damaged",
+        )
     return state
 
 
@@ -310,9 +319,8 @@ def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[st
     for where, value in _floats(state, ""):
         if not math.isfinite(value):
             raise CheckpointError(f"checkpoint {final}: expected a finite number to write, found {where} = {value}")
-    text = json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n"
     with naming(aside / _STATE):
-        (aside / _STATE).write_text(text, encoding="utf-8")
+        (aside / _STATE).write_text(sealed_json.sealed(state), encoding="utf-8")
     sync(aside / _STATE)
 
 

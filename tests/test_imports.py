@@ -17,6 +17,7 @@ ORDER = [
     "lr_schedules",
     "settings",
     "json_file",
+    "sealed_json",
     "ends",
     "hub_files",
     "data",

@@ -17,6 +17,7 @@ from ipu_bert import assemble, checkpoint, evaluate
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.record.metrics import read_metrics
+from ipu_bert.sealed_json import sealed
 from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
@@ -108,7 +109,7 @@ def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, caps
     shutil.copytree(checkpoint.find(run), other)
     state = json.loads((other / "state.json").read_text())
     state["config"]["optim"]["lr"], state["config"]["model"]["heads"] = "fast", 3
-    (other / "state.json").write_text(json.dumps(state))
+    (other / "state.json").write_text(sealed(state))
     changed = SimpleNamespace(manifest={"tokenizer_sha256": "0"}, directory="elsewhere")
     for arguments, message in (
         ([nowhere], f"expected {nowhere} to be or to hold a complete checkpoint, found none"),
