@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ipu_bert import sealed_json
 from ipu_bert.config import Config, identity
+from ipu_bert.config.values import is_unicode
 from ipu_bert.json_file import is_count, read_object
 from ipu_bert.stopwatch import PHASES
 from sparse_ops.files import naming, sha256_of, sync
@@ -225,8 +226,10 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
 def find(where: Path) -> Path:
     """The checkpoint that a path means: itself, or the newest complete one of a run or of a checkpoints folder.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError when there is none, or the path is not UTF-8, which safetensors needs.
     """
+    if not is_unicode(str(where)):
+        raise CheckpointError(f"checkpoint {str(where)!r}: expected a path in UTF-8, found other bytes")
     if (where / _STATE).is_file():
         return where
     for folder in (where, where / "checkpoints"):
