@@ -26,12 +26,10 @@ from ipu_bert.study.definition import Cell, Study, read_study
 from ipu_bert.study.report import write_report
 from ipu_bert.study.results import Results
 from ipu_bert.study.run import cell_flops, run_cells
-from ipu_bert.study.seconds import measure_seconds, write_seconds
+from ipu_bert.study.seconds import REPEATS, measure_seconds, write_seconds
 from sparse_ops import files
 from sparse_ops.bench.arguments import whole_number
 from sparse_ops.saying import say
-
-REPEATS = 7  # rounds of --time
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +57,7 @@ def _act(options: argparse.Namespace) -> int:
     tell = partial(say, stream=sys.stderr)
     failed: dict[str, str] = {}
     if options.time:
-        write_seconds(folder, measure_seconds(study, REPEATS, tell))
+        write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
     elif not options.report:
         folder.mkdir(parents=True, exist_ok=True)
         with _only_one(folder):
@@ -67,6 +65,8 @@ def _act(options: argparse.Namespace) -> int:
             failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
     for title, problem in failed.items():
         say(f"failed: {title}: {problem}", sys.stderr)
+    if failed and not Results(folder).by_key:
+        return 1
     say(f"report: {write_report(study, folder)}", sys.stdout)
     return 1 if failed else 0
 

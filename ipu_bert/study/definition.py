@@ -15,6 +15,7 @@ A cell is one run of it: a row with one value of each key of the grid. Seeds are
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,11 @@ class Study:
     compare: tuple[tuple[str, str], ...]
     figures: tuple[str, ...]
 
+    @property
+    def configs(self) -> dict[str, Config]:
+        """Of each row the first cell's."""
+        return {cell.row.label: cell.config for cell in reversed(self.cells)}
+
 
 def read_study(name_or_file: str) -> Study:
     """A study of configs/studies/ or of a YAML file. Raises ConfigError with all that is wrong."""
@@ -134,9 +140,7 @@ def _cells(
     path: Path, tree: Mapping[str, Any], rows: Mapping[str, Any], grid: Mapping[str, Sequence[str]]
 ) -> tuple[list[Cell], list[str]]:
     """All cells in the order of the first value of the grid, then the second: one seed of everything comes first."""
-    base, common = _text(tree.get("base")), _settings(path, "settings", tree.get("settings"))
-    if not base:
-        raise ConfigError([f"study {path}: base: expected the name of a config, found none"])
+    base, common = _base(path, tree), _settings(path, "settings", tree.get("settings"))
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     if len(combinations) * len(rows) > MOST_CELLS:
         raise ConfigError([f"study {path}: expected at most {MOST_CELLS:,} runs, found more"])
@@ -155,6 +159,15 @@ def _cells(
             except ConfigError as error:
                 errors += [f"study {path}: {label}: {line}" for line in error.errors]
     return cells, list(dict.fromkeys(errors))
+
+
+def _base(path: Path, tree: Mapping[str, Any]) -> str:
+    """What follows --config: a file beside the study's, or a name in configs/."""
+    base = _text(tree.get("base"))
+    if not base:
+        raise ConfigError([f"study {path}: base: expected the name of a config, found none"])
+    beside = path.parent / f"{base}.yaml"
+    return str(beside) if beside.is_file() else base
 
 
 def _twice(cells: Sequence[Cell]) -> list[tuple[str, str]]:
@@ -191,7 +204,7 @@ def _text(value: Any) -> str:
     if isinstance(value, Scalar):
         return value.text
     if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
+        return json.dumps([_text(item) for item in value])
     return "" if value is None else str(value)
 
 

@@ -82,3 +82,23 @@ def match(points: Sequence[Point], family: Sequence[Point]) -> list[Matched]:
         for point in points
         if not point.dense
     ]
+
+
+def table(name: str, found: Sequence[Matched]) -> list[str]:
+    """Lines of Markdown; name: of the cost. None where nothing was matched."""
+    if not found:
+        return []
+    lines = [
+        f"Against the dense family's line over {name}, straight in log and log as the paper has it:",
+        "",
+        f"| | loss | dense at equal {name} | {name} | dense at equal loss | ratio | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        verdict = f"wins by {1 / one.cost_ratio:.2f}" if one.cost_ratio < 1 else f"loses by {one.cost_ratio:.2f}"
+        beyond = "" if one.inside else ", beyond the dense runs"
+        lines.append(
+            f"| {one.point.label} | {one.point.loss:.4f} | {one.loss:.4f} | {one.point.cost:.3g} | {one.cost:.3g} "
+            f"| {one.cost_ratio:.2f} | {verdict}{beyond} |"
+        )
+    return [*lines, ""]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ipu_bert.record.metrics import dumps
 from ipu_bert.study import figures
 from ipu_bert.study.definition import SEED, Study
-from ipu_bert.study.frontier import Matched, Point, match
+from ipu_bert.study.frontier import Matched, Point, match, table
 from ipu_bert.study.groups import Group, group
 from ipu_bert.study.results import Results, RunResult
 from ipu_bert.study.seconds import MachineSeconds, read_seconds
@@ -125,11 +125,10 @@ def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
     lines += [f"{len(runs)} of {len(study.cells)} runs have finished. {_setting(runs)}", ""]
     lines += _table(groups)
     lines += _comparison(compared(study, groups))
-    lines += _equal("FLOPs", _matched(over_flops(groups)), "{:.3g}")
+    lines += table("FLOPs", _matched(over_flops(groups)))
     for machine in seconds:
         lines += _seconds_table(groups, machine)
-        name = f"seconds on {machine.machine}"
-        lines += _equal(name, _matched(over_seconds(groups, machine)), "{:.0f}")
+        lines += table(f"seconds on {machine.machine}", _matched(over_seconds(groups, machine)))
     lines += [f"![{name}]({name}.svg)" for name in drawn]
     lines += ["", f"Made by `python -m ipu_bert.study {study.name} --report`.", ""]
     return "\n".join(lines)
@@ -180,25 +179,6 @@ def _comparison(found: Sequence[tuple[str, str, Difference]]) -> list[str]:
     for first, second, one in found:
         verdict = ("first is lower" if one.value < 0 else "first is higher") if one.clear else "nothing can be said"
         lines.append(f"| {first} | {second} | {one} | {verdict} |")
-    return [*lines, ""]
-
-
-def _equal(name: str, found: Sequence[Matched], form: str) -> list[str]:
-    if not found:
-        return []
-    lines = [
-        f"Against the dense family's line at equal {name} (straight in log and log, as the paper has it).",
-        "",
-        f"| | loss | dense at equal {name} | {name} | dense at equal loss | ratio | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for one in found:
-        verdict = f"wins by {1 / one.cost_ratio:.2f}" if one.cost_ratio < 1 else f"loses by {one.cost_ratio:.2f}"
-        beyond = "" if one.inside else ", beyond the dense runs"
-        lines.append(
-            f"| {one.point.label} | {one.point.loss:.4f} | {one.loss:.4f} | {form.format(one.point.cost)} "
-            f"| {form.format(one.cost)} | {one.cost_ratio:.2f} | {verdict}{beyond} |"
-        )
     return [*lines, ""]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -82,11 +83,16 @@ def _start(cell: Cell, runs: Path) -> _Running:
     folder = runs / cell.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "ipu_bert", "--config", cell.base, "--resume", "auto"]
+    arguments = [*command, *cell.overrides, f"run.dir={folder}"]
     with open(_log(folder), "ab") as log:
-        process = subprocess.Popen(
-            [*command, *cell.overrides, f"run.dir={folder}"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment())
     return _Running(cell, folder, process)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, in which `-m ipu_bert` is found from any folder, as it is here where the package is not installed."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _log(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Seconds a step of all rows of a study, in turn in one process: what loss over steps becomes loss over seconds by.
+"""Seconds a step of several runs, in turn in one process: what loss over steps becomes loss over seconds by.
 
 Runs of a study stand on different days, processors and neighbours; their own seconds cannot be compared.
 """
@@ -11,15 +11,16 @@ from typing import Any, Callable, Mapping
 
 import torch
 
+from ipu_bert.config import Config
 from ipu_bert.json_file import read_object
 from ipu_bert.machine import processor
 from ipu_bert.record.metrics import dumps
-from ipu_bert.study.definition import Study
 from ipu_bert.trial import Trial
 from sparse_ops import files
 from sparse_ops.bench.sampling import Summary, alternate, summarize
 
 SECONDS_FILE = "seconds.json"
+REPEATS = 7  # rounds, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,23 @@ class MachineSeconds:
     rows: Mapping[str, RowSeconds]
 
 
-def measure_seconds(study: Study, repeats: int, say: Callable[[str], None]) -> MachineSeconds:
-    """Time the first cell of each row, with all threads of the machine whatever the runs have.
+def measure_seconds(configs: Mapping[str, Config], repeats: int, say: Callable[[str], None]) -> MachineSeconds:
+    """Time steps of these configs, by label, with all threads of the machine whatever the runs have.
 
     Raises ValueError as a run would.
     """
-    cells = {cell.row.label: cell for cell in reversed(study.cells)}
     trials = {}
-    for label, cell in sorted(cells.items()):
+    for label, config in configs.items():
         say(f"building {label}")
-        config = replace(cell.config, engine=replace(cell.config.engine, threads=0))
-        trials[label] = Trial(config)
+        trials[label] = Trial(replace(config, engine=replace(config.engine, threads=0)))
     say(f"{repeats} rounds of {len(trials)} steps, after one to warm up")
     samples = alternate({label: trial.step for label, trial in trials.items()}, repeats)
     rows = {}
     for label, trial in trials.items():
         summary = summarize(samples[label])
         update = trial.update(summary.seconds)
-        steps = cells[label].config.train.last_step
-        rows[label] = RowSeconds(summary, update.seconds if update else 0.0, update.number if update else 0, steps)
+        seconds, number = (update.seconds, update.number) if update else (0.0, 0)
+        rows[label] = RowSeconds(summary, seconds, number, configs[label].train.last_step)
     return MachineSeconds(processor(), torch.get_num_threads(), rows)
 
 
