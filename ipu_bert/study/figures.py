@@ -50,7 +50,8 @@ def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str
     for group, colour in _coloured(groups):
         curve = [(x(group, step), loss) for step, loss in group.curve() if step]
         places, losses = [place for place, _ in curve], [loss for _, loss in curve]
-        axes.plot(places, [loss.value for loss in losses], color=colour, linewidth=1.8, label=group.label)
+        style = "--" if group.first.settings["sparsity.method"] == "static" else "-"
+        axes.plot(places, [loss.value for loss in losses], style, color=colour, linewidth=1.8, label=group.label)
         _band(axes, places, losses, colour)
         lowest = min([lowest, *(loss.value for loss in losses)])
     axes.axhline(entropy, color="black", linestyle=":", linewidth=1.0)
@@ -141,6 +142,7 @@ def _finished(figure: Figure, axes: Axes, x: str, y: str) -> Figure:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure

@@ -91,7 +91,7 @@ def table(name: str, found: Sequence[Matched]) -> list[str]:
     lines = [
         f"Against the dense family's line over {name}, straight in log and log as the paper has it:",
         "",
-        f"| | loss | dense at equal {name} | {name} | dense at equal loss | ratio | |",
+        "| | loss | dense at equal cost | cost | dense at equal loss | ratio | |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in found:
