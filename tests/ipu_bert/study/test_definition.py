@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named_in_one_line(write, change, line):
 
 
 def test_a_study_that_is_not_there_names_those_that_are():
-    with pytest.raises(ConfigError, match=r"expected a .yaml file or one of .*dynamic_or_static_small"):
+    with pytest.raises(ConfigError, match=r"expected a .yaml file or one of .*pareto_small"):
         read_study("no_such_study")
 
 
