@@ -41,11 +41,14 @@ ORDER = [
     "bench",
     "gradient_range",
     "trial",
+    "study",
+    "pareto",
     "measure",
     "throughput",
     "bench_step",
     "cli",
     "command",
+    "__main__",
 ]
 POPTORCH_FILES = {"sparse_ops/ipu/layer.py", "ipu_bert/engines/ipu/engine.py"}
 
