@@ -72,7 +72,8 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
         sync(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _remove(aside.with_suffix(".old"))
     prune(folder, step, keep)
     return final
 
@@ -109,9 +110,17 @@ def prune(folder: Path, step: int, keep: int) -> None:
         doomed = _aside(folder, number)
         os.replace(old, doomed)  # half of a checkpoint never has a checkpoint's name
         try:
-            shutil.rmtree(doomed)
+            _remove(doomed)
         except OSError as error:  # it names files without their folder
             raise OSError(error.errno, error.strerror, str(doomed)) from None
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint, or what stood in its place: of a link, as to another disk, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def try_out(folder: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:
@@ -258,7 +267,7 @@ def clean(folder: Path) -> None:
         if match and match[2] == "old" and whole and not (folder / match[1]).exists():
             os.replace(path, folder / match[1])  # killed between the renames of `save`: it is still the one that counts
         elif match or (not whole and _step_of(path) < newest):  # half removed by an older version
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def _step_of(path: Path) -> int:

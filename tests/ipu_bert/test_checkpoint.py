@@ -63,6 +63,22 @@ def test_a_write_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
     checkpoint.load(saved)
 
 
+def test_links_to_another_disk_and_files_in_the_way_are_removed_as_what_they_are(tmp_path):
+    """A link that was to be pruned ended the run, and a file named as a step every start after it."""
+    (tmp_path / "far").mkdir()
+    for step in (1, 2):
+        os.rename(save(tmp_path / "here", step), tmp_path / "far" / str(step))
+        (tmp_path / "here" / f"step_{step:08d}").symlink_to(tmp_path / "far" / str(step))
+    (tmp_path / "here" / "step_00000003").touch()
+    (tmp_path / "here" / ".step_00000009.1.tmp").touch()
+    save(tmp_path / "here", 2)
+    save(tmp_path / "here", 3, keep=1)
+    checkpoint.clean(tmp_path / "here")
+    assert os.listdir(tmp_path / "here") == ["step_00000003"]
+    for step in (1, 2):
+        assert checkpoint.find(tmp_path / "far" / str(step)).is_dir()
+
+
 def test_a_folder_that_a_killed_process_left_is_not_a_checkpoint(tmp_path):
     saved = save(tmp_path, 3)
     (tmp_path / ".step_00000004.1.tmp").mkdir()
