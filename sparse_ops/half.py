@@ -30,7 +30,7 @@ def round_to_half(x: Tensor, key: int | None, place: int) -> Tensor:
     """
     x = x.detach().contiguous()
     if native.available():
-        return native_half.round_to_half(x, key, place)
+        return native_half.round_to_half(x, torch.empty_like(x), key, place)
     if key is None:
         return x.half().float()
     draw = _draw(place + torch.arange(x.numel()), key).view(x.shape)
@@ -38,6 +38,19 @@ def round_to_half(x: Tensor, key: int | None, place: int) -> Tensor:
     shift = (draw.float() / _CUT_OFF + (0.5 / _CUT_OFF - 0.5)) * 2.0**-24
     small = (x + shift + 0.75) - 0.75  # sums in [0.5, 1) have a step of 2^-24
     return torch.where(torch.isnan(x), x, torch.where(x.abs() < _SMALL, small, normal)).half().float()
+
+
+def round_in_place(x: Tensor, key: int | None) -> Tensor:
+    """As round_to_half with place 0; what is contiguous is written over and returned.
+
+    Raises ValueError for another dtype than float32.
+    """
+    if x.dtype != torch.float32:
+        raise ValueError(f"rounding in place: expected float32, found {x.dtype}")
+    x = x.detach()
+    if native.available() and x.is_contiguous():
+        return native_half.round_to_half(x, x, key, 0)
+    return x.half().float() if key is None else round_to_half(x, key, 0)
 
 
 def _draw(place: Tensor, key: int) -> Tensor:
