@@ -13,7 +13,17 @@ from sparse_ops.files import sync
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-_NAMES = {WEIGHTS, CONFIG, CARD, *TOKENIZER_FILES}
+PREDICTIONS, MEASURES = "predictions.csv", "finetune.json"  # of a fine-tuned model
+_NAMES = {WEIGHTS, CONFIG, CARD, PREDICTIONS, MEASURES, *TOKENIZER_FILES}
+
+
+def check_place(final: Path) -> None:
+    """Raises ValueError where a model's folder cannot go: `final` is a file, or holds other files than those of one."""
+    if final.exists() and not final.is_dir():
+        raise ValueError(f"{final}: expected a new or empty folder or an earlier model's, found a file")
+    others = sorted(path.name for path in final.iterdir() if path.name not in _NAMES) if final.exists() else []
+    if others:
+        raise ValueError(f"{final}: expected a new or empty folder or an earlier model's, found {others[0]} in it")
 
 
 @contextmanager
@@ -21,13 +31,9 @@ def whole_folder(final: Path) -> Iterator[Path]:
     """A new folder beside `final` to write a model's files into; it takes the place of `final` when the block ends.
 
     When the block fails nothing is left of it. An earlier model in `final` is replaced.
-    Raises ValueError, before anything is written, where `final` is a file or holds other files than those of a model.
+    Raises ValueError as `check_place` does, before anything is written.
     """
-    if final.exists() and not final.is_dir():
-        raise ValueError(f"{final}: expected a new or empty folder or an earlier export's, found a file")
-    others = sorted(path.name for path in final.iterdir() if path.name not in _NAMES) if final.exists() else []
-    if others:
-        raise ValueError(f"{final}: expected a new or empty folder or an earlier export's, found {others[0]} in it")
+    check_place(final)
     final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
     aside, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from ipu_bert import export_run
 from ipu_bert.hub.auto import save_sparse
 from ipu_bert.hub.dense import save_pretrained
+from ipu_bert.hub.weights import dense_state
 from ipu_bert.model import sparse_layers
 from ipu_bert.trained import load_model
 
@@ -44,9 +45,11 @@ def test_logits_are_the_runs_own(finished, folder, seed):
 
 def test_what_is_saved_again_is_the_same(finished, folder, tmp_path):
     AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(tmp_path / "again")
-    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "again").state_dict()
-    expected = load_model(finished).model.state_dict()
+    again = dense_state(AutoModelForMaskedLM.from_pretrained(tmp_path / "again"))
+    expected = dense_state(load_model(finished).model)
     assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
+    written = [load_file(place / "model.safetensors") for place in (folder, tmp_path / "again")]
+    assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items() if "encoder" in name)
     assert not [path for path in (tmp_path / "again").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     assert all(isinstance(tensor, torch.Tensor) for tensor in load_file(tmp_path / "again/model.safetensors").values())
 
