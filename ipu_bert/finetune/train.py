@@ -172,9 +172,10 @@ class _Stepper:
                 loss = F.cross_entropy(logits, target)
             loss.backward()  # type: ignore[no-untyped-call]
         norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._optimization.clip_norm))
-        if not math.isfinite(float(loss) + norm):
+        value = loss.item()
+        if not math.isfinite(value + norm):
             raise NonFiniteError(
-                f"step {self._step}: loss became {float(loss)}, gradient norm {norm}; a smaller --lr may help", True
+                f"step {self._step}: loss became {value}, gradient norm {norm}; a smaller --lr may help", True
             )
         for group in self._optimizer.param_groups:
             group["lr"] = self._optimization.lr * self._optimization.schedule(self._step - 1)
@@ -184,4 +185,4 @@ class _Stepper:
             moments = {name: [state[layer.values][key] for key in MOMENTS] for name, layer in self._layers.items()}
             report = self._updater.update(self._layers, moments, self._step)
             self.moved += sum(layer.moved for layer in report.layers.values())
-        return float(loss)
+        return value
