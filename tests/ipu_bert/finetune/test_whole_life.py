@@ -1,5 +1,5 @@
-"""From a folder of text, or another BERT's files, to a classifier that `pipeline` loads: every command of the page, each
-from another directory, and the text deleted after the first."""
+"""From a folder of text, or another BERT's files, to a classifier that `pipeline` loads: every command of the page, in
+another directory each, and the text deleted after the first."""
 
 from __future__ import annotations
 
