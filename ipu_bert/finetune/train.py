@@ -170,7 +170,7 @@ class _Stepper:
                 loss = F.mse_loss(logits.squeeze(-1), target.to(logits.dtype))
             else:
                 loss = F.cross_entropy(logits, target)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._optimization.clip_norm))
         value = loss.item()
         if not math.isfinite(value + norm):

@@ -115,10 +115,12 @@ class SparseBertPreTrainedModel(PreTrainedModel):
             nn.Module.to(model, dtype)
         return model.eval()
 
-    def save_pretrained(self, save_directory: Any, state_dict: Any = None, **options: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **options: Any
+    ) -> None:
         """As of every PreTrainedModel, with the positions of blocks packed."""
-        state = self.state_dict() if state_dict is None else state_dict
-        super().save_pretrained(save_directory, state_dict=packed(state, _columns(self)), **options)
+        state = packed(self.state_dict() if state_dict is None else state_dict, _columns(self))
+        super().save_pretrained(save_directory, is_main_process, state, **options)
 
     def load_state_dict(self, state_dict: Any, *args: Any, **options: Any) -> Any:
         """As of every module; packed positions, as `Trainer` finds them in a file, are taken too."""

@@ -74,8 +74,8 @@ def test_the_same_seed_gives_the_same_bits_and_patterns_move_or_stay(finished, w
     assert found["stay"]["moved_blocks"] == 0 < found["one"]["moved_blocks"]
     assert export_run.main([str(finished), str(tmp_path / "start"), "--sparse"]) == 0
     start, *tuned = (tensors(tmp_path / name) for name in ("start", "stay", "one", "other"))
-    gaps = [name for name in start if name.endswith(".gaps")]
-    stayed = [all(torch.equal(start[name], one[name]) for name in gaps) for one in tuned]
+    steps = [name for name in start if name.endswith(".steps")]
+    stayed = [all(torch.equal(start[name], one[name]) for name in steps) for one in tuned]
     assert stayed == [True, False, True]
     assert not torch.equal(tuned[0]["classifier.weight"], tuned[2]["classifier.weight"])
 
@@ -99,7 +99,7 @@ def test_every_start_gives_its_own_encoder(finished, words, tmp_path):
     tune(finished, tmp_path / "same", words, *still, "--sparse")
     scratch, same = (tensors(tmp_path / name) for name in ("scratch", "same"))
     name = "bert.encoder.layer.0.output.dense"
-    assert torch.equal(scratch[f"{name}.gaps"], same[f"{name}.gaps"])
+    assert torch.equal(scratch[f"{name}.steps"], same[f"{name}.steps"])
     assert not torch.equal(scratch[f"{name}.values"], same[f"{name}.values"])
 
 
