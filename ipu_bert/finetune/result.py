@@ -107,7 +107,7 @@ def _card(result: Result, sparse: bool) -> str:
     shown = result.measures or result.fitted.epochs[result.fitted.best - 1]
     judged = result.judged if result.measures else "validation"
     values = [f"| {name} | {'not defined' if value is None else f'{value:.4f}'} |" for name, value in shown.items()]
-    counts = ", ".join(f"{number:,} {name}" for name, number in result.counts.items())
+    counts = ", ".join(f"{number:,} {name}" for name, number in result.counts.items() if name != "cut")
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -121,7 +121,7 @@ tags: [bert{", block-sparse" if sparse else ""}]
 pipeline("text-classification", model="FOLDER")(TEXT)
 ```
 
-By {judged} rows, of {counts} (texts over {result.max_length} tokens were cut):
+Judged by its {judged} rows. Rows: {counts}; {result.counts["cut"]:,} of more than {result.max_length} tokens were cut.
 
 | measure | value |
 |---|---|
