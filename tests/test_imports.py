@@ -38,6 +38,7 @@ ORDER = [
     "trainer",
     "export_run",
     "evaluate",
+    "finetune",
     "bench",
     "gradient_range",
     "trial",
