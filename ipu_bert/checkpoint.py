@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -18,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ipu_bert import sealed_json
 from ipu_bert.config import Config, identity
+from ipu_bert.config.values import is_unicode
 from ipu_bert.json_file import is_count, read_object
 from ipu_bert.stopwatch import PHASES
 from sparse_ops.files import naming, sha256_of, sync
@@ -35,6 +36,8 @@ _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes o
     **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
     **{"seconds": dict, "elapsed_seconds": float, "heldout_loss": float, "skipped_in_a_row": int},
 }
+
+_KNOWN = {*_TYPES, "config_hash", "next_batch", sealed_json.KEY}
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -69,7 +72,8 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
         sync(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _remove(aside.with_suffix(".old"))
     prune(folder, step, keep)
     return final
 
@@ -106,9 +110,17 @@ def prune(folder: Path, step: int, keep: int) -> None:
         doomed = _aside(folder, number)
         os.replace(old, doomed)  # half of a checkpoint never has a checkpoint's name
         try:
-            shutil.rmtree(doomed)
+            _remove(doomed)
         except OSError as error:  # it names files without their folder
             raise OSError(error.errno, error.strerror, str(doomed)) from None
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint, or what stood in its place: of a link, as to another disk, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def try_out(folder: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:
@@ -182,6 +194,13 @@ def read_info(path: Path) -> dict[str, Any]:
     if state["format"] != FORMAT:
         found = f"found {state['format']}; use the version that wrote it"
         raise CheckpointError(f"checkpoint {file}: expected format {FORMAT}, {found}")
+    unknown = sorted(state.keys() - _KNOWN)  # one of them may be the checksum's
+    if unknown or not sealed_json.is_whole(file, state):
+        raise DamagedCheckpointError(
+            path,
+            file,
+            f"expected no {unknown[0]!r:.60} in it" if unknown else "its SHA-256 is not the one in it: it is damaged",
+        )
     return state
 
 
@@ -216,8 +235,10 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
 def find(where: Path) -> Path:
     """The checkpoint that a path means: itself, or the newest complete one of a run or of a checkpoints folder.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError when there is none, or the path is not UTF-8, which safetensors needs.
     """
+    if not is_unicode(str(where)):
+        raise CheckpointError(f"checkpoint {str(where)!r}: expected a path in UTF-8, found other bytes")
     if (where / _STATE).is_file():
         return where
     for folder in (where, where / "checkpoints"):
@@ -246,7 +267,7 @@ def clean(folder: Path) -> None:
         if match and match[2] == "old" and whole and not (folder / match[1]).exists():
             os.replace(path, folder / match[1])  # killed between the renames of `save`: it is still the one that counts
         elif match or (not whole and _step_of(path) < newest):  # half removed by an older version
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def _step_of(path: Path) -> int:
@@ -310,9 +331,8 @@ def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[st
     for where, value in _floats(state, ""):
         if not math.isfinite(value):
             raise CheckpointError(f"checkpoint {final}: expected a finite number to write, found {where} = {value}")
-    text = json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n"
     with naming(aside / _STATE):
-        (aside / _STATE).write_text(text, encoding="utf-8")
+        (aside / _STATE).write_text(sealed_json.sealed(state), encoding="utf-8")
     sync(aside / _STATE)
 
 

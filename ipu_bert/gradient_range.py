@@ -16,7 +16,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ipu_bert import assemble, checkpoint
+from ipu_bert import assemble, checkpoint, starting
 from ipu_bert.config import Config, load_config
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.masking import IGNORED_LABEL
@@ -134,9 +134,9 @@ def _shares(row: dict[str, float]) -> str:
 
 
 def measure(config: Config, run: Path | None, count: int) -> dict[str, Magnitudes]:
-    """Of a config's model at its start, or with the weights of a run's newest checkpoint.
+    """Of a config's model at its start (`model.init`, too), or with the weights of a run's newest checkpoint.
 
-    Raises ValueError where they are another model's.
+    Raises ValueError where they are another model's, or where `model.init` cannot be taken.
     """
     files = assemble.open_data(config, progress=True)
     model = assemble.make_model(config, files.vocab_size)
@@ -144,6 +144,8 @@ def measure(config: Config, run: Path | None, count: int) -> dict[str, Magnitude
         groups, _ = checkpoint.load(checkpoint.find(run))
         check_model(model, groups)
         model.load_state_dict(groups["model"])
+    elif config.model.init:
+        model.load_state_dict(starting.start(config, files).state)
     torch.manual_seed(config.run.seed)  # dropout
     return gradient_magnitudes(config, model, assemble.make_stream(config, files, "train").batch(0), count)
 

@@ -59,6 +59,8 @@ class RunFolder:
     def __init__(self, config: Config, origin: Origin | None, unigram_entropy: float) -> None:
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
+        for name in (CONFIG_FILE, METRICS_FILE, WANDB_PAGE):
+            files.plain(self.path / name)
         if origin is None:
             _make_room(self.path)
         else:

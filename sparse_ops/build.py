@@ -146,6 +146,7 @@ def build_for_wheel() -> Path:
     path = shipped_path()
     path.parent.mkdir(exist_ok=True)
     _compile(path, _units_of(_levels_shipped()))
+    write(_digest_path(path), sha256_of(path))
     return path
 
 
@@ -171,7 +172,7 @@ def build() -> Path:
     """The library's path, compiled now if not there. Safe when several processes do it at once. Raises BuildError."""
     path = library_path()
     _sweep(path.parent)
-    if _is_whole(path):
+    if is_whole(path):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +183,7 @@ def build() -> Path:
         path = Path(tempfile.mkdtemp(prefix="sparse_ops-")) / path.name
     try:
         with lock(path.with_suffix(".lock"), wait=True):
-            if not _is_whole(path):  # another process may have made it while this one waited
+            if not is_whole(path):  # another process may have made it while this one waited
                 _compile(path, units())
                 write(_digest_path(path), sha256_of(path))
     except OSError as error:
@@ -195,8 +196,8 @@ def _digest_path(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
-def _is_whole(library: Path) -> bool:
-    """Whether a library is there as it was compiled: code that a disk has cut short ends the process without a word."""
+def is_whole(library: Path) -> bool:
+    """Whether a library is there as it was compiled: one that is cut short ends the process without a word."""
     try:
         return _digest_path(library).read_bytes() == sha256_of(library).encode()
     except OSError:

@@ -24,7 +24,17 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def in_words(error: OSError) -> str:
     """An error of the system as a message has it: which file, and what is wrong."""
-    return f"{error.filename}: {error.strerror or error}" if error.filename else str(error)
+    where = error.filename2 or error.filename  # of a rename what it was to be called: the file aside means nothing
+    if isinstance(error, FileExistsError):  # folders are made where there is none: something else is there
+        return f"{where}: expected a folder, or nothing yet, found something else"
+    return f"{where}: {error.strerror or error}" if where else str(error)
+
+
+def plain(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path, of a file or of nothing; OSError for a folder, and for a pipe or a device, which may never be read."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "expected a file, found a folder, a pipe or a device", os.fspath(path))
+    return path
 
 
 @contextmanager
@@ -80,7 +90,7 @@ def lock(path: str | os.PathLike[str], wait: bool) -> TextIO:
     Raises BlockingIOError when another process holds it and `wait` is false. Where the system or the file system has no
     locks (Windows, some network drives) only the lock is missing: a warning says so.
     """
-    file = open(path, "a", encoding="ascii")  # noqa: SIM115 - the lock lives as long as it
+    file = open(plain(path), "a", encoding="ascii")  # noqa: SIM115 - the lock lives as long as it
     try:
         import fcntl
 

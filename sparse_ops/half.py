@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sparse_ops import native, native_half
-from sparse_ops.random_bits import random_bits
 
 PARTIAL_WIDTH = 16  # products between roundings
+_LOW = 0xFFFFFFFF  # of an integer's bits
 _CUT_OFF = 1 << 13  # a half has 13 bits of mantissa fewer than a float32
 _SMALL = 2.0**-14  # below it, halves have a fixed step of 2^-24
 
@@ -30,7 +30,7 @@ def round_to_half(x: Tensor, key: int | None, place: int) -> Tensor:
     """
     x = x.detach().contiguous()
     if native.available():
-        return native_half.round_to_half(x, key, place)
+        return native_half.round_to_half(x, torch.empty_like(x), key, place)
     if key is None:
         return x.half().float()
     draw = _draw(place + torch.arange(x.numel()), key).view(x.shape)
@@ -40,9 +40,25 @@ def round_to_half(x: Tensor, key: int | None, place: int) -> Tensor:
     return torch.where(torch.isnan(x), x, torch.where(x.abs() < _SMALL, small, normal)).half().float()
 
 
+def round_in_place(x: Tensor, key: int | None) -> Tensor:
+    """As round_to_half with place 0; what is contiguous is written over and returned.
+
+    Raises ValueError for another dtype than float32.
+    """
+    if x.dtype != torch.float32:
+        raise ValueError(f"rounding in place: expected float32, found {x.dtype}")
+    x = x.detach()
+    if native.available() and x.is_contiguous():
+        return native_half.round_to_half(x, x, key, 0)
+    return x.half().float() if key is None else round_to_half(x, key, 0)
+
+
 def _draw(place: Tensor, key: int) -> Tensor:
-    """13 random bits for each place, int32."""
-    return (random_bits(place, key) >> 19).int()
+    """13 random bits for each place, int32: Wellons' lowbias32 with the key in two halves."""
+    bits = (place + (key & _LOW)) & _LOW
+    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _LOW
+    bits = bits ^ (key >> 32)
+    return ((((bits ^ (bits >> 15)) * 0x846CA68B) & _LOW) >> 19).int()
 
 
 class Products(NamedTuple):

@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex
+from sparse_ops.saying import say
 
 NAME = "native"
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # the last: AVX-512, and AVX512_BF16 for bfloat16 products
@@ -271,11 +273,14 @@ class _GradientCall(Call):
 
 @functools.lru_cache(maxsize=None)
 def _library() -> Any:
-    from sparse_ops.build import build, shipped_path
+    from sparse_ops.build import build, is_whole, shipped_path
 
-    if shipped_path().exists():
+    shipped = shipped_path()
+    if shipped.exists() and not is_whole(shipped):
+        say(f"sparse_ops: {shipped} is damaged: install the package again; until then kernels are compiled", sys.stderr)
+    elif shipped.exists():
         with contextlib.suppress(OSError):  # made for a newer C library than this system's: then compile
-            return ctypes.CDLL(str(shipped_path()))
+            return ctypes.CDLL(str(shipped))
     return ctypes.CDLL(str(build()))
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparse_ops import native
 from sparse_ops.native import Call
-from sparse_ops.random_bits import RandomKey
 
 
 class _HalfKey(Call):
-    _fields_ = (("random", RandomKey), ("stochastic", ctypes.c_bool))
+    _fields_ = (("low", ctypes.c_uint32), ("high", ctypes.c_uint32), ("stochastic", ctypes.c_bool))
 
 
+_NEAREST = _HalfKey(low=0, high=0, stochastic=False)
 _OF_BOTH = (
     ("key", _HalfKey),
     ("parallel", ctypes.c_void_p),
@@ -43,12 +45,10 @@ class _HalfProductsCall(Call):
     )
 
 
-def round_to_half(x: Tensor, key: int | None, place: int) -> Tensor:
-    """See sparse_ops.half.round_to_half; x is contiguous."""
-    y = torch.empty_like(x)
-    call = _HalfRoundCall(
-        x=x.data_ptr(), y=y.data_ptr(), count=x.numel(), place=place, key=_key(key), **native.threads_and_level()
-    )
+def round_to_half(x: Tensor, y: Tensor, key: int | None, place: int) -> Tensor:
+    """See sparse_ops.half.round_to_half; x is contiguous, and so is y, which is written and may be x."""
+    call = _new(_HalfRoundCall)
+    call.x, call.y, call.count, call.place, call.key = x.data_ptr(), y.data_ptr(), x.numel(), place, _key(key)
     native.run("sparse_ops_half_round", call)
     return y
 
@@ -63,30 +63,32 @@ def products(
     rounded: bool,
 ) -> Tensor:
     """See sparse_ops.half.Products; jobs, steps and sizes are its fields, all contiguous."""
-    a_base, b_base, first, count = jobs
+    a_base, *_ = jobs
     rows, columns, a_row = sizes
     c = torch.empty(a_base.numel(), rows, columns)
-    call = _HalfProductsCall(
-        a=a.data_ptr(),
-        b=b.data_ptr(),
-        c=c.data_ptr(),
-        a_base=a_base.data_ptr(),
-        b_base=b_base.data_ptr(),
-        first=first.data_ptr(),
-        count=count.data_ptr(),
-        a_step=steps[0].data_ptr(),
-        b_step=steps[1].data_ptr(),
-        jobs=a_base.numel(),
-        rows=rows,
-        columns=columns,
-        a_row=a_row,
-        key=_key(key),
-        **native.threads_and_level(),
-        rounded=rounded,
-    )
+    call = _new(_HalfProductsCall)
+    call.a, call.b, call.c = a.data_ptr(), b.data_ptr(), c.data_ptr()
+    call.a_base, call.b_base, call.first, call.count = (x.data_ptr() for x in jobs)
+    call.a_step, call.b_step = (x.data_ptr() for x in steps)
+    call.jobs, call.rows, call.columns, call.a_row = a_base.numel(), rows, columns, a_row
+    call.key, call.rounded = _key(key), rounded
     native.run("sparse_ops_half_products", call)
     return c
 
 
+def _new(kind: type[Call]) -> Any:
+    return kind.from_buffer_copy(_ready(kind, *native.threads_and_level().values()))
+
+
+@lru_cache(maxsize=None)
+def _ready(kind: type[Call], parallel: int | None, threads: int | None, level: int | None) -> Any:
+    """A structure to copy, with zeros but for how the call is carried out: calls are many and short."""
+    zero = {name: _HalfKey(low=0, high=0, stochastic=False) if name == "key" else 0 for name in kind._names}
+    return kind(**{**zero, "parallel": parallel, "threads": threads, "level": level})
+
+
 def _key(key: int | None) -> _HalfKey:
-    return _HalfKey(random=RandomKey.of(key or 0), stochastic=key is not None)
+    found = _HalfKey.from_buffer_copy(_NEAREST)
+    if key is not None:
+        found.low, found.high, found.stochastic = key & 0xFFFFFFFF, key >> 32, True
+    return found

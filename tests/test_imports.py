@@ -17,6 +17,7 @@ ORDER = [
     "lr_schedules",
     "settings",
     "json_file",
+    "sealed_json",
     "ends",
     "hub_files",
     "data",
@@ -37,14 +38,18 @@ ORDER = [
     "trainer",
     "export_run",
     "evaluate",
+    "finetune",
     "bench",
     "gradient_range",
     "trial",
+    "study",
+    "pareto",
     "measure",
     "throughput",
     "bench_step",
     "cli",
     "command",
+    "__main__",
 ]
 POPTORCH_FILES = {"sparse_ops/ipu/layer.py", "ipu_bert/engines/ipu/engine.py"}
 

@@ -26,7 +26,7 @@ def convert(value: Any, wanted: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         return [convert(item, get_args(wanted)[0]) for item in items]
     if isinstance(value, Scalar):
-        value = value.text if wanted is str and value.value is not None else value.value
+        value = value.text if wanted is str and _is_text(value) else value.value
     if wanted is type(None) and value is None:
         return None
     if wanted is bool and isinstance(value, bool):
@@ -48,6 +48,11 @@ def convert(value: Any, wanted: Any) -> Any:
             raise ValueError
         return text
     raise TypeError
+
+
+def _is_text(value: Scalar) -> bool:
+    """Whether it stands for itself where text is wanted: `no` is a language; nobody means a folder by `true`."""
+    return value.value is not None and value.text.lower() not in ("true", "false")
 
 
 def is_unicode(text: str) -> bool:

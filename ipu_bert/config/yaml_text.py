@@ -18,7 +18,7 @@ _TAG = "tag:yaml.org,2002:"
 class Scalar:
     """A number, true or false, or nothing, as YAML 1.1 reads it (`value`) and as it was written (`text`).
 
-    A setting that is text takes the text: `0x10` is a name and not 16, `on` is not true.
+    A setting that is text takes the text: `0x10` is a name and not 16, `on` is not true; but `true` is no text.
     """
 
     text: str

@@ -59,8 +59,8 @@ def _lines(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}: cannot be read as json: row {number}: {one_line(error)}") from error
+            except (ValueError, RecursionError) as error:
+                raise _unreadable(path, number, error) from error
 
 
 def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
@@ -79,11 +79,13 @@ def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
             cut_off = error.msg.startswith("Unterminated") or error.pos >= len(text) - _LITERAL
             more = file.read(max(_READ, len(text) - place)) if cut_off and len(text) - place < LONGEST else ""
             if not more and (is_array or text[place:]):
-                raise DataError(f"{path}: cannot be read as json: row {number}: {one_line(error)}") from error
+                raise _unreadable(path, number, error) from error
             if not more:
                 return
             text, place = text[place:] + more, 0
             continue
+        except (ValueError, RecursionError) as error:  # a number of too many digits; lists nested too deep
+            raise _unreadable(path, number, error) from error
         number += 1
         yield value
 
@@ -102,6 +104,10 @@ def _text(path: str, column: str, number: int, value: Any) -> str:
     if not isinstance(value, str):
         raise DataError(f"{path}: row {number}: expected text in column {column!r}, found {type(value).__name__}")
     return value.encode("utf-8", "replace").decode()  # JSON can have halves of surrogate pairs
+
+
+def _unreadable(path: str, number: int, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read as json: row {number}: {one_line(error)}")
 
 
 def _no_column(path: str, column: str, found: Any) -> DataError:

@@ -131,8 +131,14 @@ def given_tokenizer(name: str, wanted: Normalization) -> Tokenizer:
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
         raise DataError(f"{name}: expected the special tokens {' '.join(SPECIAL_TOKENS)}, missing {' '.join(missing)}")
-    if max(vocab.values()) >= len(vocab):
-        raise DataError(f"{name}: expected ids 0 to {len(vocab) - 1}, found {max(vocab.values())}")
+    ids = sorted(vocab.values())
+    if ids != list(range(len(ids))):
+        wrong = ids[-1] if ids[-1] >= len(ids) else f"{next(a for a, b in zip(ids, ids[1:]) if a == b)} twice"
+        raise DataError(f"{name}: expected ids 0 to {len(ids) - 1}, found {wrong}")
+    if model.unk_token not in tokenizer.get_vocab(with_added_tokens=False):
+        raise DataError(
+            f"{name}: expected {model.unk_token} among the word pieces, found it nowhere or as an added token"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return _normalized(name, tokenizer, wanted)

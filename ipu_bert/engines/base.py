@@ -53,7 +53,12 @@ class EvalResult:
         return EvalResult(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
 
     def means(self) -> dict[str, float]:
-        """Mean losses and accuracies."""
+        """Mean losses and accuracies. Raises ValueError where nothing was masked, as where no word has room."""
+        if not self.mlm_count:
+            raise ValueError(
+                "evaluation: expected positions to predict, found none: every word held out has more pieces than "
+                "data.max_predictions; is the tokenizer one for this text?"
+            )
         return {
             "mlm_loss": self.mlm_sum / self.mlm_count,
             "nsp_loss": self.nsp_sum / self.nsp_count,

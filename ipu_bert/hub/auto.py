@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 
 from ipu_bert.data.errors import one_line
 from ipu_bert.hub.folders import CONFIG, WEIGHTS
+from ipu_bert.hub.packed import packed, unpacked
 from ipu_bert.hub_files import find_file
 from ipu_bert.model import Bert, BertForPreTraining, LinearFactory, PretrainingHeads, sparse_layers
 from ipu_bert.sizes.config_json import CONFIG_KEYS, hugging_face_config
@@ -96,7 +97,7 @@ class SparseBertPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{where}: expected {CONFIG} and {WEIGHTS}, found no {WEIGHTS}")
         model = cls(SparseBertConfig.from_pretrained(where) if config is None else config)
         try:
-            state = load_file(str(file))
+            state = unpacked(load_file(str(file)), _columns(model))
         except Exception as error:  # safetensors raises many kinds for a file that is none
             raise ValueError(f"{file}: cannot be read as safetensors: {one_line(error)}") from None
         mine = model.state_dict()
@@ -113,6 +114,17 @@ class SparseBertPreTrainedModel(PreTrainedModel):
         if isinstance(dtype, torch.dtype):
             nn.Module.to(model, dtype)
         return model.eval()
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **options: Any
+    ) -> None:
+        """As of every PreTrainedModel, with the positions of blocks packed."""
+        state = packed(self.state_dict() if state_dict is None else state_dict, _columns(self))
+        super().save_pretrained(save_directory, is_main_process, state, **options)
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **options: Any) -> Any:
+        """As of every module; packed positions, as `Trainer` finds them in a file, are taken too."""
+        return super().load_state_dict(unpacked(state_dict, _columns(self)), *args, **options)
 
     def _encoded(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
@@ -198,18 +210,25 @@ class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
 
 
 def save_sparse(model: BertForPreTraining, folder: Path) -> None:
-    """Write config.json and model.safetensors: values and positions of blocks, and all else, as the model has them."""
+    """Write config.json and model.safetensors of the sparse form of a pre-trained model."""
+    sizes = {**hugging_face_config(model.shape), "architectures": [SparseBertForMaskedLM.__name__]}
+    write_sparse(model, sizes, folder)
+
+
+def write_sparse(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
+    """Write a model's weights, values and positions of blocks among them, and `config` with what the form adds."""
     blocks = {name: [layer.block_size, layer.values.shape[0]] for name, layer in sparse_layers(model)}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in packed(state, _columns(model)).items()}
     with files.replacing(folder / WEIGHTS) as aside:
         save_file(state, str(aside), metadata={"format": "pt"})
-    config = {
-        **hugging_face_config(model.shape),
-        "model_type": MODEL_TYPE,
-        "architectures": [SparseBertForMaskedLM.__name__],
-        "blocks": blocks,
-    }
-    files.write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    whole = {**config, "model_type": MODEL_TYPE, "blocks": blocks}
+    files.write(folder / CONFIG, json.dumps(whole, indent=2, sort_keys=True) + "\n")
+
+
+def _columns(model: nn.Module) -> dict[str, int]:
+    """Block columns of each sparse layer's grid."""
+    return {name: layer.in_features // layer.block_size for name, layer in sparse_layers(model)}
 
 
 AutoConfig.register(MODEL_TYPE, SparseBertConfig)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Mapping, Sequence
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from ipu_bert.hub.weights import TIED, from_hugging_face, to_hugging_face
+from ipu_bert.hub.weights import dense_state, from_hugging_face
 from ipu_bert.model import BertForPreTraining, LinearFactory, dense_linear
 from ipu_bert.sizes.config_json import hugging_face_config, shape_from_config
 from sparse_ops import files
@@ -19,11 +20,14 @@ def save_pretrained(model: BertForPreTraining, folder: str | Path) -> None:
 
     Each file is written aside, synced and renamed, the weights first.
     """
-    folder = Path(folder)
-    state = {name: tensor for name, tensor in to_hugging_face(model).items() if name not in TIED}
+    write_dense(model, hugging_face_config(model.shape), Path(folder))
+
+
+def write_dense(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
+    """Write a model of ours by transformers' names, and `config` as its config.json, as `save_pretrained` does."""
     with files.replacing(folder / "model.safetensors") as aside:
-        save_file(state, str(aside), metadata={"format": "pt"})
-    files.write(folder / "config.json", json.dumps(hugging_face_config(model.shape), indent=2, sort_keys=True) + "\n")
+        save_file(dense_state(model), str(aside), metadata={"format": "pt"})
+    files.write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_pretrained(

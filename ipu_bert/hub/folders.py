@@ -8,12 +8,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
+from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import one_line
 from sparse_ops.files import sync
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-_NAMES = {WEIGHTS, CONFIG, CARD, *TOKENIZER_FILES}
+PREDICTIONS, MEASURES = "predictions.csv", "finetune.json"  # of a fine-tuned model
+_NAMES = {WEIGHTS, CONFIG, CARD, PREDICTIONS, MEASURES, *TOKENIZER_FILES}
+
+
+def check_place(final: Path) -> None:
+    """Raises ValueError where a model's folder cannot go.
+
+    That is where `final` is a file, is below one, is not UTF-8 or holds other files than those of a model.
+    """
+    wanted = "expected a new or empty folder or an earlier model's"
+    if not is_unicode(str(final)):
+        raise ValueError(f"{str(final)!r}: {wanted}, with a path in UTF-8, found other bytes")
+    there = next(path for path in (final, *final.absolute().parents) if path.exists())
+    if not there.is_dir():
+        where = "a file" if there == final else f"{there}, which is no folder"
+        raise ValueError(f"{final}: {wanted}, found {where}")
+    others = sorted(path.name for path in final.iterdir() if path.name not in _NAMES) if final.exists() else []
+    if others:
+        raise ValueError(f"{final}: {wanted}, found {others[0]} in it")
 
 
 @contextmanager
@@ -21,13 +40,9 @@ def whole_folder(final: Path) -> Iterator[Path]:
     """A new folder beside `final` to write a model's files into; it takes the place of `final` when the block ends.
 
     When the block fails nothing is left of it. An earlier model in `final` is replaced.
-    Raises ValueError, before anything is written, where `final` is a file or holds other files than those of a model.
+    Raises ValueError as `check_place` does, before anything is written.
     """
-    if final.exists() and not final.is_dir():
-        raise ValueError(f"{final}: expected a new or empty folder or an earlier export's, found a file")
-    others = sorted(path.name for path in final.iterdir() if path.name not in _NAMES) if final.exists() else []
-    if others:
-        raise ValueError(f"{final}: expected a new or empty folder or an earlier export's, found {others[0]} in it")
+    check_place(final)
     final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
     aside, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))

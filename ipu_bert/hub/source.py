@@ -15,6 +15,7 @@ from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import read_object
 
 _WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}  # of LayerNorm, in the oldest checkpoints
 
 
@@ -22,8 +23,8 @@ def read_bert(where: str) -> tuple[dict[str, Tensor], list[str]]:
     """Weights in float32 by our names, query, key and value as one, and the names of those that no BERT of ours has.
 
     Takes what transformers' BertModel, BertForMaskedLM, BertForPreTraining and others with a `bert.` write, in one file
-    or several. Raises ValueError, one line, where there are no safetensors, they cannot be read, or the decoder is not
-    tied to the word embedding.
+    or several. Raises ValueError, one line, where there are no safetensors, they cannot be read, are no
+    finite floats, or the decoder is not tied to the word embedding.
     """
     state = {_modern(name): tensor for name, tensor in _read(where).items() if name not in NOT_WEIGHTS}
     if not any(name.startswith("bert.") for name in state):
@@ -34,7 +35,7 @@ def read_bert(where: str) -> tuple[dict[str, Tensor], list[str]]:
             raise ValueError(f"{where}: expected {tied} to be tied to {name}, found another tensor")
         if decoder is not None and name not in state and name.endswith("bias"):
             state[name] = decoder
-    ours = {name: tensor.float() for name, tensor in state.items() if name.startswith(("bert.", "cls."))}
+    ours = {name: _numbers(name, t) for name, t in state.items() if name.startswith(("bert.", "cls."))}
     return _fused(ours), sorted(set(state) - set(ours))
 
 
@@ -50,8 +51,10 @@ def _read(where: str) -> dict[str, Tensor]:
     index = find_file(where, _INDEX)
     file = None if index is not None else find_file(where, _WEIGHTS)
     if index is not None:
-        names = sorted(set(read_object(index).get("weight_map", {}).values()))
-        files = [_part(where, str(name)) for name in names]
+        parts = read_object(index).get("weight_map")
+        if not isinstance(parts, dict):
+            raise ValueError(f"{index}: expected the file of each weight as weight_map, found {parts!r:.80}")
+        files = [_part(where, name) for name in sorted({str(part) for part in parts.values()})]
     elif file is not None:
         files = [file]
     elif find_file(where, _PICKLE) is not None:
@@ -78,6 +81,16 @@ def _part(where: str, name: str) -> Path:
     return file
 
 
+def _numbers(name: str, tensor: Tensor) -> Tensor:
+    """In float32. Quantized weights mean something only with their scales, and would be taken for the numbers."""
+    if tensor.dtype not in _DTYPES:
+        raise ValueError(f"{name}: expected one of {', '.join(map(str, _DTYPES))}, found {tensor.dtype}")
+    numbers = tensor.float()
+    if not bool(torch.isfinite(numbers).all()):
+        raise ValueError(f"{name}: expected numbers that float32 holds, found NaN, inf or larger ones")
+    return numbers
+
+
 def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Query, key and value of a layer as one, where all three are there."""
     fused = dict(state)
@@ -85,5 +98,8 @@ def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         before, dot, kind = name.rpartition(f".{QKV_PARTS[0]}.")
         parts = [f"{before}.{part}.{kind}" for part in QKV_PARTS]
         if dot and all(part in state for part in parts):
+            shapes = [list(state[part].shape) for part in parts]
+            if shapes[1:] != shapes[:-1] or not shapes[0]:
+                raise ValueError(f"{before}: expected query, key and value {kind} of one shape, found {shapes}")
             fused[f"{before}.qkv.{kind}"] = torch.cat([fused.pop(part) for part in parts])
     return fused

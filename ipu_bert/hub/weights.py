@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipu_bert.model import BertForPreTraining
 from sparse_ops.linear import BlockSparseLinear
@@ -27,9 +27,16 @@ NOT_WEIGHTS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 
 
 def to_hugging_face(model: BertForPreTraining) -> dict[str, Tensor]:
-    """State dict of transformers' BertForPreTraining: qkv split in three, sparse weights dense, tied entries shared.
+    """State dict of transformers' BertForPreTraining: that of `dense_state`, and tied entries, shared."""
+    state = dense_state(model)
+    state.update({tied: state[name] for tied, name in TIED.items()})
+    return state
 
-    Untied tensors are copies on the CPU in the model's dtype; what lies outside a pattern is 0.
+
+def dense_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights by transformers' names: qkv split in three, sparse weights dense, each tensor once.
+
+    Tensors are copies on the CPU in the model's dtype; what lies outside a pattern is 0.
     """
     state: dict[str, Tensor] = {}
     for name, weight in own_weights(model).items():
@@ -38,7 +45,6 @@ def to_hugging_face(model: BertForPreTraining) -> dict[str, Tensor]:
         names = _their_names(name)
         for part, tensor in zip(names, dense.chunk(len(names))):
             state[part] = tensor.clone() if len(names) > 1 else tensor
-    state.update({tied: state[name] for tied, name in TIED.items()})
     return state
 
 
@@ -88,7 +94,7 @@ def from_hugging_face(
             target.copy_(source)
 
 
-def own_weights(model: BertForPreTraining) -> dict[str, Tensor | BlockSparseLinear]:
+def own_weights(model: nn.Module) -> dict[str, Tensor | BlockSparseLinear]:
     """Each parameter by the name it would have if dense; a sparse layer stands for its own weight."""
     found: dict[str, Tensor | BlockSparseLinear] = {}
     for prefix, module in model.named_modules():

@@ -82,7 +82,7 @@ def read_metrics(path: PathLike) -> list[Record]:
     A last line torn by a killed process is dropped. Raises ValueError that names the line for any other that is not a
     strict JSON object with a kind and a step.
     """
-    lines = Path(path).read_bytes().split(b"\n")
+    lines = Path(files.plain(path)).read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     records: list[Record] = []

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
 
 from ipu_bert.record.metrics import PathLike
 from sparse_ops import files
+from sparse_ops.agg import (
+    Axes,
+    Figure,
+    FigureCanvasAgg,
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    Patch,
+    PercentFormatter,
+)
 
 BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
 GREY, OLD, EMPTY = "#595959", "#B0B0B0", "#F2F2F2"

@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Mapping
 
-from matplotlib.figure import Figure
-
 from ipu_bert.config import as_dict
 from ipu_bert.record.metrics import METRICS_FILE, PathLike, dumps, read_metrics
 from ipu_bert.record.outcome import RunOutcome
@@ -26,6 +24,7 @@ from ipu_bert.record.plots import (
 from ipu_bert.record.report_numbers import Records, Report, build_report, finite, of_kind
 from ipu_bert.record.report_page import render_page
 from sparse_ops import files
+from sparse_ops.agg import Figure
 
 
 def write_report(run_dir: PathLike, outcome: RunOutcome, pattern: PatternChange | None) -> None:

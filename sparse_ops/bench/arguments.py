@@ -6,6 +6,7 @@ Each raises ArgumentTypeError, which argparse turns into that line.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Callable
 
@@ -14,8 +15,9 @@ def whole_number(least: int) -> Callable[[str], int]:
     """A whole number of at least `least`."""
 
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        is_number = re.fullmatch(r"-?[0-9]{1,18}", text) is not None  # Python reads no number of thousands of digits
+        if not is_number or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r:.60}")
         return int(text)
 
     return parse

@@ -204,8 +204,7 @@ def times_faster(records: list[Record]) -> str:
 
 def plot(records: list[Record], path: Path) -> None:
     """A PNG of every implementation's epsilon by block size, one panel per product, at density 0.1."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from sparse_ops.agg import Figure, FigureCanvasAgg
 
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)

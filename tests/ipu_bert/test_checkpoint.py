@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,14 @@ GROUPS = {"model": {"w": torch.arange(6.0).view(2, 3)}, "random": {"torch": torc
 
 
 def save(folder: Path, step: int, keep: int = 0) -> Path:
-    return checkpoint.save(folder, step, GROUPS, {"note": "x"}, keep)
+    return checkpoint.save(folder, step, GROUPS, {"config_hash": "x"}, keep)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
     groups, info = checkpoint.load(save(tmp_path, 12))
     assert torch.equal(groups["model"]["w"], GROUPS["model"]["w"])
     assert torch.equal(groups["random"]["torch"], GROUPS["random"]["torch"])
-    assert (info["step"], info["note"]) == (12, "x")
+    assert (info["step"], info["config_hash"]) == (12, "x")
 
 
 def test_the_newest_is_found_by_number_and_old_ones_go(tmp_path):
@@ -62,6 +63,22 @@ def test_a_write_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
     checkpoint.load(saved)
 
 
+def test_links_to_another_disk_and_files_in_the_way_are_removed_as_what_they_are(tmp_path):
+    """A link that was to be pruned ended the run, and a file named as a step every start after it."""
+    (tmp_path / "far").mkdir()
+    for step in (1, 2):
+        os.rename(save(tmp_path / "here", step), tmp_path / "far" / str(step))
+        (tmp_path / "here" / f"step_{step:08d}").symlink_to(tmp_path / "far" / str(step))
+    (tmp_path / "here" / "step_00000003").touch()
+    (tmp_path / "here" / ".step_00000009.1.tmp").touch()
+    save(tmp_path / "here", 2)
+    save(tmp_path / "here", 3, keep=1)
+    checkpoint.clean(tmp_path / "here")
+    assert os.listdir(tmp_path / "here") == ["step_00000003"]
+    for step in (1, 2):
+        assert checkpoint.find(tmp_path / "far" / str(step)).is_dir()
+
+
 def test_a_folder_that_a_killed_process_left_is_not_a_checkpoint(tmp_path):
     saved = save(tmp_path, 3)
     (tmp_path / ".step_00000004.1.tmp").mkdir()
@@ -97,6 +114,19 @@ def test_damage_is_named(tmp_path, damage, message):
     damage(path)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(path)
+
+
+def test_every_byte_of_state_json_counts(tmp_path, seed):
+    """One bit of each byte flipped, and the file cut or longer by a byte."""
+    path = save(tmp_path, 3)
+    data, draw = (path / "state.json").read_bytes(), random.Random(seed)
+    flipped = [data[:i] + bytes([byte ^ 1 << draw.randrange(8)]) + data[i + 1 :] for i, byte in enumerate(data)]
+    for damaged in [*flipped, data[:-1], data + b"\n"]:
+        (path / "state.json").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"state\.json: "):
+            checkpoint.read_info(path)
+    (path / "state.json").write_bytes(data)
+    checkpoint.load(path)
 
 
 def flip(path: Path) -> None:

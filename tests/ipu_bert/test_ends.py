@@ -10,6 +10,7 @@ import pytest
 
 from ipu_bert import assemble, checkpoint, evaluate, export_run
 from ipu_bert.ends import with_one_line
+from ipu_bert.sealed_json import sealed
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_a_checkpoint_that_lies_about_its_size_is_refused_before_a_model_is_buil
     path = Path(shutil.copytree(checkpoint.find(finished), tmp_path / "step_00000099"))
     state = json.loads((path / "state.json").read_text())
     state["config"]["model"]["layers"], state["step"] = 300, 99
-    (path / "state.json").write_text(json.dumps(state))
+    (path / "state.json").write_text(sealed(state))
 
     def never(*_: object) -> None:
         raise AssertionError

@@ -16,7 +16,9 @@ import torch
 from ipu_bert import assemble, checkpoint, evaluate
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.other_text import TextFiles
+from ipu_bert.engines.base import EvalResult
 from ipu_bert.record.metrics import read_metrics
+from ipu_bert.sealed_json import sealed
 from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
@@ -108,7 +110,7 @@ def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, caps
     shutil.copytree(checkpoint.find(run), other)
     state = json.loads((other / "state.json").read_text())
     state["config"]["optim"]["lr"], state["config"]["model"]["heads"] = "fast", 3
-    (other / "state.json").write_text(json.dumps(state))
+    (other / "state.json").write_text(sealed(state))
     changed = SimpleNamespace(manifest={"tokenizer_sha256": "0"}, directory="elsewhere")
     for arguments, message in (
         ([nowhere], f"expected {nowhere} to be or to hold a complete checkpoint, found none"),
@@ -146,3 +148,18 @@ def test_a_run_is_judged_with_its_own_threads(run, tiny, monkeypatch):
     trained.config.engine.threads = 3
     evaluate.evaluate(trained, [], 1)
     assert asked == [3]
+
+
+def test_text_in_which_nothing_can_be_masked_is_refused():
+    """As of a tokenizer that cuts every word into more pieces than a sequence may have to predict."""
+    with pytest.raises(ValueError, match="expected positions to predict, found none: every word held out has"):
+        EvalResult(0.0, 0, 0, 1.0, 2, 1).means()
+
+
+@pytest.mark.parametrize("count", ["9" * 5000, "-1", "0", "x", "\u0663", ""])
+def test_a_count_that_is_none_is_a_short_line(capsys, count):
+    with pytest.raises(SystemExit):
+        evaluate.main(["run", f"--batches={count}"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--batches: expected a whole number of at least 1, found " in line
+    assert len(line) < 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,3 +200,26 @@ def test_a_run_that_is_not_there_ends_in_one_line(tmp_path: Path, capsys):
     assert export_run.main([str(tmp_path / "no"), str(tmp_path / "exported")]) == 2
     assert "found none" in capsys.readouterr().err
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("bytes_of", ["run", "folder"])
+def test_a_path_that_is_not_utf8_is_refused_by_its_name(finished, tmp_path, capsys, bytes_of):
+    """safetensors cannot open it, and the intact checkpoint was called damaged."""
+    other = Path(os.fsdecode(os.fsencode(tmp_path / "x") + b"\xff"))
+    shutil.copytree(checkpoint.find(finished), other)
+    paths = {"run": [other, tmp_path / "out"], "folder": [finished, other]}[bytes_of]
+    assert export_run.main([str(path) for path in paths]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert r"x\udcff'" in line
+    assert line.endswith("a path in UTF-8, found other bytes")
+
+
+def test_a_folder_below_a_file_is_refused_with_what_was_expected(finished, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "a" / "b"
+    assert export_run.main([str(finished), str(folder)]) == 2
+    said = (
+        f"error: {folder}: expected a new or empty folder or an earlier model's, found {tmp_path / 'file'}, which is"
+    )
+    assert capsys.readouterr().err == f"{said} no folder\n"

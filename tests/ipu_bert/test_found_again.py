@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from ipu_bert import checkpoint, cli, machine
 from ipu_bert.config import as_dict
 from ipu_bert.record.metrics import read_metrics
+from ipu_bert.sealed_json import sealed
 from ipu_bert.signals import InterruptedRunError
 from ipu_bert.trainer import Trainer
 
@@ -233,7 +234,7 @@ def test_another_checkpoint_of_the_same_step_is_not_taken_for_the_one_named(tiny
     save_file(tensors, model)
     state = json.loads((path[1] / "state.json").read_text())
     state["files"]["model.safetensors"]["sha256"] = hashlib.sha256(model.read_bytes()).hexdigest()
-    (path[1] / "state.json").write_text(json.dumps(state))
+    (path[1] / "state.json").write_text(sealed(state))
     with pytest.raises(checkpoint.CheckpointError, match=r"best.step_00000002: expected .* to be the same one"):
         train(tiny(*BEST), path[1])
     assert steps(train(tiny(*BEST, f"run.dir={tmp_path / 'new'}"), path[1]) / "checkpoints") == [2, 4, 6]

@@ -33,6 +33,14 @@ def test_a_larger_scale_moves_every_tensor(tiny: Callable[..., Config]) -> None:
         assert found.to_dict(shift=2) == four[name].to_dict(), name
 
 
+def test_the_weights_are_those_that_the_config_starts_from(tiny: Callable[..., Config], finished: Path) -> None:
+    config = tiny(f"model.init={finished}")
+    found, of_run, fresh = measure(config, None, 1), measure(tiny(), finished, 1), measure(tiny(), None, 1)
+    name = "bert.embeddings.position_embeddings.weight"
+    assert torch.equal(found[name].counts, of_run[name].counts)
+    assert not torch.equal(found[name].counts, fresh[name].counts)
+
+
 def test_the_command_prints_the_worst_and_all(
     tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from ipu_bert.checkpoint import CheckpointError
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.model import sparse_layers
 from ipu_bert.precision import Precision
+from ipu_bert.sealed_json import sealed
 from ipu_bert.stopwatch import Stopwatch
 from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
@@ -195,7 +196,7 @@ def resealed(path: Path, name: str, data: bytes) -> None:
     (path / name).write_bytes(data)
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
     state["files"][name] = {"bytes": len(data), "sha256": sha256_of(path / name)}
-    (path / "state.json").write_text(json.dumps(state))
+    (path / "state.json").write_text(sealed(state))
 
 
 def header(entry: object, data: bytes = b"") -> bytes:
@@ -238,6 +239,6 @@ def test_a_rewritten_run_is_not_resumed_and_not_exported(tiny):
     with pytest.raises(CheckpointError, match=rf"{refused}expected the [\d,]+ weights of its config, found [\d,]+"):
         load_model(path)  # its config is the checkpoint's own, so sizes are compared before a model is built
     state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps({**state, "config": {"model": {"layers": 10**9}}}))
+    (path / "state.json").write_text(sealed({**state, "config": {"model": {"layers": 10**9}}}))
     with pytest.raises(CheckpointError, match=r"step_00000001: model\.layers: expected at least 1 and at most 1000"):
         load_model(path)

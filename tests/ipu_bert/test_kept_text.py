@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from ipu_bert import checkpoint, evaluate, export_run
 from ipu_bert.data.kept_text import count_ids
+from ipu_bert.sealed_json import sealed
 from ipu_bert.trainer import Trainer
 from sparse_ops.files import sha256_of
 
@@ -48,7 +49,7 @@ def rewrite(path: Path, **changes: torch.Tensor) -> None:
     save_file({**load_file(file), **changes}, file)
     state = json.loads((path / "state.json").read_text())
     state["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-    (path / "state.json").write_text(json.dumps(state))
+    (path / "state.json").write_text(sealed(state))
 
 
 def test_a_run_is_exported_and_judged_without_its_text(moved_run, tmp_path, capsys):
@@ -92,7 +93,7 @@ def test_a_damaged_or_foreign_tokenizer_is_refused(moved_run, capsys):
     rewrite(_restored(path, good), tokenizer=junk)
     state = json.loads((path / "state.json").read_text())
     state["identity"]["tokenizer"] = hashlib.sha256(b'{"version": 1}').hexdigest()
-    (path / "state.json").write_text(json.dumps(state))
+    (path / "state.json").write_text(sealed(state))
     assert "cannot be read as a tokenizer" in error_of(capsys, export_run.main([str(path), "out"]))
     assert not Path("out").exists()
 
@@ -107,7 +108,7 @@ def test_an_older_checkpoint_that_did_not_keep_it_is_refused_when_the_text_is_go
     path = checkpoint.find(moved_run)
     state = json.loads((path / "state.json").read_text())
     del state["files"]["text.safetensors"]
-    (path / "state.json").write_text(json.dumps(state))
+    (path / "state.json").write_text(sealed(state))
     for command in (export_run.main, evaluate.main):
         arguments = [str(moved_run), "out"] if command is export_run.main else [str(moved_run), "--text", "any.txt"]
         line = error_of(capsys, command(arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,18 @@ def test_a_second_process_is_refused_until_the_first_lets_go(tiny, resumed):
         assert [path.name for path in Path(config.run.dir).parent.iterdir() if path.is_dir()] == ["run"]
     with RunFolder(config, mine, unigram_entropy=6.5) as folder:
         assert yaml.safe_load((folder.path / "config.yaml").read_text()) == as_dict(config)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", ".lock"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tiny, name):
+    config = tiny()
+    with RunFolder(config, None, unigram_entropy=6.5) as folder:
+        (mine,) = saved(folder, 0)
+    path = folder.path / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="expected a file, found a folder, a pipe or a device"):
+        RunFolder(config, mine, unigram_entropy=6.5)
 
 
 def saved(folder: RunFolder, *steps: int) -> list[Origin]:

@@ -131,11 +131,11 @@ def test_compilation_is_timed_by_itself_and_happens_once(tiny, monkeypatch):
     assert "patterns stay" in found.render()
 
 
-@pytest.mark.parametrize("prepared", [True, False], ids=["text", "random"])
+@pytest.mark.parametrize("is_prepared", [True, False], ids=["text", "random"])
 @pytest.mark.parametrize("overrides", [[], [*PIPELINES, "sparsity.updates=1"]], ids=["torch", "ipu"])
-def test_the_command_says_it_in_text_and_in_json_and_writes_nothing(tiny, tmp_path, overrides, prepared, capsys):
+def test_the_command_says_it_in_text_and_in_json_and_writes_nothing(tiny, tmp_path, overrides, is_prepared, capsys):
     assemble.open_data(tiny(), progress=False)
-    where = [] if prepared else [f"data.dir={tmp_path / 'data'}"]
+    where = [] if is_prepared else [f"data.dir={tmp_path / 'data'}"]
     command = ["--config", str(tmp_path / "tiny.yaml"), *where, *overrides, "--throughput", "--steps", "2"]
     assert run_pretraining.main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -143,7 +143,7 @@ def test_the_command_says_it_in_text_and_in_json_and_writes_nothing(tiny, tmp_pa
     assert found["tokens_per_second"]["all"] == pytest.approx(32 * found["samples_per_second"]["all"])
     assert found["ipus"] == (4 if overrides else None)
     assert 0 < found["step"]["data"] <= found["step"]["host"] < found["step"]["whole"]
-    assert found["batches"] == ("text" if prepared else "random ids")
+    assert found["batches"] == ("text" if is_prepared else "random ids")
     executor._attached.clear()
     assert run_pretraining.main(command) == 0
     text = capsys.readouterr().out
@@ -176,12 +176,12 @@ def test_bad_input_is_one_line(tiny, tmp_path, arguments, said, capsys):
     assert said in errors[0]
 
 
-@pytest.mark.parametrize("prepared", [True, False])
-def test_one_instance_of_two_is_timed_with_its_own_share(tiny, tmp_path, monkeypatch, prepared):
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_one_instance_of_two_is_timed_with_its_own_share(tiny, tmp_path, monkeypatch, is_prepared):
     monkeypatch.setattr(TorchEngine, "share", property(lambda self: (1, 2)))
-    config = tiny("train.batch_size=8", *([] if prepared else [f"data.dir={tmp_path / 'nothing'}"]))
+    config = tiny("train.batch_size=8", *([] if is_prepared else [f"data.dir={tmp_path / 'nothing'}"]))
     mine = trial.Trial(config)._batch(3)
     assert mine.input_ids.shape == (4, config.data.sequence_length)
-    if prepared:
+    if is_prepared:
         whole = assemble.make_stream(config, assemble.open_data(config, progress=False), "train").batch(3)
         assert torch.equal(mine.input_ids, whole.input_ids[4:])

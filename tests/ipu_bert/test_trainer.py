@@ -138,12 +138,27 @@ def test_every_method_is_a_setting(tiny, overrides):
 
 
 def test_group_lasso_shrinks_sparse_blocks(tiny, tmp_path):
-    norms = []
-    for number, coefficient in enumerate((0, 50)):
-        config = tiny("sparsity.method=static", f"optim.group_lasso={coefficient}", f"run.dir={tmp_path / str(number)}")
-        state = train(config)["model"]
-        norms.append(sum(float(t.norm()) for name, t in state.items() if name.endswith("values")))
-    assert norms[1] < norms[0]
+    """A run's first step with it, less the same step without: Equation 2 in float64, decayed by AdamW.
+
+    Each of the two rounds a weight at most six times, the factor of Equation 2 included: 12 x 2^-24 of its size.
+    """
+    start, ends = {}, []
+    for coefficient in (0.0, 50.0):
+        config = tiny(f"optim.group_lasso={coefficient}", "train.stop_at=1", f"run.dir={tmp_path / str(coefficient)}")
+        trainer = Trainer(config)
+        start = {name: tensor.double() for name, tensor in trainer.engine.model.state_dict().items()}
+        trainer.run()
+        ends.append({name: tensor.double() for name, tensor in trainer.engine.model.state_dict().items()})
+        lr = records(config, "train")[0]["lr"]
+    for name, w in start.items():
+        found, size = ends[1][name] - ends[0][name], w.abs() + lr
+        if name.endswith("values"):
+            norm = torch.sqrt((w * w).sum((1, 2), keepdim=True) + 1e-6)
+            shrunk = lr * 50.0 * 8**0.5 * 0.02 * w / norm * (1 - lr * config.optim.weight_decay)
+            assert bool(((found + shrunk).abs() <= 12 * 2**-24 * size).all()), name
+            assert float(shrunk.abs().max()) > 1000 * 12 * 2**-24 * float(size.max())  # else nothing is compared
+        else:
+            assert bool((found == 0).all()), name
 
 
 def test_a_run_leaves_everything_behind(tiny):

@@ -148,15 +148,28 @@ def test_a_compiler_is_refused_by_its_name(
 
 @needs_compiler
 def test_a_library_that_a_wheel_brought_is_used_and_one_that_does_not_load_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The shipped one stands in for every level; without it, or where it does not load, sources are compiled."""
+    """The shipped one stands in for every level; without it, or where it does not load, sources are compiled.
+
+    So they are where it is damaged, which is said: to load one that is cut short may end the process.
+    """
     compiled = build.build()
     assert native._library.__wrapped__()._name == str(compiled)
     monkeypatch.setattr(build, "SHIPPED", tmp_path)
-    build.shipped_path().write_bytes(b"of another C library")
+    monkeypatch.setattr(build, "_compile", lambda path, _: path.write_bytes(content))
+    content = b"of another C library"
+    shipped = build.build_for_wheel()
+    assert shipped == build.shipped_path()
     assert native._library.__wrapped__()._name == str(compiled)
-    build.shipped_path().write_bytes(compiled.read_bytes())
+    assert capsys.readouterr().err == ""
+    content = compiled.read_bytes()
+    build.build_for_wheel()
+    for damaged in (content[:-1], content[: len(content) // 2], content[:-9] + b"\1" + content[-8:], b""):
+        shipped.write_bytes(damaged)
+        assert native._library.__wrapped__()._name == str(compiled)
+        assert f"{shipped} is damaged: install the package again" in capsys.readouterr().err
+    build.build_for_wheel()
     with monkeypatch.context() as patch:
         patch.setattr(build, "build", lambda: pytest.fail("compiled"))
         assert native._library.__wrapped__()._name == str(build.shipped_path())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,27 @@ def test_an_error_that_names_no_file_gets_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, files.naming(tmp_path / "data.bin"):
         (tmp_path / "other").read_bytes()
     assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_what_stands_in_the_way_is_named_and_what_was_expected(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for act, words in (
+        (
+            lambda: files.write(tmp_path / "file" / "x", ""),
+            "file: expected a folder, or nothing yet, found something else",
+        ),
+        (lambda: files.write(tmp_path / "folder", ""), "folder: Is a directory"),
+        (
+            lambda: files.lock(tmp_path / "pipe", wait=False),
+            "pipe: expected a file, found a folder, a pipe or a device",
+        ),
+        (lambda: files.lock(tmp_path / "folder", wait=True), "folder: expected a file, found a folder, a pipe or a"),
+    ):
+        with pytest.raises(OSError, match=r"\[Errno") as caught:
+            act()
+        assert files.in_words(caught.value).startswith(f"{tmp_path}/{words}")
 
 
 def test_what_is_written_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops import native
-from sparse_ops.half import PARTIAL_WIDTH, Products, dense, round_to_half
+from sparse_ops.half import PARTIAL_WIDTH, Products, dense, round_in_place, round_to_half
 
 _BEST = native.LEVELS.index(native.level()) if native.available() else -1
 KEY = 0x123456789ABCDEF
@@ -133,3 +133,13 @@ def test_a_batch_is_every_product_of_it(level: str, seed: int) -> None:
     assert torch.equal(found, again)
     # Two roundings, each by less than a step of a sum below 64.
     torch.testing.assert_close(found.double(), a.half().double() @ b.half().double(), rtol=0, atol=2 * 2.0**-5)
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_rounding_in_place_gives_the_same_bits(level: str, seed: int, key: int | None) -> None:
+    x = torch.randn(37, 53, generator=torch.Generator().manual_seed(seed))
+    for given in (x.clone(), x.t()):
+        expected = round_to_half(given, key, 0)
+        assert torch.equal(round_in_place(given, key), expected)
+    with pytest.raises(ValueError, match=r"expected float32, found torch\.float16"):
+        round_in_place(x.half(), key)

@@ -8,12 +8,13 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
-from ipu_bert.engines.simulator.arithmetic import HalfArithmetic, Rounding
-from ipu_bert.engines.simulator.device import DeviceMemory
+from ipu_bert.engines.simulator.device import DeviceMemory, DeviceRandom
 from ipu_bert.engines.simulator.errors import SimulatorError
 from ipu_bert.engines.simulator.lowering import Lowering
 from ipu_bert.engines.simulator.options import Options, OutputMode, RecomputationType, recomputation
+from ipu_bert.engines.simulator.program import Program
 from ipu_bert.engines.simulator.trace import Trace
+from ipu_bert.engines.simulator.tracing import Tracer
 from ipu_bert.engines.simulator.variables import VariablePlacement
 from sparse_ops.ipu.layout import LayerPlan
 
@@ -33,7 +34,7 @@ class Executable:
     input_types: shape and dtype of each input of a call. micro_batches: of a call, over device iterations, gradient
     accumulation and replicas. stages: (block, IPU) in order. sparse: by the name of the metaInfo buffer.
     recomputation: what is computed again, with no effect on numbers. travelling: bytes of variables that go from IPU 0
-    to another in every micro-batch, by name.
+    to another in every micro-batch, by name. program: a micro-batch.
     """
 
     input_types: list[tuple[torch.Size, torch.dtype]]
@@ -42,6 +43,7 @@ class Executable:
     sparse: dict[str, SparseVariable]
     recomputation: RecomputationType
     travelling: dict[str, int]
+    program: Program
 
 
 def check_options(options: Options, training: bool) -> None:
@@ -52,8 +54,10 @@ def check_options(options: Options, training: bool) -> None:
         raise SimulatorError("options: inference has no gradient accumulation")
 
 
-def compile_model(model: nn.Module, options: Options, device: DeviceMemory, inputs: Sequence[Tensor]) -> Executable:
-    """Run one micro-batch of `inputs` [global batch, ...] forward on the device and note what the model does there.
+def compile_model(
+    model: nn.Module, options: Options, device: DeviceMemory, random: DeviceRandom, inputs: Sequence[Tensor]
+) -> Executable:
+    """Run micro-batches of `inputs` [global batch, ...] on the device and note what the model does there.
 
     Raises SimulatorError when inputs do not divide, a variable is used on two IPUs, the pipeline lacks micro-batches,
     or a sparse layer's tensors are not the model's.
@@ -66,26 +70,26 @@ def compile_model(model: nn.Module, options: Options, device: DeviceMemory, inpu
                 "inputs: expected a first dimension that is a multiple of device iterations x gradient accumulation x "
                 f"replicas = {micro_batches}, found {list(x.shape)}"
             )
-    trace = Trace(Rounding())
-    placement = VariablePlacement(device.variables, trace)
-    random, half = torch.random.fork_rng(devices=[]), HalfArithmetic(Rounding(), False)
-    one = tuple(x[: x.shape[0] // micro_batches] for x in inputs)
-    with random, torch.no_grad(), placement, Lowering(options), half, trace:
-        torch.func.functional_call(model, device.variables, one)
+    parts = list(zip(*(x.split(x.shape[0] // micro_batches) for x in inputs)))
+    tracer = Tracer(model, device, random, options.Precision.partials == torch.float16)
+    placement = VariablePlacement({**tracer.parameters, **device.buffers})
+    with placement, Lowering(options):
+        traced, program = tracer.program(parts[0], parts[-1])
+    trace = traced.trace
     pipeline = 2 * len(trace.visited) - 1
     if device.optimizer is not None and len(trace.visited) > 1 and accumulation < pipeline:
         raise SimulatorError(
             f"pipeline: {len(trace.visited)} stages forward and back make {pipeline}; gradient accumulation must be at "
             f"least that, found {accumulation}"
         )
-    input_types = [(x.shape, x.dtype) for x in inputs]
     return Executable(
-        input_types=input_types,
+        input_types=[(x.shape, x.dtype) for x in inputs],
         micro_batches=micro_batches,
         stages=trace.visited,
-        sparse=_sparse_variables(trace, device),
+        sparse=_sparse_variables(trace, tracer.parameters, device.buffers),
         recomputation=recomputation(options, ipus=len({ipu for _, ipu in trace.visited})),
         travelling=_travelling(model, placement.ipus) if device.optimizer is not None else {},
+        program=program,
     )
 
 
@@ -99,10 +103,12 @@ def _travelling(model: nn.Module, ipus: dict[str, int]) -> dict[str, int]:
     }
 
 
-def _sparse_variables(trace: Trace, device: DeviceMemory) -> dict[str, SparseVariable]:
+def _sparse_variables(
+    trace: Trace, device_parameters: dict[str, Tensor], device_buffers: dict[str, Tensor]
+) -> dict[str, SparseVariable]:
     """By metaInfo buffer; refuses metaInfo or nz that is not a tensor of the model."""
-    buffers = {id(tensor): name for name, tensor in device.buffers.items()}
-    parameters = {id(tensor): name for name, tensor in device.parameters.items()}
+    buffers = {id(tensor): name for name, tensor in device_buffers.items()}
+    parameters = {id(tensor): name for name, tensor in device_parameters.items()}
     found = {}
     for plan, meta_info, nz in trace.sparse:
         if id(meta_info) not in buffers or id(nz) not in parameters:

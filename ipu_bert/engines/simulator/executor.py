@@ -66,9 +66,9 @@ class PoplarExecutor:
         if self.isCompiled():
             raise SimulatorError("second compilation: an executable is compiled once and patterns are streamed to it")
         host, device = HostTensors(self._model), DeviceMemory(self._model, self._optimizer)
-        executable = compile_model(self._model, self._options, device, inputs)
+        executable = compile_model(self._model, self._options, device, self._random, inputs)
         streams = WeightStreams(host, device, executable.sparse, self._optimizer, self.transfers)
-        runner = StepRunner(host, device, executable, self._options, self._random)
+        runner = StepRunner(device, executable, self._options, self._random)
         self._compiled = _Compiled(executable, device, streams, runner)
         self.compilations += 1
         if self._optimizer is not None:

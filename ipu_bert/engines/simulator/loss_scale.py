@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Iterable
 
-import torch
 from torch import Tensor
 
 EDGE = 0.125 * 65504.0  # binEdgeLocation, a share of the largest half (sessionoptions.hpp 104, 3.4)
@@ -20,14 +19,13 @@ class AutomaticLossScale:
     def __init__(self, enabled: bool) -> None:
         self._enabled, self._above, self._all = enabled, 0, 0
 
-    def count(self, gradients: Mapping[str, Tensor]) -> None:
-        """Note a micro-batch's gradients, which still have the scale."""
+    def count(self, gradients: Iterable[Tensor]) -> None:
+        """Note a micro-batch's float16 gradients (of any dtype), which still have the scale."""
         if not self._enabled:
             return
-        for gradient in gradients.values():
-            if gradient.dtype == torch.float16:
-                self._above += int((gradient.abs().float() > EDGE).sum() + gradient.isnan().sum())
-                self._all += gradient.numel()
+        for gradient in gradients:
+            self._above += int((gradient.abs() > EDGE).sum() + gradient.isnan().sum())
+            self._all += gradient.numel()
 
     def factor(self) -> float:
         """What the scale of the next step is this one's times; counting begins anew."""

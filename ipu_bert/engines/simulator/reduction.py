@@ -10,7 +10,7 @@ from torch import Tensor
 from ipu_bert.engines.simulator.arithmetic import Rounding
 from ipu_bert.engines.simulator.options import ReductionType
 
-Gradients = Dict[str, Tensor]  # by parameter
+Gradients = Dict[str, Tensor]  # by parameter, float32; where accumulators are half, the values of halves
 
 
 class GradientReduction:
@@ -26,21 +26,31 @@ class GradientReduction:
     @torch.no_grad()
     def accumulate(self, total: Gradients, gradients: Gradients, done: int) -> None:
         """Add a micro-batch's gradients to those of the `done` before it, in place."""
-        for name, gradient in gradients.items():
-            gradient = gradient.float()
-            if name in total and self._mean and self._half:
-                gradient = (done * total[name].float() + gradient) / (done + 1)
-            elif name in total:
-                gradient = total[name].float() + gradient
-            total[name] = self._rounding(gradient) if self._half else gradient
+        if not total:
+            total.update({name: gradient.clone() for name, gradient in gradients.items()})
+        else:
+            sums, added = list(total.values()), list(gradients.values())
+            running = self._mean and self._half
+            if running:
+                torch._foreach_mul_(sums, done)
+            torch._foreach_add_(sums, added)
+            if running:
+                torch._foreach_div_(sums, done + 1)
+        self._round(total)
 
     @torch.no_grad()
     def over_replicas(self, replicas: list[Gradients], micro_batches: int) -> Gradients:
         """One gradient of all replicas', each accumulated over `micro_batches`."""
         reduced = {}
         for name in replicas[0]:
-            gradient = torch.stack([each[name].float() for each in replicas]).sum(0)
+            gradient = torch.stack([each[name] for each in replicas]).sum(0)
             if self._mean:
                 gradient = gradient / (len(replicas) * (1 if self._half else micro_batches))
-            reduced[name] = self._rounding(gradient) if self._half else gradient
+            reduced[name] = gradient
+        self._round(reduced)
         return reduced
+
+    def _round(self, gradients: Gradients) -> None:
+        if self._half:
+            for name, gradient in gradients.items():
+                gradients[name] = self._rounding.in_place(gradient)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ipu_bert.engines.simulator.arithmetic import Rounding
+from ipu_bert.engines.simulator.arithmetic import HalfArithmetic, Rounding
 from ipu_bert.engines.simulator.layout import SimulatedEncoder
 from sparse_ops.half import Products
 from sparse_ops.ipu.layout import LayerPlan, bits_from_half
@@ -30,32 +31,53 @@ class BlockLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, meta_info: Tensor, nz: Tensor, plan: LayerPlan, rounding: Rounding) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, meta_info: Tensor, nz: Tensor, plan: LayerPlan, arithmetic: HalfArithmetic
+    ) -> Tensor:
+        half = x.dtype == torch.float16
         with _disable_current_modes():  # it rounds by itself
-            return BlockLinear._forward(ctx, x, meta_info, nz, plan, rounding)
+            weight = arithmetic.hold(partial(_weight, plan), [meta_info, nz])
+            ctx.plan, ctx.arithmetic, ctx.weight, ctx.half = plan, arithmetic, weight, half
+            ctx.save_for_backward(x)
+            return arithmetic.compute(partial(_output, plan, half), [weight, x], half)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
         with _disable_current_modes():
-            return BlockLinear._backward(ctx, dy)
+            dx, dnz = ctx.arithmetic.compute(partial(_gradients, ctx.plan, ctx.half), [ctx.weight, dy, x], ctx.half)
+        return dx, None, dnz, None, None
 
-    @staticmethod
-    def _forward(ctx: Any, x: Tensor, meta_info: Tensor, nz: Tensor, plan: LayerPlan, rounding: Rounding) -> Tensor:
-        pattern = _pattern(plan, bits_from_half(meta_info).numpy().tobytes())
-        (values,) = SimulatedEncoder().blocks(plan, pattern.place, [nz])
-        ctx.plan, ctx.rounding, ctx.pattern = plan, rounding, pattern
-        ctx.save_for_backward(x, values)
-        return _as(x, _transposed(pattern.output, values, x, plan, rounding), rounding)
 
-    @staticmethod
-    def _backward(ctx: Any, dy: Tensor) -> Any:
-        x, values = ctx.saved_tensors
-        plan, rounding, pattern, b = ctx.plan, ctx.rounding, ctx.pattern, ctx.plan.block_size
-        dx = _transposed(pattern.grad_input, values, dy, plan, rounding)
-        dvalues = pattern.grad_values.of(dy.float(), x.float(), rounding.key(), _half_partials(plan))
-        laid_out = torch.zeros(SimulatedEncoder().sizes(plan)[1] // (b * b), b, b)
-        laid_out[pattern.place] = dvalues.transpose(1, 2)
-        return _as(x, dx, rounding), None, _as(x, laid_out.flatten(), rounding), None, None
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """A weight as the device holds it: its pattern, and values float32 [nnz, b, b]."""
+
+    pattern: _Pattern
+    values: Tensor
+
+
+def _weight(plan: LayerPlan, meta_info: Tensor, nz: Tensor) -> _Weight:
+    pattern = _pattern(plan, bits_from_half(meta_info).numpy().tobytes())
+    (values,) = SimulatedEncoder().blocks(plan, pattern.place, [nz])
+    return _Weight(pattern, values)
+
+
+def _output(plan: LayerPlan, half: bool, rounding: Rounding, weight: _Weight, x: Tensor) -> Tensor:
+    y = _transposed(weight.pattern.output, weight.values, x, plan, rounding)
+    return rounding.in_place(y) if half else y
+
+
+def _gradients(
+    plan: LayerPlan, half: bool, rounding: Rounding, weight: _Weight, dy: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    pattern, b = weight.pattern, plan.block_size
+    dx = _transposed(pattern.grad_input, weight.values, dy, plan, rounding)
+    dvalues = pattern.grad_values.of(dy, x, rounding.key(), _half_partials(plan))
+    laid_out = torch.zeros(SimulatedEncoder().sizes(plan)[1] // (b * b), b, b)
+    laid_out[pattern.place] = dvalues.transpose(1, 2)
+    dnz = laid_out.flatten()
+    return (rounding.in_place(dx), rounding.in_place(dnz)) if half else (dx, dnz)
 
 
 class _Pattern(NamedTuple):
@@ -80,13 +102,9 @@ def _half_partials(plan: LayerPlan) -> bool:
     return plan.partials == "half" and plan.data_type == "half"
 
 
-def _as(like: Tensor, x: Tensor, rounding: Rounding) -> Tensor:
-    return rounding(x) if like.dtype == torch.float16 else x
-
-
 def _transposed(products: Products, values: Tensor, x: Tensor, plan: LayerPlan, rounding: Rounding) -> Tensor:
     """values [nnz, b, b] times x [T, in], tokens along the columns of each product; float32 [T, out]."""
-    return products.of(values, x.float().t(), rounding.key(), _half_partials(plan)).flatten(0, 1).t()
+    return products.of(values, x.t(), rounding.key(), _half_partials(plan)).flatten(0, 1).t()
 
 
 def _by_row(to: Tensor, source: Tensor, count: int, plan: LayerPlan, row_step: int, term_step: int) -> Products:

@@ -8,7 +8,7 @@ from typing import Any, Iterable
 import torch
 from torch import Tensor
 
-from ipu_bert.engines.simulator.arithmetic import Rounding
+from ipu_bert.engines.simulator.arithmetic import HalfArithmetic
 from ipu_bert.engines.simulator.errors import SimulatorError
 from ipu_bert.engines.simulator.options import MatMulSerializationMode
 from ipu_bert.engines.simulator.sparse import BlockLinear, plan_of
@@ -19,7 +19,7 @@ from sparse_ops.ipu.layout import ABI_VERSION, DOMAIN, OPERATION, LayerPlan
 class Trace:
     """One pass of one micro-batch through the model on the simulated device; notes what it does while entered."""
 
-    rounding: Rounding
+    arithmetic: HalfArithmetic
     visited: list[tuple[str, int]] = field(default_factory=list)  # (block, IPU), in order
     losses: list[Tensor] = field(default_factory=list)
     sparse: list[tuple[LayerPlan, Tensor, Tensor]] = field(default_factory=list)  # plan, metaInfo, nz as used
@@ -45,13 +45,13 @@ class Trace:
         if not known or block not in known:
             self.visited.append((block, ipu))
 
-    @property
-    def ipu(self) -> int | None:
-        """Number of the present block's IPU; None before the first block."""
-        return self.visited[-1][1] if self.visited else None
-
 
 _traces: list[Trace] = []
+
+
+def present_ipu() -> int | None:
+    """Number of the IPU of the block that is being traced; None outside a trace and before the first block."""
+    return _traces[-1].visited[-1][1] if _traces and _traces[-1].visited else None
 
 
 def isRunningOnIpu() -> bool:  # noqa: N802
@@ -112,7 +112,7 @@ def custom_op(
     trace = _traces[-1]
     trace.sparse.append((plan, meta_info, nz))
     (example,) = example_outputs
-    y: Tensor = BlockLinear.apply(x, meta_info, nz, plan, trace.rounding)
+    y: Tensor = BlockLinear.apply(x, meta_info, nz, plan, trace.arithmetic)
     if y.shape != example.shape or y.dtype != example.dtype:
         raise SimulatorError(f"{plan.layer}: the example output is {example.dtype} {list(example.shape)}, not y's")
     return [y]

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from ipu_bert.engines.simulator.errors import SimulatorError
-from ipu_bert.engines.simulator.trace import Trace
+from ipu_bert.engines.simulator.trace import present_ipu
 
 
 class VariablePlacement(TorchFunctionMode):
@@ -18,21 +18,21 @@ class VariablePlacement(TorchFunctionMode):
     Raises SimulatorError at a use on another.
     """
 
-    def __init__(self, variables: dict[str, Tensor], trace: Trace) -> None:
+    def __init__(self, variables: dict[str, Tensor]) -> None:
         super().__init__()
         self._names = {id(tensor): name for name, tensor in variables.items()}
-        self._trace = trace
         self.ipus: dict[str, int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for x in tree_flatten((args, kwargs or {}))[0]:
             name = self._names.get(id(x))
-            if name is not None and self._trace.ipu is not None and _computes(func):
-                first = self.ipus.setdefault(name, self._trace.ipu)
-                if first != self._trace.ipu:
+            ipu = present_ipu()
+            if name is not None and ipu is not None and _computes(func):
+                first = self.ipus.setdefault(name, ipu)
+                if first != ipu:
                     raise SimulatorError(
-                        f"{name}: used on IPU {first} and IPU {self._trace.ipu}: a variable cannot be copied between "
-                        "the IPUs of a pipeline; put both uses on one IPU"
+                        f"{name}: used on IPU {first} and IPU {ipu}: a variable cannot be copied between the IPUs of a "
+                        "pipeline; put both uses on one IPU"
                     )
         return func(*args, **(kwargs or {}))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
 from config_files import errors_of, write
 
-from ipu_bert.config import as_dict, load_config
+from ipu_bert.config import Config, ConfigError, as_dict, load_config
 from ipu_bert.config.yaml_text import MOST_BYTES, MOST_LEVELS, MOST_VALUES, parse
 
 WORDS = ["2024-01-15", "on", "no", "1e3", "0x10", "010", "1_000", "12:30", "1.10", ".inf", "exp #2", "a: b", "0o7", "y"]
@@ -23,6 +25,24 @@ def test_a_setting_that_is_text_takes_what_was_written(word, tmp_path):
         assert (config.run.name, config.data.path) == (word, [word])
         again = load_config(write(tmp_path, yaml.safe_dump(as_dict(config)), "again.yaml"))
         assert as_dict(again) == as_dict(config)
+
+
+TEXTS = [
+    f"{section.name}.{name}"
+    for section in dataclasses.fields(Config)
+    for name, kind in get_type_hints(section.default_factory).items()
+    if "str" in str(kind)
+]
+
+
+@pytest.mark.parametrize("word", ["true", "False", "TRUE"])
+def test_true_and_false_are_no_text_unless_in_quotes(word, tmp_path):
+    """A folder `False` is what nobody meant; without the rule most of these settings take the word."""
+    assert {"data.dir", "run.dir", "data.path", "ipu.executable_cache", "data.language"} < set(TEXTS)
+    for key in TEXTS:
+        with pytest.raises(ConfigError, match=f"^{key}: expected .*(text|one of).*, found {word.title()}$"):
+            load_config("quickstart", [f"{key}={word}"])
+    assert load_config("quickstart", [f"data.dir='{word}'"]).data.dir == word
 
 
 def test_quotes_and_lists_of_an_override_are_yaml():

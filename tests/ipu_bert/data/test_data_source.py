@@ -131,6 +131,9 @@ def test_unusable_files_are_refused_by_name(tmp_path: Path, name: str, content: 
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl: expected a column 'text', found body"),
+        ("a.jsonl", b'{"text": ' + b"[" * 99_999, r"a\.jsonl: cannot be read as json: row 0: "),
+        ("a.json", b'[{"text": ' + b"[" * 99_999, r"a\.json: cannot be read as json: row 0: "),
+        ("a.json", b'[{"text": ' + b"9" * 9_999 + b"}]", r"a\.json: cannot be read as json: row 0: "),
         ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl: row 0: expected text in column 'text', found int"),
         ("a.jsonl", b'{"text": "x"\nnot json\n', r"a\.jsonl: cannot be read as json"),
         ("a.parquet", b"not parquet", r"a\.parquet: cannot be read as parquet"),

@@ -93,6 +93,26 @@ def test_what_is_no_wordpiece_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda vocab: vocab.update(b=vocab["a"]), r"expected ids 0 to \d+, found \d+ twice"),
+        (lambda vocab: vocab.update(b=10**7), r"expected ids 0 to \d+, found 10000000"),
+        (lambda vocab: vocab.pop("[MASK]"), r"expected ids 0 to \d+, found \d+ twice"),
+        (lambda vocab: vocab.update({"b": vocab.pop("[UNK]")}), r"expected (ids 0 to \d+|\[UNK\] among)"),
+    ],
+)
+def test_a_tokenizer_json_with_wrong_ids_is_refused_before_text_is_read(tmp_path: Path, change, message: str) -> None:
+    """Two words of one id were counted as one, and without [UNK] the first strange word ended in a traceback."""
+    path = tmp_path / "tokenizer.json"
+    BertTokenizerFast(str(vocabulary(tmp_path, "a", "b"))).backend_tokenizer.save(str(path))
+    saved = json.loads(path.read_text())
+    change(saved["model"]["vocab"])
+    path.write_text(json.dumps(saved))
+    with pytest.raises(DataError, match=rf"tokenizer\.json: {message}"):
+        given_tokenizer(str(path), AS_FOUND)
+
+
 def test_a_hub_name_that_cannot_be_opened_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def from_pretrained(name: str) -> None:
         raise OSError(f"We couldn't connect to the hub\nto load {name}.\nCheck your connection.")

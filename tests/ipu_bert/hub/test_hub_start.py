@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ipu_bert.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
+QUERY = "encoder.layer.0.attention.self.query.weight"
 KINDS = ("BertForPreTraining", "BertForMaskedLM", "BertModel", "BertForSequenceClassification")
 DENSE = "sparsity.method=dense"
 
@@ -136,6 +138,13 @@ def test_weights_in_several_files_and_in_half_are_read(bert):
     (folder / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"expected the part b\.safetensors"):
         read_bert(str(folder))
+    for parts in (None, [], 3):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+        with pytest.raises(ValueError, match=r"index\.json: expected the file of each weight as weight_map, found "):
+            read_bert(str(folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": ["x"]}}')
+    with pytest.raises(ValueError, match=r"expected the part \['x'\]"):
+        read_bert(str(folder))
 
 
 def test_dense_weights_become_sparse_at_their_largest_blocks(bert, tiny, seed):
@@ -234,6 +243,16 @@ def test_what_cannot_be_started_from_is_refused_in_one_line(bert, tiny, finished
         ({"pooler.dense.bias": torch.zeros(3)}, r"pooler\.dense\.bias: expected shape \[48\], found \[3\]"),
         ({"encoder.layer.0.output.dense.bias": None}, r"found no bert\.encoder\.layer\.0\.output\.dense\.bias"),
         ({"embeddings.word_embeddings.weight": torch.zeros(9, 48)}, "each of the 1000 ids, found 9"),
+        ({QUERY: whole[QUERY].to(torch.int8)}, "query.weight: expected one of torch.float32, .*, found torch.int8"),
+        ({QUERY: whole[QUERY].bool()}, "found torch.bool"),
+        ({QUERY: whole[QUERY].to(torch.float8_e4m3fn)}, "found torch.float8_e4m3fn"),
+        ({QUERY: whole[QUERY].double() * 1e300}, f"model.init {folder}: .*query.weight: expected numbers that float32"),
+        (
+            {QUERY: torch.full((48, 48), math.nan)},
+            f"model.init {folder}: .*query.weight: expected numbers that float32",
+        ),
+        ({QUERY: whole[QUERY].flatten()}, r"query, key and value weight of one shape, found \[\[2304\], \[48, 48\]"),
+        ({QUERY: torch.zeros(())}, "query, key and value weight of one shape"),
     ):
         save_file({n: t for n, t in {**whole, **change}.items() if t is not None}, folder / "model.safetensors")
         with pytest.raises(ValueError, match=message):

@@ -190,3 +190,19 @@ def test_plots_leave_pyplot_alone() -> None:
     code = "import sys, ipu_bert.record.plots; print('matplotlib.pyplot' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("named", "then"), [("nonsense", "agg"), ("svg", "svg")])
+def test_pictures_do_not_depend_on_a_backend_for_windows(
+    named: str, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it changed for a program that goes on with pyplot, as long as matplotlib knows it."""
+    import subprocess
+    import sys
+
+    monkeypatch.setenv("MPLBACKEND", named)
+    code = (
+        "import os, ipu_bert.record.report, matplotlib as m; print(os.environ['MPLBACKEND'], m.get_backend().lower())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [named, then]

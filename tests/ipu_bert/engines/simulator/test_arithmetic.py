@@ -17,16 +17,16 @@ def test_product_rounds_running_sum_every_16() -> None:
     a = torch.ones(1, 64, dtype=torch.float16)
     b = torch.ones(64, 1, dtype=torch.float16)
     b[0] = 2048.0
-    with HalfArithmetic(Rounding(), half_partials=True):
+    with HalfArithmetic(Rounding(), half_partials=True, recorder=None):
         half = a @ b
     assert half.dtype == torch.float16
     # 2048 + 15 -> 2064 (ties to even of 2063 in steps of 2), then 2080, 2096, 2112
     assert half.item() == 2112.0
     tiny = torch.full((64, 1), 0.0, dtype=torch.float16)
     tiny[0], tiny[16], tiny[32], tiny[48] = 2048.0, 1.0, 1.0, 1.0
-    with HalfArithmetic(Rounding(), half_partials=True):
+    with HalfArithmetic(Rounding(), half_partials=True, recorder=None):
         lost = a @ tiny
-    with HalfArithmetic(Rounding(), half_partials=False):
+    with HalfArithmetic(Rounding(), half_partials=False, recorder=None):
         kept = a @ tiny
     assert lost.item() == 2048.0, "a half partial sum loses 1 beside 2048 each time"
     assert kept.item() == 2052.0, "a float partial sum keeps 2051, rounded once to 2052"
@@ -43,7 +43,7 @@ def test_forward_and_backward_of_a_network_stay_near_float64(seed: int) -> None:
     out = F.gelu(F.linear(x.half().double(), *weights[:2]))
     exact = F.log_softmax(F.linear(F.layer_norm(out, (32,), *weights[2:4]), *weights[4:]), -1)
     expected = torch.autograd.grad(exact.square().sum(), weights)
-    with HalfArithmetic(Rounding(), half_partials=True):
+    with HalfArithmetic(Rounding(), half_partials=True, recorder=None):
         result = F.log_softmax(half(x.half()), -1)
         result.square().sum().backward()
     assert result.dtype == torch.float16
@@ -74,7 +74,7 @@ def test_stochastic_rounding_is_unbiased_and_hits_only_neighbours(seed: int) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_wider_types_are_left_alone(seed: int, dtype: torch.dtype) -> None:
     a = torch.randn(5, 40, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-    with HalfArithmetic(Rounding(), half_partials=True):
+    with HalfArithmetic(Rounding(), half_partials=True, recorder=None):
         product = a @ a.t()
     torch.testing.assert_close(product, a @ a.t(), rtol=0, atol=0)
 

@@ -67,6 +67,46 @@ def test_operations_that_the_device_computes_otherwise(seed: int, more: nn.Modul
         executor.compile(*inputs)
 
 
+class Branch(nn.Module):
+    """Another function for other values, which a trace cannot keep."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0 if float(x[0, 0]) > 0 else x
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1.0)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(Branch(), "the code depends on values, which a trace fixes"), (Counter(), "writes a variable or an input")],
+)
+def test_code_that_a_trace_cannot_keep(seed: int, more: nn.Module, message: str) -> None:
+    model = Activated(seed, more)
+    executor = sim.trainingModel(model, options(), sim.optim.AdamW(model.parameters(), lr=0.01))
+    x = torch.ones(3 * ROWS, FEATURES)
+    x[-ROWS:] = -1.0
+    with pytest.raises(sim.SimulatorError, match=message):
+        executor.compile(x, torch.zeros_like(x))
+
+
+def test_the_models_code_runs_for_the_compilation_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("called again")
+
+    monkeypatch.setattr(Model, "forward", refuse)
+    before = run.model.first.nz_values.detach().clone()
+    run.step()
+    assert not torch.equal(run.model.first.nz_values, before)
+
+
 def test_options_that_nobody_knows() -> None:
     chosen = sim.Options()
     with pytest.raises(sim.SimulatorError, match=r"_Popart: expected one of .*, found autoRecompute"):

@@ -1,0 +1,131 @@
+"""From rows to what a model is given: label numbers, splits, token ids, batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+
+from ipu_bert.data.errors import DataError
+from ipu_bert.finetune.rows import Rows
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What labels mean. classes: sorted; empty for a regression. mean, spread (standard deviation, or 1 where there is
+    none): of the training labels of a regression, else 0 and 1.
+    """
+
+    classes: tuple[str, ...]
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, rows: Rows, regression: bool) -> Labels:
+        """From training rows. Raises DataError for labels of one class only, and for what is no finite number."""
+        assert rows.labels is not None
+        if regression:
+            numbers = torch.tensor([_number(rows, i) for i in range(len(rows.labels))], dtype=torch.float64)
+            return cls((), float(numbers.mean()), float(numbers.std(unbiased=False)) or 1.0)
+        classes = sorted(set(rows.labels), key=_in_order)
+        if len(classes) < 2:
+            raise DataError(f"{rows.file}: expected labels of two classes or more, found {classes[0]!r:.60} only")
+        if len(classes) > max(2, len(rows.labels) // 2):
+            raise DataError(
+                f"{rows.file}: expected classes of two rows or more in the mean, found {len(classes)} different labels "
+                f"in {len(rows.labels)} rows; numbers are learned with --regression"
+            )
+        return cls(tuple(classes), 0.0, 1.0)
+
+    def numbers(self, rows: Rows) -> Tensor:
+        """int64 classes, or float64 numbers as written, [rows]. Raises DataError for a label that training has not."""
+        assert rows.labels is not None
+        if not self.classes:
+            return torch.tensor([_number(rows, i) for i in range(len(rows.labels))], dtype=torch.float64)
+        known = {name: number for number, name in enumerate(self.classes)}
+        for i, label in enumerate(rows.labels):
+            if label not in known:
+                raise DataError(
+                    f"{rows.file}, row {i + 1}: expected a label that the training rows have, found {label!r:.60}"
+                )
+        return torch.tensor([known[label] for label in rows.labels])
+
+
+def _in_order(label: str) -> tuple[float, str]:
+    """Numbers by size before words."""
+    try:
+        number = float(label)
+    except ValueError:
+        number = math.inf
+    return (number if math.isfinite(number) else math.inf), label
+
+
+def _number(rows: Rows, i: int) -> float:
+    assert rows.labels is not None
+    try:
+        value = float(rows.labels[i])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{rows.file}, row {i + 1}: expected a finite number as label, found {rows.labels[i]!r:.60}")
+    return value
+
+
+def split(rows: Rows, share: float, seed: int, by_class: bool) -> tuple[Rows, Rows]:
+    """Training and validation rows; by_class: with the same shares of classes in both.
+
+    Raises DataError where there are too few rows of a class, or in all.
+    """
+    from sklearn.model_selection import train_test_split
+
+    numbers = list(range(len(rows.texts)))
+    try:
+        train, validation = train_test_split(
+            numbers, test_size=share, random_state=seed % 2**32, stratify=rows.labels if by_class else None
+        )
+    except ValueError as error:
+        raise DataError(
+            f"{rows.file}: expected rows enough to hold out {share:g} of them for validation: {error}"
+        ) from None
+    return rows.take(sorted(train)), rows.take(sorted(validation))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """input_ids, token_type_ids, attention_mask: int64 [B, S]; numbers: of the rows, int64 [B]."""
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    attention_mask: Tensor
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and types of every row, cut to the length. cut: how many rows were longer."""
+
+    ids: tuple[Tensor, ...]
+    types: tuple[Tensor, ...]
+    cut: int
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """Rows as one batch, padded to the longest."""
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids, types = [self.ids[i] for i in numbers], [self.types[i] for i in numbers]
+        mask = pad([torch.ones_like(one) for one in ids], batch_first=True)
+        return Batch(pad(ids, batch_first=True), pad(types, batch_first=True), mask, torch.tensor(list(numbers)))
+
+
+def encode(tokenizer: Any, rows: Rows, max_length: int) -> Encoded:
+    """By a tokenizer of transformers; of a pair the longer text is cut first."""
+    columns = [list(column) for column in zip(*rows.texts)]
+    options = {"return_token_type_ids": True, "return_attention_mask": False, "verbose": False}
+    whole = tokenizer(*columns, truncation=False, **options)
+    cut = sum(len(ids) > max_length for ids in whole["input_ids"])
+    if cut:
+        whole = tokenizer(*columns, truncation=True, max_length=max_length, **options)
+    ids, types = (tuple(map(torch.tensor, whole[name])) for name in ("input_ids", "token_type_ids"))
+    return Encoded(ids, types, cut)

@@ -1,0 +1,49 @@
+"""How well predictions fit, by scikit-learn and scipy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Dict, Optional
+
+import numpy as np
+
+Measures = Dict[str, Optional[float]]
+
+
+def measures(labels: np.ndarray, predictions: np.ndarray, regression: bool) -> Measures:
+    """Classes [n]: accuracy, F1 (mean over classes), MCC. Numbers [n]: Pearson, Spearman, mean squared error.
+
+    None where a correlation is not defined, as of constant predictions.
+    """
+    if not regression:
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+        return {
+            "accuracy": float(accuracy_score(labels, predictions)),
+            "f1": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
+            "mcc": float(matthews_corrcoef(labels, predictions)),
+        }
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import mean_squared_error
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant input, which None says
+        found = [float(of(labels, predictions)[0]) if len(labels) > 1 else math.nan for of in (pearsonr, spearmanr)]
+    pearson, spearman = (value if math.isfinite(value) else None for value in found)
+    return {"pearson": pearson, "spearman": spearman, "mse": float(mean_squared_error(labels, predictions))}
+
+
+def better(found: Measures, before: Measures | None) -> bool:
+    """Whether a validation is better than the best before it: by accuracy, or by mean squared error."""
+    if before is None:
+        return True
+    if "mse" in found:
+        return _value(found, "mse") < _value(before, "mse")
+    return _value(found, "accuracy") > _value(before, "accuracy")
+
+
+def _value(found: Measures, name: str) -> float:
+    value = found[name]
+    assert value is not None
+    return value

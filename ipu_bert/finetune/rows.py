@@ -1,0 +1,115 @@
+"""Labelled text of a file: CSV, TSV as GLUE has it, or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Mapping, Sequence
+
+from ipu_bert.data.errors import DataError, one_line
+from ipu_bert.finetune.options import Columns
+
+_KINDS = (".csv", ".tsv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a file in its order. texts: one column or two. labels: as written; None where the file has none."""
+
+    file: Path
+    texts: tuple[tuple[str, ...], ...]
+    labels: tuple[str, ...] | None
+
+    def take(self, numbers: Sequence[int]) -> Rows:
+        """Some of the rows."""
+        labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
+        return Rows(self.file, tuple(self.texts[i] for i in numbers), labels)
+
+
+def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Rows:
+    """Read a file by the end of its name. labelled: whether the label's column must be there.
+
+    .csv: with commas and quotes; .tsv: with tabs, where quotes are letters, as GLUE's; both with a first line of names.
+    .jsonl: an object a line. Raises DataError, one line, for a file of another kind or encoding, a column that is
+    missing, and an empty text or label; OSError as open does.
+    """
+    if file.suffix not in _KINDS:
+        raise DataError(
+            f"{file}: expected a file that ends with {', '.join(_KINDS)}, found {file.suffix or 'no end'!r}"
+        )
+    texts, labels = [], []
+    try:
+        with open(file, encoding=encoding, newline="") as stream:
+            for number, row in _json_rows(file, stream) if file.suffix == ".jsonl" else _table_rows(file, stream):
+                place = f"{file}, row {number}"
+                _check_columns(place, row, columns, labelled)
+                texts.append(tuple(_text(place, name, row[name]) for name in columns.texts))
+                labels.append(_label(place, columns.label, row[columns.label]) if columns.label in row else None)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: expected text in {encoding} (--encoding), found byte {error.start} that is not"
+        ) from None
+    except LookupError:
+        raise DataError(f"--encoding: expected one that Python knows, found {encoding!r}") from None
+    if not texts:
+        raise DataError(f"{file}: expected rows, found none")
+    found = [label for label in labels if label is not None]
+    if found and len(found) < len(labels):
+        raise DataError(f"{file}: expected a label in every row or in none, found one in {len(found)} of {len(labels)}")
+    return Rows(file, tuple(texts), tuple(found) if found else None)
+
+
+def _table_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows by number from 1; the first line has the names."""
+    if file.suffix == ".tsv":
+        reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(stream, strict=True)
+    try:
+        names = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{file}: expected columns of different names, found {twice[0]!r} twice")
+        for number, row in enumerate((row for row in reader if row), 1):
+            if len(row) != len(names):
+                raise DataError(f"{file}, row {number}: expected {len(names)} columns, found {len(row)}")
+            yield number, dict(zip(names, row))
+    except csv.Error as error:
+        raise DataError(
+            f"{file}, line {reader.line_num}: cannot be read as {file.suffix[1:]}: {one_line(error)}"
+        ) from None
+
+
+def _json_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate((line for line in stream if line.strip("\ufeff \t\r\n")), 1):
+        try:
+            row = json.loads(line.lstrip("\ufeff"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}, row {number}: cannot be read as JSON: {one_line(error)}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, row {number}: expected a JSON object, found {type(row).__name__}")
+        yield number, row
+
+
+def _check_columns(place: str, row: Mapping[str, Any], columns: Columns, labelled: bool) -> None:
+    options = {"--text": columns.text, "--pair": columns.pair, **({"--label": columns.label} if labelled else {})}
+    for option, name in options.items():
+        if name is not None and name not in row:
+            found = ", ".join(map(repr, list(row)[:8]))
+            raise DataError(f"{place}: expected a column {name!r} ({option}), found {found:.200}")
+
+
+def _text(place: str, name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        found = "an empty one" if isinstance(value, str) else f"{value!r:.40}"
+        raise DataError(f"{place}: expected text in column {name!r}, found {found}")
+    return value
+
+
+def _label(place: str, name: str, value: Any) -> str:
+    text = value.strip() if isinstance(value, str) else json.dumps(value)
+    if value is None or isinstance(value, (dict, list)) or value != value or not text:  # NaN is not itself
+        raise DataError(f"{place}: expected a label in column {name!r}, found {f'{value!r:.40}' if text else 'none'}")
+    return text

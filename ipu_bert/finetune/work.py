@@ -1,0 +1,87 @@
+"""A whole fine-tuning: read, start, train, judge, write."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ipu_bert.finetune.examples import Encoded, Labels, encode, split
+from ipu_bert.finetune.measures import measures
+from ipu_bert.finetune.options import Options
+from ipu_bert.finetune.result import Result, write_result
+from ipu_bert.finetune.rows import Rows, read_rows
+from ipu_bert.finetune.start import classifier, read_source
+from ipu_bert.finetune.train import Examples, fit, in_units_of, predict
+from ipu_bert.hub.folders import check_place
+from ipu_bert.model import sparse_layers
+from sparse_ops.host_memory import keep_freed_memory
+from sparse_ops.saying import say
+
+
+def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
+    """Fine-tune and write `folder`. Raises ValueError or OSError with one line; then `folder` is as it was."""
+    keep_freed_memory()
+    check_place(folder)
+    train, validation, test = _rows(options)
+    labels = Labels.of(train, options.regression)
+    targets = {"train": labels.numbers(train), "validation": labels.numbers(validation)}
+    wanted = labels.numbers(test) if test is not None and test.labels else None
+    source = read_source(options.start, options.training.seed)
+    if not sparse_layers(source.model) and (sparse or options.training.updates):
+        option = "--sparse" if sparse else "--updates"
+        raise ValueError(f"{option}: expected a start with block-sparse weights, or --sparsity; found dense ones")
+    length = min(options.max_length, source.tokenizer.model_max_length, source.model.shape.max_positions)
+    model = classifier(source.model, len(labels.classes) or 1, options.training)
+    texts = {"train": train, "validation": validation, **({} if test is None else {"test": test})}
+    encoded = {name: _encoded(source.tokenizer, name, rows, length) for name, rows in texts.items()}
+    examples = {name: Examples(encoded[name], numbers) for name, numbers in targets.items()}
+    fitted = fit(model, examples["train"], examples["validation"], labels, options.training)
+
+    judged = "validation" if test is None else "test"
+    found, scores = predict(model, encoded[judged], labels, options.training.batch_size)
+    truth = targets["validation"] if test is None else wanted
+    result = Result(
+        options=options,
+        labels=labels,
+        fitted=fitted,
+        counts={**{name: len(rows.texts) for name, rows in texts.items()}, "cut": sum(x.cut for x in encoded.values())},
+        judged=judged,
+        rows=texts[judged],
+        predictions=found,
+        scores=scores,
+        measures=None if truth is None else measures(truth.numpy(), found, options.regression),
+        max_length=length,
+    )
+    in_units_of(labels, model)
+    write_result(model, source.tokenizer, result, folder, sparse)
+    _say_result(result, folder)
+    return result
+
+
+def _rows(options: Options) -> tuple[Rows, Rows, Rows | None]:
+    """Rows to train on, to validate by, and to predict."""
+    files = options.files
+    train = read_rows(files.train, files.columns, files.encoding, labelled=True)
+    test = None if files.test is None else read_rows(files.test, files.columns, files.encoding, labelled=False)
+    if files.validation is not None:
+        return train, read_rows(files.validation, files.columns, files.encoding, labelled=True), test
+    Labels.of(train, options.regression)  # what is wrong with labels is said before there are too few to split
+    return (*split(train, files.validation_share, options.training.seed, not options.regression), test)
+
+
+def _encoded(tokenizer: Any, name: str, rows: Rows, length: int) -> Encoded:
+    encoded = encode(tokenizer, rows, length)
+    if encoded.cut:
+        say(
+            f"{name}: {encoded.cut:,} of {len(rows.texts):,} rows are longer than {length} tokens and were cut",
+            sys.stdout,
+        )
+    return encoded
+
+
+def _say_result(result: Result, folder: Path) -> None:
+    if result.measures is not None:
+        shown = "  ".join(f"{name} {'none' if x is None else f'{x:.4f}'}" for name, x in result.measures.items())
+        say(f"{result.judged}: {shown}; of epoch {result.fitted.best}", sys.stdout)
+    say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", sys.stdout)

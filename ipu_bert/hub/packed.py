@@ -1,0 +1,41 @@
+"""Positions of blocks as a file has them: about one byte a block, where a layer has two numbers of 32 bits."""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+import torch
+from torch import Tensor
+
+_STEPS = ".steps"
+_ON = 255  # goes on by so many positions, where no block is
+
+
+def packed(state: Mapping[str, Tensor], columns: Mapping[str, int]) -> dict[str, Tensor]:
+    """A state dict with `NAME.steps` in the place of `NAME.rows` and `NAME.cols`, and blocks in row-major order.
+
+    columns: block columns of the grid of each sparse layer, by name. steps uint8: how many positions, row by row, a
+    block comes after the one before it, the first after position -1; every 255 before that stands for 255 positions
+    more. That is 1 + 1 / (255 density) bytes a block or less: 1.04 at density 0.1.
+    """
+    found = dict(state)
+    for name, n_cols in columns.items():
+        keys, order = (found.pop(f"{name}.rows").long() * n_cols + found.pop(f"{name}.cols").long()).sort()
+        gaps = torch.diff(keys, prepend=keys.new_tensor([-1]))
+        last = (gaps // _ON + 1).cumsum(0) - 1
+        steps = torch.full((int(last[-1]) + 1,), _ON, dtype=torch.uint8)
+        steps[last] = (gaps % _ON).to(torch.uint8)
+        found[name + _STEPS] = steps
+        found[f"{name}.values"] = found[f"{name}.values"][order]
+    return found
+
+
+def unpacked(state: Mapping[str, Tensor], columns: Mapping[str, int]) -> dict[str, Tensor]:
+    """The state dict that `packed` was made from, blocks in row-major order; one with rows and cols stays as it is."""
+    found = dict(state)
+    for name, n_cols in columns.items():
+        if name + _STEPS in found:
+            steps = found.pop(name + _STEPS)
+            keys = steps.long().cumsum(0)[steps != _ON] - 1
+            found[f"{name}.rows"], found[f"{name}.cols"] = (keys // n_cols).int(), (keys % n_cols).int()
+    return found

@@ -1,0 +1,102 @@
+"""Runs against the curve of the dense ones among them: python -m ipu_bert.pareto RUN ... [--seconds] [--svg FILE]
+
+RUN is the folder of a run that has come to its end. The curve goes through the dense runs that no other beats in both
+cost and loss, straight in log and log (Figure 3, and the "Matched" rows of Tables 1 and A.8); with fewer than two of
+those it is the paper's, whose losses are those of another text. Cost is FLOPs of the whole run as the paper counts, or,
+with --seconds, steps times seconds a step, for which all are built and timed in turn here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from ipu_bert import assemble
+from ipu_bert.config import Config, from_dict
+from ipu_bert.ends import with_one_line
+from ipu_bert.json_file import read_object
+from ipu_bert.record.metrics import dumps
+from ipu_bert.sizes.flops import paper_flops
+from ipu_bert.sizes.shape import bert_shape
+from ipu_bert.study.figures import cost_figure, save_svg
+from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
+from ipu_bert.study.seconds import REPEATS, measure_seconds
+from sparse_ops.bench.arguments import file_to_write
+from sparse_ops.saying import say
+
+
+def points(folders: Sequence[Path], seconds: bool) -> list[Point]:
+    """A point for each run. Raises ValueError or OSError, one line, for a folder without the report of a run."""
+    found = [_reported(folder) for folder in folders]
+    names = _labels(folders, [config for config, _ in found])
+    if seconds:
+        configs = {name: config for name, (config, _) in zip(names, found)}
+        rows = measure_seconds(configs, REPEATS, partial(say, stream=sys.stderr)).rows
+        costs = [rows[name].per_step * config.train.last_step for name, (config, _) in zip(names, found)]
+    else:
+        costs = [_flops(config, report) for config, report in found]
+    return [
+        Point(name, cost, report["heldout"]["mlm_loss"], config.sparsity.method == "dense")
+        for name, cost, (config, report) in zip(names, costs, found)
+    ]
+
+
+def _reported(folder: Path) -> tuple[Config, dict[str, Any]]:
+    path = folder / "report.json"
+    try:
+        report = read_object(path)
+        config = from_dict(report["config"])
+        if not isinstance(report["heldout"]["mlm_loss"], float) or report["steps"] != config.train.last_step:
+            raise ValueError("found one that has not come to its end")
+        return config, report
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: expected the folder of a run that has come to its end, found no report") from None
+    except (KeyError, TypeError, ValueError) as error:
+        problem = "; ".join(str(error).splitlines())
+        raise ValueError(f"{path}: expected the report of a run: {problem}") from None
+
+
+def _flops(config: Config, report: Mapping[str, Any]) -> float:
+    shape = bert_shape(config.model, report["model"]["vocab_size"])
+    one = paper_flops(shape, assemble.weights(config), config.data.sequence_length)
+    return one * config.train.last_step * config.train.batch_size
+
+
+def _labels(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:
+    """The names of the runs, or their folders where two have the same name."""
+    names = [config.run.name for config in configs]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def main(argv: list[str]) -> int:
+    """The command line; what cannot be read ends in one line and status 2."""
+    about, _, more = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m ipu_bert.pareto", description=about.partition(":")[0], epilog=more)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, dense ones among them")
+    parser.add_argument("--seconds", action="store_true", help="cost in seconds on this machine in place of FLOPs")
+    parser.add_argument("--svg", type=file_to_write(".svg"), metavar="FILE", help="draw it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+
+    def act() -> None:
+        found = points(list(dict.fromkeys(options.runs)), options.seconds)
+        family = [point for point in found if point.dense]
+        own = len(undominated(family)) > 1
+        if not own and options.seconds:
+            raise ValueError("--seconds: expected at least two dense runs, neither beaten by the other in both")
+        family = family if own else paper_family()
+        matched, name = match(found, family), "seconds" if options.seconds else "FLOPs"
+        whose = "the dense runs among these" if own else "the paper's dense models, of another text"
+        if options.svg:
+            save_svg(cost_figure(found, [None] * len(found), family, name), options.svg)
+        numbers = {"family": whose, "cost": name, "runs": [one.to_dict() for one in matched]}
+        say(dumps(numbers) if options.json else "\n".join([f"The line: {whose}.", *table(name, matched)]), sys.stdout)
+
+    return with_one_line(act)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,139 @@
+"""Run a study, or report what has finished: python -m ipu_bert.study NAME_or_FILE
+
+python -m ipu_bert.study dynamic_or_static --dry-run        what would be run, and how long
+python -m ipu_bert.study dynamic_or_static                  run what has not finished, then report; goes on after a stop
+python -m ipu_bert.study dynamic_or_static --time           seconds a step of each row on this machine, then report
+python -m ipu_bert.study dynamic_or_static --report         the page alone, from the results that are there
+
+Results, page and figures are in results/NAME/, the runs themselves in runs/studies/NAME/. A run whose result is there
+is not repeated: `--results mine` begins anew. Exit status: 0 done; 1 some runs failed, their lines say why; 2 something
+is wrong; 75 or 130 stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Sequence, TextIO
+
+from ipu_bert.ends import with_one_line
+from ipu_bert.record.console import format_duration
+from ipu_bert.signals import InterruptedRunError, raised
+from ipu_bert.study.definition import Cell, Study, read_study
+from ipu_bert.study.report import write_report
+from ipu_bert.study.results import Results
+from ipu_bert.study.run import cell_flops, run_cells
+from ipu_bert.study.seconds import REPEATS, measure_seconds, write_seconds
+from sparse_ops import files
+from sparse_ops.bench.arguments import whole_number
+from sparse_ops.saying import say
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = _parser().parse_args(argv)
+    statuses = [0]
+
+    def act() -> None:
+        statuses.append(_act(options))
+
+    try:
+        with raised():
+            return with_one_line(act) or statuses[-1]
+    except InterruptedRunError as stop:
+        say("stopped; runs have saved, the same command goes on", sys.stderr)
+        return stop.status
+
+
+def _act(options: argparse.Namespace) -> int:
+    study = read_study(options.study)
+    folder = options.results / study.name
+    if options.dry_run:
+        _plan(study, Results(folder), options.jobs)
+        return 0
+    tell = partial(say, stream=sys.stderr)
+    failed: dict[str, str] = {}
+    if options.time:
+        write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
+    elif not options.report:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder):
+            runs = options.runs / study.name
+            failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
+    for title, problem in failed.items():
+        say(f"failed: {title}: {problem}", sys.stderr)
+    if failed and not Results(folder).by_key:
+        return 1
+    say(f"report: {write_report(study, folder)}", sys.stdout)
+    return 1 if failed else 0
+
+
+def _only_one(folder: Path) -> TextIO:
+    """Hold the folder of results, so that a study is run once at a time. Raises ValueError where another has it."""
+    try:
+        return files.lock(folder / ".lock", wait=False)
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another process runs this study") from None
+
+
+def _jobs(cells: Sequence[Cell]) -> int:
+    """As many as the machine has CPUs for, by the threads of a run; one where runs take all."""
+    threads = max(cell.config.engine.threads for cell in cells)
+    return max(1, (os.cpu_count() or 1) // threads) if threads else 1
+
+
+def _plan(study: Study, results: Results, jobs: int | None) -> None:
+    """Each cell, what it costs, and hours by how fast finished runs were here, if any."""
+    jobs = jobs or _jobs(study.cells)
+    rates = [run.executed_flops * run.sequences / run.seconds for run in results.by_key.values() if run.seconds]
+    rate = sum(rates) / len(rates) if rates else None
+    total = 0.0
+    say(study.about, sys.stdout)
+    for cell in study.cells:
+        flops, state = cell_flops(cell), "finished" if cell.key in results.by_key else "waits"
+        total += flops if state == "waits" else 0.0
+        config = cell.config
+        say(
+            f"{state:<8} {cell.title}: {config.model.layers} x {config.model.hidden_size}, "
+            f"{config.train.last_step:,} steps of {config.train.batch_size} x {config.data.sequence_length}, "
+            f"{flops:.3g} FLOPs",
+            sys.stdout,
+        )
+    hours = (
+        f"about {format_duration(total / rate / jobs)} at the speed of those that finished" if rate else _guess(total)
+    )
+    say(f"{len(study.cells)} runs, {total:.3g} FLOPs to do, {jobs} at a time: {hours}", sys.stdout)
+
+
+def _guess(flops: float) -> str:
+    """Hours by this machine's own dense product, which real steps do not reach."""
+    from ipu_bert.bench.parts import ceilings
+
+    rate = ceilings().product
+    return f"at least {flops / rate / 3600:.1f} h at this machine's {1e-9 * rate:.0f} GFLOP/s; none has finished yet"
+
+
+def _parser() -> argparse.ArgumentParser:
+    about, _, more = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m ipu_bert.study",
+        description=about,
+        epilog="examples:\n" + more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", metavar="NAME_or_FILE", help="a name in configs/studies/ (NAME.yaml), or a YAML file")
+    parser.add_argument("--jobs", type=whole_number(1), help="runs at once (default: CPUs / engine.threads of a run)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), metavar="FOLDER", help="where runs are")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where results are")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="print the runs and how long they take, and stop")
+    what.add_argument("--time", action="store_true", help="measure seconds a step of each row on this machine")
+    what.add_argument("--report", action="store_true", help="make tables and figures again, run nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

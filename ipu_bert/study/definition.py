@@ -1,0 +1,231 @@
+"""What a study is: rows of a table, each a config with settings over it, each run with every combination of a grid.
+
+A file in configs/studies/ (or one of your own) has
+
+    about: one sentence, the claim                  base: name of the config that all rows start from
+    settings: {section.key: value}                  over the base, for all rows
+    rows: {LABEL: {settings: {...}, paper: 2.31}}   a line of the table each; paper: its masked-LM loss there
+    grid: {run.seed: [0, 1, 2]}                     every row is run with each combination of these
+    compare: [[LABEL, LABEL]]                       the first is claimed to end at the lower loss
+    figures: [flops]                                of study/figures.py
+
+A cell is one run of it: a row with one value of each key of the grid. Seeds are what the table averages over.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from ipu_bert.config import CONFIG_DIR, Config, ConfigError, config_hash, load_config
+from ipu_bert.config.written import config_path
+from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
+
+STUDY_DIR = CONFIG_DIR / "studies"
+SEED = "run.seed"
+FIGURES = ("flops", "steps", "seconds", "explored", "grid")
+_KEYS = ("about", "base", "settings", "rows", "grid", "compare", "figures")
+_ROW_KEYS = ("settings", "paper")
+_PLAIN = re.compile(r"[^a-z0-9.]+")
+MOST_CELLS = 10_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. paper: masked-LM loss [nats] that the paper has for it, None where it has none."""
+
+    label: str
+    paper: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. grid: its value of each key, as text. overrides: what is said to the program after --config `base`."""
+
+    row: Row
+    grid: Mapping[str, str]
+    base: str
+    overrides: tuple[str, ...]
+    config: Config
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that decides the run's numbers: a finished run of this key is not repeated."""
+        return config_hash(self.config)
+
+    @property
+    def folder(self) -> str:
+        """The name of the run's folder: what it is, and eight digits of the key."""
+        words = [self.row.label, *(f"{key.rpartition('.')[2]} {value}" for key, value in self.grid.items())]
+        return "_".join(_PLAIN.sub("-", word.lower()).strip("-") for word in words) + f"_{self.key[:8]}"
+
+    @property
+    def title(self) -> str:
+        """For a reader."""
+        return ", ".join([self.row.label, *(f"{key.rpartition('.')[2]} {value}" for key, value in self.grid.items())])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study whose every cell has a checked config."""
+
+    name: str
+    about: str
+    rows: tuple[Row, ...]
+    grid: Mapping[str, tuple[str, ...]]
+    cells: tuple[Cell, ...]
+    compare: tuple[tuple[str, str], ...]
+    figures: tuple[str, ...]
+
+    @property
+    def configs(self) -> dict[str, Config]:
+        """Of each row the first cell's."""
+        return {cell.row.label: cell.config for cell in reversed(self.cells)}
+
+
+def read_study(name_or_file: str) -> Study:
+    """A study of configs/studies/ or of a YAML file. Raises ConfigError with all that is wrong."""
+    path = _path(name_or_file)
+    tree = _tree(path)
+    _only(path, tree, _KEYS, "")
+    rows = _mapping(path, "rows", tree.get("rows"))
+    if not rows:
+        raise ConfigError([f"study {path}: rows: expected at least one, found none"])
+    grid = {
+        key: _texts(path, f"grid: {key}", values) for key, values in _mapping(path, "grid", tree.get("grid")).items()
+    }
+    cells, errors = _cells(path, tree, rows, grid)
+    found = Study(
+        name=path.stem,
+        about=_text(tree.get("about")) or path.stem,
+        rows=tuple(dict.fromkeys(cell.row for cell in cells)),
+        grid=grid,
+        cells=tuple(cells),
+        compare=tuple(_pair(path, pair, rows) for pair in tree.get("compare") or []),
+        figures=_figures(path, tree.get("figures") or []),
+    )
+    twice = _twice(cells)
+    errors += [f"study {path}: {a} and {b} are the same run: expected settings that differ" for a, b in twice]
+    if errors:
+        raise ConfigError(errors)
+    return found
+
+
+def _path(name_or_file: str) -> Path:
+    named = STUDY_DIR / f"{name_or_file}.yaml"
+    if "/" not in name_or_file and named.is_file():
+        return named
+    try:
+        return config_path(name_or_file)
+    except ConfigError:
+        known = ", ".join(sorted(path.stem for path in STUDY_DIR.glob("*.yaml")))
+        raise ConfigError([f"study {name_or_file!r}: expected a .yaml file or one of {known}, found neither"]) from None
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        data = file.read(MOST_BYTES)
+    try:
+        tree = parse(data.decode("utf-8"))
+    except ValueError as error:
+        raise ConfigError([f"study {path}: {error}"]) from None
+    return _mapping(path, "the file", tree)
+
+
+def _cells(
+    path: Path, tree: Mapping[str, Any], rows: Mapping[str, Any], grid: Mapping[str, Sequence[str]]
+) -> tuple[list[Cell], list[str]]:
+    """All cells in the order of the first value of the grid, then the second: one seed of everything comes first."""
+    base, common = _base(path, tree), _settings(path, "settings", tree.get("settings"))
+    combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    if len(combinations) * len(rows) > MOST_CELLS:
+        raise ConfigError([f"study {path}: expected at most {MOST_CELLS:,} runs, found more"])
+    cells, errors = [], []
+    for combination in combinations:
+        for label, row in rows.items():
+            row = _mapping(path, f"rows: {label}", row)
+            _only(path, row, _ROW_KEYS, f"rows: {label}: ")
+            settings = {**common, **_settings(path, f"rows: {label}: settings", row.get("settings")), **combination}
+            overrides = tuple(f"{key}={value}" for key, value in settings.items())
+            try:
+                config = load_config(base, overrides)
+                cells.append(
+                    Cell(Row(label, _number(path, label, row.get("paper"))), combination, base, overrides, config)
+                )
+            except ConfigError as error:
+                errors += [f"study {path}: {label}: {line}" for line in error.errors]
+    return cells, list(dict.fromkeys(errors))
+
+
+def _base(path: Path, tree: Mapping[str, Any]) -> str:
+    """What follows --config: a file beside the study's, or a name in configs/."""
+    base = _text(tree.get("base"))
+    if not base:
+        raise ConfigError([f"study {path}: base: expected the name of a config, found none"])
+    beside = path.parent / f"{base}.yaml"
+    return str(beside) if beside.is_file() else base
+
+
+def _twice(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    first: dict[str, Cell] = {}
+    return [(first[cell.key].title, cell.title) for cell in cells if first.setdefault(cell.key, cell) is not cell]
+
+
+def _pair(path: Path, pair: Any, rows: Mapping[str, Any]) -> tuple[str, str]:
+    labels = tuple(_text(label) for label in pair) if isinstance(pair, list) else ()
+    if len(labels) != 2 or any(label not in rows for label in labels):
+        raise ConfigError([f"study {path}: compare: expected pairs of rows, found {list(labels) or pair!r}"])
+    return labels[0], labels[1]
+
+
+def _figures(path: Path, found: Any) -> tuple[str, ...]:
+    names = tuple(_text(name) for name in found) if isinstance(found, list) else (_text(found),)
+    if any(name not in FIGURES for name in names):
+        raise ConfigError([f"study {path}: figures: expected some of {', '.join(FIGURES)}, found {list(names)}"])
+    return names
+
+
+def _settings(path: Path, where: str, found: Any) -> dict[str, str]:
+    return {key: _text(value) for key, value in _mapping(path, where, found).items()}
+
+
+def _texts(path: Path, where: str, found: Any) -> tuple[str, ...]:
+    if not isinstance(found, list) or not found:
+        raise ConfigError([f"study {path}: {where}: expected a list of values, found {found!r}"])
+    return tuple(_text(value) for value in found)
+
+
+def _text(value: Any) -> str:
+    """A value as it is written after `key=`."""
+    if isinstance(value, Scalar):
+        return value.text
+    if isinstance(value, list):
+        return json.dumps([_text(item) for item in value])
+    return "" if value is None else str(value)
+
+
+def _number(path: Path, label: str, found: Any) -> float | None:
+    if found is None:
+        return None
+    try:
+        return float(_text(found))
+    except ValueError:
+        raise ConfigError([f"study {path}: rows: {label}: paper: expected a number, found {found!r}"]) from None
+
+
+def _mapping(path: Path, where: str, found: Any) -> dict[str, Any]:
+    if found is None or (isinstance(found, Scalar) and found.value is None):
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError([f"study {path}: {where}: expected keys and values, found {found!r}"])
+    return found
+
+
+def _only(path: Path, tree: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    unknown = [key for key in tree if key not in known]
+    if unknown:
+        raise ConfigError([f"study {path}: {where}{unknown[0]}: expected one of {', '.join(known)}"])

@@ -1,0 +1,148 @@
+"""The figures of a study, as SVG: plain values in, a Figure out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ipu_bert.study.frontier import Point, undominated
+from ipu_bert.study.groups import Group
+from ipu_bert.study.seconds import MachineSeconds
+from ipu_bert.study.statistics import Mean
+from sparse_ops import files
+
+# Okabe and Ito's, for sparse rows; dense ones are grey to black.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00")
+_GREYS = ("#000000", "#595959", "#8C8C8C", "#B0B0B0")
+_LOSS = "held-out masked-LM loss [nats]"
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write it aside and rename it; the same figure gives the same bytes."""
+    with files.replacing(path) as aside, matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(aside, format="svg", metadata={"Date": None}, facecolor="white")
+
+
+def steps_figure(groups: Sequence[Group], entropy: float) -> Figure:
+    """Loss over training steps; a band from the least to the largest seed."""
+    return _curves(groups, lambda group, step: float(step), "training step", entropy)
+
+
+def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: float) -> Figure:
+    """Loss over seconds of training on one machine: losses by step, and seconds a step measured apart."""
+    timed = [group for group in groups if group.row.label in seconds.rows]
+    return _curves(
+        timed,
+        lambda group, step: step * seconds.rows[group.row.label].per_step,
+        f"seconds of training, {seconds.threads} threads of {seconds.machine}",
+        entropy,
+    )
+
+
+def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str, entropy: float) -> Figure:
+    figure, axes = _figure()
+    lowest = entropy
+    for group, colour in _coloured(groups):
+        curve = [(x(group, step), loss) for step, loss in group.curve() if step]
+        places, losses = [place for place, _ in curve], [loss for _, loss in curve]
+        style = "--" if group.first.settings["sparsity.method"] == "static" else "-"
+        axes.plot(places, [loss.value for loss in losses], style, color=colour, linewidth=1.8, label=group.label)
+        _band(axes, places, losses, colour)
+        lowest = min([lowest, *(loss.value for loss in losses)])
+    axes.axhline(entropy, color="black", linestyle=":", linewidth=1.0)
+    axes.annotate(
+        "word frequencies alone", (0.99, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+    )
+    axes.set_ylim(lowest - 0.03 * (entropy + 0.3 - lowest), entropy + 0.3)
+    axes.set_xlim(left=0)
+    return _finished(figure, axes, name, _LOSS)
+
+
+def _band(axes: Axes, places: Sequence[float], means: Sequence[Mean], colour: str) -> None:
+    if any(one.count > 1 for one in means):
+        low, high = [one.spread[0] for one in means], [one.spread[1] for one in means]
+        axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def cost_figure(points: Sequence[Point], errors: Sequence[float | None], family: Sequence[Point], name: str) -> Figure:
+    """Loss at the end over cost, both logarithmic, and the line of the dense family (Figure 3).
+
+    errors: standard error of each point's loss, None for a single seed.
+    """
+    figure, axes = _figure()
+    curve = undominated(family)
+    axes.plot([p.cost for p in curve], [p.loss for p in curve], color="black", linewidth=1.4, label="dense family")
+    for point, error in zip(points, errors):
+        colour = "black" if point.dense else "#0072B2"
+        axes.errorbar(point.cost, point.loss, yerr=error, color=colour, fmt="s" if point.dense else "o", capsize=3)
+        axes.annotate(point.label, (point.cost, point.loss), (6, 5), textcoords="offset points", fontsize=9)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.margins(x=0.15, y=0.1)
+    return _finished(figure, axes, name, _LOSS)
+
+
+def explored_figure(groups: Sequence[Group]) -> Figure:
+    """Explored DOF, and of new blocks the share that the next update removes, over updates (Figures 5, 10, 11)."""
+    figure = Figure(figsize=(8.0, 6.4), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    moving = [group for group in groups if group.first.updates]
+    for group, colour in _coloured(moving):
+        updates = group.first.updates
+        steps = [update.step for update in updates]
+        top.plot(steps, [update.explored_dof for update in updates], color=colour, linewidth=1.8, label=group.label)
+        removed = [np.nan if update.removed_new is None else update.removed_new for update in updates]
+        bottom.plot(steps, removed, color=colour, linewidth=1.4)
+    for axes, name in ((top, "explored DOF"), (bottom, "removed-new ratio")):
+        axes.set_ylim(0, 1.02)
+        _finished(figure, axes, "training step" if axes is bottom else "", name)
+    return figure
+
+
+def grid_figure(groups: Sequence[Group], key: str) -> Figure:
+    """Loss at the end over one setting of the grid, a line for each row."""
+    figure, axes = _figure()
+    rows = list(dict.fromkeys(group.row.label for group in groups))
+    for row, colour in zip(rows, _COLOURS * len(rows)):
+        own = sorted((float(group.grid[key]), group.loss) for group in groups if group.row.label == row)
+        axes.errorbar(
+            [value for value, _ in own],
+            [loss.value for _, loss in own],
+            yerr=[loss.error or 0.0 for _, loss in own],
+            color=colour,
+            marker="o",
+            capsize=3,
+            label=row,
+        )
+    axes.set_xscale("log")
+    return _finished(figure, axes, key, _LOSS)
+
+
+def _coloured(groups: Sequence[Group]) -> list[tuple[Group, str]]:
+    greys, colours = list(_GREYS * len(groups)), list(_COLOURS * len(groups))
+    return [(group, (greys if group.is_dense else colours).pop(0)) for group in groups]
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finished(figure: Figure, axes: Axes, x: str, y: str) -> Figure:
+    axes.set_xlabel(x, fontsize=11)
+    axes.set_ylabel(y, fontsize=11)
+    axes.grid(True, color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,76 @@
+"""What a table and a figure have a line for: the finished runs of a row that differ in nothing but the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+from ipu_bert.study.definition import SEED, Cell, Row, Study
+from ipu_bert.study.results import RunResult
+from ipu_bert.study.statistics import Mean, mean
+
+
+@dataclass(frozen=True)
+class Group:
+    """grid: without the seed. runs: by seed, at least one; cells: how many the study has."""
+
+    row: Row
+    grid: Mapping[str, str]
+    runs: Mapping[str, RunResult]
+    cells: int
+
+    @property
+    def label(self) -> str:
+        """The row's, and the values of the grid that it stands for."""
+        return ", ".join([self.row.label, *(f"{key.rpartition('.')[2]} {value}" for key, value in self.grid.items())])
+
+    @property
+    def first(self) -> RunResult:
+        """One of them, for what all have in common."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its encoder is."""
+        return bool(self.first.settings["sparsity.method"] == "dense")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Held-out masked-LM loss at the end [nats], by seed."""
+        return {seed: run.mlm_loss for seed, run in self.runs.items()}
+
+    @property
+    def loss(self) -> Mean:
+        """Over seeds."""
+        return mean(list(self.losses.values()))
+
+    @property
+    def flops(self) -> float:
+        """Of the whole run, as the paper counts."""
+        return self.first.flops * self.first.sequences
+
+    def curve(self) -> list[tuple[int, Mean]]:
+        """(step, loss over seeds) of the evaluations that all of its runs have."""
+        by_step = [{e.step: e.mlm_loss for e in run.evaluations} for run in self.runs.values()]
+        steps = sorted(set.intersection(*(set(found) for found in by_step)))
+        return [(step, mean([found[step] for found in by_step])) for step in steps]
+
+
+def group(study: Study, results: Mapping[str, RunResult]) -> list[Group]:
+    """The study's groups in the order of its rows, those that have a finished run."""
+    cells: dict[tuple[str, tuple[tuple[str, str], ...]], list[Cell]] = {}
+    for row in study.rows:
+        for cell in study.cells:
+            if cell.row == row:
+                cells.setdefault((row.label, tuple(_without_seed(cell.grid).items())), []).append(cell)
+    found = [_group(some, results) for some in cells.values()]
+    return [one for one in found if one.runs]
+
+
+def _group(cells: Sequence[Cell], results: Mapping[str, RunResult]) -> Group:
+    runs = {cell.grid.get(SEED, "0"): results[cell.key] for cell in cells if cell.key in results}
+    return Group(cells[0].row, _without_seed(cells[0].grid), runs, len(cells))
+
+
+def _without_seed(grid: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in grid.items() if key != SEED}

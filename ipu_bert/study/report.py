@@ -1,0 +1,199 @@
+"""The page of a study, from whatever of it has finished: tables, comparisons, figures and the paper's data beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from ipu_bert.record.metrics import dumps
+from ipu_bert.study import figures
+from ipu_bert.study.definition import SEED, Study
+from ipu_bert.study.frontier import Matched, Point, match, table
+from ipu_bert.study.groups import Group, group
+from ipu_bert.study.results import Results, RunResult
+from ipu_bert.study.seconds import MachineSeconds, read_seconds
+from ipu_bert.study.statistics import Difference, difference
+from sparse_ops import files
+
+REPORT_FILE, NUMBERS_FILE = "report.md", "report.json"
+
+
+def write_report(study: Study, folder: Path) -> Path:
+    """Write report.md, report.json and the figures into a folder of results; returns the page.
+
+    Raises ValueError where nothing has finished yet, or a file there is damaged.
+    """
+    groups = group(study, Results(folder).by_key)
+    if not groups:
+        raise ValueError(f"{folder}: expected the result of at least one run of {study.name}, found none")
+    seconds = read_seconds(folder)
+    drawn = _draw(study, groups, seconds)
+    for name, figure in drawn.items():
+        figures.save_svg(figure, folder / f"{name}.svg")
+    files.write(folder / NUMBERS_FILE, dumps(_numbers(study, groups, seconds), indent=1) + "\n")
+    files.write(folder / REPORT_FILE, _page(study, groups, seconds, list(drawn)))
+    return folder / REPORT_FILE
+
+
+def compared(study: Study, groups: Sequence[Group]) -> list[tuple[str, str, Difference]]:
+    """What the study compares, as far as it has finished: rows by equal values of the grid."""
+    found = []
+    for first, second in study.compare:
+        for one in groups:
+            for other in groups:
+                if (one.row.label, other.row.label) == (first, second) and one.grid == other.grid:
+                    found.append((one.label, other.label, difference(one.losses, other.losses)))
+    return found
+
+
+def over_flops(groups: Sequence[Group]) -> list[Point]:
+    """A point for each group, over the FLOPs of its runs."""
+    return [Point(group.label, group.flops, group.loss.value, group.is_dense) for group in groups]
+
+
+def over_seconds(groups: Sequence[Group], machine: MachineSeconds) -> list[Point]:
+    """A point for each group that was timed, over the seconds of its runs on a machine."""
+    return [
+        Point(one.label, machine.rows[one.row.label].per_step * one.first.steps, one.loss.value, one.is_dense)
+        for one in groups
+        if one.row.label in machine.rows
+    ]
+
+
+def _matched(points: Sequence[Point]) -> list[Matched]:
+    return match(points, [point for point in points if point.dense])
+
+
+def _draw(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Figure]:
+    entropy, drawn = groups[0].first.unigram_entropy, {}
+    for name in study.figures:
+        if name == "steps":
+            drawn["steps"] = figures.steps_figure(groups, entropy)
+        elif name == "seconds":
+            for machine in seconds:
+                drawn[f"seconds_{_slug(machine)}"] = figures.seconds_figure(groups, machine, entropy)
+        elif name == "flops":
+            points = over_flops(groups)
+            errors = [one.loss.error for one in groups]
+            family = [point for point in points if point.dense]
+            drawn["flops"] = figures.cost_figure(points, errors, family, "FLOPs of the whole run, as the paper counts")
+        elif name == "explored" and any(one.first.updates for one in groups):
+            drawn["explored"] = figures.explored_figure(groups)
+        elif name == "grid":
+            keys = [key for key in study.grid if key != SEED]
+            drawn.update({f"grid_{key.rpartition('.')[2]}": figures.grid_figure(groups, key) for key in keys[:1]})
+    return drawn
+
+
+def _slug(machine: MachineSeconds) -> str:
+    return "_".join("".join(c if c.isalnum() else " " for c in machine.machine.lower()).split())
+
+
+def _numbers(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Any]:
+    return {
+        "study": study.name,
+        "about": study.about,
+        "rows": [
+            {
+                "row": one.row.label,
+                "grid": one.grid,
+                "losses": one.losses,
+                "mean": one.loss.value,
+                "standard_error": one.loss.error,
+                "flops": one.flops,
+                "explored_dof": one.first.updates[-1].explored_dof if one.first.updates else None,
+                "paper": one.row.paper,
+            }
+            for one in groups
+        ],
+        "compared": [
+            {"first": a, "second": b, **vars(found), "clear": found.clear} for a, b, found in compared(study, groups)
+        ],
+        "at_equal_flops": [found.to_dict() for found in _matched(over_flops(groups))],
+        "at_equal_seconds": {
+            machine.machine: [found.to_dict() for found in _matched(over_seconds(groups, machine))]
+            for machine in seconds
+        },
+    }
+
+
+def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds], drawn: Sequence[str]) -> str:
+    runs = [run for one in groups for run in one.runs.values()]
+    lines = [f"# {study.name}", "", study.about, ""]
+    lines += [f"{len(runs)} of {len(study.cells)} runs have finished. {_setting(runs)}", ""]
+    lines += _table(groups)
+    lines += _comparison(compared(study, groups))
+    lines += table("FLOPs", _matched(over_flops(groups)))
+    for machine in seconds:
+        lines += _seconds_table(groups, machine)
+        lines += table(f"seconds on {machine.machine}", _matched(over_seconds(groups, machine)))
+    lines += [f"![{name}]({name}.svg)" for name in drawn]
+    lines += ["", f"Made by `python -m ipu_bert.study {study.name} --report`.", ""]
+    return "\n".join(lines)
+
+
+def _setting(runs: Sequence[RunResult]) -> str:
+    """What the runs have in common, in a sentence."""
+    machines = sorted({str(run.machine["processor"]) for run in runs})
+    revisions = sorted({run.revision for run in runs})
+    settings = runs[0].settings
+    return (
+        f"{runs[0].sequences:,} sequences of {settings['data.sequence_length']} tokens of {settings['data.source']}; "
+        f"word frequencies alone: {runs[0].unigram_entropy:.3f} nats. "
+        f"Run on {', '.join(machines)}, at {', '.join(revisions)}."
+    )
+
+
+def _table(groups: Sequence[Group]) -> list[str]:
+    lines = [
+        "Held-out masked-LM loss after the last step [nats], mean and standard error over seeds.",
+        "",
+        "| | seeds | loss | least - largest | FLOPs | explored DOF | removed new, last | the paper |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in groups:
+        low, high = one.loss.spread
+        updates = one.first.updates
+        explored = f"{updates[-1].explored_dof:.2f}" if updates else ""
+        removed = f"{updates[-1].removed_new:.2f}" if updates and updates[-1].removed_new is not None else ""
+        paper = f"{one.row.paper:.3f}" if one.row.paper is not None else ""
+        lines.append(
+            f"| {one.label} | {len(one.runs)} of {one.cells} | {one.loss} | {low:.4f} - {high:.4f} | {one.flops:.3g} "
+            f"| {explored} | {removed} | {paper} |"
+        )
+    return [*lines, ""]
+
+
+def _comparison(found: Sequence[tuple[str, str, Difference]]) -> list[str]:
+    if not found:
+        return []
+    lines = [
+        "Differences of these losses, first minus second, paired by seed where both have the same seeds; clear: beyond "
+        "twice the standard error.",
+        "",
+        "| first | second | difference | |",
+        "|---|---|---|---|",
+    ]
+    for first, second, one in found:
+        verdict = ("first is lower" if one.value < 0 else "first is higher") if one.clear else "nothing can be said"
+        lines.append(f"| {first} | {second} | {one} | {verdict} |")
+    return [*lines, ""]
+
+
+def _seconds_table(groups: Sequence[Group], machine: MachineSeconds) -> list[str]:
+    labels: Mapping[str, None] = dict.fromkeys(one.row.label for one in groups if one.row.label in machine.rows)
+    lines = [
+        f"Seconds a step, all in turn in one process, {machine.threads} threads of {machine.machine}.",
+        "",
+        "| | median | quartiles | an update | updates |",
+        "|---|---|---|---|---|",
+    ]
+    for label in labels:
+        row = machine.rows[label]
+        lines.append(
+            f"| {label} | {row.step.seconds:.3f} | {row.step.low:.3f} - {row.step.high:.3f} | {row.update:.3f} "
+            f"| {row.updates} of {row.steps} steps |"
+        )
+    return [*lines, ""]

@@ -1,0 +1,151 @@
+"""What a study keeps of its finished runs: one JSON file, from which all tables and figures are made."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Mapping
+
+from ipu_bert import assemble
+from ipu_bert.config import identity
+from ipu_bert.json_file import read_object
+from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
+from ipu_bert.sizes.flops import paper_flops, sequence_flops
+from ipu_bert.sizes.shape import bert_shape
+from ipu_bert.study.definition import Cell
+from sparse_ops import files
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out losses [nats] after a step; nsp_loss is None without sentence pairs."""
+
+    step: int
+    mlm_loss: float
+    nsp_loss: float | None
+
+
+@dataclass(frozen=True)
+class Update:
+    """A pattern update, means over the encoder's weights: pruning ratio, explored DOF and removed-new ratio."""
+
+    step: int
+    ratio: float
+    explored_dof: float
+    removed_new: float | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    key: of its cell. flops: of one sequence, forward and backward, as the paper counts (Appendix A.2); executed_flops:
+    with heads and the blocks that exist. seconds: that its processes took, on whatever else the machine did.
+    settings: all that decides its numbers. machine, revision, finished: where, of which source and when (UTC).
+    """
+
+    row: str
+    grid: Mapping[str, str]
+    key: str
+    steps: int
+    sequences: int
+    flops: float
+    executed_flops: float
+    seconds: float
+    unigram_entropy: float
+    evaluations: tuple[Evaluation, ...]
+    updates: tuple[Update, ...]
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    revision: str
+    finished: str
+
+    @property
+    def mlm_loss(self) -> float:
+        """Held-out, after the last step."""
+        return self.evaluations[-1].mlm_loss
+
+
+class Results:
+    """The results of a folder, by key; what is added is on disk when `add` returns.
+
+    Raises ValueError that names the file for one that is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / RESULTS_FILE
+        self.by_key: dict[str, RunResult] = {}
+        if self.path.exists():
+            try:
+                runs = read_object(self.path)["runs"]
+                self.by_key = {run["key"]: _from_dict(run) for run in runs}
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{self.path}: expected the results of a study, found {error!r}") from None
+
+    def add(self, result: RunResult) -> None:
+        """Keep one more, in the place of an older one of its key."""
+        self.by_key[result.key] = result
+        text = dumps({"runs": [asdict(run) for run in self.by_key.values()]}, indent=1)
+        files.write(self.path, text + "\n")
+
+
+def _from_dict(run: Mapping[str, Any]) -> RunResult:
+    return RunResult(
+        **{
+            **run,
+            "evaluations": tuple(Evaluation(**one) for one in run["evaluations"]),
+            "updates": tuple(Update(**one) for one in run["updates"]),
+        }
+    )
+
+
+def collect(cell: Cell, folder: Path) -> RunResult | None:
+    """The result of a cell's run in its folder; None where it has not come to its end.
+
+    Raises ValueError for metrics that cannot be read.
+    """
+    config, last = cell.config, cell.config.train.last_step
+    if not (folder / METRICS_FILE).exists():
+        return None
+    records = read_metrics(folder / METRICS_FILE)
+    ends = [record for record in records if record["kind"] == "end" and record["step"] == last]
+    if not ends or not (folder / "report.json").exists():
+        return None
+    report = read_object(folder / "report.json")
+    shape = bert_shape(config.model, report["model"]["vocab_size"])
+    weights, data = assemble.weights(config), config.data
+    return RunResult(
+        row=cell.row.label,
+        grid=dict(cell.grid),
+        key=cell.key,
+        steps=last,
+        sequences=last * config.train.batch_size,
+        flops=paper_flops(shape, weights, data.sequence_length),
+        executed_flops=sequence_flops(shape, weights, data.sequence_length, data.max_predictions).executed,
+        seconds=ends[-1]["elapsed"],
+        unigram_entropy=report["heldout"]["unigram_entropy"],
+        evaluations=tuple(Evaluation(r["step"], r["mlm_loss"], r["nsp_loss"]) for r in records if r["kind"] == "eval"),
+        updates=tuple(
+            Update(r["step"], r["ratio"], r["explored_dof"], r["removed_new"]) for r in records if r["kind"] == "update"
+        ),
+        settings=identity(config),
+        machine=report["machine"],
+        revision=_revision(),
+        finished=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def _revision() -> str:
+    """The commit of the source, where it is a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,90 @@
+"""Seconds a step of several runs, in turn in one process: what loss over steps becomes loss over seconds by.
+
+Runs of a study stand on different days, processors and neighbours; their own seconds cannot be compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+import torch
+
+from ipu_bert.config import Config
+from ipu_bert.json_file import read_object
+from ipu_bert.machine import processor
+from ipu_bert.record.metrics import dumps
+from ipu_bert.trial import Trial
+from sparse_ops import files
+from sparse_ops.bench.sampling import Summary, alternate, summarize
+
+SECONDS_FILE = "seconds.json"
+REPEATS = 7  # rounds, where nothing else is said
+
+
+@dataclass(frozen=True)
+class RowSeconds:
+    """step: seconds of one. update: of a pattern update; updates: how many a run of so many steps has."""
+
+    step: Summary
+    update: float
+    updates: int
+    steps: int
+
+    @property
+    def per_step(self) -> float:
+        """Seconds of a step and its share of the updates."""
+        return self.step.seconds + self.update * self.updates / self.steps
+
+
+@dataclass(frozen=True)
+class MachineSeconds:
+    """All rows on one machine. rows: by label."""
+
+    machine: str
+    threads: int
+    rows: Mapping[str, RowSeconds]
+
+
+def measure_seconds(configs: Mapping[str, Config], repeats: int, say: Callable[[str], None]) -> MachineSeconds:
+    """Time steps of these configs, by label, with all threads of the machine whatever the runs have.
+
+    Raises ValueError as a run would.
+    """
+    trials = {}
+    for label, config in configs.items():
+        say(f"building {label}")
+        trials[label] = Trial(replace(config, engine=replace(config.engine, threads=0)))
+    say(f"{repeats} rounds of {len(trials)} steps, after one to warm up")
+    samples = alternate({label: trial.step for label, trial in trials.items()}, repeats)
+    rows = {}
+    for label, trial in trials.items():
+        summary = summarize(samples[label])
+        update = trial.update(summary.seconds)
+        seconds, number = (update.seconds, update.number) if update else (0.0, 0)
+        rows[label] = RowSeconds(summary, seconds, number, configs[label].train.last_step)
+    return MachineSeconds(processor(), torch.get_num_threads(), rows)
+
+
+def read_seconds(folder: Path) -> list[MachineSeconds]:
+    """What has been measured, by machine. Raises ValueError that names the file for one that is damaged."""
+    path = folder / SECONDS_FILE
+    if not path.exists():
+        return []
+    try:
+        return [_from_dict(one) for one in read_object(path)["machines"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected seconds by machine, found {error!r}") from None
+
+
+def write_seconds(folder: Path, found: MachineSeconds) -> None:
+    """Keep them, in the place of older ones of the same processor and number of threads."""
+    same = (found.machine, found.threads)
+    others = [one for one in read_seconds(folder) if (one.machine, one.threads) != same]
+    files.write(folder / SECONDS_FILE, dumps({"machines": [asdict(one) for one in [*others, found]]}, indent=1) + "\n")
+
+
+def _from_dict(found: Mapping[str, Any]) -> MachineSeconds:
+    rows = {label: RowSeconds(**{**row, "step": Summary(**row["step"])}) for label, row in found["rows"].items()}
+    return MachineSeconds(found["machine"], found["threads"], rows)

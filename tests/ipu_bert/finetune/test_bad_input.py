@@ -1,0 +1,118 @@
+"""What cannot be learned from ends in one line that names it, status 2, and leaves what was there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ipu_bert.finetune import work
+from ipu_bert.finetune.__main__ import main
+
+GOOD = "text,label\n" + "".join(f"war and peace {i},{i % 2}\n" for i in range(20))
+BAD = {
+    "no text column": ("a.csv", GOOD.replace("text,", "words,"), [], "row 1: expected a column 'text' (--text)"),
+    "no label column": ("a.csv", GOOD, ["--label", "class"], "expected a column 'class' (--label), found 'text'"),
+    "no pair column": ("a.csv", GOOD, ["--pair", "second"], "expected a column 'second' (--pair)"),
+    "a column twice": ("a.csv", GOOD.replace("text,label", "text,text"), [], "found 'text' twice"),
+    "one class": ("a.csv", GOOD.replace(",1\n", ",0\n"), [], "labels of two classes or more, found '0' only"),
+    "a label a row": ("a.csv", "text,label\n" + "".join(f"a,{i}\n" for i in range(20)), [], "20 different labels"),
+    "empty text": ("a.csv", GOOD + "  ,1\n", [], "row 21: expected text in column 'text', found an empty one"),
+    "no text but null": ("a.jsonl", '{"text": null, "label": 1}\n', [], "expected text in column 'text', found None"),
+    "empty label": ("a.csv", GOOD + "war,\n", [], "row 21: expected a label in column 'label', found none"),
+    "a label that is a list": ("a.jsonl", '{"text": "a", "label": [1]}\n', [], "expected a label in column 'label'"),
+    "NaN": ("a.csv", GOOD + "war,nan\n", ["--regression"], "row 21: expected a finite number as label, found 'nan'"),
+    "NaN in JSON": ("a.jsonl", '{"text": "a", "label": NaN}\n', [], "row 1: expected a label in column 'label'"),
+    "a word as number": ("a.csv", GOOD + "war,x\n", ["--regression"], "row 21: expected a finite number as label"),
+    "columns too many": ("a.csv", GOOD + "war,1,2\n", [], "row 21: expected 2 columns, found 3"),
+    "quotes that do not end": ("a.csv", GOOD + '"war,1\n', [], "cannot be read as csv"),
+    "no JSON": ("a.jsonl", "{\n", [], "row 1: cannot be read as JSON"),
+    "JSON that is a list": ("a.jsonl", "[1]\n", [], "expected a JSON object, found list"),
+    "wrong encoding": ("a.csv", GOOD.replace("war", "wär"), [], "expected text in utf-8 (--encoding), found byte 12"),
+    "unknown encoding": ("a.csv", GOOD, ["--encoding", "klingon"], "expected one that Python knows, found 'klingon'"),
+    "another kind": ("a.xlsx", GOOD, [], "expected a file that ends with .csv, .tsv, .jsonl, found '.xlsx'"),
+    "nothing": ("a.csv", "text,label\n", [], "expected rows, found none"),
+    "too few": ("a.csv", "text,label\na,0\nb,1\nc,0\n", [], "expected rows enough to hold out 0.1"),
+}  # fmt: skip
+
+
+def run(start: Path, folder: Path, file: Path, *options: str) -> int:
+    return main([str(start), str(folder), "--train", str(file), "--epochs", "1", *options])
+
+
+def one_line(capsys) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_line_and_nothing_written(name, finished, tmp_path, capsys):
+    file, text, options, expected = BAD[name]
+    (tmp_path / file).write_text(text, encoding="latin-1")
+    assert run(finished, tmp_path / "out", tmp_path / file, *options) == 2
+    line = one_line(capsys)
+    assert expected in line
+    assert name == "unknown encoding" or file in line
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_labels_that_training_has_not(finished, tmp_path, capsys):
+    for name, text in (("a.csv", GOOD), ("b.csv", GOOD + "war,7\n")):
+        (tmp_path / name).write_text(text)
+    for option in ("--validation", "--test"):
+        assert run(finished, tmp_path / "out", tmp_path / "a.csv", option, str(tmp_path / "b.csv")) == 2
+        assert "b.csv, row 21: expected a label that the training rows have, found '7'" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--updates", "3"], "--updates: expected a start with block-sparse weights"),
+        (["--sparse"], "--sparse: expected a start with block-sparse weights"),
+        (["--sparsity", "0.9999"], "leaves no"),
+        (["--lr", "1e30", "--dropout", "0"], "a smaller --lr may help"),
+    ],
+)
+def test_options_that_a_start_cannot_have(options, expected, finished, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(GOOD)
+    more = options if "--sparsity" in options or "--lr" in options else ["--sparsity", "0", *options]
+    assert run(finished, tmp_path / "out", tmp_path / "a.csv", "--batch-size", "4", *more) == 2
+    assert expected in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_starts_that_are_none(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(GOOD)
+    (tmp_path / "empty").mkdir()
+    for start in (tmp_path / "empty", tmp_path / "nowhere"):
+        assert run(start, tmp_path / "out", tmp_path / "a.csv") == 2
+        assert start.name in one_line(capsys)
+
+
+def test_a_folder_of_somebody_else_s_is_left_alone(finished, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(GOOD)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine")
+    assert run(finished, tmp_path / "out", tmp_path / "a.csv") == 2
+    assert "found thesis.txt in it" in one_line(capsys)
+
+
+def test_an_earlier_model_stays_whole_until_the_new_one_is(finished, tmp_path, monkeypatch):
+    """What is killed before the end has written nothing; what fails while it writes leaves nothing."""
+    (tmp_path / "a.csv").write_text(GOOD)
+    folder = tmp_path / "out"
+    assert run(finished, folder, tmp_path / "a.csv") == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "predict", killed)
+    assert run(finished, folder, tmp_path / "a.csv", "--seed", "1") == 130
+    monkeypatch.undo()
+    monkeypatch.setattr("ipu_bert.finetune.result._card", killed)
+    assert run(finished, folder, tmp_path / "a.csv", "--seed", "1") == 130
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "out"]

@@ -1,0 +1,102 @@
+"""What a study's file says, and what is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ipu_bert.config import ConfigError
+from ipu_bert.study.definition import STUDY_DIR, read_study
+
+TEXT = """
+about: A claim.
+base: quickstart
+settings: {train.steps: 50, sparsity.updates: 5}
+rows:
+  dense:
+    settings: {sparsity.method: dense}
+    paper: 2.5
+  sparse:
+    settings: {sparsity.block_size: 4, sparsity.layers: ["*.intermediate.dense", "*.output.dense"]}
+grid:
+  run.seed: [0, 1]
+  optim.lr: [1e-3, auto]
+compare: [[sparse, dense]]
+figures: [steps]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(text: str) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return written
+
+
+def test_every_row_meets_every_combination_and_keeps_what_it_says(write):
+    study = read_study(write(TEXT))
+    assert study.name == "mine"
+    assert len(study.cells) == 2 * 2 * 2
+    assert [cell.title for cell in study.cells[:3]] == [
+        "dense, seed 0, lr 1e-3",
+        "sparse, seed 0, lr 1e-3",
+        "dense, seed 0, lr auto",
+    ]
+    found = {(c.row.label, c.config.run.seed, c.config.optim.lr) for c in study.cells}
+    assert found == {(row, seed, lr) for row in ("dense", "sparse") for seed in (0, 1) for lr in (1e-3, "auto")}
+    sparse = study.cells[1].config.sparsity
+    assert (sparse.block_size, sparse.updates) == (4, 5)
+    assert sparse.layers == ["*.intermediate.dense", "*.output.dense"]
+    assert {row.label: row.paper for row in study.rows} == {"dense": 2.5, "sparse": None}
+    assert len({cell.folder for cell in study.cells}) == len({cell.key for cell in study.cells}) == 8
+
+
+def test_a_row_wins_over_what_all_share_and_the_grid_over_both(write):
+    text = TEXT.replace("settings: {sparsity.method: dense}", "settings: {train.steps: 60, optim.lr: 5e-3}")
+    cell = read_study(write(text)).cells[0]
+    assert (cell.config.train.steps, cell.config.optim.lr) == (60, 1e-3)
+
+
+def test_a_base_beside_the_study_is_meant(write, tmp_path):
+    (tmp_path / "quickstart.yaml").write_text("train: {batch_size: 24}\nmodel: {layers: 1}\n")
+    assert read_study(write(TEXT)).cells[0].config.train.batch_size == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("base: quickstart", ""), "base: expected the name of a config, found none"),
+        (("about: A claim.", "abuot: A claim."), "abuot: expected one of about, base"),
+        (("paper: 2.5", "paper: much"), "rows: dense: paper: expected a number, found 'much'"),
+        (("paper: 2.5", "papers: 2.5"), "rows: dense: papers: expected one of settings, paper"),
+        (("[0, 1]", "3"), "grid: run.seed: expected a list of values, found 3"),
+        (("[0, 1]", "[]"), "grid: run.seed: expected a list of values, found []"),
+        (("[[sparse, dense]]", "[[sparse, dens]]"), "compare: expected pairs of rows, found ['sparse', 'dens']"),
+        (("[steps]", "[pie]"), "figures: expected some of flops, steps, seconds, explored, grid, found ['pie']"),
+        (("train.steps: 50", "train.stesp: 50"), "train.stesp"),
+        (("sparsity.block_size: 4", "sparsity.block_size: 5"), "sparse: sparsity.block_size: expected one of 1, 4"),
+        (("[0, 1]", "[0, 0]"), "are the same run: expected settings that differ"),
+        (("rows:", "row:"), "row: expected one of about"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(write, change, line):
+    assert change[0] in TEXT
+    with pytest.raises(ConfigError) as error:
+        read_study(write(TEXT.replace(*change)))
+    assert any(line in found for found in error.value.errors), error.value.errors
+
+
+def test_a_study_that_is_not_there_names_those_that_are():
+    with pytest.raises(ConfigError, match=r"expected a .yaml file or one of .*pareto_small"):
+        read_study("no_such_study")
+
+
+@pytest.mark.parametrize("path", sorted(STUDY_DIR.glob("*.yaml")), ids=lambda path: Path(path).stem)
+def test_every_shipped_study_can_be_run(path):
+    study = read_study(path.stem)
+    assert study.cells
+    assert study.about.endswith((".", "?"))

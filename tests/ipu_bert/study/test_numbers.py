@@ -1,0 +1,109 @@
+"""Means, differences, curves and what is read off the dense family's line, against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import pytest
+
+from ipu_bert.study.definition import Row, Study
+from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
+from ipu_bert.study.groups import Group, group
+from ipu_bert.study.report import compared
+from ipu_bert.study.results import Evaluation, RunResult
+from ipu_bert.study.statistics import difference, mean
+
+
+def result(loss: float, seed: str = "0", method: str = "dense", steps: tuple[int, ...] = (0, 10)) -> RunResult:
+    return RunResult(
+        row="a row",
+        grid={"run.seed": seed},
+        key=f"{loss}{seed}",
+        steps=steps[-1],
+        sequences=40,
+        flops=5.0,
+        executed_flops=6.0,
+        seconds=1.0,
+        unigram_entropy=6.4,
+        evaluations=tuple(Evaluation(step, loss + 1 - step / steps[-1], None) for step in steps),
+        updates=(),
+        settings={"sparsity.method": method},
+        machine={"processor": "none"},
+        revision="none",
+        finished="",
+    )
+
+
+def row(label: str, losses: dict[str, float]) -> Group:
+    return Group(Row(label, None), {}, {seed: result(loss, seed) for seed, loss in losses.items()}, 3)
+
+
+def test_the_mean_of_three_and_its_standard_error():
+    found = mean([5.9, 6.0, 6.4])
+    assert found.value == pytest.approx(6.1)
+    assert found.error == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2) / math.sqrt(3))
+    assert (found.count, found.spread) == (3, (5.9, 6.4))
+    assert mean([5.0]).error is None
+
+
+def test_equal_seeds_are_paired_and_others_are_not(seed):
+    rng = random.Random(seed)
+    base = {str(k): rng.gauss(6, 1) for k in range(5)}  # seeds differ much, the two rows by little
+    other = {k: value + 0.1 + rng.gauss(0, 0.01) for k, value in base.items()}
+    paired = difference(base, other)
+    deltas = [base[k] - other[k] for k in base]
+    assert paired.paired
+    assert paired.value == pytest.approx(statistics.fmean(deltas))
+    assert paired.error == pytest.approx(statistics.stdev(deltas) / math.sqrt(5))
+    assert paired.clear
+    apart = difference(base, {f"x{k}": value for k, value in other.items()})
+    errors = [statistics.stdev(x.values()) / math.sqrt(5) for x in (base, other)]
+    assert not apart.paired
+    assert apart.error == pytest.approx(math.hypot(*errors))
+    assert not apart.clear
+    assert difference({"0": 1.0}, {"0": 2.0}).error is None
+    assert not difference({"0": 1.0}, {"0": 2.0}).clear
+
+
+def test_a_curve_is_over_the_steps_that_all_seeds_have():
+    runs = {"0": result(5.0, "0"), "1": result(6.0, "1", steps=(0, 5, 10))}
+    curve = Group(Row("a", None), {}, runs, 2).curve()
+    assert [(step, loss.value) for step, loss in curve] == [(0, 6.5), (10, 5.5)]
+
+
+def test_rows_are_compared_as_the_study_says():
+    groups = [row("dynamic", {"0": 5.9, "1": 6.0, "2": 6.1}), row("static", {"0": 6.0, "1": 6.11, "2": 6.19})]
+    study = Study("s", "", tuple(g.row for g in groups), {}, (), (("dynamic", "static"),), ())
+    ((first, second, found),) = compared(study, groups)
+    assert (first, second) == ("dynamic", "static")
+    assert found.value == pytest.approx(-0.1)
+    assert found.error == pytest.approx(0.01 / math.sqrt(3))
+
+
+def test_results_of_other_settings_are_left_out():
+    assert group(Study("s", "", (), {}, (), (), ()), {"old": result(5.0)}) == []
+
+
+def test_the_line_of_the_paper_gives_its_matched_rows():
+    """Table 1: 2.350 at the FLOPs of Medium 16x16 in the paper's count, read off the dense family."""
+    flops, sequences = 8.33e9, 757_000 * 512
+    (found,) = match([Point("base", flops * sequences, 2.311, False)], paper_family())
+    assert found.loss == pytest.approx(2.350, abs=5e-4)
+    assert found.inside
+    assert found.cost_ratio < 1
+
+
+def test_only_dense_runs_that_nothing_beats_make_the_line():
+    a, b, c = Point("a", 1.0, 6.0, True), Point("b", 2.0, 6.1, True), Point("c", 4.0, 5.0, True)
+    assert undominated([b, c, a]) == [a, c]
+    (found,) = match([Point("sparse", 2.0, 5.0, False), a], [a, b, c])
+    assert found.cost == pytest.approx(4.0)
+    assert found.cost_ratio == pytest.approx(0.5)
+    assert found.loss == pytest.approx(math.sqrt(6.0 * 5.0))  # half way in log cost
+    assert "wins by 2.00" in table("FLOPs", [found])[-2]
+    (lost,) = match([Point("worse", 8.0, 5.0, False)], [a, c])
+    assert not lost.inside
+    assert "loses by 2.00, beyond the dense runs" in table("FLOPs", [lost])[-2]
+    assert match([Point("sparse", 2.0, 5.0, False)], [a, b]) == []
