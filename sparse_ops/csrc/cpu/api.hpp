@@ -101,6 +101,27 @@ struct HalfProductsCall {
     bool rounded;       // else sums stay float32
 };
 
+// Attention of one layer: softmax of the scaled scores of queries and keys, with dropout, times the values. Backward where
+// `dout` is there. Nothing of the size [length, length] is kept: probabilities are made anew, their dropout from the key.
+struct AttentionCall {
+    const float* qkv;   // [batch, length, 3, heads, width]: queries, keys and values
+    const bool* seen;   // [batch, length]: which keys are seen; a row that sees none gives zeros
+    const float* dout;  // [batch, length, heads, width]: gradient of the result; null: forward
+    float* out;         // the result, as dout; backward: the gradient of qkv, as that
+    float* rows;        // [batch, heads, length, 2]: largest score of each row, scaled by log2 e, and 1 / its sum of
+                        // exponentials; written forward, read backward
+    int64_t batch;      // sequences
+    int64_t length;     // tokens of each
+    int64_t heads;      // heads of each token
+    int64_t width;      // features of each head, a multiple of 16
+    int64_t key;        // of dropout
+    int32_t limit;      // a probability is dropped where its random bits, as a signed number, are below this
+    float kept;         // what the others are multiplied by; 1: no dropout
+    Parallel parallel;  // as of a product
+    int32_t threads;    // at most so many
+    int32_t level;      // instruction level
+};
+
 #define EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -113,7 +134,8 @@ EXPORT int sparse_ops_best_level();
 EXPORT int sparse_ops_product(const ProductCall* call);
 EXPORT int sparse_ops_gradient(const GradientCall* call);
 
-// Both return 0, or -1 when memory runs out.
+// These return 0, or -1 when memory runs out.
+EXPORT int sparse_ops_attention(const AttentionCall* call);
 EXPORT int sparse_ops_half_round(const HalfRoundCall* call);
 EXPORT int sparse_ops_half_products(const HalfProductsCall* call);
 

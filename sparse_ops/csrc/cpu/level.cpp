@@ -4,6 +4,7 @@
 #include "product.hpp"
 #include "product_rows.hpp"
 #ifndef SPARSE_OPS_PAIRS
+#include "attention.hpp"
 #include "gradient.hpp"
 #include "half.hpp"
 #endif
@@ -50,8 +51,8 @@ extern const Level level;
 #ifdef SPARSE_OPS_PAIRS
 
 const Level level = {
-    W,       kLevelPairs, product_panel_tokens, product_chunk, nullptr, gather_of<bf16>, product_of<bf16>, nullptr, 0,
-    nullptr, nullptr,
+    W,       kLevelPairs, product_panel_tokens, product_chunk, nullptr, gather_of<bf16>, product_of<bf16>, nullptr, nullptr,
+    0, nullptr,     nullptr,
 };
 
 #else
@@ -81,7 +82,7 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
 
 const Level level = {
     W,       kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather,
-    product, gradient,    kHalfWidth,           half_round,    half_products,
+    product, gradient,    attention,            kHalfWidth,    half_round,            half_products,
 };
 
 #endif
