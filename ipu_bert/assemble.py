@@ -133,7 +133,7 @@ def make_model(config: Config, vocab_size: int) -> BertForPreTraining:
     """
     check_memory(config, vocab_size, total_memory_bytes())
     linear = sparse_linear(weights(config), config.run.seed, config.engine.kernel)
-    return BertForPreTraining(bert_shape(config.model, vocab_size), linear, config.run.seed)
+    return BertForPreTraining(bert_shape(config.model, vocab_size), linear, config.run.seed, config.engine.kernel)
 
 
 def make_placement(config: Config, vocab_size: int) -> Placement | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.sizes.shape import BertShape
 from ipu_bert.sizes.weights import EncoderWeight
+from sparse_ops.attention import attention
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern, named_generator
 
@@ -62,6 +63,11 @@ def starting_pattern(weight: EncoderWeight, seed: int) -> BlockPattern:
     return BlockPattern.random(weight.shape, weight.block_size, weight.sparsity, generator, weight.segments)
 
 
+def dropout_key(probability: float) -> int:
+    """What the next dropout follows from, drawn from torch's generator; 0, and nothing drawn, where nothing drops."""
+    return int(torch.empty((), dtype=torch.int64).random_()) if probability else 0
+
+
 class Embeddings(nn.Module):
     """Word + position + token type, LayerNorm, dropout: [B, S] -> [B, S, H]."""
 
@@ -84,25 +90,17 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Query, key and value from one weight [3H, H], then torch's fused attention."""
+    """Query, key and value from one weight [3H, H], then attention of each head."""
 
-    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.dropout = shape.attention_dropout
+        self.dropout, self.kernel = shape.attention_dropout, kernel
         self.qkv = linear(f"{name}.qkv", shape.hidden_size, 3 * shape.hidden_size, 3)
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
-        batch, length, size = hidden.shape
-        # Cut along the last axis, not by a permuted view: its gradient is written once, already contiguous.
-        query, key, value = (
-            part.view(batch, length, self.heads, size // self.heads).transpose(1, 2)  # [B, N, S, D]
-            for part in self.qkv(hidden).split(size, dim=-1)
-        )
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        return context.transpose(1, 2).reshape(batch, length, size)
+        dropout = self.dropout if self.training else 0.0
+        return attention(self.qkv(hidden), key_mask, self.heads, dropout, dropout_key(dropout), self.kernel)
 
 
 class Projection(nn.Module):
@@ -119,9 +117,9 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
-        self.self = SelfAttention(shape, f"{name}.self", linear)
+        self.self = SelfAttention(shape, f"{name}.self", linear, kernel)
         self.output = Projection(shape, f"{name}.output", shape.hidden_size, linear)
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
@@ -142,11 +140,11 @@ class Intermediate(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One transformer block, [B, S, H] -> [B, S, H]; `key_mask` [B, 1, 1, S] is True where a token may be seen."""
+    """One transformer block, [B, S, H] -> [B, S, H]; `key_mask` [B, S] is True where a token may be seen."""
 
-    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
-        self.attention = Attention(shape, f"{name}.attention", linear)
+        self.attention = Attention(shape, f"{name}.attention", linear, kernel)
         self.intermediate = Intermediate(shape, f"{name}.intermediate", linear)
         self.output = Projection(shape, f"{name}.output", shape.intermediate_size, linear)
 
@@ -156,9 +154,10 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(EncoderLayer(shape, f"{name}.layer.{i}", linear) for i in range(shape.layers))
+        layers = (EncoderLayer(shape, f"{name}.layer.{i}", linear, kernel) for i in range(shape.layers))
+        self.layer = nn.ModuleList(layers)
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
         for layer in self.layer:
@@ -178,15 +177,14 @@ class Pooler(nn.Module):
 
 
 class Bert(nn.Module):
-    def __init__(self, shape: BertShape, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
         self.embeddings = Embeddings(shape)
-        self.encoder = Encoder(shape, "bert.encoder", linear)
+        self.encoder = Encoder(shape, "bert.encoder", linear, kernel)
         self.pooler = Pooler(shape)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        key_mask = attention_mask.to(torch.bool)[:, None, None, :]
-        hidden = self.encoder(self.embeddings(input_ids, token_type_ids), key_mask)
+        hidden = self.encoder(self.embeddings(input_ids, token_type_ids), attention_mask.to(torch.bool))
         return hidden, self.pooler(hidden)
 
 
@@ -229,15 +227,17 @@ def layer_norm_parameters(model: nn.Module) -> set[int]:
 class BertForPreTraining(nn.Module):
     """BERT with both pre-training heads; `linear` alone decides which encoder weights are sparse.
 
+    kernel: one of sparse_ops.operators.KERNELS, for what is no product with a weight.
+
     Linear and embedding weights and the values of sparse blocks start truncated normal with `initializer_range`, not
     rescaled for sparsity (paper, App. A and Figure 9); biases zero, LayerNorm weights one. The start of a parameter
     depends on (seed, its name) alone.
     """
 
-    def __init__(self, shape: BertShape, linear: LinearFactory, seed: int) -> None:
+    def __init__(self, shape: BertShape, linear: LinearFactory, seed: int, kernel: str) -> None:
         super().__init__()
         self.shape = shape
-        self.bert = Bert(shape, linear)
+        self.bert = Bert(shape, linear, kernel)
         self.cls = PretrainingHeads(shape)
         self.initialize(seed)
 

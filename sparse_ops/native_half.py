@@ -9,10 +9,11 @@ from torch import Tensor
 
 from sparse_ops import native
 from sparse_ops.native import Call
+from sparse_ops.random_bits import RandomKey
 
 
 class _HalfKey(Call):
-    _fields_ = (("low", ctypes.c_uint32), ("high", ctypes.c_uint32), ("stochastic", ctypes.c_bool))
+    _fields_ = (("random", RandomKey), ("stochastic", ctypes.c_bool))
 
 
 _OF_BOTH = (
@@ -88,5 +89,4 @@ def products(
 
 
 def _key(key: int | None) -> _HalfKey:
-    bits = key or 0
-    return _HalfKey(low=bits & 0xFFFFFFFF, high=bits >> 32, stochastic=key is not None)
+    return _HalfKey(random=RandomKey.of(key or 0), stochastic=key is not None)

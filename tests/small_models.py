@@ -49,7 +49,7 @@ def make_weights(
 
 def dense_model(shape: BertShape, seed: int = 0) -> BertForPreTraining:
     """The dense model at its start."""
-    return BertForPreTraining(shape, dense_linear, seed)
+    return BertForPreTraining(shape, dense_linear, seed, kernel="auto")
 
 
 def sparse_model(
@@ -57,7 +57,7 @@ def sparse_model(
 ) -> BertForPreTraining:
     """The sparse model at its start."""
     weights = make_weights(shape, sparsity, block_size, layers)
-    return BertForPreTraining(shape, sparse_linear(weights, seed, kernel="auto"), seed)
+    return BertForPreTraining(shape, sparse_linear(weights, seed, kernel="auto"), seed, kernel="auto")
 
 
 def with_tanh_gelu(model: BertForPreTraining) -> BertForPreTraining:

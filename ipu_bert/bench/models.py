@@ -124,7 +124,7 @@ def make_engine(choice: Implementation, shape: BertShape, sparsity: float, timer
     """Our engine, as a run builds it."""
     linear = sparse_linear(encoder_of(choice, shape, sparsity), seed=0, kernel="auto")
     return TorchEngine(
-        BertForPreTraining(shape, linear, seed=0),
+        BertForPreTraining(shape, linear, seed=0, kernel="auto"),
         optimization=OPTIMIZATION,
         precision=Precision(choice.compute, loss_scale=1.0),
         micro_batch_size=1 << 30,  # whole batches

@@ -128,7 +128,7 @@ class SparseBertModel(SparseBertPreTrainedModel):
 
     def __init__(self, config: SparseBertConfig) -> None:
         super().__init__(config)
-        self.bert = Bert(config.shape, config.linear())
+        self.bert = Bert(config.shape, config.linear(), kernel="auto")
         self.post_init()
 
     def forward(
@@ -148,7 +148,7 @@ class SparseBertForMaskedLM(SparseBertPreTrainedModel):
 
     def __init__(self, config: SparseBertConfig) -> None:
         super().__init__(config)
-        self.bert = Bert(config.shape, config.linear())
+        self.bert = Bert(config.shape, config.linear(), kernel="auto")
         self.cls = PretrainingHeads(config.shape)
         self.post_init()
 
@@ -173,7 +173,7 @@ class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
     def __init__(self, config: SparseBertConfig) -> None:
         super().__init__(config)
         assert config.num_labels is not None
-        self.bert = Bert(config.shape, config.linear())
+        self.bert = Bert(config.shape, config.linear(), kernel="auto")
         self.dropout = nn.Dropout(config.shape.dropout)
         self.classifier = nn.Linear(config.shape.hidden_size, config.num_labels)
         self.post_init()

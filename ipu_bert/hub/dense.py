@@ -41,6 +41,6 @@ def load_pretrained(
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: expected config.json and model.safetensors, found no {name}")
     shape = shape_from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    model = BertForPreTraining(shape, linear, seed=0)  # every parameter is replaced
+    model = BertForPreTraining(shape, linear, seed=0, kernel="auto")  # every parameter is replaced
     from_hugging_face(model, load_file(str(folder / "model.safetensors")), outside, optional)
     return model

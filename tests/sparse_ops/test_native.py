@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from compiler import HAS_KERNELS, needs_kernels
 from native_cases import DTYPES, Case, check_all
 
-from sparse_ops import build, native, native_half
+from sparse_ops import build, native, native_attention, native_half, random_bits
 from sparse_ops.functional import block_linear
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 
@@ -209,6 +209,9 @@ _KINDS = {
     ctypes.c_uint32: "std::is_same_v<T, uint32_t>",
     native._BlockIndex: "std::is_same_v<T, BlockIndex>",
     native_half._HalfKey: "std::is_same_v<T, HalfKey>",
+    ctypes.c_float: "std::is_same_v<T, float>",
+    random_bits.RandomKey: "std::is_same_v<T, RandomKey>",
+    random_bits.Dropout: "std::is_same_v<T, Dropout>",
 }
 
 STRUCTURES = (
@@ -218,6 +221,9 @@ STRUCTURES = (
     native_half._HalfKey,
     native_half._HalfRoundCall,
     native_half._HalfProductsCall,
+    random_bits.RandomKey,
+    random_bits.Dropout,
+    native_attention._AttentionCall,
 )
 
 

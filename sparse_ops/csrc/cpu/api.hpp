@@ -57,11 +57,16 @@ struct GradientCall {
     bool half;          // x, dy, out and bias are bfloat16, else float32
 };
 
+// What random bits follow from, and the place of each.
+struct RandomKey {
+    uint32_t low;
+    uint32_t high;
+};
+
 // How halves are rounded: to nearest, ties to even, or stochastically with random bits that follow from the key and an
 // element's place.
 struct HalfKey {
-    uint32_t low;
-    uint32_t high;
+    RandomKey random;
     bool stochastic;
 };
 
@@ -101,6 +106,13 @@ struct HalfProductsCall {
     bool rounded;       // else sums stay float32
 };
 
+// What is dropped: where random bits are below the threshold. Nothing where that is 0.
+struct Dropout {
+    RandomKey key;
+    uint32_t threshold;
+    float scale;  // of what is kept
+};
+
 // Attention of one layer: softmax of the scaled scores of queries and keys, with dropout, times the values. Backward where
 // `dout` is there. Nothing of the size [length, length] is kept: probabilities are made anew, their dropout from the key.
 struct AttentionCall {
@@ -108,15 +120,13 @@ struct AttentionCall {
     const bool* seen;   // [batch, length]: which keys are seen; a row that sees none gives zeros
     const float* dout;  // [batch, length, heads, width]: gradient of the result; null: forward
     float* out;         // the result, as dout; backward: the gradient of qkv, as that
-    float* rows;        // [batch, heads, length, 2]: largest score of each row, scaled by log2 e, and 1 / its sum of
+    float* rows;        // [batch, heads, length, 2]: largest score of each row, times log2 e, and 1 / its sum of
                         // exponentials; written forward, read backward
     int64_t batch;      // sequences
     int64_t length;     // tokens of each
-    int64_t heads;      // heads of each token
-    int64_t width;      // features of each head, a multiple of 16
-    int64_t key;        // of dropout
-    int32_t limit;      // a probability is dropped where its random bits, as a signed number, are below this
-    float kept;         // what the others are multiplied by; 1: no dropout
+    int64_t heads;      // of each token
+    int64_t width;      // features of a head, a multiple of 16
+    Dropout dropout;    // of probabilities [batch, heads, length, length]; the place of each is its number there
     Parallel parallel;  // as of a product
     int32_t threads;    // at most so many
     int32_t level;      // instruction level

@@ -1,7 +1,7 @@
 // Attention forward and backward, a head of a sequence at a time. What its products stream is packed into panels that
 // stay in L2; queries go by blocks, whose scores, all keys wide, stay in L1 or near it.
 //
-// With scores s = q k^T / sqrt(width), p = softmax(s), the mask m of dropout (0 or `kept`) and the result o = (m p) v,
+// With scores s = q k^T / sqrt(width), p = softmax(s), the mask m of dropout (0 or its scale) and the result o = (m p) v,
 // the gradients from do are: dv = (m p)^T do, dp = m (do v^T), ds = p (dp - sum of p dp over the row),
 // dq = ds k / sqrt(width), dk = ds^T q / sqrt(width). Exponentials are powers of two: log2 e is part of packed keys.
 #pragma once
@@ -15,12 +15,14 @@ constexpr int64_t kQueries = 48;  // in a block
 
 INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// 2^x for x <= 0, to about one unit in the last place: 0 below 2^-126, where numbers that are slow would begin; NaN where
-// x is one. The polynomial is within 1.9e-9 of 2^r, relatively, for |r| <= 1/2 (least squares, weighted until even).
+// 2^x for x <= 0, to about one unit in the last place; NaN where x is one. Below 2^-126, where numbers that are slow begin,
+// it is off by less than that, and 0 from 2^-127 on: there the exponent's bits meet 1 exactly. The polynomial is within
+// 1.9e-9 of 2^r, relatively, for |r| <= 1/2 (least squares, weighted until even).
 INLINE V power_of_two(V x) {
-    const I none = x < -126.0f;
-    const V shifted = (none ? broadcast(-126.0f) : x) + 12582912.0f;  // no bits are left behind the point
-    const V r = (none ? broadcast(-126.0f) : x) - (shifted - 12582912.0f);
+    const V least = broadcast(-127.0f);
+    x = least > x ? least : x;
+    const V shifted = x + 12582912.0f;  // no bits are left behind the point
+    const V r = x - (shifted - 12582912.0f);
     V p = broadcast(0.000153458124f);
     p = p * r + 0.00133999309f;
     p = p * r + 0.00961848907f;
@@ -28,7 +30,7 @@ INLINE V power_of_two(V x) {
     p = p * r + 0.240226462f;
     p = p * r + 0.693147182f;
     p = p * r + 1.0f;
-    return (V)(((I)p + ((I)shifted << 23)) & ~none);
+    return (V)((I)p + ((I)shifted << 23));
 }
 
 template <int S, size_t... J>
@@ -101,21 +103,6 @@ static void unpack(const float* from, const float* factor, int64_t step, int64_t
             store(to + r * stride + d, load(from + r * width + d) * factor[r * step]);
 }
 
-// A row's dropout: which of its columns [j, j + W) are dropped.
-struct RowDropout {
-    uint32_t low, high;
-    int32_t limit;
-    // The two halves of the key come from splitmix64 of the call's key and the row's number among all heads'.
-    RowDropout(const AttentionCall& job, int64_t row) : limit(job.limit) {
-        uint64_t z = (uint64_t)job.key + ((uint64_t)row + 1) * 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        z ^= z >> 31;
-        low = (uint32_t)z, high = (uint32_t)(z >> 32);
-    }
-    I dropped(int64_t j) const { return (I)random_bits(counted_from((uint32_t)j), low, high) < limit; }
-};
-
 // What a thread needs for a head, and where it is.
 struct Head {
     const Attention& job;
@@ -158,29 +145,43 @@ struct Head {
     Rows rows_of(int part, int64_t first, int64_t count) const {
         return {qkv + part * job.heads * job.width + first * row, row, count, job.width};
     }
+    // Which probabilities of a row, of a number among all heads', are dropped in its columns [j, j + W).
+    I dropped(int64_t row_number, int64_t j) const {
+        const uint32_t place = (uint32_t)(row_number * job.length + j);
+        return (I)(random_bits(counted_from(place), job.dropout.key) < job.dropout.threshold);
+    }
     float scale() const { return 1 / __builtin_sqrtf((float)job.width); }
 };
 
-// A row's scores become exponentials, those that are dropped zero; its largest score and 1 / their sum are kept.
-template <bool DROPOUT>
-static void softmax_row(const Head& head, float* scores, int64_t row, float* kept) {
+// The largest score that a row sees; 0 where it sees none.
+static float largest_score(const Head& head, const float* scores) {
     V most = broadcast(-__builtin_inff());
-    for (int64_t j = 0; j < head.keys; j += W) {
-        V s = load(scores + j) + load(head.mask + j);
+    for (int64_t j = 0, keys = head.keys; j < keys; j += W) {
+        V s = load(scores + j);
         most = s > most ? s : most;
     }
-    float top = largest(most);
-    top = top == -__builtin_inff() ? 0 : top;
-    const RowDropout dropout(head.job, row);
-    V sum = {};
-    for (int64_t j = 0; j < head.keys; j += W) {
-        V p = power_of_two(load(scores + j) + load(head.mask + j) - top);
-        sum += p;
-        if constexpr (DROPOUT) p = (V)((I)p & ~dropout.dropped(j));
-        store(scores + j, p);
+    const float top = largest(most);
+    return top == -__builtin_inff() ? 0 : top;
+}
+
+// Scores of rows, of which `row` is the first among all heads', become exponentials, those that are dropped zero; each
+// row's largest score and 1 / their sum are kept. Rows wait for nothing of their own: a pass goes over all of them.
+template <bool DROPOUT>
+static void softmax_rows(const Head& head, int64_t row, int64_t count, float* kept) {
+    for (int64_t i = 0; i < count; ++i) kept[2 * i] = largest_score(head, head.scores + i * head.stride);
+    for (int64_t i = 0; i < count; ++i) {
+        float* const scores = head.scores + i * head.stride;
+        const V top = broadcast(kept[2 * i]);
+        V sum = {};
+        for (int64_t j = 0, keys = head.keys; j < keys; j += W) {
+            V p = power_of_two(load(scores + j) - top);
+            sum += p;
+            if constexpr (DROPOUT) p = (V)((I)p & ~head.dropped(row + i, j));
+            store(scores + j, p);
+        }
+        const float all = total(sum);
+        kept[2 * i + 1] = all == 0 ? 0 : 1 / all;
     }
-    const float all = total(sum);
-    kept[0] = top, kept[1] = all == 0 ? 0 : 1 / all;
 }
 
 template <bool DROPOUT>
@@ -192,43 +193,48 @@ static void attention_head(const Head& head) {
     for (int64_t first = 0; first < length; first += kQueries) {
         const int64_t count = length - first < kQueries ? length - first : kQueries;
         pack_rows(head.rows_of(0, first, count), head.q);
-        multiply<Lies::kRows>({head.q, width, head.keys_t, head.scores, head.stride, count, head.keys / W, width, false});
+        multiply<Lies::kRows>({head.q, width, head.keys_t, head.scores, head.stride, head.mask, 0, count, head.keys / W, width});
         float factors[kQueries], *kept = job.rows + (head.number * length + first) * 2;
-        for (int64_t i = 0; i < count; ++i) {
-            softmax_row<DROPOUT>(head, head.scores + i * head.stride, head.number * length + first + i, kept + 2 * i);
-            factors[i] = kept[2 * i + 1] * job.kept;
-        }
-        multiply<Lies::kRows>({head.scores, head.stride, head.v, head.dq, width, count, width / W, length, false});
+        softmax_rows<DROPOUT>(head, head.number * length + first, count, kept);
+        for (int64_t i = 0; i < count; ++i) factors[i] = kept[2 * i + 1] * job.dropout.scale;
+        multiply<Lies::kRows>({head.scores, head.stride, head.v, head.dq, width, nullptr, 0, count, width / W, length});
         unpack(head.dq, factors, 1, count, width, job.out + head.offset(1) + first * lines, lines);
     }
 }
 
-// A row's scores become probabilities, those that are dropped zero, and the gradients of probabilities those of scores;
+// Scores of rows become probabilities, those that are dropped zero, and the gradients of probabilities those of scores;
 // both without dropout's factor, which comes with the products.
 template <bool DROPOUT>
-static void gradient_row(const Head& head, float* scores, float* dscores, int64_t row, const float* kept) {
-    const RowDropout dropout(head.job, row);
-    V sum = {};
-    for (int64_t j = 0; j < head.keys; j += W) {
-        V p = power_of_two(load(scores + j) + load(head.mask + j) - kept[0]) * kept[1], dp = load(dscores + j);
-        if constexpr (DROPOUT) {
-            const I dropped = dropout.dropped(j);
-            dp = (V)((I)dp & ~dropped);
-            store(dscores + j, dp);
-            store(scores + j, (V)((I)p | (dropped & (I)broadcast(-0.0f))));  // probabilities have no sign: it marks them
-        } else {
-            store(scores + j, p);
+static void gradient_rows(const Head& head, int64_t row, int64_t count, const float* kept) {
+    float means[kQueries];
+    for (int64_t i = 0; i < count; ++i) {
+        float *const scores = head.scores + i * head.stride, *const dscores = head.dscores + i * head.stride;
+        const float top = kept[2 * i], inverse = kept[2 * i + 1];
+        V sum = {};
+        for (int64_t j = 0, keys = head.keys; j < keys; j += W) {
+            V p = power_of_two(load(scores + j) - top) * inverse, dp = load(dscores + j);
+            if constexpr (DROPOUT) {
+                const I dropped = head.dropped(row + i, j);
+                dp = (V)((I)dp & ~dropped);
+                store(dscores + j, dp);
+                store(scores + j, (V)((I)p | (dropped & (I)broadcast(-0.0f))));  // the sign, else never there, marks it
+            } else {
+                store(scores + j, p);
+            }
+            sum += p * dp;
         }
-        sum += p * dp;
+        means[i] = total(sum);
     }
-    const float mean = total(sum);
-    for (int64_t j = 0; j < head.keys; j += W) {
-        V p = load(scores + j);
-        if constexpr (DROPOUT) {
-            store(scores + j, (V)((I)p & ~((I)p >> 31)));
-            p = (V)((I)p & 0x7fffffff);
+    for (int64_t i = 0; i < count; ++i) {
+        float *const scores = head.scores + i * head.stride, *const dscores = head.dscores + i * head.stride;
+        for (int64_t j = 0, keys = head.keys; j < keys; j += W) {
+            V p = load(scores + j);
+            if constexpr (DROPOUT) {
+                store(scores + j, (V)((I)p & ~((I)p >> 31)));
+                p = (V)((I)p & 0x7fffffff);
+            }
+            store(dscores + j, p * (load(dscores + j) - means[i]));
         }
-        store(dscores + j, p * (load(dscores + j) - mean));
     }
 }
 
@@ -236,7 +242,7 @@ template <bool DROPOUT>
 static void gradient_head(const Head& head) {
     const Attention& job = head.job;
     const int64_t length = job.length, width = job.width, lines = job.heads * width;
-    const float factor = job.kept * head.scale();
+    const float factor = job.dropout.scale * head.scale();
     float* const out = job.out + head.offset(3);
     pack_transposed(head.rows_of(1, 0, length), head.scale() * 1.44269504f, head.keys_t);
     pack_panels(head.rows_of(1, 0, length), head.k_panels);
@@ -248,23 +254,22 @@ static void gradient_head(const Head& head) {
         pack_rows(queries, head.q), pack_panels(queries, head.q_panels);
         pack_rows(dout, head.dout), pack_panels(dout, head.dout_panels);
         float *const p = head.scores, *const ds = head.dscores;
-        multiply<Lies::kRows>({head.q, width, head.keys_t, p, head.stride, count, head.keys / W, width, false});
-        multiply<Lies::kRows>({head.dout, width, head.v, ds, head.stride, count, head.keys / W, width, false});
+        multiply<Lies::kRows>({head.q, width, head.keys_t, p, head.stride, head.mask, 0, count, head.keys / W, width});
+        multiply<Lies::kRows>({head.dout, width, head.v, ds, head.stride, nullptr, 0, count, head.keys / W, width});
         const int64_t row = head.number * length + first;
-        for (int64_t i = 0; i < count; ++i)
-            gradient_row<DROPOUT>(head, p + i * head.stride, ds + i * head.stride, row + i, job.rows + (row + i) * 2);
-        multiply<Lies::kColumns>({p, head.stride, head.dout_panels, head.dv, width, length, vectors, count, first > 0});
-        multiply<Lies::kColumns>({ds, head.stride, head.q_panels, head.dk, width, length, vectors, count, first > 0});
-        multiply<Lies::kRows>({ds, head.stride, head.k_panels, head.dq, width, count, vectors, length, false});
+        gradient_rows<DROPOUT>(head, row, count, job.rows + row * 2);
+        multiply<Lies::kColumns>({p, head.stride, head.dout_panels, head.dv, width, first > 0 ? head.dv : nullptr, width, length, vectors, count});
+        multiply<Lies::kColumns>({ds, head.stride, head.q_panels, head.dk, width, first > 0 ? head.dk : nullptr, width, length, vectors, count});
+        multiply<Lies::kRows>({ds, head.stride, head.k_panels, head.dq, width, nullptr, 0, count, vectors, length});
         unpack(head.dq, &factor, 0, count, width, out + first * head.row, head.row);
     }
     unpack(head.dk, &factor, 0, length, width, out + lines, head.row);
-    unpack(head.dv, &job.kept, 0, length, width, out + 2 * lines, head.row);
+    unpack(head.dv, &job.dropout.scale, 0, length, width, out + 2 * lines, head.row);
 }
 
 static void attention(const Attention& job) {
     Head head(job);
-    const bool dropout = job.kept != 1;
+    const bool dropout = job.dropout.threshold > 0;
     while (head.next()) {
         if (job.dout)
             dropout ? gradient_head<true>(head) : gradient_head<false>(head);

@@ -12,7 +12,7 @@ constexpr int kHalfRows = 4, kHalfVectors = 2;    // of a tile of sums
 constexpr int64_t kHalfWidth = kHalfVectors * W;  // columns of a panel
 
 // 13 random bits for each place.
-INLINE U draw(U place, const HalfKey& key) { return random_bits(place, key.low, key.high) >> 19; }
+INLINE U draw(U place, const HalfKey& key) { return random_bits(place, key.random) >> 19; }
 
 // x is finite, infinite, or a NaN as arithmetic makes them (not one of the lowest bits alone).
 template <bool stochastic>

@@ -1,17 +1,18 @@
-// Random bits that follow from a key and a place alone, so that threads and levels, and another pass over the same
-// places, draw the same.
+// Random bits that follow from a key and a place alone, so that threads, levels and sparse_ops/random_bits.py draw the
+// same, and a backward pass draws again what its forward pass drew.
 #pragma once
+#include "api.hpp"
 #include "vec.hpp"
 
 namespace SPARSE_OPS_LEVEL {
 
-// Of each place, the upper bits being the better ones: Wellons' lowbias32 with the second half of the key between its
-// two multiplications, and without its last step, which changes the lower bits alone.
-INLINE U random_bits(U place, uint32_t low, uint32_t high) {
-    U x = place + low;
+// 32 of them for each place: Wellons' lowbias32 with the second half of the key between its two multiplications.
+INLINE U random_bits(U place, const RandomKey& key) {
+    U x = place + key.low;
     x = (x ^ (x >> 16)) * 0x7feb352du;
-    x ^= high;
-    return (x ^ (x >> 15)) * 0x846ca68bu;
+    x ^= key.high;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
 }
 
 template <size_t... J>

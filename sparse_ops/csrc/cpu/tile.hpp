@@ -19,21 +19,25 @@ struct TileProduct {
     const float* panels;  // of B
     float* c;             // [rows][c_stride]
     int64_t c_stride;
+    const float* start;   // what sums begin as: C itself, or one row for all with a stride of 0; null: zeros
+    int64_t start_stride;
     int64_t rows;         // of A and C
     int64_t vectors;      // across B and C
     int64_t depth;
-    bool add;             // to what C holds
 };
 
 template <int R, int NV, Lies A>
-static __attribute__((noinline)) void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* c,
-                                           int64_t c_stride, bool add) {
+static __attribute__((noinline)) void tile(const TileProduct& p, int64_t row, int64_t panel) {
+    const int64_t a_stride = p.a_stride, at = panel * kTileLanes;
+    const float* start = p.start ? p.start + row * p.start_stride + at : nullptr;
     V acc[R][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[r][v] = add ? load(c + r * c_stride + v * W) : V{};
-    for (const float* end = b + depth * kTileLanes; b < end; b += kTileLanes) {
+        for (int v = 0; v < NV; ++v) acc[r][v] = start ? load(start + r * p.start_stride + v * W) : V{};
+    const float* a = p.a + (A == Lies::kRows ? row * a_stride : row);
+    const float *b = p.panels + at * p.depth, *end = b + p.depth * kTileLanes;
+    for (; b < end; b += kTileLanes) {
         V bv[NV];
         load_pinned(b, bv);
 #pragma GCC unroll 8
@@ -44,19 +48,18 @@ static __attribute__((noinline)) void tile(const float* a, int64_t a_stride, con
         }
         a += A == Lies::kRows ? 1 : a_stride;
     }
+    float* c = p.c + row * p.c_stride + at;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) store(c + r * c_stride + v * W, acc[r][v]);
+        for (int v = 0; v < NV; ++v) store(c + r * p.c_stride + v * W, acc[r][v]);
 }
 
 template <int R, Lies A, int NV = kTileVectors>
 INLINE void tile_of(int64_t vectors, const TileProduct& p, int64_t row, int64_t panel) {
     if constexpr (NV > 1)
         if (vectors < NV) return tile_of<R, A, NV - 1>(vectors, p, row, panel);
-    const float* a = p.a + (A == Lies::kRows ? row * p.a_stride : row);
-    tile<R, NV, A>(a, p.a_stride, p.panels + panel * p.depth * kTileLanes, p.depth,
-                   p.c + row * p.c_stride + panel * kTileLanes, p.c_stride, p.add);
+    tile<R, NV, A>(p, row, panel);
 }
 
 // Fours where sixes would not come out even, so that at most three rows beyond the last are computed.
