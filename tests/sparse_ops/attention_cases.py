@@ -46,9 +46,9 @@ class Case:
     def check(self, results: tuple[Tensor, Tensor]) -> None:
         """Against the formulas written out, each step's error carried on to the next to first order.
 
-        A sum of n products of a and b is off by gamma_n sum |a b| (Higham 2002, 3.1), in any order. A probability is off
-        by `relative` of itself: twice what its row's scores may be off by, once for itself and once for the sum; as much
-        again as their distance to the largest is rounded; the exponential; and the sum of S of them.
+        A sum of n products of a and b is off by gamma_n sum |a b| (Higham 2002, 3.1), in any order. A probability is
+        off by `relative` of itself: twice what its row's scores may be off by, once for itself and once for the sum;
+        as much again as their distance to the largest is rounded; the exponential; and the sum of S of them.
         """
         (q, k, v), (dout,) = self.heads(self.qkv), self.heads(self.dout)
         scale, length = 1 / math.sqrt(self.width), self.length

@@ -14,8 +14,8 @@ from ipu_bert.bench import headline, models, parts
 from ipu_bert.bench import step as bench_step
 from ipu_bert.bench.equal_loss import SPARSE_MLM, equal_loss, render
 from ipu_bert.sizes.flops import DENSE_FAMILY_MLM
-from sparse_ops.bench.sampling import Summary
 from sparse_ops.attention import attention
+from sparse_ops.bench.sampling import Summary
 from sparse_ops.functional import block_linear
 from sparse_ops.linear import BlockSparseLinear
 
