@@ -16,6 +16,7 @@ from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.sizes.shape import BertShape
 from ipu_bert.sizes.weights import EncoderWeight
 from sparse_ops.add_norm import add_norm
+from sparse_ops.attention import attention
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern, named_generator
 
@@ -90,25 +91,17 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Query, key and value from one weight [3H, H], then torch's fused attention."""
+    """Query, key and value from one weight [3H, H], then attention of each head."""
 
-    def __init__(self, shape: BertShape, name: str, linear: LinearFactory) -> None:
+    def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.dropout = shape.attention_dropout
+        self.dropout, self.kernel = shape.attention_dropout, kernel
         self.qkv = linear(f"{name}.qkv", shape.hidden_size, 3 * shape.hidden_size, 3)
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
-        batch, length, size = hidden.shape
-        # Cut along the last axis, not by a permuted view: its gradient is written once, already contiguous.
-        query, key, value = (
-            part.view(batch, length, self.heads, size // self.heads).transpose(1, 2)  # [B, N, S, D]
-            for part in self.qkv(hidden).split(size, dim=-1)
-        )
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        return context.transpose(1, 2).reshape(batch, length, size)
+        dropout = self.dropout if self.training else 0.0
+        return attention(self.qkv(hidden), key_mask, self.heads, dropout, dropout_key(dropout), self.kernel)
 
 
 class Projection(nn.Module):
@@ -129,7 +122,7 @@ class Projection(nn.Module):
 class Attention(nn.Module):
     def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
-        self.self = SelfAttention(shape, f"{name}.self", linear)
+        self.self = SelfAttention(shape, f"{name}.self", linear, kernel)
         self.output = Projection(shape, f"{name}.output", shape.hidden_size, linear, kernel)
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
@@ -150,7 +143,7 @@ class Intermediate(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One transformer block, [B, S, H] -> [B, S, H]; `key_mask` [B, 1, 1, S] is True where a token may be seen."""
+    """One transformer block, [B, S, H] -> [B, S, H]; `key_mask` [B, S] is True where a token may be seen."""
 
     def __init__(self, shape: BertShape, name: str, linear: LinearFactory, kernel: str) -> None:
         super().__init__()
@@ -194,8 +187,7 @@ class Bert(nn.Module):
         self.pooler = Pooler(shape)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        key_mask = attention_mask.to(torch.bool)[:, None, None, :]
-        hidden = self.encoder(self.embeddings(input_ids, token_type_ids), key_mask)
+        hidden = self.encoder(self.embeddings(input_ids, token_type_ids), attention_mask.to(torch.bool))
         return hidden, self.pooler(hidden)
 
 

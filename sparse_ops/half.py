@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sparse_ops import native, native_half
+from sparse_ops.random_bits import random_bits
 
 PARTIAL_WIDTH = 16  # products between roundings
-_LOW = 0xFFFFFFFF  # of an integer's bits
 _CUT_OFF = 1 << 13  # a half has 13 bits of mantissa fewer than a float32
 _SMALL = 2.0**-14  # below it, halves have a fixed step of 2^-24
 
@@ -54,11 +54,8 @@ def round_in_place(x: Tensor, key: int | None) -> Tensor:
 
 
 def _draw(place: Tensor, key: int) -> Tensor:
-    """13 random bits for each place, int32: Wellons' lowbias32 with the key in two halves."""
-    bits = (place + (key & _LOW)) & _LOW
-    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _LOW
-    bits = bits ^ (key >> 32)
-    return ((((bits ^ (bits >> 15)) * 0x846CA68B) & _LOW) >> 19).int()
+    """13 random bits for each place, int32."""
+    return (random_bits(place, key) >> 19).int()
 
 
 class Products(NamedTuple):

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from sparse_ops import native
 from sparse_ops.native import Call
+from sparse_ops.random_bits import RandomKey
 
 
 class _HalfKey(Call):
-    _fields_ = (("low", ctypes.c_uint32), ("high", ctypes.c_uint32), ("stochastic", ctypes.c_bool))
+    _fields_ = (("random", RandomKey), ("stochastic", ctypes.c_bool))
 
 
-_NEAREST = _HalfKey(low=0, high=0, stochastic=False)
+_NEAREST = _HalfKey(random=RandomKey.of(0), stochastic=False)
 _OF_BOTH = (
     ("key", _HalfKey),
     ("parallel", ctypes.c_void_p),
@@ -83,12 +84,12 @@ def _new(kind: type[Call]) -> Any:
 @lru_cache(maxsize=None)
 def _ready(kind: type[Call], parallel: int | None, threads: int | None, level: int | None) -> Any:
     """A structure to copy, with zeros but for how the call is carried out: calls are many and short."""
-    zero = {name: _HalfKey(low=0, high=0, stochastic=False) if name == "key" else 0 for name in kind._names}
+    zero = {name: _NEAREST if name == "key" else 0 for name in kind._names}
     return kind(**{**zero, "parallel": parallel, "threads": threads, "level": level})
 
 
 def _key(key: int | None) -> _HalfKey:
     found = _HalfKey.from_buffer_copy(_NEAREST)
     if key is not None:
-        found.low, found.high, found.stochastic = key & 0xFFFFFFFF, key >> 32, True
+        found.random.low, found.random.high, found.stochastic = key & 0xFFFFFFFF, key >> 32, True
     return found

@@ -12,18 +12,18 @@ from ipu_bert.sizes.flops import SequenceFlops
 
 SPARSE, DENSE, ATTENTION, REST = "sparse products", "dense products", "attention", "rest"
 _DENSE = ("aten::mm", "aten::addmm")
-# torch's attention is one operator without dropout, and these with it.
+# torch's attention is one operator without dropout, and these with it; ours is two, forward and backward.
 _ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data", "aten::bernoulli_")
 
 
 def part_of(operator: str) -> str:
     """Which part of a step an operator of torch belongs to."""
+    if operator in _ATTENTION or "scaled_dot_product" in operator or operator.startswith("sparse_ops::attention"):
+        return ATTENTION
     if operator.startswith("sparse_ops::"):
         return SPARSE
     if operator in _DENSE:
         return DENSE
-    if operator in _ATTENTION or "scaled_dot_product" in operator:
-        return ATTENTION
     return REST
 
 

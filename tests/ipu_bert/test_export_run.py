@@ -219,7 +219,5 @@ def test_a_folder_below_a_file_is_refused_with_what_was_expected(finished, tmp_p
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "a" / "b"
     assert export_run.main([str(finished), str(folder)]) == 2
-    said = (
-        f"error: {folder}: expected a new or empty folder or an earlier model's, found {tmp_path / 'file'}, which is"
-    )
+    said = f"error: {folder}: expected a new or empty folder or an earlier model's, found {tmp_path / 'file'}, which is"
     assert capsys.readouterr().err == f"{said} no folder\n"

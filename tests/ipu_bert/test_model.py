@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compiler import HAS_KERNELS
 from small_models import dense_model, family_shape, make_peer, make_shape, make_weights, sparse_model
 from torch import Tensor, nn
 from transformers import BertForPreTraining as Peer
@@ -236,6 +237,36 @@ def test_dropout_acts_in_training_only(seed: int) -> None:
     assert mean_loss(model, batch) != mean_loss(model, batch)
     model.eval()
     assert mean_loss(model, batch) == mean_loss(model, batch)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_attention_of_our_own_changes_nothing_but_rounding(sparsity: float, seed: int) -> None:
+    """Against the same model with torch's, which gives the bounds above a second time."""
+    found = []
+    for kernel in ("native", "torch"):
+        model = sparse_model(SHAPE, sparsity, 16) if sparsity else dense_model(SHAPE)
+        randomise(model, seed)
+        for layer in model.bert.encoder.layer:
+            layer.attention.self.kernel = kernel
+        batch = random_batch(seed)
+        logits = model(*batch[:4])
+        mean_loss(model, batch).backward()
+        found.append((logits, [p.grad for p in model.parameters()]))
+    ((ours, our_gradients), (theirs, their_gradients)) = found
+    eps = torch.finfo(torch.float32).eps
+    for a, b in zip([*ours, *our_gradients], [*theirs, *their_gradients]):
+        torch.testing.assert_close(a, b, rtol=0, atol=100 * eps * b.abs().max().item())
+    if HAS_KERNELS:
+        assert any(not torch.equal(a, b) for a, b in zip(our_gradients, their_gradients))  # two ways to compute it
+
+
+def test_dropout_of_attention_follows_from_torch_s_generator(seed: int) -> None:
+    model = dense_model(replace(SHAPE, attention_dropout=0.3))
+    losses = []
+    for start in (seed, seed, seed + 1):
+        torch.manual_seed(start)
+        losses.append(mean_loss(model, random_batch(0)))
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_padding_changes_nothing(seed: int) -> None:

@@ -259,7 +259,12 @@ case("precision.loss_scale", 64.0, lambda b: b.engine._precision.loss_scale)
 
 case("engine.name", "ipu", lambda b: type(b.engine).__name__, "IpuEngine")
 case("engine.device", "offline", lambda b: (b.run.device, b.options.offline), ("offline", True))
-case("engine.kernel", "torch", lambda b: b.layer.output.dense.kernel)
+case(
+    "engine.kernel",
+    "torch",
+    lambda b: (b.layer.output.dense.kernel, b.layer.attention.self.kernel),
+    ("torch", "torch"),
+)
 case("engine.threads", 3, lambda b: (b.engine, torch.get_num_threads())[1])
 
 case("ipu.layers_per_ipu", [2, 0], lambda b: b.run.layers_per_ipu, (2, 0), *IPU)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from attention_cases import LENGTHS
+from attention_cases import check_all as check_attention
 from compiler import needs_compiler
 from native_cases import DTYPES, check_all
 
@@ -45,3 +47,12 @@ def test_sixteen_lanes_match_float64(
     monkeypatch.setattr(native, "_library", lambda: wide_library)
     monkeypatch.setattr(native, "_level", lambda named: native.LEVELS.index(level))
     check_all(b, dtype, seed)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_attention_of_sixteen_lanes_matches_float64(
+    length: int, wide_library: ctypes.CDLL, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_library", lambda: wide_library)
+    monkeypatch.setattr(native, "_level", lambda named: native.LEVELS.index("avx512"))
+    check_attention(length, 80, seed)  # five vectors: a panel of four and one of one

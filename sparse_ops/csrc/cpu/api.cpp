@@ -150,6 +150,15 @@ void gradient(const GradientCall& call) {
         write_gradient<float>(call, plan, parts, [](float f) { return f; });
 }
 
+void attention(const AttentionCall& call) {
+    const Level& level = level_of(call.level);
+    int64_t next = 0;
+    Attention job{call};
+    job.next = &next;
+    for_each_part(call.parallel, call.threads, std::min<int64_t>(call.batch * call.heads, call.threads),
+                  [&](int64_t) { level.attention(job); });
+}
+
 constexpr int64_t kRounded = 65536;  // elements that a thread rounds at a time
 
 void half_round(const HalfRoundCall& call) {
@@ -233,6 +242,8 @@ int sparse_ops_best_level() {
 int sparse_ops_product(const ProductCall* call) { return call->tokens == 0 ? 0 : status_of(product, *call); }
 
 int sparse_ops_gradient(const GradientCall* call) { return status_of(gradient, *call); }
+
+int sparse_ops_attention(const AttentionCall* call) { return status_of(attention, *call); }
 
 int sparse_ops_half_round(const HalfRoundCall* call) { return status_of(half_round, *call); }
 

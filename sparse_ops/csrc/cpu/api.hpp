@@ -113,6 +113,26 @@ struct Dropout {
     float scale;  // of what is kept
 };
 
+// Attention of one layer: softmax of the scaled scores of queries and keys, with dropout, times the values. Backward
+// where `dout` is there. Nothing of the size [length, length] is kept: probabilities are made anew, their dropout from
+// the key.
+struct AttentionCall {
+    const float* qkv;   // [batch, length, 3, heads, width]: queries, keys and values
+    const bool* seen;   // [batch, length]: which keys are seen; a row that sees none gives zeros
+    const float* dout;  // [batch, length, heads, width]: gradient of the result; null: forward
+    float* out;         // the result, as dout; backward: the gradient of qkv, as that
+    float* rows;        // [batch, heads, length, 2]: largest score of each row, times log2 e, and 1 / its sum of
+                        // exponentials; written forward, read backward
+    int64_t batch;      // sequences
+    int64_t length;     // tokens of each
+    int64_t heads;      // of each token
+    int64_t width;      // features of a head, a multiple of 16
+    Dropout dropout;    // of probabilities [batch, heads, length, length]; the place of each is its number there
+    Parallel parallel;  // as of a product
+    int32_t threads;    // at most so many
+    int32_t level;      // instruction level
+};
+
 // y = LayerNorm(residual + dropout(x)), over the features of each token.
 struct AddNormCall {
     const float* x;         // [tokens, features]
@@ -162,6 +182,7 @@ EXPORT int sparse_ops_product(const ProductCall* call);
 EXPORT int sparse_ops_gradient(const GradientCall* call);
 
 // These return 0, or -1 when memory runs out.
+EXPORT int sparse_ops_attention(const AttentionCall* call);
 EXPORT int sparse_ops_half_round(const HalfRoundCall* call);
 EXPORT int sparse_ops_half_products(const HalfProductsCall* call);
 EXPORT int sparse_ops_add_norm(const AddNormCall* call);

@@ -3,7 +3,7 @@
 // alone, so that threads, levels and sparse_ops/half.py draw the same.
 #pragma once
 #include "job.hpp"
-#include "vec.hpp"
+#include "random.hpp"
 
 namespace SPARSE_OPS_LEVEL {
 
@@ -11,13 +11,8 @@ constexpr int64_t kPartial = 16;                  // terms between roundings
 constexpr int kHalfRows = 4, kHalfVectors = 2;    // of a tile of sums
 constexpr int64_t kHalfWidth = kHalfVectors * W;  // columns of a panel
 
-// 13 random bits for each place: Wellons' lowbias32 with the second half of the key between its two multiplications.
-INLINE U draw(U place, const HalfKey& key) {
-    U x = place + key.low;
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x ^= key.high;
-    return ((x ^ (x >> 15)) * 0x846ca68bu) >> 19;
-}
+// 13 random bits for each place.
+INLINE U draw(U place, const HalfKey& key) { return random_bits(place, key.random) >> 19; }
 
 // x is finite, infinite, or a NaN as arithmetic makes them (not one of the lowest bits alone).
 template <bool stochastic>
@@ -38,12 +33,6 @@ INLINE V round_half(V x, U place, const HalfKey& key) {
     const V rounded = (I)(bits & 0x7fffffffu) < 0x38800000 ? small : normal;
     return rounded * 0x1p112f * 0x1p-112f;  // above the largest half: infinite
 }
-
-template <size_t... J>
-INLINE U counted_from(uint32_t first, std::index_sequence<J...>) {
-    return first + U{(uint32_t)J...};
-}
-INLINE U counted_from(uint32_t first) { return counted_from(first, Lanes{}); }
 
 template <bool stochastic>
 static void round_range(const HalfRoundCall& call, int64_t first, int64_t last) {

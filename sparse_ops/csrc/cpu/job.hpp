@@ -104,6 +104,11 @@ struct Gradient : GradientCall {
     int64_t n_chunks;          // of n_streamed features
 };
 
+// A call, of whose heads (sequence * heads + head) threads draw one after another from `next`.
+struct Attention : AttentionCall {
+    int64_t* next;
+};
+
 // What is compiled once for each instruction level (level.cpp).
 struct Level {
     int lanes;
@@ -115,6 +120,7 @@ struct Level {
     void (*product)(const Product&);                                  // draws jobs until none is left
     // Tokens [first, last) of a gradient, added to `sums`; dy's sum over them to bias [n_out] unless that is null.
     void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums, float* bias);
+    void (*attention)(const Attention&);                                    // draws heads until none is left
     int64_t half_width;                                                     // columns in a panel of halves' products
     void (*half_round)(const HalfRoundCall&, int64_t first, int64_t last);  // elements [first, last)
     void (*half_products)(const HalfProductsCall&, int64_t part);           // one panel of one job

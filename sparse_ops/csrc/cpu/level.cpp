@@ -5,6 +5,7 @@
 #include "product_rows.hpp"
 #ifndef SPARSE_OPS_PAIRS
 #include "add_norm.hpp"
+#include "attention.hpp"
 #include "gradient.hpp"
 #include "half.hpp"
 #endif
@@ -59,6 +60,7 @@ const Level level = {
     gather_of<bf16>,
     product_of<bf16>,
     nullptr,
+    nullptr,
     0,
     nullptr,
     nullptr,
@@ -92,8 +94,8 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
 }
 
 const Level level = {
-    W,          kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather, product, gradient,
-    kHalfWidth, half_round,  half_products,        add_norm,      add_norm_gradient,
+    W,        kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather,   product,
+    gradient, attention,   kHalfWidth,           half_round,    half_products,         add_norm, add_norm_gradient,
 };
 
 #endif

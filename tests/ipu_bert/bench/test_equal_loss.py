@@ -14,6 +14,7 @@ from ipu_bert.bench import headline, models, parts
 from ipu_bert.bench import step as bench_step
 from ipu_bert.bench.equal_loss import SPARSE_MLM, equal_loss, render
 from ipu_bert.sizes.flops import DENSE_FAMILY_MLM
+from sparse_ops.attention import attention
 from sparse_ops.bench.sampling import Summary
 from sparse_ops.functional import block_linear
 from sparse_ops.linear import BlockSparseLinear
@@ -65,9 +66,14 @@ def test_operators_are_counted_in_their_part(dropout):
     assert found[parts.DENSE] > 0
     assert found[parts.SPARSE] == found[parts.ATTENTION] == 0
     q = torch.randn(4, 4, 128, 64, requires_grad=True)
-    found = parts.seconds_by_part(lambda: F.scaled_dot_product_attention(q, q, q, dropout_p=dropout).sum().backward())
-    assert found[parts.ATTENTION] > 0
-    assert found[parts.SPARSE] == found[parts.DENSE] == 0
+    joined, seen = torch.randn(4, 128, 3 * 256, requires_grad=True), torch.ones(4, 128, dtype=torch.bool)
+    for attend in (
+        lambda: F.scaled_dot_product_attention(q, q, q, dropout_p=dropout),
+        lambda: attention(joined, seen, 4, dropout, 1, "auto"),
+    ):
+        found = parts.seconds_by_part(lambda attend=attend: attend().sum().backward())
+        assert found[parts.ATTENTION] > 0
+        assert found[parts.SPARSE] == found[parts.DENSE] == 0
 
 
 def test_rates_by_hand():
