@@ -48,7 +48,7 @@ def read_source(start: Start, seed: int) -> Source:
             method="static" if start.sparsity else "dense", sparsity=start.sparsity, block_size=start.block_size
         )
         linear = sparse_linear(encoder_weights(model.shape, settings), seed, kernel="auto")
-        model = BertForPreTraining(model.shape, linear, seed)
+        model = BertForPreTraining(model.shape, linear, seed, kernel="auto")
         taken = take_weights(model, own_weights(source.model), "magnitude", seed)
         if taken.kept is not None:
             say(
@@ -104,11 +104,11 @@ def _of_folder(where: str, seed: int) -> Source:
         config = read_object(file)
         if config.get("model_type") == MODEL_TYPE:
             encoder = SparseBertModel.from_pretrained(where)
-            model = BertForPreTraining(encoder.config.shape, encoder.config.linear(), seed)
+            model = BertForPreTraining(encoder.config.shape, encoder.config.linear(), seed, kernel="auto")
             model.bert.load_state_dict(encoder.bert.state_dict())
         else:
             state, _left = read_bert(where)
-            model = BertForPreTraining(shape_from_config(config), dense_linear, seed)
+            model = BertForPreTraining(shape_from_config(config), dense_linear, seed, kernel="auto")
             take_weights(model, state, "magnitude", seed)
     except ValueError as error:
         raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
