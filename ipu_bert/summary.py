@@ -36,6 +36,7 @@ class RunTotals:
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
     heldout: Mapping[str, float | None]  # means of the last evaluation
+    ranks: int
 
 
 def write_outcome(

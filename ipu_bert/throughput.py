@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipu_bert.config import Config
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.trial import StepTimes, Trial, UpdateTimes
 
 
@@ -56,7 +57,7 @@ class Throughput:
         return f"engine      {self.engine}\n" + "\n".join(lines)
 
 
-def throughput(config: Config, steps: int) -> Throughput:
+def throughput(config: Config, steps: int, ranks: Ranks = ALONE) -> Throughput:
     """Compile, leave one step out, time `steps` steps and a pattern update; nothing is written.
 
     Raises ValueError or ArithmeticError as the run would.
@@ -64,12 +65,12 @@ def throughput(config: Config, steps: int) -> Throughput:
     train, on_ipus = config.train, config.engine.name == "ipu"
     if on_ipus and config.engine.device == "offline":
         raise ValueError("engine.device: expected a device that runs steps, found offline, which only compiles")
-    trial = Trial(config)
+    trial = Trial(config, ranks)
     compile_seconds, warm_up_seconds = trial.compile(), trial.step()
     step = trial.steps(steps)
     replicas = config.ipu.replicas if on_ipus else 1
     return Throughput(
-        engine=f"ipu, device {config.engine.device}" if on_ipus else config.engine.name,
+        engine=(f"ipu, device {config.engine.device}" if on_ipus else config.engine.name) + _of(ranks),
         steps=steps,
         samples=train.batch_size,
         tokens=train.batch_size * config.data.sequence_length,
@@ -81,6 +82,10 @@ def throughput(config: Config, steps: int) -> Throughput:
         step=step,
         update=trial.update(step.whole),
     )
+
+
+def _of(ranks: Ranks) -> str:
+    return f", {ranks.count} ranks" if ranks.count > 1 else ""
 
 
 def _update(update: UpdateTimes | None) -> str:

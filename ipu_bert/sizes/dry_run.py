@@ -24,12 +24,14 @@ def plan(
     placement: Placement | None,
     learning_rate: float,
     updates: Sequence[int],
+    ranks: int,
 ) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
     files: the prepared corpus; until there is one, its vocabulary counts as large as the config asks for. placement: on
     IPUs, where the engine is theirs. updates: the steps after which patterns change; the plan has those
-    up to `train.stop_at`, as it has sequences and tokens. Raises ValueError where a weight cannot have its sparsity.
+    up to `train.stop_at`, as it has sequences and tokens. ranks: processes that share each step. Raises ValueError
+    where a weight cannot have its sparsity.
     """
     data, train = config.data, config.train
     quality = text_quality(files, data.sequence_length) if files else None
@@ -48,6 +50,7 @@ def plan(
         "stop_at": train.last_step,
         "batch_size": train.batch_size,
         "micro_batch_size": train.micro_batch_size,
+        "ranks": ranks,
         "warmup_steps": config.optim.warmup_steps,
         "sequences": train.last_step * train.batch_size,
         "tokens": train.last_step * train.batch_size * data.sequence_length,
@@ -92,7 +95,8 @@ def render(found: dict[str, Any]) -> str:
         + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}; {_prepared(data)}",
         *(f"text        {line}" for line in data["said"]),
         f"steps       {found['stop_at']:,} of {found['steps']:,}, {found['batch_size']} sequences each "
-        f"({found['micro_batch_size']} at a time): {found['sequences']:,} sequences, {found['tokens']:,} tokens",
+        f"({found['micro_batch_size']} at a time{_on_ranks(found)}): {found['sequences']:,} sequences, "
+        f"{found['tokens']:,} tokens",
         f"learning    peak rate {found['learning_rate']:.3g} after {found['warmup_steps']:,} steps of warm-up",
         f"patterns    {len(updates)} updates" + (f", after steps {_shorten(updates)}" if updates else ""),
         f"parameters  {parameters['total']:,}: {parameters['sparse']:,} block-sparse (in place of "
@@ -111,6 +115,11 @@ def render(found: dict[str, Any]) -> str:
         *_weight_table(found["layers"]),
     ]
     return "\n".join([*lines, "", found["placement_text"]] if found["placement_text"] else lines)
+
+
+def _on_ranks(found: dict[str, Any]) -> str:
+    ranks = found["ranks"]
+    return f", on {ranks} ranks with {found['batch_size'] // ranks} each" if ranks > 1 else ""
 
 
 def _disk_lines(disk: dict[str, Any], run_dir: str, data_dir: str) -> list[str]:

@@ -22,11 +22,11 @@ from ipu_bert.config import Config, as_dict
 from ipu_bert.engines import simulator
 from ipu_bert.engines.base import NonFiniteError
 from ipu_bert.engines.ipu.build import make_run
-from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import inference_options, training_options
 from ipu_bert.engines.simulator import executor
 from ipu_bert.hub.start import Taken
 from ipu_bert.model import sparse_layers
+from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import Metrics, read_metrics
 from ipu_bert.run_folder import RunFolder
 from ipu_bert.stopwatch import Stopwatch
@@ -92,7 +92,7 @@ class Built:
 
     @cached_property
     def run(self) -> Any:
-        return make_run(self.config, Instances())
+        return make_run(self.config, ALONE)
 
     @cached_property
     def options(self) -> Any:
