@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
             say(str(InterruptedRunError(stop.number, saved)), sys.stderr)
         return stop.status
     except RankError as error:
-        _fail(str(error))
+        _fail(*filter(None, [str(error)]))
         return error.status
     except ConfigError as error:
         return _fail(*error.errors)

@@ -25,11 +25,15 @@ Groups = Dict[str, Dict[str, Tensor]]
 
 MEETING_SECONDS = 2 * 60 * 60.0  # while others prepare text, compile, save or report: hours of text at most
 ROLL_CALL_SECONDS = 3.0  # for others to say what became of them, when one is missing
+SAME_SECONDS = 1.0  # for rank 0 to say what this rank has to say
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class RankError(ValueError):
-    """Another rank failed, with its message, or does not answer; `status`: of this process, as of that one."""
+    """Another rank failed, with its message, or does not answer; `status`: of this process, as of that one.
+
+    The message is empty where rank 0 says it for all.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -191,7 +195,12 @@ class TorchRanks(Ranks):
             return self._what_happened(str(error).splitlines()[0]) or error
         if isinstance(error, InterruptedRunError):
             return self._what_happened("") or error
-        self._leave(_in_words(error), getattr(error, "status", 2))
+        message, status, end = _in_words(error), getattr(error, "status", 2), time.monotonic() + SAME_SECONDS
+        self._leave(message, status)
+        while not self.first and time.monotonic() < end:  # what is wrong everywhere is said once
+            if self._left(0) == (message, status):
+                return RankError("", status)
+            time.sleep(0.05)
         return error
 
     def _leave(self, message: str, status: int) -> None:
@@ -206,9 +215,7 @@ class TorchRanks(Ranks):
         self._leave("", 2)
         others, end = set(range(self.count)) - {self.index}, time.monotonic() + ROLL_CALL_SECONDS
         while True:
-            left = {
-                rank: json.loads(self._store.get(f"left/{rank}")) for rank in sorted(others) if self._has_left(rank)
-            }
+            left = {rank: found for rank, found in ((rank, self._left(rank)) for rank in sorted(others)) if found}
             said = [(rank, message, status) for rank, (message, status) in left.items() if message]
             if said:
                 rank, message, status = said[0]
@@ -222,8 +229,12 @@ class TorchRanks(Ranks):
         missing = ", ".join(map(str, sorted(others - left.keys()))) or "all"
         return RankError(f"rank {missing} does not answer: it was killed, hangs, or its network is gone ({words})", 2)
 
-    def _has_left(self, rank: int) -> bool:
-        return bool(self._store.check([f"left/{rank}"]))
+    def _left(self, rank: int) -> tuple[str, int] | None:
+        """The message and status that a rank ended with; None where it has not said."""
+        if not self._store.check([f"left/{rank}"]):
+            return None
+        message, status = json.loads(self._store.get(f"left/{rank}"))
+        return message, status
 
 
 def _in_words(error: BaseException) -> str:

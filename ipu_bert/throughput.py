@@ -14,11 +14,13 @@ from ipu_bert.trial import StepTimes, Trial, UpdateTimes
 class Throughput:
     """Means over `steps` steps, each on a batch made for it on the host and handed to the engine.
 
-    samples, tokens: of one step over all replicas; padding counts. ipus: of all replicas, None on another engine.
-    batches: "text" or "random ids". compile_seconds and warm_up_seconds, of the first step, are in no other figure.
+    samples, tokens: of one step over all ranks and replicas; padding counts. ipus: of all replicas, None on another
+    engine. batches: "text" or "random ids". compile_seconds and warm_up_seconds, of the first step, are in no other
+    figure.
     """
 
     engine: str
+    ranks: int
     steps: int
     samples: int
     tokens: int
@@ -54,6 +56,8 @@ class Throughput:
             f"before      {self.compile_seconds:.3g} s to compile, {self.warm_up_seconds:.3g} s for the first step",
             f"update      {_update(self.update)}",
         ]
+        if self.ranks > 1:
+            lines.insert(2, f"exchange    {self.step.exchange:.3g} s of a step waiting for other ranks")
         return f"engine      {self.engine}\n" + "\n".join(lines)
 
 
@@ -71,6 +75,7 @@ def throughput(config: Config, steps: int, ranks: Ranks = ALONE) -> Throughput:
     replicas = config.ipu.replicas if on_ipus else 1
     return Throughput(
         engine=(f"ipu, device {config.engine.device}" if on_ipus else config.engine.name) + _of(ranks),
+        ranks=ranks.count,
         steps=steps,
         samples=train.batch_size,
         tokens=train.batch_size * config.data.sequence_length,

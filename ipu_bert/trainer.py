@@ -110,7 +110,8 @@ class Trainer:
             with noted() as self._stop:
                 heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())
-        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, self._ranks.count)
+        waited = [float(seconds) for seconds in self._ranks.gather(repr(self.timer.seconds["exchange"]))]
+        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, waited)
         with self.engine.host_state() as host:
             if first:
                 write_outcome(folder.path, config, self.data, self.quality, totals, host.layers)

@@ -20,11 +20,15 @@ DEVICE_PHASES = ("forward", "backward", "exchange", "optimizer")
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of one step, a mean. host: of it, while the engine does not compute; data: of that, making the batch."""
+    """Seconds of one step, a mean.
+
+    host: of it, while the engine does not compute; data: of that, making the batch; exchange: waiting for other ranks.
+    """
 
     whole: float
     host: float
     data: float
+    exchange: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Trial:
         whole = sum(self.step() for _ in range(count))
         spent = {phase: seconds - before[phase] for phase, seconds in self._timer.seconds.items()}
         host = whole - sum(spent[phase] for phase in DEVICE_PHASES)
-        return StepTimes(whole / count, host / count, spent["data"] / count)
+        return StepTimes(whole / count, host / count, spent["data"] / count, spent["exchange"] / count)
 
     def _next_batch(self) -> Batch:
         with self._timer("data"):

@@ -93,10 +93,6 @@ class Engine(Protocol):
         """What the last host_state() moved; None where the weights are the host's own."""
 
     @property
-    def sent_bytes(self) -> int:
-        """Bytes of gradients that this process gave to be added up over ranks in the last step."""
-
-    @property
     def share(self) -> tuple[int, int]:
         """(part, parts): the part of every batch that this process makes and hands in below; (0, 1) is all of it."""
 

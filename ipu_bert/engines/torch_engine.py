@@ -76,11 +76,6 @@ class TorchEngine:
         """See Engine."""
         return self._ranks.index, self._ranks.count
 
-    @property
-    def sent_bytes(self) -> int:
-        """See Engine."""
-        return self._gradients.sent_bytes
-
     def compile(self, batch: Batch) -> None:
         """See Engine: steps run eagerly, so there is nothing to make."""
 
@@ -189,9 +184,11 @@ class TorchEngine:
         return state
 
     def digests(self) -> dict[str, str]:
-        """See Engine: every parameter, position and moment."""
+        """See Engine: every position, parameter and moment; positions first, as all else of a block moves with it."""
         state = self.state()
-        return {name: digest([tensor]) for name, tensor in {**state["model"], **state["optimizer"]}.items()}
+        tensors = {**state["model"], **state["optimizer"]}
+        names = sorted(tensors, key=lambda name: not name.endswith((".rows", ".cols")))
+        return {name: digest([tensors[name]]) for name in names}
 
     def state(self) -> TensorGroups:
         """See Engine: parameters and positions, and moments; where steps were skipped, how many updates there were.

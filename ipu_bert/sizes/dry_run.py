@@ -10,6 +10,7 @@ from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.settings import Config
 from ipu_bert.sizes.disk import disk_need
+from ipu_bert.sizes.exchange import step_bytes
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.footprint import FLOAT32_BYTES, memory_estimate, parameter_counts
 from ipu_bert.sizes.placement import Placement
@@ -45,6 +46,7 @@ def plan(
         "flops": sequence_flops(shape, weights, data.sequence_length, data.max_predictions).to_dict(),
         "parameters": parameter_counts(shape, weights).to_dict(),
         "memory": memory_estimate(shape, weights, *FLOAT32_BYTES).to_dict(),
+        "step_bytes": step_bytes(parameter_counts(shape, weights)).to_dict(),
         "disk": disk_need(config, shape, weights, files.manifest if files else None).to_dict(),
         "steps": train.steps,
         "stop_at": train.last_step,
@@ -106,6 +108,7 @@ def render(found: dict[str, Any]) -> str:
         f"memory      {_megabytes(memory['total'])} for weights, gradients and moments, activations not counted; "
         f"sparse weights {_megabytes(memory['sparse_weights'] + memory['sparse_gradients'] + memory['sparse_moments'])}"
         f" and their index {_megabytes(memory['index'])}",
+        *_exchange_lines(found),
         *_disk_lines(found["disk"], found["run_dir"], data["dir"]),
         *(f"gave way    {line}" for line in found["gave_way"]),
         *(f"chosen      {line}" for line in found["chosen"]),
@@ -120,6 +123,14 @@ def render(found: dict[str, Any]) -> str:
 def _on_ranks(found: dict[str, Any]) -> str:
     ranks = found["ranks"]
     return f", on {ranks} ranks with {found['batch_size'] // ranks} each" if ranks > 1 else ""
+
+
+def _exchange_lines(found: dict[str, Any]) -> list[str]:
+    """What ranks exchange, where there are several on CPUs."""
+    sent, several = found["step_bytes"], found["ranks"] > 1 and not found["placement"]
+    parts = f"{_megabytes(sent['encoder'])} encoder, {_megabytes(sent['embeddings'])} embeddings"
+    total = f"{_megabytes(sent['total'])} of gradients a rank and step: {parts}"
+    return [f"exchange    {total}; dense {_megabytes(sent['as_dense'])}"] if several else []
 
 
 def _disk_lines(disk: dict[str, Any], run_dir: str, data_dir: str) -> list[str]:

@@ -106,11 +106,6 @@ class IpuEngine:
     # --- running
 
     @property
-    def sent_bytes(self) -> int:
-        """See Engine: IPUs add gradients up among themselves, and the host does not see it."""
-        return 0
-
-    @property
     def share(self) -> tuple[int, int]:
         """See Engine: poprun's instances have each a part of every batch."""
         return self._ranks.index, self._ranks.count
