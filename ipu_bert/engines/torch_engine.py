@@ -6,7 +6,7 @@ import math
 from contextlib import contextmanager, nullcontext
 from functools import reduce
 from operator import add
-from typing import Callable, Iterator, Mapping, Sequence
+from typing import Callable, ContextManager, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ class TorchEngine:
         if gradient_counts is not None:
             several = len(micro_batches) * self._ranks.count > 1
             search = GradientSearch(self._layers, gradient_counts, self._block_norm, several, self._ranks.sum_)
-        passes = [nullcontext()] if search is None else list(search.passes())
+        passes: list[ContextManager[None]] = [nullcontext()] if search is None else list(search.passes())
         try:
             for number, recording in enumerate(passes, start=1):
                 self._optimizer.zero_grad()
@@ -240,7 +240,7 @@ def _eval_micro_batch(model: BertForPreTraining, precision: Precision, batch: Ba
     )
 
 
-def _logits(model: BertForPreTraining, precision: Precision, batch: Batch) -> tuple[Tensor, Tensor]:
+def _logits(model: Callable[..., tuple[Tensor, Tensor]], precision: Precision, batch: Batch) -> tuple[Tensor, Tensor]:
     with precision.autocast():
         mlm_logits, nsp_logits = model(
             batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions

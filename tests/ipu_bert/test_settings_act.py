@@ -26,7 +26,7 @@ from ipu_bert.engines.ipu.options import inference_options, training_options
 from ipu_bert.engines.simulator import executor
 from ipu_bert.hub.start import Taken
 from ipu_bert.model import sparse_layers
-from ipu_bert.ranks import ALONE
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.metrics import Metrics, read_metrics
 from ipu_bert.run_folder import RunFolder
 from ipu_bert.stopwatch import Stopwatch
@@ -74,6 +74,14 @@ class Built:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(starting, "take_weights", taking)
             Trainer(self.config)
+        return asked
+
+    @cached_property
+    def patience(self) -> list[float]:
+        """How long a run's ranks wait."""
+        ranks, asked = Ranks(), []  # type: ignore[var-annotated]
+        ranks.connect = asked.append  # type: ignore[method-assign]
+        Trainer(self.config, ranks=ranks)
         return asked
 
     @cached_property
@@ -261,6 +269,7 @@ case("engine.name", "ipu", lambda b: type(b.engine).__name__, "IpuEngine")
 case("engine.device", "offline", lambda b: (b.run.device, b.options.offline), ("offline", True))
 case("engine.kernel", "torch", lambda b: b.layer.output.dense.kernel)
 case("engine.threads", 3, lambda b: (b.engine, torch.get_num_threads())[1])
+case("engine.patience", 7.5, lambda b: b.patience, [7.5])
 
 case("ipu.layers_per_ipu", [2, 0], lambda b: b.run.layers_per_ipu, (2, 0), *IPU)
 case(
