@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Collection
 
 import torch
 import torch.distributed as dist
@@ -30,19 +29,16 @@ def _rank(index: int, work: Work, count: int, environment: dict[str, str], argum
     work(index, *arguments)
 
 
-@contextlib.contextmanager
-def _killed_at_the_end(processes: list[Any]) -> Iterator[None]:
+def statuses(started: Any, seconds: float, hanging: Collection[int] = ()) -> list[int | None]:
+    """The exit status of each rank, minus the signal that ended it; None where it had not ended in time.
+
+    hanging: ranks that are not waited for, and then killed as all that are left.
+    """
+    processes, end = started.processes, time.monotonic() + seconds
     try:
-        yield
+        for rank, process in enumerate(processes):
+            process.join(0.0 if rank in hanging else max(0.0, end - time.monotonic()))
+        return [process.exitcode for process in processes]
     finally:
         for process in processes:
             process.kill()
-
-
-def statuses(started: Any, seconds: float) -> list[int | None]:
-    """The exit status of each rank, minus the signal that ended it; None where it had not ended in time."""
-    processes, end = started.processes, time.monotonic() + seconds
-    with _killed_at_the_end(processes):
-        for process in processes:
-            process.join(max(0.0, end - time.monotonic()))
-        return [process.exitcode for process in processes]
