@@ -156,7 +156,9 @@ class TorchRanks(Ranks):
 
     def __init__(self) -> None:
         limit = timedelta(seconds=MEETING_SECONDS)
-        self._store, self.index, self.count = next(dist.rendezvous("env://", timeout=limit))
+        store, self.index, self.count = next(dist.rendezvous("env://", timeout=limit))
+        # Where torchrun has started ranks again, the store may still have the addresses of those that are gone.
+        self._store = dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         self.local_index = int(os.environ.get("LOCAL_RANK", self.index))
         self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
         dist.init_process_group("gloo", store=self._store, rank=self.index, world_size=self.count, timeout=limit)

@@ -258,7 +258,8 @@ def _stream(report: Report) -> str:
 
 def _time(report: Report) -> str:
     rows = []
-    for phase, words in {**PHASES, "other": "anything else (start, logging)"}.items():
+    told = {phase: words for phase, words in PHASES.items() if phase != "exchange" or report.exchange}
+    for phase, words in {**told, "other": "anything else (start, logging)"}.items():
         share = report.time_share[phase]
         bar = "`" + "#" * max(1, round(30 * share)) + "`" if share > 0.005 else ""
         rows.append([words, percent(share), bar])

@@ -59,6 +59,7 @@ OUTCOME = RunOutcome(
         "data": 1.0,
         "forward": 4.0,
         "backward": 8.0,
+        "exchange": 0.0,
         "optimizer": 2.0,
         "update": 1.0,
         "evaluation": 3.0,
