@@ -1,4 +1,4 @@
-"""Every way in which a run under torchrun can lose a rank, made to happen: `python tests/attack/ranks.py FOLDER`.
+"""Every way in which a run under torchrun can lose a rank, made to happen: `python tests/attack/ranks.py FOLDER [WAY ...]`.
 
 In each a run of two ranks is started in FOLDER, hurt once it has saved step 20, and waited for; what it said and its
 newest checkpoint are printed, and the checkpoint is verified. `restart`: torchrun starts the ranks again, and the run
@@ -36,11 +36,10 @@ WAYS = (*SIGNALS, *STOPS, "restart", "refused", "disk")
 
 def main() -> None:
     """The command line."""
-    if len(sys.argv) == 2:
-        for way in WAYS:
-            happen(way, Path(sys.argv[1]))
-    else:
+    if "RANK" in os.environ:
         _as_rank(sys.argv[1], sys.argv[2:])
+    for way in sys.argv[2:] or WAYS:
+        happen(way, Path(sys.argv[1]))
 
 
 def happen(way: str, folder: Path) -> None:
