@@ -118,7 +118,8 @@ class Ranks:
         return value if self.count == 1 else json.loads(self.text_from_first(json.dumps(value)))
 
     def tensors_from_first(self, groups: Mapping[str, Mapping[str, Tensor]]) -> Groups:
-        """Rank 0's tensors by group and name; what the others give does not count."""
+        """Rank 0's tensors by group and name, which it may take long to have; what the others give does not count."""
+        self.meet()
         if self.count == 1:
             return {group: dict(tensors) for group, tensors in groups.items()}
         described = [
@@ -187,16 +188,20 @@ class TorchRanks(Ranks):
             yield
         except BaseException as error:
             with unheeded():  # torchrun sends SIGTERM to all when one has ended
-                found = self._ended_by(error)
+                try:
+                    found = self._ended_by(error)
+                except RuntimeError:  # the store is gone, and the machine that had it
+                    found = RankError("the machine where ranks meet does not answer", 2) if _is_lost(error) else error
             raise found from None
         dist.destroy_process_group()
 
     def _ended_by(self, error: BaseException) -> BaseException:
         """What this rank ends with: the error, or another rank's where that one comes first."""
-        if isinstance(error, RuntimeError) and "gloo" in str(error):
+        if _is_lost(error):
             return self._what_happened(str(error).splitlines()[0]) or error
-        if isinstance(error, InterruptedRunError):
-            return self._what_happened("") or error
+        found = self._what_happened("") if isinstance(error, InterruptedRunError) else None
+        if found and found.status != getattr(error, "status", 2):  # not itself one that was told to stop
+            return found
         message, status, end = _in_words(error), getattr(error, "status", 2), time.monotonic() + SAME_SECONDS
         self._leave(message, status)
         while not self.first and time.monotonic() < end:  # what is wrong everywhere is said once
@@ -237,6 +242,11 @@ class TorchRanks(Ranks):
             return None
         message, status = json.loads(self._store.get(f"left/{rank}"))
         return message, status
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether this is what gloo raises where another rank does not answer."""
+    return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
 def _in_words(error: BaseException) -> str:

@@ -100,10 +100,8 @@ class Trainer:
         config, first = self.config, self._ranks.first
         with (RunFolder if first else NoFolder)(config, self._origin, self.data.unigram_entropy) as folder:
             self._started = time.monotonic()
-            state = self._state()
+            self._try_out(folder.checkpoints)
             if first:
-                with self.timer("checkpoint"):
-                    checkpoint.try_out(folder.checkpoints, self.step, *state)
                 files.write(folder.path / TOKENIZER, self._kept.tokenizer_json)
             self._ranks.meet()
             self._open(folder)
@@ -117,6 +115,12 @@ class Trainer:
                 write_outcome(folder.path, config, self.data, self.quality, totals, host.layers)
         self._ranks.meet()
         return folder.path
+
+    def _try_out(self, checkpoints: Path) -> None:
+        state = self._state()
+        if self._ranks.first:
+            with self.timer("checkpoint"):
+                checkpoint.try_out(checkpoints, self.step, *state)
 
     def _open(self, folder: RunFolder | NoFolder) -> None:
         """Where checkpoints go, and what is there: the newest one, and the best one's held-out loss."""

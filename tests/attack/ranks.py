@@ -1,4 +1,4 @@
-"""Every way in which a run under torchrun can lose a rank, made to happen: `python tests/attack/ranks.py FOLDER [WAY ...]`.
+"""Every way in which a run under torchrun can lose a rank, made to happen: `tests/attack/ranks.py FOLDER [WAY ...]`.
 
 In each a run of two ranks is started in FOLDER, hurt once it has saved step 20, and waited for; what it said and its
 newest checkpoint are printed, and the checkpoint is verified. `restart`: torchrun starts the ranks again, and the run
