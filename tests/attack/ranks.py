@@ -50,6 +50,7 @@ def happen(way: str, folder: Path) -> None:
     config = ("--config", "quickstart", "--resume", "auto", f"run.dir={run}", f"data.dir={folder / 'data'}")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *restarts)
     log = folder / f"{run.name}.log"
+    folder.mkdir(parents=True, exist_ok=True)
     with log.open("w") as out:
         started = subprocess.Popen([*torchrun, __file__, way, *config, *SIZES, *SETTINGS], stdout=out, stderr=out)
         hurt = _hurt(way, started.pid, run, started)

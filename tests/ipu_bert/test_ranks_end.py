@@ -46,7 +46,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Per way the exit statuses, and what each rank has heard: seconds, kind of error, message."""
     folder = tmp_path_factory.mktemp("ended")
     started = {how: start(_end, 2, how, str(folder)) for how in WAYS}
-    found = {how: statuses(ranks, 120.0, hanging={1} if how == "hangs" else ()) for how, ranks in started.items()}
+    found = {how: statuses(ranks, 300.0, hanging={1} if how == "hangs" else ()) for how, ranks in started.items()}
     heard = {how: [json.loads(path.read_text()) for path in sorted(folder.glob(f"{how}*"))] for how in WAYS}
     return {how: [found[how], *heard[how]] for how in WAYS}
 
