@@ -50,7 +50,8 @@ def open_data(config: Config, progress: bool, ranks: Ranks = ALONE) -> TokenFile
             show = progress and turn < 2
             found = prepare(corpus(config), config.data.dir, workers=config.data.workers, progress=show)
         ranks.meet()
-    ranks.check_same({name: str(value) for name, value in found.identity.items()}, "data")
+    if ranks.count > 1:
+        ranks.check_same({name: str(value) for name, value in found.identity.items()}, "data")
     return found
 
 
