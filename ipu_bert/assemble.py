@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any, Callable
 
 import torch
@@ -18,22 +20,49 @@ from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, Optimization, dense_learning_rate, sparse_learning_rate
 from ipu_bert.precision import Precision
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops import native
 from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.schedules import SCHEDULES
 from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
 from sparse_ops.host_memory import total_memory_bytes
 from sparse_ops.norms import NORMS
+from sparse_ops.saying import say
 
 
-def open_data(config: Config, progress: bool) -> TokenFiles:
-    """Prepare the corpus, or open it where it has been prepared before."""
-    return prepare(corpus(config), config.data.dir, workers=config.data.workers, progress=progress)
+def open_data(config: Config, progress: bool, ranks: Ranks = ALONE) -> TokenFiles:
+    """Prepare the corpus, or open it where it has been prepared before.
+
+    Rank 0 goes first, then the first rank of every machine, then the rest: who finds no text after rank 0 is on a
+    machine with another disk, and prepares it there. Raises ValueError, on all ranks, where that gave another text.
+    """
+    turn = 0 if ranks.first else 1 if ranks.local_index == 0 else 2
+    for now in range(3 if ranks.count > 1 else 1):
+        if now == turn:
+            if turn == 1 and find_data(config)[1] is None:
+                say(f"rank {ranks.index}: rank 0's text is not on the disk of this machine; preparing it", sys.stderr)
+            show = progress and turn < 2
+            found = prepare(corpus(config), config.data.dir, workers=config.data.workers, progress=show)
+        ranks.meet()
+    if ranks.count > 1:
+        ranks.check_same({name: str(value) for name, value in found.identity.items()}, "data")
+    return found
+
+
+def compile_kernels(config: Config, ranks: Ranks) -> None:
+    """Compile what multiplies sparse weights, where it is native: the first rank of each machine, and then the rest."""
+    needed = config.engine.name == "torch" and config.engine.kernel != "torch" and config.sparsity.method != "dense"
+    if needed and ranks.count > 1:
+        for now in (True, False):
+            if (ranks.local_index == 0) == now:
+                native.available()
+            ranks.meet()
 
 
 def find_data(config: Config) -> tuple[str, TokenFiles | None]:
@@ -146,13 +175,14 @@ def make_placement(config: Config, vocab_size: int) -> Placement | None:
     return placement
 
 
-def plan(config: Config) -> dict[str, Any]:
+def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     """What the run would be, as plain values; nothing is made. Raises ValueError as the run itself would."""
+    check_share(config, ranks)
     _, files = find_data(config)
     placement = make_placement(config, files.vocab_size if files else config.data.vocab_size)
     updater = make_updater(config)
     updates = sorted(updater.ratios) if updater else []
-    return dry_run.plan(config, files, placement, learning_rate(config), updates)
+    return dry_run.plan(config, files, placement, learning_rate(config), updates, ranks.count)
 
 
 def optimization(config: Config) -> Optimization:
@@ -176,16 +206,31 @@ def use_threads(config: Config) -> None:
         torch.set_num_threads(config.engine.threads)
 
 
-def make_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
+def check_share(config: Config, ranks: Ranks) -> None:
+    """Raises ValueError where ranks cannot have equally many of a batch's micro-batches."""
+    train, parts = config.train, ranks.count
+    assert train.micro_batch_size is not None
+    if config.engine.name == "torch" and train.batch_size % (parts * train.micro_batch_size):
+        smaller = math.gcd(train.micro_batch_size, train.batch_size // parts)
+        fits = f"; train.micro_batch_size={smaller} fits" if train.batch_size % parts == 0 else ""
+        raise ValueError(
+            f"train.batch_size: expected a multiple of {parts} ranks x train.micro_batch_size "
+            f"{train.micro_batch_size}, found {train.batch_size}{fits}"
+        )
+
+
+def make_engine(config: Config, vocab_size: int, timer: Stopwatch, ranks: Ranks = ALONE) -> Engine:
     """The engine that the config names, with a model at its start."""
     use_threads(config)
+    check_share(config, ranks)
     if config.engine.name == "ipu":
         from ipu_bert.engines.ipu.build import build_ipu_engine
 
         make_placement(config, vocab_size)  # refuses what cannot be placed
-        return build_ipu_engine(config, make_model(config, vocab_size), optimization(config), timer)
+        return build_ipu_engine(config, make_model(config, vocab_size), optimization(config), timer, ranks)
     from ipu_bert.engines.torch_engine import TorchEngine
 
+    compile_kernels(config, ranks)
     assert config.train.micro_batch_size is not None
     return TorchEngine(
         make_model(config, vocab_size),
@@ -195,4 +240,5 @@ def make_engine(config: Config, vocab_size: int, timer: Stopwatch) -> Engine:
         block_norm=NORMS[config.sparsity.norm],
         seed=config.run.seed,
         timer=timer,
+        ranks=ranks,
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
+from ipu_bert.ranks import RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import newest_checkpoint, settle
 from ipu_bert.signals import InterruptedRunError, raised
@@ -34,22 +35,28 @@ def main(argv: list[str]) -> int:
     planned = options.dry_run or options.measure
     if options.json and not (planned or options.throughput):
         return _fail("--json: expected --dry-run, --measure or --throughput with it, found none")
-    config = None
+    ranks, config = join(), None
     try:
-        _check(options)
-        config = load_config(options.config, options.overrides)
-        if options.throughput:
-            return _throughput(config, options.json, options.steps or TIMED_STEPS)
-        if planned:
-            return _dry_run(config, _checkpoint(config, options.resume), options.json, options.measure)
-        for line in config.gave_way:
-            say(f"gave way: {line}", sys.stderr)
-        with raised():
-            return _train(config, _start(config, options.resume))
+        with ranks.together():
+            _check(options)
+            config = load_config(options.config, options.overrides)
+            ranks = _of_engine(config, ranks)
+            if options.throughput:
+                return _throughput(config, options.json, options.steps or TIMED_STEPS, ranks)
+            if planned:
+                return _dry_run(config, _checkpoint(config, options.resume) if ranks.first else None, options, ranks)
+            for line in config.gave_way if ranks.first else ():
+                say(f"gave way: {line}", sys.stderr)
+            with raised():
+                return _train(config, _start(config, options.resume, ranks), ranks)
     except InterruptedRunError as stop:
         saved = stop.saved or (newest_checkpoint(config) if config else None)
-        say(str(InterruptedRunError(stop.number, saved)), sys.stderr)
+        if ranks.first:
+            say(str(InterruptedRunError(stop.number, saved)), sys.stderr)
         return stop.status
+    except RankError as error:
+        _fail(*filter(None, [str(error)]))
+        return error.status
     except ConfigError as error:
         return _fail(*error.errors)
     except checkpoint.DamagedCheckpointError as error:
@@ -112,19 +119,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _dry_run(config: Config, start: Path | None, as_json: bool, measured: bool) -> int:
+def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ranks: Ranks) -> int:
     from ipu_bert import assemble
     from ipu_bert.sizes.dry_run import render
 
-    found = {**assemble.plan(config), "goes_on_from": start}
+    found = {**assemble.plan(config, ranks), "goes_on_from": start}
     lines = [render(found)]
-    if measured:
+    if options.measure:
         from ipu_bert.measure import measure
 
-        times = measure(config)
+        times = measure(config, ranks)
         found["measured"] = times.to_dict()
         lines += ["", times.render()]
-    say(dumps(found) if as_json else "\n".join(lines), sys.stdout)
+    if ranks.first:
+        say(dumps(found) if options.json else "\n".join(lines), sys.stdout)
     return 0
 
 
@@ -144,19 +152,40 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _throughput(config: Config, as_json: bool, steps: int) -> int:
+def _throughput(config: Config, as_json: bool, steps: int, ranks: Ranks) -> int:
     from ipu_bert.throughput import throughput
 
-    found = throughput(config, steps)
-    say(dumps(found.to_dict()) if as_json else found.render(), sys.stdout)
+    found = throughput(config, steps, ranks)
+    if ranks.first:
+        say(dumps(found.to_dict()) if as_json else found.render(), sys.stdout)
     return 0
 
 
-def _start(config: Config, resume: str | None) -> Path | None:
-    """The checkpoint to go on from, if any, once nobody else trains in the run's folder. Raises as `_checkpoint`."""
-    if resume is not None and config.engine.name != "ipu":  # poprun's instances look at the same time
+def _of_engine(config: Config, started: Ranks) -> Ranks:
+    """The ranks that the engine's steps are shared by: those that torchrun or, of IPUs, poprun started.
+
+    Raises ValueError where the other one started them.
+    """
+    if config.engine.name != "ipu":
+        return started
+    if started.count > 1:
+        raise ValueError("engine.name: expected torch under torchrun, found ipu: poprun starts processes for IPUs")
+    from ipu_bert.engines.ipu.instances import find_instances
+
+    return find_instances(config.engine.device)
+
+
+def _start(config: Config, resume: str | None, ranks: Ranks) -> Path | None:
+    """The checkpoint that rank 0 finds to go on from, if any, once nobody else trains in the run's folder.
+
+    Raises as `_checkpoint`.
+    """
+    found = None
+    if resume is not None and ranks.first:
         settle(Path(config.run.dir))
-    return _checkpoint(config, resume)
+        found = _checkpoint(config, resume)
+    path = ranks.text_from_first(str(found) if found else "")
+    return Path(path) if path else None
 
 
 def _checkpoint(config: Config, resume: str | None) -> Path | None:
@@ -171,25 +200,22 @@ def _checkpoint(config: Config, resume: str | None) -> Path | None:
         raise
 
 
-def _train(config: Config, start: Path | None) -> int:
+def _train(config: Config, start: Path | None, ranks: Ranks) -> int:
     from ipu_bert.trainer import Trainer
 
-    if config.engine.name == "ipu":
-        from ipu_bert.engines.ipu.instances import folder_of_instance
-
-        config.run.dir = folder_of_instance(config.run.dir, config.engine.device)
-        if config.engine.device == "offline":
-            return _compile(config)
-    folder = Trainer(config, start).run()
-    say(f"report: {folder / 'report.md'}", sys.stdout)
+    if config.engine.name == "ipu" and config.engine.device == "offline":
+        return _compile(config, ranks)
+    folder = Trainer(config, start, ranks).run()
+    if ranks.first:
+        say(f"report: {folder / 'report.md'}", sys.stdout)
     return 0
 
 
-def _compile(config: Config) -> int:
+def _compile(config: Config, ranks: Ranks) -> int:
     """Compile for IPUs that are not there, into the executable cache."""
     from ipu_bert.trainer import Trainer
 
-    trainer = Trainer(config)
+    trainer = Trainer(config, ranks=ranks)
     trainer.engine.compile(trainer.train_stream.share(0, *trainer.engine.share))
     kept_in = config.ipu.executable_cache or "no cache: set ipu.executable_cache"
     say(f"compiled; executables are kept in {kept_in}", sys.stdout)

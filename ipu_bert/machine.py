@@ -9,7 +9,7 @@ from typing import Any, Mapping
 
 import torch
 
-from ipu_bert.config import Config
+from ipu_bert.config import Config, as_dict
 from sparse_ops import native
 
 ROUNDING = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # choose torch's products
@@ -30,6 +30,25 @@ def conditions(config: Config) -> dict[str, str | int | float]:
         "threads": torch.get_num_threads(),
         "kernel": _kernel(config),
         "library": native.fingerprint() if _kernel(config).startswith("native") else "none",
+    }
+
+
+def common(config: Config) -> dict[str, str]:
+    """What all ranks of a run must share, by name: settings, but for those of one machine, and how AdamW is rounded.
+
+    Gradients come to every rank as the same bits, and each makes its step of them.
+    """
+    own = {"run.dir", "data.dir", "data.path", "data.workers", "engine.kernel", "engine.threads"}
+    settings = {
+        f"{s}.{k}": repr(value)
+        for s, keys in as_dict(config).items()
+        if isinstance(keys, dict)
+        for k, value in keys.items()
+    }
+    return {
+        **{name: value for name, value in settings.items() if name not in own},
+        "torch version": torch.__version__,
+        "instruction level of torch (see ATEN_CPU_CAPABILITY)": torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipu_bert.config import Config
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.console import format_duration
 from ipu_bert.trial import Trial
 
@@ -51,12 +52,12 @@ class RunTimes:
         return "time        " + "\n            ".join(lines)
 
 
-def measure(config: Config) -> RunTimes:
+def measure(config: Config, ranks: Ranks = ALONE) -> RunTimes:
     """Build the run's model and time its steps, an update and an evaluation; nothing is written.
 
     Raises ValueError or ArithmeticError as the run would.
     """
-    trial, last = Trial(config), config.train.last_step
+    trial, last = Trial(config, ranks), config.train.last_step
     trial.step()
     step_seconds = trial.steps(MEASURED_STEPS).whole
     update = trial.update(step_seconds)

@@ -148,6 +148,32 @@ class RunFolder:
         self._lock.close()
 
 
+class NoFolder:
+    """What takes the place of a RunFolder on every rank but the first, which writes for all: it keeps nothing."""
+
+    def __init__(self, config: Config, origin: Origin | None, unigram_entropy: float) -> None:
+        self.path = Path(config.run.dir)
+        self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
+        self.origin = None
+        self.metrics = Metrics([])
+
+    def evaluation(self, step: int) -> dict[str, float | None]:
+        """None has been recorded here."""
+        return {}
+
+    def best_loss(self, batches: int) -> float:
+        """None has been saved here."""
+        return math.inf
+
+    def __enter__(self) -> NoFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
 def _page(path: Path) -> str:
     """The id of this run's page at W&B: the one kept at `path`, or a new one, which is kept there."""
     if not path.exists():

@@ -241,6 +241,12 @@ class EngineSettings:
         choices=("auto", "native", "torch"),
     )
     threads: int = setting(0, "CPU threads; 0: torch's default", low=0, high=1024)
+    patience: float = setting(
+        120.0,
+        "seconds that a rank waits in a step for the others before the run ends; more than the slowest lags behind",
+        low=1,
+        high=86_400,
+    )
 
 
 @dataclass

@@ -62,7 +62,14 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def _handled(numbers: tuple[int, ...], handler: Callable[[int, Any], None]) -> Iterator[None]:
+def unheeded() -> Iterator[None]:
+    """Nothing asks this process to stop: it is about to, and has something to find out first."""
+    with _handled((signal.SIGINT, *PREEMPTION), signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handled(numbers: tuple[int, ...], handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
     """The handler for those signals which the process was not started to ignore, as nohup does with SIGHUP."""
     before = {number: signal.getsignal(number) for number in numbers}
     taken = [number for number in numbers if before[number] != signal.SIG_IGN]

@@ -11,6 +11,7 @@ PHASES: Mapping[str, str] = {
     "data": "making batches",
     "forward": "forward pass",
     "backward": "backward pass",
+    "exchange": "waiting for other processes",
     "optimizer": "optimizer step",
     "update": "pattern updates",
     "evaluation": "evaluation on held-out text",

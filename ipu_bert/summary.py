@@ -6,7 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import torch
 
@@ -36,6 +36,7 @@ class RunTotals:
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
     heldout: Mapping[str, float | None]  # means of the last evaluation
+    waited: Sequence[float]  # for other ranks, by rank
 
 
 def write_outcome(
@@ -62,6 +63,7 @@ def write_outcome(
         elapsed_seconds=totals.elapsed_seconds,
         peak_memory_bytes=peak_memory_bytes(),
         machine=_machine(),
+        waited=totals.waited,
     )
     write_report(path, outcome, _pattern_change(config, layers, totals.steps))
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipu_bert.config import Config
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.trial import StepTimes, Trial, UpdateTimes
 
 
@@ -13,11 +14,13 @@ from ipu_bert.trial import StepTimes, Trial, UpdateTimes
 class Throughput:
     """Means over `steps` steps, each on a batch made for it on the host and handed to the engine.
 
-    samples, tokens: of one step over all replicas; padding counts. ipus: of all replicas, None on another engine.
-    batches: "text" or "random ids". compile_seconds and warm_up_seconds, of the first step, are in no other figure.
+    samples, tokens: of one step over all ranks and replicas; padding counts. ipus: of all replicas, None on another
+    engine. batches: "text" or "random ids". compile_seconds and warm_up_seconds, of the first step, are in no other
+    figure.
     """
 
     engine: str
+    ranks: int
     steps: int
     samples: int
     tokens: int
@@ -53,10 +56,12 @@ class Throughput:
             f"before      {self.compile_seconds:.3g} s to compile, {self.warm_up_seconds:.3g} s for the first step",
             f"update      {_update(self.update)}",
         ]
+        if self.ranks > 1:
+            lines.insert(2, f"exchange    {self.step.exchange:.3g} s of a step waiting for other ranks")
         return f"engine      {self.engine}\n" + "\n".join(lines)
 
 
-def throughput(config: Config, steps: int) -> Throughput:
+def throughput(config: Config, steps: int, ranks: Ranks = ALONE) -> Throughput:
     """Compile, leave one step out, time `steps` steps and a pattern update; nothing is written.
 
     Raises ValueError or ArithmeticError as the run would.
@@ -64,12 +69,13 @@ def throughput(config: Config, steps: int) -> Throughput:
     train, on_ipus = config.train, config.engine.name == "ipu"
     if on_ipus and config.engine.device == "offline":
         raise ValueError("engine.device: expected a device that runs steps, found offline, which only compiles")
-    trial = Trial(config)
+    trial = Trial(config, ranks)
     compile_seconds, warm_up_seconds = trial.compile(), trial.step()
     step = trial.steps(steps)
     replicas = config.ipu.replicas if on_ipus else 1
     return Throughput(
-        engine=f"ipu, device {config.engine.device}" if on_ipus else config.engine.name,
+        engine=(f"ipu, device {config.engine.device}" if on_ipus else config.engine.name) + _of(ranks),
+        ranks=ranks.count,
         steps=steps,
         samples=train.batch_size,
         tokens=train.batch_size * config.data.sequence_length,
@@ -81,6 +87,10 @@ def throughput(config: Config, steps: int) -> Throughput:
         step=step,
         update=trial.update(step.whole),
     )
+
+
+def _of(ranks: Ranks) -> str:
+    return f", {ranks.count} ranks" if ranks.count > 1 else ""
 
 
 def _update(update: UpdateTimes | None) -> str:

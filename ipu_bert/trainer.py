@@ -19,9 +19,10 @@ from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.engines.base import NonFiniteError, StepResult
-from ipu_bert.machine import changed, conditions
+from ipu_bert.machine import changed, common, conditions
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.metrics import Metrics
-from ipu_bert.run_folder import Origin, RunFolder, evaluated_by
+from ipu_bert.run_folder import NoFolder, Origin, RunFolder, evaluated_by
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.starting import start
@@ -34,23 +35,28 @@ from sparse_ops.saying import say
 
 
 class Trainer:
-    """One run of a config, from its start or from a checkpoint folder.
+    """One run of a config, from its start or from a checkpoint folder, with all of its ranks.
 
-    Raises ValueError or OSError with one line that names the thing, for text and files that cannot be used.
+    Every rank does the same, in step with the others; the first one alone reads and writes checkpoints, records and
+    the report, and decides about patterns. Raises ValueError or OSError with one line that names the thing, for text
+    and files that cannot be used.
     """
 
-    def __init__(self, config: Config, resume: Path | None = None) -> None:
-        self.config = config
-        groups, info = checkpoint.load(resume) if resume is not None else ({}, {})
+    def __init__(self, config: Config, resume: Path | None = None, ranks: Ranks = ALONE) -> None:
+        self.config, self._ranks = config, ranks
+        ranks.connect(config.engine.patience)
+        ranks.check_same(common(config), "start")
+        groups, info = checkpoint.load(resume) if resume is not None and ranks.first else ({}, {})
+        groups, info = ranks.tensors_from_first(groups), ranks.plain_from_first(info)
         self.timer = Stopwatch(info.get("seconds"))
         if not config.data.tokenizer:  # else the vocabulary's size is known when the text is there
-            check_memory(config, config.data.vocab_size, total_memory_bytes())
-        self.data = assemble.open_data(config, progress=True)
+            check_memory(config, config.data.vocab_size, total_memory_bytes() // ranks.local_count)
+        self.data = assemble.open_data(config, progress=True, ranks=ranks)
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self.quality = text_quality(self.data, config.data.sequence_length)
-        self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer)
+        self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
         self._train_batches = assemble.train_batches(config, self.train_stream, self.engine)
         if resume is None and config.model.init:
             self._start()
@@ -62,20 +68,28 @@ class Trainer:
         self._skipped: int = info.get("skipped_in_a_row", 0)
         self._evaluates_as_before = evaluated_by(info) == config.eval.batches
         self._elapsed_before, self._started = info.get("elapsed_seconds", 0.0), time.monotonic()
-        self._conditions = conditions(config)
+        self._conditions = {**conditions(config), "ranks": ranks.count}
         # Older versions said the precision among the settings alone.
         self._changed = changed({**info.get("identity", {}), **info.get("conditions", {})}, self._conditions)
         self._stop = StopRequest()
         self._origin = None if resume is None else Origin(resume, self.step)
         if resume is not None:
             self._load(resume, groups, info)
+        self._check_same("start")
 
     def _start(self) -> None:
         """Take the weights and patterns of `model.init`; moments stay zero."""
-        found = start(self.config, self.data)
-        self.engine.load_state({**self.engine.state(), "model": found.state}, 0)
-        for line in found.said:
+        found = start(self.config, self.data) if self._ranks.first else None
+        state = self._ranks.tensors_from_first({"model": found.state} if found else {})
+        self.engine.load_state({**self.engine.state(), **state}, 0)
+        for line in found.said if found else ():
             say(line, sys.stderr)
+
+    def _check_same(self, when: str) -> None:
+        """Raises ValueError, on all ranks, where one holds another parameter, position or moment than the first."""
+        if self._ranks.count > 1:
+            with self.timer("exchange"):
+                self._ranks.check_same(self.engine.digests(), when)
 
     def run(self) -> Path:
         """Train to the last step or `train.stop_at`, then evaluate, save and report; returns the run's folder.
@@ -83,32 +97,45 @@ class Trainer:
         Raises InterruptedRunError after a signal that asks to stop, NonFiniteError when a loss becomes NaN, and
         ValueError or OSError before the first step when the state cannot be saved.
         """
-        config = self.config
-        with RunFolder(config, self._origin, self.data.unigram_entropy) as folder:
+        config, first = self.config, self._ranks.first
+        with (RunFolder if first else NoFolder)(config, self._origin, self.data.unigram_entropy) as folder:
             self._started = time.monotonic()
-            with self.timer("checkpoint"):
-                checkpoint.try_out(folder.checkpoints, self.step, *self._state())
+            self._try_out(folder.checkpoints)
+            if first:
+                files.write(folder.path / TOKENIZER, self._kept.tokenizer_json)
+            self._ranks.meet()
             self._open(folder)
             with noted() as self._stop:
                 heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())
-        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout)
+        waited = [float(seconds) for seconds in self._ranks.gather(repr(self.timer.seconds["exchange"]))]
+        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, waited)
         with self.engine.host_state() as host:
-            write_outcome(folder.path, config, self.data, self.quality, totals, host.layers)
+            if first:
+                write_outcome(folder.path, config, self.data, self.quality, totals, host.layers)
+        self._ranks.meet()
         return folder.path
 
-    def _open(self, folder: RunFolder) -> None:
-        """Where checkpoints go, and what is there: the newest one, and the best one's held-out loss."""
-        files.write(folder.path / TOKENIZER, self._kept.tokenizer_json)
-        self._checkpoints, self._best = folder.checkpoints, folder.best
-        self._saved = folder.origin  # the checkpoint of this very step
-        self._best_loss = folder.best_loss(self.config.eval.batches) if self.config.checkpoint.keep_best else math.inf
+    def _try_out(self, checkpoints: Path) -> None:
+        state = self._state()
+        if self._ranks.first:
+            with self.timer("checkpoint"):
+                checkpoint.try_out(checkpoints, self.step, *state)
 
-    def _loop(self, folder: RunFolder) -> dict[str, float | None]:
+    def _open(self, folder: RunFolder | NoFolder) -> None:
+        """Where checkpoints go, and what is there: the newest one, and the best one's held-out loss."""
+        self._checkpoints, self._best = folder.checkpoints, folder.best
+        best = folder.best_loss(self.config.eval.batches) if self.config.checkpoint.keep_best else math.inf
+        origin = str(folder.origin) if folder.origin else None
+        origin, self._best_loss = self._ranks.plain_from_first([origin, best])
+        self._saved = Path(origin) if origin else None  # the checkpoint of this very step
+
+    def _loop(self, folder: RunFolder | NoFolder) -> dict[str, float | None]:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
         config, metrics, last = self.config, folder.metrics, self.config.train.last_step
         self._begin(metrics)
-        heldout = self._evaluate_if_due(metrics, folder.evaluation(self.step) if self._evaluates_as_before else {})
+        made = folder.evaluation(self.step) if self._evaluates_as_before else {}
+        heldout = self._evaluate_if_due(metrics, self._ranks.plain_from_first(made))
         self._stop_if_asked(metrics)
         mark = (self.step, self._training_clock())
         while self.step < last:
@@ -129,13 +156,18 @@ class Trainer:
             self._write(metrics, "start", text=text)
             return
         self._write(metrics, "resume", changed=self._changed, text=text)
-        if self._changed:
+        if self._changed and self._ranks.first:
             differing = "; ".join(self._changed)
             say(f"resumed, but not bit for bit the run it would have been: {differing}", sys.stderr)
 
     def _stop_if_asked(self, metrics: Metrics) -> None:
-        if self._stop.number:
-            raise InterruptedRunError(self._stop.number, self._saved or self._save(metrics))
+        number = self._asked_to_stop()
+        if number:
+            raise InterruptedRunError(number, self._saved or self._save(metrics))
+
+    def _asked_to_stop(self) -> int:
+        """The signal that has asked any rank to stop, the same number on all of them; 0: none has come."""
+        return int(self._ranks.largest(self._stop.number))
 
     def _train_step(self, metrics: Metrics) -> StepResult:
         step = self.step + 1
@@ -161,6 +193,7 @@ class Trainer:
         if not error.weights_kept or self._skipped >= limit:
             saved = checkpoint.complete(self._checkpoints)
             kept = f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
+            kept = self._ranks.text_from_first(kept)
             before = f" after {self._skipped} skipped in a row" if self._skipped else ""
             message = f"step {step}: {error}, expected a finite number{before}; {kept}"
             raise NonFiniteError(message, error.weights_kept) from None
@@ -172,7 +205,10 @@ class Trainer:
         assert self.updater is not None
         before = time.monotonic()
         with self.timer("update"), self.engine.host_state() as host:
-            report = self.updater.update(host.layers, host.moments, self.step, gradients)
+            decided = self.updater.decide(host.layers, self.step, gradients) if self._ranks.first else {}
+            moves = self._ranks.tensors_from_first(decided)
+            report = self.updater.apply(host.layers, host.moments, self.step, moves)
+        self._check_same(f"pattern update after step {self.step}")
         moved = {"transfers": vars(self.engine.transfers)} if self.engine.transfers is not None else {}
         self._write(metrics, "update", **report.as_record(), seconds=time.monotonic() - before, **moved)
 
@@ -193,7 +229,7 @@ class Trainer:
     def _evaluate(self, metrics: Metrics) -> dict[str, float | None]:
         with self.timer("evaluation"):
             results = [self.engine.eval_step(batch) for batch in self._heldout_batches()]
-        if self._stop.number:
+        if self._asked_to_stop():
             return {}
         means: dict[str, float | None] = dict(reduce(add, results).means())
         if not (self.train_stream.pairs and self.heldout_stream.pairs):
@@ -205,7 +241,7 @@ class Trainer:
         """Those of one evaluation; none any more once the run is asked to stop."""
         stream = self.heldout_stream
         for index in stream.first_batches(self.config.eval.batches):
-            if self._stop.number:
+            if self._asked_to_stop():
                 return
             yield stream.share(index, *self.engine.share)
 
@@ -262,10 +298,13 @@ class Trainer:
         return self._saved
 
     def _write_checkpoint(self, metrics: Metrics, folder: Path, keep: int, **more: float) -> Path:
+        self._check_same(f"checkpoint of step {self.step}")
         groups, info = self._state()
         with self.timer("checkpoint"):
             metrics.sync()
-            return checkpoint.save(folder, self.step, groups, {**info, **more}, keep)
+            saved = checkpoint.save(folder, self.step, groups, {**info, **more}, keep) if self._ranks.first else folder
+            self._ranks.meet()
+            return saved
 
     def _load(self, path: Path, groups: checkpoint.Groups, info: Mapping[str, Any]) -> None:
         mine = {**identity(self.config), **self.data.identity}

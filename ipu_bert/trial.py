@@ -11,19 +11,24 @@ from ipu_bert.bench.models import random_batch
 from ipu_bert.config import Config
 from ipu_bert.data.batches import Batch
 from ipu_bert.engines.base import TransferRecord
+from ipu_bert.ranks import Ranks
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.stopwatch import Stopwatch
 
-DEVICE_PHASES = ("forward", "backward", "optimizer")
+DEVICE_PHASES = ("forward", "backward", "exchange", "optimizer")
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of one step, a mean. host: of it, while the engine does not compute; data: of that, making the batch."""
+    """Seconds of one step, a mean.
+
+    host: of it, while the engine does not compute; data: of that, making the batch; exchange: waiting for other ranks.
+    """
 
     whole: float
     host: float
     data: float
+    exchange: float
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Trial:
     Batches are made on the host, one for every step: from the run's text where it is prepared, else from random ids.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        ranks.connect(config.engine.patience)
         _, files = assemble.find_data(config)
         data, size = config.data, config.train.batch_size
         shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)
@@ -55,7 +61,7 @@ class Trial:
             self._heldout = len(assemble.make_stream(config, files, "heldout").first_batches(config.eval.batches))
         self._last = config.train.last_step
         self._updater = assemble.make_updater(config)
-        self._engine = assemble.make_engine(config, shape.vocab_size, self._timer)
+        self._engine = assemble.make_engine(config, shape.vocab_size, self._timer, ranks)
         part, parts = self._engine.share  # of each batch, where several instances have one each
         self._batch: Callable[[int], Batch]
         if files:
@@ -63,7 +69,7 @@ class Trial:
             self._batch = lambda i: stream.share(i, part, parts)
         else:
             self._batch = lambda i: random_batch(
-                shape, size // parts, data.sequence_length, data.max_predictions, seed=i
+                shape, size // parts, data.sequence_length, data.max_predictions, seed=i * parts + part
             )
         if self._updater is not None:
             with self._engine.host_state() as host:
@@ -84,7 +90,7 @@ class Trial:
         whole = sum(self.step() for _ in range(count))
         spent = {phase: seconds - before[phase] for phase, seconds in self._timer.seconds.items()}
         host = whole - sum(spent[phase] for phase in DEVICE_PHASES)
-        return StepTimes(whole / count, host / count, spent["data"] / count)
+        return StepTimes(whole / count, host / count, spent["data"] / count, spent["exchange"] / count)
 
     def _next_batch(self) -> Batch:
         with self._timer("data"):

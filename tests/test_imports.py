@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "stopwatch",
     "signals",
+    "ranks",
     "precision",
     "lr_schedules",
     "settings",

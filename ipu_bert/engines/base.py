@@ -52,6 +52,12 @@ class EvalResult:
     def __add__(self, other: EvalResult) -> EvalResult:
         return EvalResult(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
 
+    @classmethod
+    def of_sums(cls, sums: Sequence[float]) -> EvalResult:
+        """From the fields in order, of which counts may be given as floats."""
+        mlm_sum, mlm_count, mlm_correct, nsp_sum, nsp_count, nsp_correct = sums
+        return cls(mlm_sum, round(mlm_count), round(mlm_correct), nsp_sum, round(nsp_count), round(nsp_correct))
+
     def means(self) -> dict[str, float]:
         """Mean losses and accuracies. Raises ValueError where nothing was masked, as where no word has room."""
         if not self.mlm_count:
@@ -111,6 +117,9 @@ class Engine(Protocol):
 
     def host_state(self) -> ContextManager[HostState]:
         """A context in which slots' values, moments and positions can be read and written; pushes what changed."""
+
+    def digests(self) -> dict[str, str]:
+        """Checksums by name of what must be the same on all ranks, as far as the host knows it."""
 
     def state(self) -> TensorGroups:
         """Everything a checkpoint needs, in canonical slots."""

@@ -6,7 +6,7 @@ import math
 from contextlib import contextmanager, nullcontext
 from functools import reduce
 from operator import add
-from typing import Iterator, Mapping, Sequence
+from typing import Callable, ContextManager, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,10 +23,13 @@ from ipu_bert.engines.base import (
     TransferRecord,
 )
 from ipu_bert.engines.checked_state import check_state
+from ipu_bert.engines.summed import SummedGradients
 from ipu_bert.model import BertForPreTraining, PretrainingLosses, pretraining_losses, sparse_layers
 from ipu_bert.optim import Optimization, adamw, group_lasso_
 from ipu_bert.precision import Precision
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops.distributed import digest
 from sparse_ops.dynsparse.gradients import GradientSearch
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.norms import BlockNorm
@@ -36,9 +39,10 @@ from sparse_ops.pattern import named_generator
 class TorchEngine:
     """Runs micro-batches forward and backward, adds up gradients, clips, and steps AdamW.
 
-    The losses of a step are means over the step's own labels, so cutting it into micro-batches changes nothing but
-    rounding. block_norm: of the dense gradient's blocks, for growth. seed: of dropout, whose masks depend on it, the
-    step's number and the micro-batch's number within the step, and on nothing that was drawn before.
+    The losses of a step are means over the step's own labels, so cutting it into micro-batches, or spreading these over
+    ranks, changes nothing but rounding. block_norm: of the dense gradient's blocks, for growth. seed: of dropout, whose
+    masks depend on it, the step's number and the micro-batch's number within the step of all ranks, and on nothing that
+    was drawn before.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class TorchEngine:
         block_norm: BlockNorm,
         seed: int,
         timer: Stopwatch,
+        ranks: Ranks = ALONE,
     ) -> None:
         keep_freed_memory()
         self.transfers: TransferRecord | None = None
@@ -60,13 +65,16 @@ class TorchEngine:
         self._optimizer = adamw(model, optimization)
         self._optimization = optimization
         self._micro_batch_size, self._precision, self._block_norm = micro_batch_size, precision, block_norm
-        self._timer, self._seed = timer, seed
+        self._timer, self._seed, self._ranks = timer, seed, ranks
         self._step = self._updates = 0  # steps begun, and those of them that changed the weights
+        self._gradients = SummedGradients(model, ranks, timer)
+        self._gradients.settle(_any_loss)
+        self._optimizer.zero_grad()
 
     @property
     def share(self) -> tuple[int, int]:
-        """See Engine: this process alone trains."""
-        return 0, 1
+        """See Engine."""
+        return self._ranks.index, self._ranks.count
 
     def compile(self, batch: Batch) -> None:
         """See Engine: steps run eagerly, so there is nothing to make."""
@@ -79,50 +87,63 @@ class TorchEngine:
         self.model.train()
         self._step += 1
         micro_batches = _split(batch, self._micro_batch_size)
+        with self._timer("exchange"):
+            labels, sequences = self._ranks.sum([_labels(batch), batch.input_ids.shape[0]])
         search = None
         if gradient_counts is not None:
-            search = GradientSearch(self._layers, gradient_counts, self._block_norm, len(micro_batches))
+            several = len(micro_batches) * self._ranks.count > 1
+            search = GradientSearch(self._layers, gradient_counts, self._block_norm, several, self._ranks.sum_)
+        passes: list[ContextManager[None]] = [nullcontext()] if search is None else list(search.passes())
         try:
-            for recording in [nullcontext()] if search is None else search.passes():
+            for number, recording in enumerate(passes, start=1):
                 self._optimizer.zero_grad()
                 with recording:
-                    mlm_loss, nsp_loss = self._accumulate(micro_batches)
+                    losses = self._accumulate(micro_batches, max(1, labels), sequences, number == len(passes))
             with self._timer("optimizer"):
                 lr = self._optimization.lr * self._optimization.schedule(self._step - 1)
                 grad_norm = self._update_weights(lr)
         finally:
             self._optimizer.zero_grad()
-        return StepResult(mlm_loss, nsp_loss, grad_norm, lr, None if search is None else search.found())
+        return StepResult(*losses, grad_norm, lr, None if search is None else search.found())
 
-    def _accumulate(self, micro_batches: Sequence[Batch]) -> tuple[float, float]:
-        """Add the step's gradient to the parameters'; returns the mean losses (MLM, NSP)."""
-        labels = max(1, sum(int((micro.masked_labels != IGNORED_LABEL).sum()) for micro in micro_batches))
-        sequences = sum(micro.input_ids.shape[0] for micro in micro_batches)
+    def _accumulate(
+        self, micro_batches: Sequence[Batch], labels: float, sequences: float, exchange: bool
+    ) -> tuple[float, float]:
+        """Add the gradient of these micro-batches, with `exchange` of all ranks', to the parameters'.
+
+        Returns the mean losses (MLM, NSP) of all ranks. Raises NonFiniteError on all of them, and only when each has
+        had its passes: a rank that went earlier would leave the others waiting.
+        """
         mlm_loss = nsp_loss = 0.0
+        before = self._ranks.index * len(micro_batches)
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator, which is the user's
-            for number, micro in enumerate(micro_batches):
-                torch.set_rng_state(named_generator(self._seed, "dropout", self._step, number).get_state())
-                with self._timer("forward"):
-                    losses = self._losses(micro)
-                    mlm, nsp = losses.mlm_sum / labels, losses.nsp_sum / sequences
-                mlm_loss, nsp_loss = mlm_loss + mlm.item(), nsp_loss + nsp.item()
-                if not math.isfinite(mlm_loss + nsp_loss):
-                    message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
-                    raise NonFiniteError(message, weights_kept=True)
-                with self._timer("backward"):
-                    ((mlm + nsp) * self._precision.loss_scale).backward()
+            for number, micro in enumerate(micro_batches, start=1):
+                seed = named_generator(self._seed, "dropout", self._step, before + number - 1)
+                torch.set_rng_state(seed.get_state())
+                with self._gradients.micro_batch(last=exchange and number == len(micro_batches)):
+                    with self._timer("forward"):
+                        losses = self._losses(micro)
+                        mlm, nsp = losses.mlm_sum / labels, losses.nsp_sum / sequences
+                    mlm_loss, nsp_loss = mlm_loss + mlm.item(), nsp_loss + nsp.item()
+                    with self._timer("backward"):
+                        ((mlm + nsp) * self._precision.loss_scale).backward()
+                        self._gradients.arrived()
+        with self._timer("exchange"):
+            mlm_loss, nsp_loss = self._ranks.sum([mlm_loss, nsp_loss])
+        if not math.isfinite(mlm_loss + nsp_loss):
+            message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
+            raise NonFiniteError(message, weights_kept=True)
         return mlm_loss, nsp_loss
 
     def _losses(self, batch: Batch) -> PretrainingLosses:
-        logits = _logits(self.model, self._precision, batch)
+        logits = _logits(self._gradients.model, self._precision, batch)
         return pretraining_losses(*logits, batch.masked_labels, batch.next_sentence_labels)
 
     def _update_weights(self, lr: float) -> float:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if self._precision.loss_scale != 1.0:
             torch._foreach_div_(gradients, self._precision.loss_scale)
-        limit = self._optimization.clip_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit))
+        norm = self._clip(gradients)
         if not math.isfinite(norm):
             raise NonFiniteError(f"gradient norm became {norm}", weights_kept=True)
         if self._optimization.group_lasso:
@@ -133,9 +154,20 @@ class TorchEngine:
         self._updates += 1
         return norm
 
+    def _clip(self, gradients: Sequence[Tensor]) -> float:
+        """Clip as torch.nn.utils.clip_grad_norm_ does, all ranks by rank 0's norm: its rounding depends on threads."""
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+        with self._timer("exchange"):
+            self._ranks.broadcast_(norm)
+        factor = ((self._optimization.clip_norm or math.inf) / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
+        return float(norm)
+
     def eval_step(self, batch: Batch) -> EvalResult:
         """See Engine."""
-        return eval_batch(self.model, self._precision, batch, self._micro_batch_size)
+        part = eval_batch(self.model, self._precision, batch, self._micro_batch_size)
+        return EvalResult.of_sums(self._ranks.sum(list(vars(part).values())))
 
     @contextmanager
     def host_state(self) -> Iterator[HostState]:
@@ -150,6 +182,13 @@ class TorchEngine:
             state["step"] = torch.zeros(())
             state.update({key: torch.zeros_like(parameter) for key in MOMENTS})
         return state
+
+    def digests(self) -> dict[str, str]:
+        """See Engine: every position, parameter and moment; positions first, as all else of a block moves with it."""
+        state = self.state()
+        tensors = {**state["model"], **state["optimizer"]}
+        names = sorted(tensors, key=lambda name: not name.endswith((".rows", ".cols")))
+        return {name: digest([tensors[name]]) for name in names}
 
     def state(self) -> TensorGroups:
         """See Engine: parameters and positions, and moments; where steps were skipped, how many updates there were.
@@ -201,12 +240,24 @@ def _eval_micro_batch(model: BertForPreTraining, precision: Precision, batch: Ba
     )
 
 
-def _logits(model: BertForPreTraining, precision: Precision, batch: Batch) -> tuple[Tensor, Tensor]:
+def _logits(model: Callable[..., tuple[Tensor, Tensor]], precision: Precision, batch: Batch) -> tuple[Tensor, Tensor]:
     with precision.autocast():
         mlm_logits, nsp_logits = model(
             batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
         )
     return mlm_logits, nsp_logits
+
+
+def _labels(batch: Batch) -> int:
+    return int((batch.masked_labels != IGNORED_LABEL).sum())
+
+
+def _any_loss(model: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+    """Of a sequence of one token, with a gradient for every parameter."""
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    with torch.random.fork_rng(devices=[]):
+        mlm_logits, nsp_logits = model(one, one, one == 0, one)
+    return mlm_logits.sum() + nsp_logits.sum()
 
 
 def _split(batch: Batch, size: int) -> list[Batch]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping
+from typing import Mapping, Sequence
 
 from ipu_bert.config import Config
 from ipu_bert.data.quality import TextQuality
@@ -42,7 +42,8 @@ class RunOutcome:
 
     flops: of one sequence, forward and backward. splits: documents, sentences and tokens of each split of the corpus.
     quality: what became of the text.
-    unigram_entropy [nats]: masked-LM loss of a model that knows word frequencies only. seconds: by phase (stopwatch).
+    unigram_entropy [nats]: masked-LM loss of a model that knows word frequencies only. seconds: by phase (stopwatch),
+    of rank 0. waited: seconds that each rank waited for others, by rank.
     """
 
     config: Config
@@ -58,6 +59,7 @@ class RunOutcome:
     elapsed_seconds: float
     peak_memory_bytes: int
     machine: Machine
+    waited: Sequence[float]
 
     @property
     def sequences(self) -> int:

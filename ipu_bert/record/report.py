@@ -80,6 +80,7 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
         "machine": asdict(outcome.machine),
         "throughput": asdict(report.throughput),
         "time_share": report.time_share,
+        "exchange": asdict(report.exchange) if report.exchange else None,
         "pattern": asdict(report.pattern),
         "figures": figures,
     }

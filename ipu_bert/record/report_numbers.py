@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, Iterable, Mapping, Sequence
 
 from ipu_bert.record.outcome import RunOutcome
+from ipu_bert.sizes.exchange import StepBytes, step_bytes
 from ipu_bert.sizes.footprint import ParameterCounts
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, PHASES
 
@@ -78,6 +79,20 @@ class Throughput(Speed):
 
 
 @dataclass(frozen=True)
+class ExchangeNumbers:
+    """How the ranks of a run worked together.
+
+    bytes_per_step: of gradients that each rank gives (None of IPUs, which exchange by themselves). waited_share: by
+    rank, of the time spent on training. efficiency: the share of all ranks' time in which they did not wait.
+    """
+
+    ranks: int
+    bytes_per_step: StepBytes | None
+    waited_share: Sequence[float]
+    efficiency: float
+
+
+@dataclass(frozen=True)
 class PatternNumbers:
     """What the pattern updates did; None where there were none, or where their records do not say.
 
@@ -106,7 +121,7 @@ class Report:
     """All that report.json and report.md say.
 
     skipped_steps: those whose loss or gradient was not finite. time_share: of each phase and of "other"; the shares sum
-    to 1.
+    to 1. exchange: None of a process alone.
     """
 
     outcome: RunOutcome
@@ -114,6 +129,7 @@ class Report:
     heldout: HeldoutNumbers
     throughput: Throughput
     time_share: Mapping[str, float]
+    exchange: ExchangeNumbers | None
     pattern: PatternNumbers
 
 
@@ -125,6 +141,7 @@ def build_report(records: Records, outcome: RunOutcome) -> Report:
         heldout_numbers(records, outcome),
         throughput(records, outcome),
         time_share(outcome.seconds, outcome.elapsed_seconds),
+        exchange_numbers(outcome),
         pattern_numbers(records, outcome.parameters),
     )
 
@@ -236,6 +253,21 @@ def time_share(seconds: Mapping[str, float], elapsed: float) -> dict[str, float]
     if total <= 0:
         return {**{phase: 0.0 for phase in PHASES}, "other": 1.0}
     return {**{phase: seconds[phase] / total for phase in PHASES}, "other": 1 - spent / total}
+
+
+def exchange_numbers(outcome: RunOutcome) -> ExchangeNumbers | None:
+    """What the ranks exchanged, and how long they waited; None of a process alone."""
+    if len(outcome.waited) < 2:
+        return None
+    training = outcome.elapsed_seconds - sum(outcome.seconds[phase] for phase in OUTSIDE_TRAINING)
+    shares = [waited / training if training > 0 else 0.0 for waited in outcome.waited]
+    on_cpus = outcome.config.engine.name == "torch"
+    return ExchangeNumbers(
+        ranks=len(shares),
+        bytes_per_step=step_bytes(outcome.parameters) if on_cpus else None,
+        waited_share=shares,
+        efficiency=1.0 - sum(shares) / len(shares),
+    )
 
 
 # ---------------------------------------------------------------- how the pattern changed

@@ -10,7 +10,7 @@ from ipu_bert.config import as_dict
 from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import to_plain
 from ipu_bert.record.outcome import RunOutcome
-from ipu_bert.record.report_numbers import HeldoutNumbers, PatternNumbers, Report
+from ipu_bert.record.report_numbers import ExchangeNumbers, HeldoutNumbers, PatternNumbers, Report
 from ipu_bert.stopwatch import PHASES
 
 Figures = Mapping[str, str]  # figure: file name beside report.md
@@ -24,6 +24,7 @@ def render_page(report: Report, figures: Figures) -> str:
         _learning(report.heldout, figures),
         _speed(report),
         _time(report),
+        _together(report.exchange),
         _size(report.outcome),
         _pattern(report, figures),
         _details(report.outcome),
@@ -257,13 +258,43 @@ def _stream(report: Report) -> str:
 
 def _time(report: Report) -> str:
     rows = []
-    for phase, words in {**PHASES, "other": "anything else (start, logging)"}.items():
+    told = {phase: words for phase, words in PHASES.items() if phase != "exchange" or report.exchange}
+    for phase, words in {**told, "other": "anything else (start, logging)"}.items():
         share = report.time_share[phase]
         bar = "`" + "#" * max(1, round(30 * share)) + "`" if share > 0.005 else ""
         rows.append([words, percent(share), bar])
     head = f"## Where did the time go?\n\nOf {format_duration(report.outcome.elapsed_seconds)} in all:"
     lines = table(["phase", "share", ""], rows).replace("| --: |\n", "| :-- |\n", 1)
     return f"{head}\n\n{lines}"
+
+
+def _together(exchange: ExchangeNumbers | None) -> str:
+    """Nothing of a process alone."""
+    if exchange is None:
+        return ""
+    least, most = min(exchange.waited_share), max(exchange.waited_share)
+    slowest = exchange.waited_share.index(least)
+    told = (
+        f"{exchange.ranks} ranks had equal parts of every batch. They waited for each other {percent(least)} (rank "
+        f"{slowest}, the slowest) to {percent(most)} of the training time, so that together they did the work of "
+        f"{exchange.ranks * exchange.efficiency:.2f} that never wait: a scaling efficiency of "
+        f"{percent(exchange.efficiency)} as far as waiting goes."
+    )
+    sent = exchange.bytes_per_step
+    if sent is None:
+        return _join("## How did the ranks work together?", told)
+    rows = [
+        ["encoder", scaled(sent.encoder, "B")],
+        ["embeddings, tied to the decoder", scaled(sent.embeddings, "B")],
+        ["heads", scaled(sent.heads, "B")],
+        ["in all", scaled(sent.total, "B")],
+        ["the same model, were it dense", scaled(sent.as_dense, "B")],
+    ]
+    ring = (
+        f"In a ring each rank sends {2 * (exchange.ranks - 1) / exchange.ranks:.2f} times that, "
+        f"{scaled(sent.on_the_wire(exchange.ranks), 'B')} a step."
+    )
+    return _join("## How did the ranks work together?", told, table(["gradients of a step, per rank", ""], rows), ring)
 
 
 def _size(outcome: RunOutcome) -> str:
@@ -273,7 +304,7 @@ def _size(outcome: RunOutcome) -> str:
         ["the same weights, were they dense", number(counts.sparse_as_dense)],
         ["dense parameters (embeddings, biases, LayerNorm, heads)", number(counts.dense)],
         ["trained parameters in all", number(counts.total)],
-        ["peak memory of the process", memory(outcome.peak_memory_bytes)],
+        [f"peak memory of {'rank 0' if len(outcome.waited) > 1 else 'the process'}", memory(outcome.peak_memory_bytes)],
     ]
     return "## How large?\n\n" + table(["", ""], rows)
 

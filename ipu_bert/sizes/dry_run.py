@@ -10,6 +10,7 @@ from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.settings import Config
 from ipu_bert.sizes.disk import disk_need
+from ipu_bert.sizes.exchange import step_bytes
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.footprint import FLOAT32_BYTES, memory_estimate, parameter_counts
 from ipu_bert.sizes.placement import Placement
@@ -24,12 +25,14 @@ def plan(
     placement: Placement | None,
     learning_rate: float,
     updates: Sequence[int],
+    ranks: int,
 ) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
     files: the prepared corpus; until there is one, its vocabulary counts as large as the config asks for. placement: on
     IPUs, where the engine is theirs. updates: the steps after which patterns change; the plan has those
-    up to `train.stop_at`, as it has sequences and tokens. Raises ValueError where a weight cannot have its sparsity.
+    up to `train.stop_at`, as it has sequences and tokens. ranks: processes that share each step. Raises ValueError
+    where a weight cannot have its sparsity.
     """
     data, train = config.data, config.train
     quality = text_quality(files, data.sequence_length) if files else None
@@ -43,11 +46,13 @@ def plan(
         "flops": sequence_flops(shape, weights, data.sequence_length, data.max_predictions).to_dict(),
         "parameters": parameter_counts(shape, weights).to_dict(),
         "memory": memory_estimate(shape, weights, *FLOAT32_BYTES).to_dict(),
+        "step_bytes": step_bytes(parameter_counts(shape, weights)).to_dict(),
         "disk": disk_need(config, shape, weights, files.manifest if files else None).to_dict(),
         "steps": train.steps,
         "stop_at": train.last_step,
         "batch_size": train.batch_size,
         "micro_batch_size": train.micro_batch_size,
+        "ranks": ranks,
         "warmup_steps": config.optim.warmup_steps,
         "sequences": train.last_step * train.batch_size,
         "tokens": train.last_step * train.batch_size * data.sequence_length,
@@ -92,7 +97,8 @@ def render(found: dict[str, Any]) -> str:
         + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}; {_prepared(data)}",
         *(f"text        {line}" for line in data["said"]),
         f"steps       {found['stop_at']:,} of {found['steps']:,}, {found['batch_size']} sequences each "
-        f"({found['micro_batch_size']} at a time): {found['sequences']:,} sequences, {found['tokens']:,} tokens",
+        f"({found['micro_batch_size']} at a time{_on_ranks(found)}): {found['sequences']:,} sequences, "
+        f"{found['tokens']:,} tokens",
         f"learning    peak rate {found['learning_rate']:.3g} after {found['warmup_steps']:,} steps of warm-up",
         f"patterns    {len(updates)} updates" + (f", after steps {_shorten(updates)}" if updates else ""),
         f"parameters  {parameters['total']:,}: {parameters['sparse']:,} block-sparse (in place of "
@@ -102,6 +108,7 @@ def render(found: dict[str, Any]) -> str:
         f"memory      {_megabytes(memory['total'])} for weights, gradients and moments, activations not counted; "
         f"sparse weights {_megabytes(memory['sparse_weights'] + memory['sparse_gradients'] + memory['sparse_moments'])}"
         f" and their index {_megabytes(memory['index'])}",
+        *_exchange_lines(found),
         *_disk_lines(found["disk"], found["run_dir"], data["dir"]),
         *(f"gave way    {line}" for line in found["gave_way"]),
         *(f"chosen      {line}" for line in found["chosen"]),
@@ -111,6 +118,19 @@ def render(found: dict[str, Any]) -> str:
         *_weight_table(found["layers"]),
     ]
     return "\n".join([*lines, "", found["placement_text"]] if found["placement_text"] else lines)
+
+
+def _on_ranks(found: dict[str, Any]) -> str:
+    ranks = found["ranks"]
+    return f", on {ranks} ranks with {found['batch_size'] // ranks} each" if ranks > 1 else ""
+
+
+def _exchange_lines(found: dict[str, Any]) -> list[str]:
+    """What ranks exchange, where there are several on CPUs."""
+    sent, several = found["step_bytes"], found["ranks"] > 1 and not found["placement"]
+    parts = f"{_megabytes(sent['encoder'])} encoder, {_megabytes(sent['embeddings'])} embeddings"
+    total = f"{_megabytes(sent['total'])} of gradients a rank and step: {parts}"
+    return [f"exchange    {total}; dense {_megabytes(sent['as_dense'])}"] if several else []
 
 
 def _disk_lines(disk: dict[str, Any], run_dir: str, data_dir: str) -> list[str]:

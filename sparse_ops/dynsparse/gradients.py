@@ -10,7 +10,7 @@ gradients together and one strip, in float32; at a sparsity of 0.9 that is about
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import ContextManager, Iterator, Mapping
+from typing import Callable, ContextManager, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -27,15 +27,20 @@ PORTIONS = 8
 class GradientSearch:
     """Finds each layer's largest free blocks of one step's gradient.
 
-    counts: per layer how many free positions of a segment are wanted. micro_batches: of the step, each of which has one
-    backward pass in each of `passes`.
+    counts: per layer how many free positions of a segment are wanted. several: whether the step has more than one
+    micro-batch, each of which has one backward pass in each of `passes`. sum_: puts the sum over all processes that
+    have micro-batches of the step in a tensor's place; all of them search, and find the same.
     """
 
     def __init__(
-        self, layers: Mapping[str, BlockSparseLinear], counts: Mapping[str, int], norm: BlockNorm, micro_batches: int
+        self,
+        layers: Mapping[str, BlockSparseLinear],
+        counts: Mapping[str, int],
+        norm: BlockNorm,
+        several: bool,
+        sum_: Callable[[Tensor], None],
     ) -> None:
-        self._layers = layers
-        self._several = micro_batches > 1
+        self._layers, self._several, self._sum = layers, several, sum_
         self._names = {layer.rows.data_ptr(): name for name, layer in layers.items()}
         self._largest = {name: LargestBlocks(layer.pattern, counts[name], norm) for name, layer in layers.items()}
 
@@ -74,8 +79,9 @@ class GradientSearch:
 
         with observe_gradients(observer):
             yield
-        for name in list(sums):
+        for name in [name for name in chosen if name in sums]:  # in the order that every process has
             for strip, blocks in zip(chosen[name], sums.pop(name)):
+                self._sum(blocks)
                 self._largest[name].add(strip, blocks)
 
 
@@ -92,7 +98,7 @@ def record_gradient_blocks(
     if counts is None:
         yield found
         return
-    search = GradientSearch(layers, counts, norm, micro_batches=1)
+    search = GradientSearch(layers, counts, norm, several=False, sum_=lambda tensor: None)
     (one,) = search.passes()
     with one:
         yield found

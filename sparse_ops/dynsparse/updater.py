@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any, Dict, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from sparse_ops.dynsparse.schedules import Schedule
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.norms import BlockNorm, GradientBlocks
 from sparse_ops.pattern import BlockPattern, named_generator
+
+Moves = Dict[str, Dict[str, Tensor]]  # per layer the `slots` that move and the `keys` of their new positions, int64 [n]
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,39 @@ class PatternUpdater:
         moments: per layer the optimizer's tensors [nnz, b, b] that belong to `values`. gradients: per layer what the
         growth rule needs of the dense gradient. Raises ValueError when a weight is not finite; then nothing changed.
         """
+        return self.apply(layers, moments, step, self.decide(layers, step, gradients))
+
+    @torch.no_grad()
+    def decide(
+        self, layers: Mapping[str, BlockSparseLinear], step: int, gradients: Mapping[str, GradientBlocks] | None
+    ) -> Moves:
+        """What `update` moves; nothing changes. Arguments and errors as there.
+
+        Where several processes train one model, one of them decides for all: which norms are smallest rests on how the
+        last bit of each was rounded.
+        """
         for name, layer in layers.items():
             if not bool(torch.isfinite(layer.values).all()):
                 raise ValueError(f"pattern update after step {step}: {name}.values: expected finite, found NaN or inf")
-        reports = {}
+        moves = {}
         for name, layer in layers.items():
             gradient = gradients[name] if gradients is not None else None
             slots, keys = self._choose(name, layer, step, gradient)
+            moves[name] = {"slots": slots, "keys": keys}
+        return moves
+
+    @torch.no_grad()
+    def apply(
+        self,
+        layers: Mapping[str, BlockSparseLinear],
+        moments: Mapping[str, Sequence[Tensor]],
+        step: int,
+        moves: Moves,
+    ) -> UpdateReport:
+        """Carry out what was decided for the update after `step`."""
+        reports = {}
+        for name, layer in layers.items():
+            slots, keys = moves[name]["slots"], moves[name]["keys"]
             n_cols = layer.pattern.grid[1]
             layer.reallocate(slots, keys // n_cols, keys % n_cols)
             for moment in moments[name]:

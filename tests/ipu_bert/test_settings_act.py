@@ -22,11 +22,11 @@ from ipu_bert.config import Config, as_dict
 from ipu_bert.engines import simulator
 from ipu_bert.engines.base import NonFiniteError
 from ipu_bert.engines.ipu.build import make_run
-from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import inference_options, training_options
 from ipu_bert.engines.simulator import executor
 from ipu_bert.hub.start import Taken
 from ipu_bert.model import sparse_layers
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.metrics import Metrics, read_metrics
 from ipu_bert.run_folder import RunFolder
 from ipu_bert.stopwatch import Stopwatch
@@ -77,6 +77,14 @@ class Built:
         return asked
 
     @cached_property
+    def patience(self) -> list[float]:
+        """How long a run's ranks wait."""
+        ranks, asked = Ranks(), []  # type: ignore[var-annotated]
+        ranks.connect = asked.append  # type: ignore[method-assign]
+        Trainer(self.config, ranks=ranks)
+        return asked
+
+    @cached_property
     def engine(self) -> Any:
         executor._attached.clear()
         return assemble.make_engine(self.config, 500, Stopwatch())
@@ -92,7 +100,7 @@ class Built:
 
     @cached_property
     def run(self) -> Any:
-        return make_run(self.config, Instances())
+        return make_run(self.config, ALONE)
 
     @cached_property
     def options(self) -> Any:
@@ -266,6 +274,7 @@ case(
     ("torch", "torch"),
 )
 case("engine.threads", 3, lambda b: (b.engine, torch.get_num_threads())[1])
+case("engine.patience", 7.5, lambda b: b.patience, [7.5])
 
 case("ipu.layers_per_ipu", [2, 0], lambda b: b.run.layers_per_ipu, (2, 0), *IPU)
 case(

@@ -33,6 +33,7 @@ def test_stopwatch_adds_up_pauses_the_outer_phase_and_survives_errors() -> None:
         "data": 11,
         "forward": 4,
         "backward": 16,
+        "exchange": 0,
         "optimizer": 0,
         "update": 0,
         "evaluation": 10,

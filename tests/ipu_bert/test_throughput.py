@@ -15,6 +15,7 @@ from ipu_bert.data.batches import BatchStream
 from ipu_bert.engines.ipu.engine import IpuEngine
 from ipu_bert.engines.simulator import executor
 from ipu_bert.engines.torch_engine import TorchEngine
+from ipu_bert.ranks import ALONE
 from ipu_bert.throughput import throughput
 
 IPU = ["engine.name=ipu", "train.micro_batch_size=1", "train.batch_size=12"]
@@ -180,7 +181,7 @@ def test_bad_input_is_one_line(tiny, tmp_path, arguments, said, capsys):
 def test_one_instance_of_two_is_timed_with_its_own_share(tiny, tmp_path, monkeypatch, is_prepared):
     monkeypatch.setattr(TorchEngine, "share", property(lambda self: (1, 2)))
     config = tiny("train.batch_size=8", *([] if is_prepared else [f"data.dir={tmp_path / 'nothing'}"]))
-    mine = trial.Trial(config)._batch(3)
+    mine = trial.Trial(config, ALONE)._batch(3)
     assert mine.input_ids.shape == (4, config.data.sequence_length)
     if is_prepared:
         whole = assemble.make_stream(config, assemble.open_data(config, progress=False), "train").batch(3)

@@ -6,10 +6,10 @@ from typing import Any
 
 from ipu_bert.engines import simulator
 from ipu_bert.engines.ipu.engine import IpuEngine
-from ipu_bert.engines.ipu.instances import Instances, find_instances
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining
 from ipu_bert.optim import Optimization
+from ipu_bert.ranks import Ranks
 from ipu_bert.settings import Config
 from ipu_bert.sizes.stages import written_layers
 from ipu_bert.stopwatch import Stopwatch
@@ -20,13 +20,12 @@ from sparse_ops.ipu.layout import Encoder
 
 
 def build_ipu_engine(
-    config: Config, model: BertForPreTraining, optimization: Optimization, timer: Stopwatch
+    config: Config, model: BertForPreTraining, optimization: Optimization, timer: Stopwatch, ranks: Ranks
 ) -> IpuEngine:
     """The engine for `engine.device`. Raises ValueError that says what to install or which settings do not fit."""
-    instances = find_instances(config.engine.device)
-    run = make_run(config, instances)
+    run = make_run(config, ranks)
     backend, encoder = find_backend(run.device)
-    return IpuEngine(model, run, backend, encoder, instances, optimization, timer)
+    return IpuEngine(model, run, backend, encoder, ranks, optimization, timer)
 
 
 def find_backend(device: str) -> tuple[Any, Encoder]:
@@ -37,19 +36,19 @@ def find_backend(device: str) -> tuple[Any, Encoder]:
     return import_poptorch(), PopsparseEncoder(library_path())
 
 
-def make_run(config: Config, instances: Instances) -> IpuRun:
+def make_run(config: Config, ranks: Ranks) -> IpuRun:
     """One instance's share of a checked config. Raises ValueError where the replicas cannot be shared out."""
     ipu = config.ipu
-    if ipu.replicas % instances.count:
+    if ipu.replicas % ranks.count:
         raise ValueError(
-            f"ipu.replicas: expected a multiple of the {instances.count} instances that poprun started, found "
+            f"ipu.replicas: expected a multiple of the {ranks.count} instances that poprun started, found "
             f"{ipu.replicas}"
         )
     assert config.train.micro_batch_size is not None
     return IpuRun(
         device=config.engine.device,
         layers_per_ipu=tuple(written_layers(ipu)),
-        replicas=ipu.replicas // instances.count,
+        replicas=ipu.replicas // ranks.count,
         gradient_accumulation=ipu.gradient_accumulation,
         micro_batch_size=config.train.micro_batch_size,
         sequence_length=config.data.sequence_length,

@@ -25,12 +25,12 @@ from ipu_bert.engines.base import (
     TransferRecord,
 )
 from ipu_bert.engines.checked_state import check_state
-from ipu_bert.engines.ipu.instances import Instances, check_same_patterns
 from ipu_bert.engines.ipu.model import IpuBert
 from ipu_bert.engines.ipu.options import IpuRun, inference_options, training_options
 from ipu_bert.engines.ipu.state import CanonicalModel, Moments, streamed_bytes
 from ipu_bert.model import BertForPreTraining
 from ipu_bert.optim import Optimization, parameter_groups
+from ipu_bert.ranks import Ranks
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.ipu.layout import Encoder, LayerPlan
 from sparse_ops.linear import BlockSparseLinear
@@ -49,7 +49,7 @@ class IpuEngine:
         run: IpuRun,
         backend: Any,
         encoder: Encoder,
-        instances: Instances,
+        ranks: Ranks,
         optimization: Optimization,
         timer: Stopwatch,
     ) -> None:
@@ -60,7 +60,7 @@ class IpuEngine:
             raise ValueError(
                 f"ipu.layers_per_ipu: expected {model.shape.layers} layers in all, found {list(run.layers_per_ipu)}"
             )
-        self.run, self._poptorch, self._timer, self._instances = run, backend, timer, instances
+        self.run, self._poptorch, self._timer, self._ranks = run, backend, timer, ranks
         self._optimization, self._step = optimization, 0
         self._random: list[int] | None = None  # the device's generator as a checkpoint had it, until it can be set
         self._device_model = IpuBert(model, run, lambda name, layer: layer_plan(name, layer, run), encoder, backend)
@@ -69,13 +69,13 @@ class IpuEngine:
         ipus = len(run.layers_per_ipu)
         # PopTorch wraps a shallow copy, which keeps the flag `training` that the model has when it is wrapped.
         self._device_model.train()
-        options = training_options(backend, run, instances.options(ipus))
+        options = training_options(backend, run, ranks.options(ipus))
         self._trainer = backend.trainingModel(self._device_model, options=options, optimizer=self._optimizer)
         self._device_model.eval()
-        options = inference_options(backend, run, instances.options(ipus))
+        options = inference_options(backend, run, ranks.options(ipus))
         self._evaluator = backend.inferenceModel(self._device_model, options=options)
         self.transfers = TransferRecord()
-        check_same_patterns(self._instances, self.canonical.layers)
+        self._check_same_patterns("start")
 
     def _make_optimizer(self, model: BertForPreTraining) -> Any:
         """PopTorch's AdamW over the device's parameters, grouped as the canonical ones."""
@@ -108,7 +108,7 @@ class IpuEngine:
     @property
     def share(self) -> tuple[int, int]:
         """See Engine: poprun's instances have each a part of every batch."""
-        return self._instances.index, self._instances.count
+        return self._ranks.index, self._ranks.count
 
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
         """See Engine. The gradient's norm stays on the device and is NaN here.
@@ -123,13 +123,13 @@ class IpuEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         inputs = self._inputs(batch, mean=True)
-        micro_batches = self._instances.count * self.run.micro_batches
+        micro_batches = self._ranks.count * self.run.micro_batches
         with self._timer("forward"):  # and backward, and the update: one executable
             self._activate(self._trainer)
             self._restore_random(inputs)
             self._trainer.setOptimizer(self._optimizer)
             _, mlm, nsp = self._trainer(*inputs)
-        sums = self._instances.sum([float(mlm.double().sum()), float(nsp.double().sum())])
+        sums = self._ranks.sum([float(mlm.double().sum()), float(nsp.double().sum())])
         mlm_loss, nsp_loss = (each / micro_batches for each in sums)
         if not math.isfinite(mlm_loss + nsp_loss):
             message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
@@ -142,9 +142,8 @@ class IpuEngine:
         self._activate(self._evaluator)
         outputs = self._evaluator(*self._inputs(batch, mean=False))
         counts = [int((batch.masked_labels != IGNORED_LABEL).sum()), batch.next_sentence_labels.numel()]
-        sums = self._instances.sum([*(float(x.double().sum()) for x in outputs), *counts])
-        mlm, mlm_hits, nsp, nsp_hits, labels, sequences = sums
-        return EvalResult(mlm, round(labels), round(mlm_hits), nsp, round(sequences), round(nsp_hits))
+        mlm, mlm_hits, nsp, nsp_hits = (float(x.double().sum()) for x in outputs)
+        return EvalResult.of_sums(self._ranks.sum([mlm, counts[0], mlm_hits, nsp, counts[1], nsp_hits]))
 
     def compile(self, batch: Batch) -> None:
         """See Engine: both executables, which go into the executable cache if there is one."""
@@ -183,8 +182,8 @@ class IpuEngine:
         labelled = batch.masked_labels != IGNORED_LABEL
         label_weight = sequence_weight = 1.0
         if mean:
-            (labels,) = self._instances.sum([int(labelled.sum())])
-            label_weight = self._instances.count * self.run.micro_batches / max(1.0, labels)
+            (labels,) = self._ranks.sum([int(labelled.sum())])
+            label_weight = self._ranks.count * self.run.micro_batches / max(1.0, labels)
             sequence_weight = 1.0 / self.run.micro_batch_size
         return (
             batch.input_ids,
@@ -209,10 +208,14 @@ class IpuEngine:
         yield HostState(self.canonical.layers, moments)
         changed = any(not torch.equal(a, b) for a, b in zip(before, self._live(moments)))
         if changed:
-            check_same_patterns(self._instances, self.canonical.layers)
+            self._check_same_patterns(f"pattern update after step {self._step}")
             written = self.canonical.write_sparse(moments)
             self._upload({**(state or self._empty_state()), **written})
         self.transfers.compilations = self._compilations()
+
+    def digests(self) -> dict[str, str]:
+        """See Engine: positions; weights are the device's."""
+        return {f"{name} positions": layer.pattern.checksum() for name, layer in self.canonical.layers.items()}
 
     def state(self) -> TensorGroups:
         """See Engine: the same groups and names as the torch engine's, so a checkpoint fits either."""
@@ -233,7 +236,11 @@ class IpuEngine:
         self._step = step
         if "ipu" in groups.get("random", {}):  # not in a checkpoint of the torch engine
             self._random = groups["random"]["ipu"].tolist()
-        check_same_patterns(self._instances, self.canonical.layers)
+        self._check_same_patterns(f"checkpoint of step {step}")
+
+    def _check_same_patterns(self, when: str) -> None:
+        """Raises ValueError before ranks with different patterns send any of them to their IPUs."""
+        self._ranks.check_same(self.digests(), when)
 
     def _read_state(self) -> dict[str, Tensor] | None:
         """Download weights and optimizer state if the device has newer ones; None before there is any state."""

@@ -85,6 +85,7 @@ OTHERS: dict[str, list[object]] = {
     "engine.device": ["offline"],
     "engine.kernel": ["torch"],
     "engine.threads": [1],
+    "engine.patience": [10.0],
     "ipu.layers_per_ipu": [[12], [1, 1], [6, 6]],
     "ipu.ipus": [1, 64],
     "ipu.replicas": [2],

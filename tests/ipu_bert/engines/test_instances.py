@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,40 +14,29 @@ from ipu_bert import assemble
 from ipu_bert.config import load_config
 from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.engines.ipu.build import make_run
-from ipu_bert.engines.ipu.instances import (
-    Instances,
-    PopdistInstances,
-    check_same_patterns,
-    find_instances,
-    folder_of_instance,
-)
-from sparse_ops.linear import BlockSparseLinear
-from sparse_ops.pattern import BlockPattern
+from ipu_bert.engines.ipu.instances import PopdistRanks, find_instances
+from ipu_bert.ranks import ALONE, Ranks
 
 
-def layer(seed: int) -> BlockSparseLinear:
-    return BlockSparseLinear.from_pattern(BlockPattern.random((32, 32), 8, 0.5, torch.Generator().manual_seed(seed)))
-
-
-class Two(Instances):
-    """Instance 0 of two; `other` is what the second says."""
+class Two(Ranks):
+    """Rank 0 of two; the second says `other`."""
 
     count = 2
 
-    def __init__(self, other: str) -> None:
+    def __init__(self, other: dict[str, str]) -> None:
         self.other = other
 
     def gather(self, text: str) -> list[str]:
-        return [text, self.other]
+        return [text, json.dumps(self.other)]
 
 
-def test_patterns_that_differ_stop_the_run() -> None:
-    mine = check_same_patterns(Instances(), {"a": layer(1)})
-    assert check_same_patterns(Two(mine), {"a": layer(1)}) == mine
-    theirs = check_same_patterns(Instances(), {"a": layer(2)})
-    with pytest.raises(ValueError, match="instance 1 holds other patterns than instance 0"):
-        check_same_patterns(Two(theirs), {"a": layer(1)})
-    assert check_same_patterns(Instances(), {"b": layer(1)}) != mine, "the name counts"
+def test_what_differs_stops_the_run() -> None:
+    mine = {"a positions": "1", "b positions": "2"}
+    Two(mine).check_same(mine, "start")
+    with pytest.raises(ValueError, match="step 7: rank 1 has another b positions than rank 0: 3, expected 2"):
+        Two({**mine, "b positions": "3"}).check_same(mine, "step 7")
+    with pytest.raises(ValueError, match="rank 1 has another b positions than rank 0: None, expected 2"):
+        Two({"a positions": "1"}).check_same(mine, "start")
 
 
 def test_popdist_and_horovod_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,34 +48,29 @@ def test_popdist_and_horovod_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     popdist.poptorch.Options = lambda ipus_per_replica: ("options", ipus_per_replica)
     horovod: Any = types.ModuleType("horovod.torch")
     horovod.init, horovod.Sum = lambda: calls.append("init"), "sum"
+    horovod.local_rank, horovod.local_size = lambda: 1, lambda: 2
     horovod.allreduce = lambda tensor, op: tensor * 4 if op == "sum" else None
-    horovod.allgather = lambda tensor: torch.cat([tensor, tensor])
+    horovod.broadcast = lambda tensor, root_rank: tensor + 1 if root_rank == 0 else None
     parent: Any = types.ModuleType("horovod")
     parent.torch = horovod
     modules = {"popdist": popdist, "popdist.poptorch": popdist.poptorch, "horovod": parent, "horovod.torch": horovod}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     found = find_instances("hardware")
-    assert isinstance(found, PopdistInstances)
+    assert isinstance(found, PopdistRanks)
     assert (found.index, found.count, calls) == (1, 4, ["init"])
     assert found.sum([1.0, 2.5]) == [4.0, 10.0]
-    assert found.gather("abc") == ["abc", "abc"]
+    tensor = torch.tensor([1.0, 2.0])
+    found.broadcast_(tensor)
+    assert tensor.tolist() == [2.0, 3.0]
+    found.meet()
+    assert (found.local_index, found.local_count) == (1, 2)
     assert found.options(4) == ("options", 4)
-    assert type(find_instances("simulated")) is Instances, "the simulator is always alone"
+    assert find_instances("simulated") is ALONE, "the simulator is always alone"
     run = make_run(load_config("bert_base_dynsparse_pod64"), found)
     assert run.replicas == 4
     with pytest.raises(ValueError, match=r"ipu\.replicas: expected a multiple of the 4 instances"):
         make_run(load_config("bert_base_dynsparse_pod64", ["ipu.replicas=2", "train.batch_size=64"]), found)
-
-
-def test_instance_0_writes_the_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    other = Instances()
-    other.index = 3
-    assert folder_of_instance(str(tmp_path), "simulated") == str(tmp_path)
-    monkeypatch.setattr("ipu_bert.engines.ipu.instances.find_instances", lambda device: other)
-    scratch = folder_of_instance(str(tmp_path), "hardware")
-    assert scratch != str(tmp_path)
-    assert "instance3-" in scratch
 
 
 @pytest.mark.parametrize("device", ["hardware", "simulated"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor
 from ipu_bert.data.batches import Batch
 from ipu_bert.engines import simulator as sim
 from ipu_bert.engines.ipu.engine import IpuEngine
-from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.engines.simulator import executor
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.lr_schedules import constant, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_layers
 from ipu_bert.precision import Precision
+from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.dynsparse.schedules import cosine
 from sparse_ops.dynsparse.updater import PatternUpdater
@@ -45,7 +45,7 @@ OPTIMIZATION = make_optimization(lr=LR, schedule=with_warmup(constant, total_ste
 
 
 def make_engine(model: BertForPreTraining, run: IpuRun) -> IpuEngine:
-    return IpuEngine(model, run, sim, sim.SimulatedEncoder(), Instances(), OPTIMIZATION, Stopwatch())
+    return IpuEngine(model, run, sim, sim.SimulatedEncoder(), ALONE, OPTIMIZATION, Stopwatch())
 
 
 def make_torch_engine(model: BertForPreTraining) -> TorchEngine:
@@ -298,7 +298,7 @@ def test_recompute_means_what_it_says_on_one_ipu_and_on_several(
     assert engine._trainer.travelling == {}, "no variable leaves the IPU of its layer"
 
 
-class OneOfTwo(Instances):
+class OneOfTwo(Ranks):
     """One of two instances; the sum over both is asked of `labels`, which knows what the other would say."""
 
     count = 2
@@ -308,6 +308,9 @@ class OneOfTwo(Instances):
 
     def sum(self, values: Sequence[float]) -> list[float]:
         return [float(self._labels)] if len(values) == 1 else list(values)
+
+    def check_same(self, found: Mapping[str, str], when: str) -> None:
+        """The other has the same."""
 
 
 def test_each_instance_trains_on_its_own_share(seed: int) -> None:

@@ -12,12 +12,12 @@ from ipu_bert.config import load_config
 from ipu_bert.data.batches import Batch
 from ipu_bert.engines import simulator as sim
 from ipu_bert.engines.ipu.engine import IpuEngine
-from ipu_bert.engines.ipu.instances import Instances
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.model import BertForPreTraining
 from ipu_bert.optim import Optimization
 from ipu_bert.precision import Precision
+from ipu_bert.ranks import ALONE
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.norms import l1
 
@@ -55,7 +55,7 @@ def both_after_one_step(
         seed=0,
         timer=Stopwatch(),
     )
-    engine = IpuEngine(model, run, sim, sim.SimulatedEncoder(), Instances(), optimization, Stopwatch())
+    engine = IpuEngine(model, run, sim, sim.SimulatedEncoder(), ALONE, optimization, Stopwatch())
     reference.train_step(batch)
     engine.train_step(batch)
     expected, found = ({**x.state()["model"], **x.state()["optimizer"]} for x in (reference, engine))

@@ -59,6 +59,7 @@ OUTCOME = RunOutcome(
         "data": 1.0,
         "forward": 4.0,
         "backward": 8.0,
+        "exchange": 0.0,
         "optimizer": 2.0,
         "update": 1.0,
         "evaluation": 3.0,
@@ -66,6 +67,7 @@ OUTCOME = RunOutcome(
     },
     elapsed_seconds=20.0,
     peak_memory_bytes=3 * 2**30,
+    waited=[0.0],
     machine=Machine(processor="abacus", cpus=2, threads=1, torch="2.0.1", python="3.8.10"),
 )
 

@@ -10,6 +10,7 @@ from report_case import OUTCOME, RECORDS, train
 
 from ipu_bert.record.report import as_json
 from ipu_bert.record.report_numbers import build_report, step_times, throughput, time_share
+from ipu_bert.record.report_page import render_page
 from ipu_bert.stopwatch import PHASES
 
 
@@ -37,6 +38,7 @@ def test_shares_losses_and_patterns_worked_by_hand() -> None:
             "data": 0.05,
             "forward": 0.2,
             "backward": 0.4,
+            "exchange": 0.0,
             "optimizer": 0.1,
             "update": 0.05,
             "evaluation": 0.15,
@@ -113,3 +115,22 @@ def test_shares_sum_to_one_even_if_phases_exceed_the_clock() -> None:
     assert shares["backward"] == 0.75
     assert shares["other"] == 0.0
     assert sum(time_share(nothing, 0.0).values()) == 1.0
+
+
+def test_two_ranks_worked_by_hand() -> None:
+    """17 s of training, of which rank 0 waited 3.4 and rank 1, which is the slower, 1.7."""
+    report = build_report(RECORDS, replace(OUTCOME, waited=[3.4, 1.7]))
+    assert as_json(report, {})["exchange"] == {
+        "ranks": 2,
+        "bytes_per_step": {"encoder": 4400, "embeddings": 1200, "heads": 400, "as_dense": 42000},
+        "waited_share": [pytest.approx(0.2), pytest.approx(0.1)],
+        "efficiency": pytest.approx(0.85),
+    }
+    page = render_page(report, {})
+    assert "waited for each other 10.0 % (rank 1, the slowest) to 20.0 % of the training time" in page
+    assert "the work of 1.70 that never wait" in page
+    assert "| in all | 6 kB |" in page
+    assert "each rank sends 1.00 times that, 6 kB a step" in page
+    alone = build_report(RECORDS, OUTCOME)
+    assert as_json(alone, {})["exchange"] is None
+    assert "waiting for other processes" not in render_page(alone, {})
