@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ipu_bert import assemble, checkpoint
+from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.hub.source import read_bert
 from ipu_bert.hub.start import Taken, Weights, take_weights
 from ipu_bert.hub.weights import own_weights
-from ipu_bert.trained import load_model
+from ipu_bert.trained import is_run, load_model
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,12 @@ def start(config: Config, files: TokenFiles) -> Start:
     """
     where = config.model.init
     try:
-        source, left = _of_run(where, files) if _is_run(where) else read_bert(where)
+        source, left = _of_run(where, files) if is_run(where) else read_bert(where)
         model = assemble.make_model(config, files.vocab_size)
         taken = take_weights(model, source, config.sparsity.init_pattern, config.run.seed)
     except ValueError as error:
         raise ValueError(f"model.init {where}: {error}") from None
     return Start(model.state_dict(), (f"started from {where}{_in_words(taken, config)}", *_left(left)))
-
-
-def _is_run(where: str) -> bool:
-    try:
-        checkpoint.find(Path(where))
-    except checkpoint.CheckpointError:
-        return False
-    return True
 
 
 def _of_run(where: str, files: TokenFiles) -> tuple[Weights, list[str]]:

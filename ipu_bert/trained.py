@@ -29,6 +29,15 @@ class TrainedModel:
     info: dict[str, Any]
 
 
+def is_run(where: str) -> bool:
+    """Whether `load_model` finds a checkpoint there, of a run's folder or itself one."""
+    try:
+        checkpoint.find(Path(where))
+    except checkpoint.CheckpointError:
+        return False
+    return True
+
+
 def load_model(path: Path) -> TrainedModel:
     """The model of a checkpoint, or of the newest one of a run's folder.
 

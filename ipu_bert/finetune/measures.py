@@ -16,20 +16,26 @@ def measures(labels: np.ndarray, predictions: np.ndarray, regression: bool) -> M
 
     None where a correlation is not defined, as of constant predictions.
     """
-    if not regression:
-        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of predictions or labels that are all the same, which the values say
+        return _correlations(labels, predictions) if regression else _of_classes(labels, predictions)
 
-        return {
-            "accuracy": float(accuracy_score(labels, predictions)),
-            "f1": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
-            "mcc": float(matthews_corrcoef(labels, predictions)),
-        }
+
+def _of_classes(labels: np.ndarray, predictions: np.ndarray) -> Measures:
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    return {
+        "accuracy": float(accuracy_score(labels, predictions)),
+        "f1": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
+        "mcc": float(matthews_corrcoef(labels, predictions)),
+    }
+
+
+def _correlations(labels: np.ndarray, predictions: np.ndarray) -> Measures:
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import mean_squared_error
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant input, which None says
-        found = [float(of(labels, predictions)[0]) if len(labels) > 1 else math.nan for of in (pearsonr, spearmanr)]
+    found = [float(of(labels, predictions)[0]) if len(labels) > 1 else math.nan for of in (pearsonr, spearmanr)]
     pearson, spearman = (value if math.isfinite(value) else None for value in found)
     return {"pearson": pearson, "spearman": spearman, "mse": float(mean_squared_error(labels, predictions))}
 

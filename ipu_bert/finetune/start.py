@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from ipu_bert import checkpoint
 from ipu_bert.data.errors import one_line
 from ipu_bert.finetune.options import Start, Training
 from ipu_bert.hub.auto import MODEL_TYPE, SparseBertConfig, SparseBertForSequenceClassification, SparseBertModel
@@ -26,7 +25,7 @@ from ipu_bert.model import BertForPreTraining, dense_linear, sparse_layers, spar
 from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes.config_json import hugging_face_config, shape_from_config
 from ipu_bert.sizes.weights import encoder_weights
-from ipu_bert.trained import load_model
+from ipu_bert.trained import is_run, load_model
 from sparse_ops.pattern import named_generator
 from sparse_ops.saying import say
 
@@ -41,7 +40,7 @@ class Source:
 
 def read_source(start: Start, seed: int) -> Source:
     """Raises ValueError, one line, for what is none of these, and for sparsity or blocks that it cannot have."""
-    source = _of_run(start.where) if _is_run(start.where) else _of_folder(start.where, seed)
+    source = _of_run(start.where) if is_run(start.where) else _of_folder(start.where, seed)
     model = source.model
     if start.sparsity is not None:
         settings = SparsitySettings(
@@ -78,14 +77,6 @@ def _sizes(shape: Any) -> dict[str, Any]:
     return {
         key: value for key, value in hugging_face_config(shape).items() if key not in ("model_type", "architectures")
     }
-
-
-def _is_run(where: str) -> bool:
-    try:
-        checkpoint.find(Path(where))
-    except checkpoint.CheckpointError:
-        return False
-    return True
 
 
 def _of_run(where: str) -> Source:

@@ -36,6 +36,9 @@ BAD = {
 }  # fmt: skip
 
 
+EXPECTED = "expected a new or empty folder or an earlier model's"
+
+
 def run(start: Path, folder: Path, file: Path, *options: str) -> int:
     return main([str(start), str(folder), "--train", str(file), "--epochs", "1", *options])
 
@@ -96,7 +99,9 @@ def test_a_folder_of_somebody_else_s_is_left_alone(finished, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("mine")
     assert run(finished, tmp_path / "out", tmp_path / "a.csv") == 2
-    assert "found thesis.txt in it" in one_line(capsys)
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [f"error: {tmp_path / 'out'}: {EXPECTED}, found thesis.txt in it"]
+    assert "epoch" not in shown.out  # said before anything is trained
 
 
 def test_an_earlier_model_stays_whole_until_the_new_one_is(finished, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from scipy import stats
 from transformers import pipeline
 
 from ipu_bert import export_run
-from ipu_bert.finetune import train
+from ipu_bert.finetune import train, work
 from ipu_bert.finetune.__main__ import main
 from ipu_bert.finetune.train import predict
 from ipu_bert.hub.weights import dense_state
@@ -154,12 +154,13 @@ def test_it_ends_early_and_the_best_epoch_is_what_is_kept(finished, words, tmp_p
 
     monkeypatch.setattr(train, "measures", measured)
     monkeypatch.setattr(train, "predict", seen)
+    monkeypatch.setattr(work, "predict", seen)
     found = tune(finished, tmp_path / "tuned", words, "--patience", "2")
     assert [epoch["accuracy"] for epoch in found["validation"]] == [0.5, 0.9, 0.7, 0.9]  # of eight
     assert found["best_epoch"] == 2
     kept = tensors(tmp_path / "tuned")
     same = [all(torch.equal(kept[name], tensor) for name, tensor in one.items()) for one in after]
-    assert same == [False, True, False, False]
+    assert same == [False, True, False, False, True]  # the last are the written predictions
     right = [row["label"] == row["prediction"] for row in predictions(tmp_path / "tuned")]
     assert found["measures"]["accuracy"] == sum(right) / len(right)
 
