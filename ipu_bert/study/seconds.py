@@ -14,6 +14,7 @@ import torch
 from ipu_bert.config import Config
 from ipu_bert.json_file import read_object
 from ipu_bert.machine import processor
+from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import dumps
 from ipu_bert.trial import Trial
 from sparse_ops import files
@@ -55,7 +56,7 @@ def measure_seconds(configs: Mapping[str, Config], repeats: int, say: Callable[[
     trials = {}
     for label, config in configs.items():
         say(f"building {label}")
-        trials[label] = Trial(replace(config, engine=replace(config.engine, threads=0)))
+        trials[label] = Trial(replace(config, engine=replace(config.engine, threads=0)), ALONE)
     say(f"{repeats} rounds of {len(trials)} steps, after one to warm up")
     samples = alternate({label: trial.step for label, trial in trials.items()}, repeats)
     rows = {}
