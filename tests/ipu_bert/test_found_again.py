@@ -209,6 +209,15 @@ def test_whatever_changes_rounding_is_a_condition(tiny, monkeypatch):
     ]
 
 
+def test_the_native_library_is_a_condition_of_dense_runs_too(tiny, monkeypatch):
+    """Their attention is in it."""
+    monkeypatch.setattr("sparse_ops.native.available", lambda: True)
+    monkeypatch.setattr("sparse_ops.native.level", lambda: "avx2")
+    monkeypatch.setattr("sparse_ops.native.fingerprint", lambda: "12345678")
+    found = machine.conditions(tiny("sparsity.method=dense"))
+    assert (found["kernel"], found["library"]) == ("native avx2", "12345678")
+
+
 def test_an_evaluation_by_other_batches_is_made_anew(tiny):
     """What was recorded, and what was best, by one batch says nothing about two."""
     folder = train(tiny(*BEST, "train.stop_at=2", "eval.batches=1"))
