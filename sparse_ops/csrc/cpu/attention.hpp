@@ -1,8 +1,8 @@
 // Attention forward and backward, a head of a sequence at a time. What its products stream is packed into panels that
 // stay in L2; queries go by blocks, whose scores, all keys wide, stay in L1 or near it.
 //
-// With scores s = q k^T / sqrt(width), p = softmax(s), the mask m of dropout (0 or its scale) and the result o = (m p) v,
-// the gradients from do are: dv = (m p)^T do, dp = m (do v^T), ds = p (dp - sum of p dp over the row),
+// With scores s = q k^T / sqrt(width), p = softmax(s), the mask m of dropout (0 or its scale) and the result
+// o = (m p) v, the gradients from do are: dv = (m p)^T do, dp = m (do v^T), ds = p (dp - sum of p dp over the row),
 // dq = ds k / sqrt(width), dk = ds^T q / sqrt(width). Exponentials are powers of two: log2 e is part of packed keys.
 #pragma once
 #include "job.hpp"
@@ -15,7 +15,7 @@ constexpr int64_t kQueries = 48;  // in a block
 
 INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// 2^x for x <= 0, to about one unit in the last place; NaN where x is one. Below 2^-126, where numbers that are slow begin,
+// 2^x for x <= 0, to about one unit in the last place; NaN where x is one. Below 2^-126, where slow numbers begin,
 // it is off by less than that, and 0 from 2^-127 on: there the exponent's bits meet 1 exactly. The polynomial is within
 // 1.9e-9 of 2^r, relatively, for |r| <= 1/2 (least squares, weighted until even).
 INLINE V power_of_two(V x) {
@@ -76,7 +76,7 @@ static void pack_panels(const Rows& from, float* to) {
                   load(from.data + r * from.stride + d));
 }
 
-// The transpose, times `factor`, in panels [panels][width][kTileLanes]; zeros where a vector goes on after the last row.
+// The transpose, times `factor`, in panels [panels][width][kTileLanes]; zeros follow the last row in its vector.
 static void pack_transposed(const Rows& from, float factor, float* to) {
     for (int64_t r = 0; r < from.count; r += W) {
         float* panel = to + r / kTileLanes * from.width * kTileLanes + r % kTileLanes;
@@ -193,7 +193,8 @@ static void attention_head(const Head& head) {
     for (int64_t first = 0; first < length; first += kQueries) {
         const int64_t count = length - first < kQueries ? length - first : kQueries;
         pack_rows(head.rows_of(0, first, count), head.q);
-        multiply<Lies::kRows>({head.q, width, head.keys_t, head.scores, head.stride, head.mask, 0, count, head.keys / W, width});
+        multiply<Lies::kRows>({head.q, width, head.keys_t, head.scores, head.stride, head.mask, 0, count,
+                               head.keys / W, width});
         float factors[kQueries], *kept = job.rows + (head.number * length + first) * 2;
         softmax_rows<DROPOUT>(head, head.number * length + first, count, kept);
         for (int64_t i = 0; i < count; ++i) factors[i] = kept[2 * i + 1] * job.dropout.scale;
@@ -258,8 +259,10 @@ static void gradient_head(const Head& head) {
         multiply<Lies::kRows>({head.dout, width, head.v, ds, head.stride, nullptr, 0, count, head.keys / W, width});
         const int64_t row = head.number * length + first;
         gradient_rows<DROPOUT>(head, row, count, job.rows + row * 2);
-        multiply<Lies::kColumns>({p, head.stride, head.dout_panels, head.dv, width, first > 0 ? head.dv : nullptr, width, length, vectors, count});
-        multiply<Lies::kColumns>({ds, head.stride, head.q_panels, head.dk, width, first > 0 ? head.dk : nullptr, width, length, vectors, count});
+        multiply<Lies::kColumns>({p, head.stride, head.dout_panels, head.dv, width, first > 0 ? head.dv : nullptr,
+                                  width, length, vectors, count});
+        multiply<Lies::kColumns>({ds, head.stride, head.q_panels, head.dk, width, first > 0 ? head.dk : nullptr,
+                                  width, length, vectors, count});
         multiply<Lies::kRows>({ds, head.stride, head.k_panels, head.dq, width, nullptr, 0, count, vectors, length});
         unpack(head.dq, &factor, 0, count, width, out + first * head.row, head.row);
     }

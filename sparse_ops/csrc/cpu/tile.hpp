@@ -63,7 +63,9 @@ INLINE void tile_of(int64_t vectors, const TileProduct& p, int64_t row, int64_t 
 }
 
 // Fours where sixes would not come out even, so that at most three rows beyond the last are computed.
-INLINE int64_t tile_rows(int64_t left) { return left <= kTileFewRows || left == 7 || left == 8 ? kTileFewRows : kTileRows; }
+INLINE int64_t tile_rows(int64_t left) {
+    return left <= kTileFewRows || left == 7 || left == 8 ? kTileFewRows : kTileRows;
+}
 
 // C = A B, or C += A B.
 template <Lies A>
