@@ -57,11 +57,9 @@ def _precision(config: Config) -> dict[str, str | float]:
 
 
 def _kernel(config: Config) -> str:
-    """What multiplies sparse weights."""
+    """What multiplies sparse weights and attends, in dense models too."""
     if config.engine.name == "ipu":
         return f"ipu {config.engine.device}"
-    if config.sparsity.method == "dense":
-        return "none"
     if config.engine.kernel == "torch" or not native.available():
         return "torch"
     return f"native {native.level()}"

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ipu_bert import checkpoint, cli, machine
 from ipu_bert.config import as_dict
+from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.sealed_json import sealed
 from ipu_bert.signals import InterruptedRunError
@@ -50,7 +51,7 @@ def test_going_back_to_the_best_can_be_killed_before_anything_is_saved(tiny, tmp
     os.rename(folder / "best" / f"step_{steps(folder / 'best')[0]:08d}", tmp_path / "best")
     shutil.copytree(whole[2], folder / "best" / "step_00000002")
     kill_in_first_step(config, folder / "best" / "step_00000002")
-    found = cli._start(config, "auto")
+    found = cli._start(config, "auto", ALONE)
     assert found == folder / "checkpoints" / "step_00000002"
     assert steps(train(config, found) / "checkpoints") == [2, 4, 6]
     assert_same_state(newest(config), whole[6])
@@ -61,9 +62,9 @@ def test_a_run_that_begins_from_another_ones_checkpoint_can_be_killed(tiny, tmp_
     other = train(tiny(*SHORT, "train.stop_at=4", f"run.dir={tmp_path / 'other'}"))
     origin, config = other / "checkpoints" / "step_00000004", tiny(*SHORT)
     kill_in_first_step(config, origin)
-    assert cli._start(config, "auto") == Path(config.run.dir) / "checkpoints" / "step_00000004"
+    assert cli._start(config, "auto", ALONE) == Path(config.run.dir) / "checkpoints" / "step_00000004"
     kill_in_first_step(config, origin)
-    folder = train(config, cli._start(config, "auto"))
+    folder = train(config, cli._start(config, "auto", ALONE))
     assert steps(folder / "checkpoints") == [4, 6]
     with pytest.raises(ValueError, match=r"expected the run that .* is of, or a new folder"):
         train(config, origin)
@@ -75,7 +76,7 @@ def test_a_kill_between_two_renames_is_undone_before_the_newest_is_looked_for(ti
     config = tiny(*SHORT)
     checkpoints = train(config) / "checkpoints"
     os.rename(checkpoints / "step_00000006", checkpoints / ".step_00000006.1.old")
-    assert cli._start(config, "auto") == checkpoints / "step_00000006"
+    assert cli._start(config, "auto", ALONE) == checkpoints / "step_00000006"
 
 
 def test_a_kill_while_going_back_keeps_the_best(tiny, monkeypatch):
@@ -93,7 +94,7 @@ def test_a_kill_while_going_back_keeps_the_best(tiny, monkeypatch):
         patch.setattr(os, "replace", killed)
         with pytest.raises(Killed):
             train(config, folder / "checkpoints" / "step_00000002")
-    assert cli._start(config, "auto") == last
+    assert cli._start(config, "auto", ALONE) == last
     assert steps(folder / "best") == [best]
 
 
@@ -138,7 +139,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_cost_no_older_checkpoint(
     folder = Path(config.run.dir)
     assert steps(folder / "checkpoints") == [2]
     assert not (folder / "report.md").exists()
-    train(config, cli._start(config, "auto"))
+    train(config, cli._start(config, "auto", ALONE))
 
 
 def test_older_checkpoints_stay_while_steps_are_skipped(tiny):
@@ -208,6 +209,15 @@ def test_whatever_changes_rounding_is_a_condition(tiny, monkeypatch):
         "environment: MKL_CBWR=COMPATIBLE, before none",
         f"library: 12345678, before {before['library']}",
     ]
+
+
+def test_the_native_library_is_a_condition_of_dense_runs_too(tiny, monkeypatch):
+    """Their attention is in it."""
+    monkeypatch.setattr("sparse_ops.native.available", lambda: True)
+    monkeypatch.setattr("sparse_ops.native.level", lambda: "avx2")
+    monkeypatch.setattr("sparse_ops.native.fingerprint", lambda: "12345678")
+    found = machine.conditions(tiny("sparsity.method=dense"))
+    assert (found["kernel"], found["library"]) == ("native avx2", "12345678")
 
 
 def test_an_evaluation_by_other_batches_is_made_anew(tiny):

@@ -118,7 +118,7 @@ def _differ(config: Callable[..., Config], ranks: Ranks, out: Path) -> None:
 def whole(corpus: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The runs of one process, and the folder of those of two ranks, all ended."""
     import yaml
-    from conftest import tiny_settings
+    from small_runs import tiny_settings
 
     folder = tmp_path_factory.mktemp("ranks")
     path = folder / "tiny.yaml"

@@ -174,3 +174,14 @@ def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> 
     qkv, seen = inputs(0)
     with pytest.raises(ValueError, match=message):
         attention(**{"qkv": qkv, "key_mask": seen, "heads": 3, "dropout": 0.0, "key": 0, "kernel": "auto", **change})
+
+
+def test_exponentials_are_within_units(level: str, seed: int) -> None:
+    """Scores of one term each and values the identity: the result is softmax, and the bound is a few roundings."""
+    qkv = torch.zeros(1, 32, 96)
+    qkv[..., 0], qkv[0, :, 32] = math.sqrt(32), torch.rand(32, generator=torch.Generator().manual_seed(seed)) * 8
+    qkv[0, :, 64:] = torch.eye(32)
+    out = attention(qkv, torch.ones(1, 32, dtype=torch.bool), 1, 0.0, 0, "native")[0].double()
+    expected = torch.softmax(qkv[0, :, 32].double(), 0)
+    # A score of up to 8 log2 e is rounded five times, for itself and for the sum; 2 x 16 units and the sum of 32 more.
+    assert bool(((out / expected - 1).abs() <= (2 * 5 * 8 + 2 * 16 + 32) * 2.0**-24).all())

@@ -114,8 +114,7 @@ struct Dropout {
 };
 
 // Attention of one layer: softmax of the scaled scores of queries and keys, with dropout, times the values. Backward
-// where `dout` is there. Nothing of the size [length, length] is kept: probabilities are made anew, their dropout from
-// the key.
+// where `dout` is there: probabilities are made anew, and their dropout from the key.
 struct AttentionCall {
     const float* qkv;   // [batch, length, 3, heads, width]: queries, keys and values
     const bool* seen;   // [batch, length]: which keys are seen; a row that sees none gives zeros

@@ -1,9 +1,9 @@
 // Attention forward and backward, a head of a sequence at a time. What its products stream is packed into panels that
 // stay in L2; queries go by blocks, whose scores, all keys wide, stay in L1 or near it.
 //
-// With scores s = q k^T / sqrt(width), p = softmax(s), the mask m of dropout (0 or its scale) and the result o = (m p)
-// v, the gradients from do are: dv = (m p)^T do, dp = m (do v^T), ds = p (dp - sum of p dp over the row), dq = ds k /
-// sqrt(width), dk = ds^T q / sqrt(width). Exponentials are powers of two: log2 e is part of packed keys.
+// With scores s = q k^T / sqrt(width), p = softmax(s), the mask m of dropout (0 or its scale) and the result
+// o = (m p) v, the gradients from do are: dv = (m p)^T do, dp = m (do v^T), ds = p (dp - sum of p dp over the row),
+// dq = ds k / sqrt(width), dk = ds^T q / sqrt(width). Exponentials are powers of two: log2 e is part of packed keys.
 #pragma once
 #include "job.hpp"
 #include "random.hpp"
@@ -15,9 +15,9 @@ constexpr int64_t kQueries = 48;  // in a block
 
 INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// 2^x for x <= 0, to about one unit in the last place; NaN where x is one. Below 2^-126, where numbers that are slow
-// begin, it is off by less than that, and 0 from 2^-127 on: there the exponent's bits meet 1 exactly. The polynomial is
-// within 1.9e-9 of 2^r, relatively, for |r| <= 1/2 (least squares, weighted until even).
+// 2^x for x <= 0, to about one unit in the last place; NaN where x is one. Below 2^-126, where slow numbers begin,
+// it is off by less than that, and 0 from 2^-127 on: there the exponent's bits meet 1 exactly. The polynomial is within
+// 1.9e-9 of 2^r, relatively, for |r| <= 1/2 (least squares, weighted until even).
 INLINE V power_of_two(V x) {
     const V least = broadcast(-127.0f);
     x = least > x ? least : x;
@@ -76,8 +76,7 @@ static void pack_panels(const Rows& from, float* to) {
                   load(from.data + r * from.stride + d));
 }
 
-// The transpose, times `factor`, in panels [panels][width][kTileLanes]; zeros where a vector goes on after the last
-// row.
+// The transpose, times `factor`, in panels [panels][width][kTileLanes]; zeros follow the last row in its vector.
 static void pack_transposed(const Rows& from, float factor, float* to) {
     for (int64_t r = 0; r < from.count; r += W) {
         float* panel = to + r / kTileLanes * from.width * kTileLanes + r % kTileLanes;

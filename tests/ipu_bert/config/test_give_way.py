@@ -251,6 +251,6 @@ def test_the_dry_run_and_the_start_of_a_run_say_it(tmp_path, monkeypatch, capsys
     assert [line for line in render(found).splitlines() if line.startswith("gave way")] == [
         f"gave way    {line}" for line in config.gave_way
     ]
-    monkeypatch.setattr("ipu_bert.cli._train", lambda config, resume: 0)
+    monkeypatch.setattr("ipu_bert.cli._train", lambda config, resume, ranks: 0)
     assert run_pretraining.main(["--config", "quickstart", *overrides]) == 0
     assert capsys.readouterr().err.splitlines() == [f"gave way: {line}" for line in config.gave_way]

@@ -72,7 +72,7 @@ def test_trainer_trains_a_classifier_on_it(folder, tmp_path, capsys):
     places = {name: layer.pattern.keys() for name, layer in sparse_layers(model)}
     before = {name: layer.values.detach().clone() for name, layer in sparse_layers(model)}
     arguments = transformers.TrainingArguments(
-        str(tmp_path / "out"), max_steps=12, per_device_train_batch_size=16, learning_rate=3e-3, report_to=[],
+        str(tmp_path / "out"), max_steps=40, per_device_train_batch_size=16, learning_rate=3e-3, report_to=[],
         save_strategy="no", use_cpu=True, seed=1, disable_tqdm=True,
     )  # fmt: skip
     trainer = transformers.Trainer(
