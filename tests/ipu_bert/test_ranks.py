@@ -178,11 +178,15 @@ def test_a_float32_gradient_is_within_the_bound_of_its_sum(whole: dict[str, Path
 
 def test_ranks_with_other_kernels_train_one_model(whole: dict[str, Path]) -> None:
     """Their weights were compared at the start, at each update and at each checkpoint; the run is that of one process
-    as far as float32 goes."""
+    as far as float32 goes: to rounding before a weight has moved. After that AdamW makes a step of the whole learning
+    rate of a gradient that is rounding alone, so losses are compared to a fiftieth of what they change by.
+    """
     one, two = losses(whole["random"]), losses(whole["two"] / "levels")
     assert [x[:2] for x in one] == [x[:2] for x in two]
+    mlm = [x[2] for x in one]
     for mine, theirs in zip(one, two):
-        assert mine[2:] == pytest.approx(theirs[2:], rel=0, abs=1e-4), mine
+        bound = 1e-5 if mine[1] <= 1 else 0.02 * (max(mlm) - min(mlm))
+        assert mine[2:] == pytest.approx(theirs[2:], rel=0, abs=bound), mine
 
 
 @pytest.mark.parametrize("what", DIFFERING)
