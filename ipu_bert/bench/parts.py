@@ -10,7 +10,7 @@ import torch
 
 from ipu_bert.sizes.flops import SequenceFlops
 
-SPARSE, DENSE, ATTENTION, REST = "sparse products", "dense products", "attention", "rest"
+SPARSE, DENSE, ATTENTION, NORM, REST = "sparse products", "dense products", "attention", "ends of layers", "rest"
 _DENSE = ("aten::mm", "aten::addmm")
 # torch's attention is one operator without dropout, and these with it; ours is two, forward and backward.
 _ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data", "aten::bernoulli_")
@@ -20,6 +20,8 @@ def part_of(operator: str) -> str:
     """Which part of a step an operator of torch belongs to."""
     if operator in _ATTENTION or "scaled_dot_product" in operator or operator.startswith("sparse_ops::attention"):
         return ATTENTION
+    if operator.startswith("sparse_ops::add_norm"):
+        return NORM
     if operator.startswith("sparse_ops::"):
         return SPARSE
     if operator in _DENSE:
@@ -31,7 +33,7 @@ def seconds_by_part(step: Callable[[], Any]) -> dict[str, float]:
     """Seconds of one step in each part, by torch's profiler, whose own work is counted in the parts."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
-    found = dict.fromkeys((SPARSE, DENSE, ATTENTION, REST), 0.0)
+    found = dict.fromkeys((SPARSE, DENSE, ATTENTION, NORM, REST), 0.0)
     for event in profile.key_averages():
         found[part_of(event.key)] += event.self_cpu_time_total * 1e-6
     return found
