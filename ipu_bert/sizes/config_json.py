@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import fields
 from typing import Any, Mapping
 
@@ -81,10 +81,10 @@ def shape_from_config(config: Mapping[str, Any]) -> BertShape:
 
 
 def _check_size(ours: str, theirs: str, value: Any) -> None:
-    wanted, most = "a whole number" if ours in _WHOLE else "a number", _MOST.get(ours, math.inf)
+    wanted, most = "a whole number" if ours in _WHOLE else "a number", _MOST.get(ours, sys.float_info.max)
     kinds = (int,) if ours in _WHOLE else (int, float)
     if type(value) not in kinds:
         raise ValueError(f"config.json: expected {wanted} for {theirs}, found {value!r:.60}")
-    if not value <= most or value == math.inf:
-        limit = f"{wanted} of at most {most:,}" if most < math.inf else "a finite number"
+    if not value <= most:
+        limit = f"{wanted} of at most {most:,}" if ours in _MOST else "a finite number"
         raise ValueError(f"config.json: expected {limit} for {theirs}, found {value!r:.60}")

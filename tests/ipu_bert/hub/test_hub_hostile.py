@@ -50,6 +50,7 @@ def refused(folder: Path) -> str:
         ("vocab_size", 5_000_000, "word_embeddings.weight: expected [5000000, 64]"),
         ("layer_norm_eps", True, "expected a number for layer_norm_eps, found True"),
         ("initializer_range", float("inf"), "expected a finite number for initializer_range, found inf"),
+        ("initializer_range", 10**400, "expected a finite number for initializer_range, found 1000"),
         ("hidden_act", "relu", "expected hidden_act 'gelu', found 'relu'"),
         ("is_decoder", True, "expected is_decoder False, found True"),
     ],
