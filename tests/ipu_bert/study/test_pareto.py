@@ -59,7 +59,7 @@ def test_what_is_no_finished_run_is_refused_by_name(runs, finished, tmp_path, ca
     shutil.copytree(finished, tmp_path / "copy")  # it stopped at step 2 of 12, as it was told
     assert pareto.main([str(tmp_path / "copy")]) == 0
     capsys.readouterr()
-    for folder, text in (("empty", None), ("torn", "{"), ("other", "{}")):
+    for folder, text in (("empty", None), ("torn", "{"), ("other", "{}"), ("list", '{"config": [1]}')):
         (tmp_path / folder).mkdir()
         if text:
             (tmp_path / folder / "report.json").write_text(text)
