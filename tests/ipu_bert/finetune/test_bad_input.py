@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ipu_bert import export_run
 from ipu_bert.finetune import work
 from ipu_bert.finetune.__main__ import main
+from ipu_bert.finetune.examples import Labels
 from ipu_bert.finetune.options import Columns
 from ipu_bert.finetune.rows import read_rows
+from ipu_bert.finetune.train import in_units_of
 
 GOOD = "text,label\n" + "".join(f"war and peace {i},{i % 2}\n" for i in range(20))
 BAD = {
@@ -157,3 +161,10 @@ def test_marks_blank_lines_and_thousands_of_columns(tmp_path):
     began = time.process_time()
     read_rows(file, columns, "utf-8", labelled=True)
     assert time.process_time() - began < 1.0  # 9 s where each name is counted in all
+
+
+def test_a_model_that_cannot_answer_in_its_labels_units():
+    model = SimpleNamespace(classifier=torch.nn.Linear(4, 1))
+    torch.nn.init.constant_(model.classifier.weight, 2.0)
+    with pytest.raises(ValueError, match="expected labels that float32 can answer in"):
+        in_units_of(Labels((), 0.0, 3e38), model)
