@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from typing import Any
+from dataclasses import fields
+from typing import Any, Callable, TypeVar, cast
 
 MOST_BYTES = 64 << 20
+Record = TypeVar("Record")
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -31,6 +33,47 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
 def is_count(value: Any) -> bool:
     """Whether a value is a whole number from 0 on that fits 64 bits (and not true or false)."""
     return type(value) is int and 0 <= value < 1 << 63
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value is a finite number from 0 on (and not true or false)."""
+    return is_count(value) or (type(value) is float and 0 <= value < math.inf)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("text", lambda value: isinstance(value, str)),
+    "int": ("a whole number from 0 on", is_count),
+    "float": ("a finite number from 0 on", is_amount),
+    "float | None": ("a finite number from 0 on, or null", lambda value: value is None or is_amount(value)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "Mapping[str, Any]": ("an object", lambda value: isinstance(value, dict)),
+    "Mapping[str, str]": ("an object", lambda value: isinstance(value, dict)),
+}
+
+
+def as_record(kind: Callable[..., Record], found: Any, **parts: Any) -> Record:
+    """A dataclass of the values of an object; parts: fields that are records themselves, and were read already.
+
+    Raises ValueError for what is no object, for fields that are missing or too many, and for values of another type;
+    numbers are from 0 on.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, found {found!r:.60}")
+    wanted = {field.name: field.type for field in fields(cast(Any, kind))}
+    if found.keys() != wanted.keys():
+        raise ValueError(f"expected {', '.join(wanted)}, found {', '.join(map(str, found))}")
+    for name, value in found.items():
+        words, test = _KINDS.get(str(wanted[name]), ("", None))
+        if name not in parts and test is not None and not test(value):
+            raise ValueError(f"{name}: expected {words}, found {value!r:.60}")
+    return kind(**{**found, **parts})
+
+
+def as_list(found: Any) -> list[Any]:
+    """A list that is one. Raises ValueError for anything else."""
+    if not isinstance(found, list):
+        raise ValueError(f"expected a list, found {found!r:.60}")
+    return found
 
 
 def _finite(text: str) -> float:

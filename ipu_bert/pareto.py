@@ -17,7 +17,7 @@ from typing import Any, Mapping, Sequence
 from ipu_bert import assemble
 from ipu_bert.config import Config, from_dict
 from ipu_bert.ends import with_one_line
-from ipu_bert.json_file import read_object
+from ipu_bert.json_file import is_amount, is_count, read_object
 from ipu_bert.record.metrics import dumps
 from ipu_bert.sizes.flops import paper_flops
 from ipu_bert.sizes.shape import bert_shape
@@ -49,7 +49,10 @@ def _reported(folder: Path) -> tuple[Config, dict[str, Any]]:
     try:
         report = read_object(path)
         config = from_dict(report["config"])
-        if not isinstance(report["heldout"]["mlm_loss"], float) or report["steps"] != config.train.last_step:
+        loss, words = report["heldout"]["mlm_loss"], report["model"]["vocab_size"]
+        if not (is_amount(loss) and loss and is_count(words) and words):
+            raise ValueError(f"expected a loss and a vocabulary above 0, found {loss!r:.40} and {words!r:.40}")
+        if report["steps"] != config.train.last_step:
             raise ValueError("found one that has not come to its end")
         return config, report
     except FileNotFoundError:

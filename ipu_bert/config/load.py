@@ -42,6 +42,8 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
     Raises ConfigError with all that is wrong.
     """
+    if not isinstance(tree, dict):
+        raise ConfigError([f"config: expected sections with keys, found {tree!r:.60}"])
     errors: list[str] = []
     return _checked(build(tree, errors), "run", errors, keys_of(tree))
 

@@ -9,6 +9,7 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
+from ipu_bert.config.values import LARGEST_FLOAT32
 from ipu_bert.data.errors import DataError
 from ipu_bert.finetune.rows import Rows
 
@@ -25,7 +26,11 @@ class Labels:
 
     @classmethod
     def of(cls, rows: Rows, regression: bool) -> Labels:
-        """From training rows. Raises DataError for labels of one class only, and for what is no finite number."""
+        """From training rows.
+
+        Raises DataError for labels of one class only, for a number that is written in two ways as two classes, and, of
+        a regression, for what is no finite number of float32.
+        """
         assert rows.labels is not None
         if regression:
             numbers = torch.tensor([_number(rows, i) for i in range(len(rows.labels))], dtype=torch.float64)
@@ -33,6 +38,11 @@ class Labels:
         classes = sorted(set(rows.labels), key=_in_order)
         if len(classes) < 2:
             raise DataError(f"{rows.file}: expected labels of two classes or more, found {classes[0]!r:.60} only")
+        for one, other in zip(classes, classes[1:]):
+            if math.isfinite(_in_order(one)[0]) and _in_order(one)[0] == _in_order(other)[0]:
+                raise DataError(
+                    f"{rows.file}: expected each class written in one way, found {one!r:.60} and {other!r:.60}"
+                )
         if len(classes) > max(2, len(rows.labels) // 2):
             raise DataError(
                 f"{rows.file}: expected classes of two rows or more in the mean, found {len(classes)} different labels "
@@ -69,7 +79,7 @@ def _number(rows: Rows, i: int) -> float:
         value = float(rows.labels[i])
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST_FLOAT32:
         raise DataError(f"{rows.file}, row {i + 1}: expected a finite number as label, found {rows.labels[i]!r:.60}")
     return value
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
+from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import DataError, one_line
 from ipu_bert.finetune.options import Columns
 
@@ -33,24 +36,34 @@ def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Ro
 
     .csv: with commas and quotes; .tsv: with tabs, where quotes are letters, as GLUE's; both with a first line of names.
     .jsonl: an object a line. Raises DataError, one line, for a file of another kind or encoding, a column that is
-    missing, and an empty text or label; OSError as open does.
+    missing, an empty text or label, and labels of which some are text and others numbers; OSError as open does.
     """
     if file.suffix not in _KINDS:
         raise DataError(
             f"{file}: expected a file that ends with {', '.join(_KINDS)}, found {file.suffix or 'no end'!r}"
         )
-    texts, labels = [], []
+    texts, labels, kinds = [], [], set()
     try:
         with open(file, encoding=encoding, newline="") as stream:
-            for number, row in _json_rows(file, stream) if file.suffix == ".jsonl" else _table_rows(file, stream):
+            read = _json_rows if file.suffix == ".jsonl" else _table_rows
+            for number, row in read(file, _without_mark(stream)):
                 place = f"{file}, row {number}"
                 _check_columns(place, row, columns, labelled)
                 texts.append(tuple(_text(place, name, row[name]) for name in columns.texts))
                 labels.append(_label(place, columns.label, row[columns.label]) if columns.label in row else None)
+                kinds.add(_kind(row.get(columns.label)))
+                if len(kinds - {None}) > 1:
+                    raise DataError(
+                        f"{place}: expected labels of one kind, found {' and '.join(sorted(map(str, kinds)))}"
+                    )
     except UnicodeDecodeError as error:
         raise DataError(
             f"{file}: expected text in {encoding} (--encoding), found byte {error.start} that is not"
         ) from None
+    except UnicodeError as error:
+        if isinstance(error, UnicodeEncodeError):  # of the encoding's own name
+            raise DataError(f"--encoding: expected one that Python knows, found {encoding!r}") from None
+        raise DataError(f"{file}: expected text in {encoding} (--encoding): {one_line(error)}") from None
     except LookupError:
         raise DataError(f"--encoding: expected one that Python knows, found {encoding!r}") from None
     if not texts:
@@ -61,6 +74,12 @@ def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Ro
     return Rows(file, tuple(texts), tuple(found) if found else None)
 
 
+def _without_mark(stream: Iterable[str]) -> Iterator[str]:
+    """Lines, the first without a byte order mark."""
+    lines = iter(stream)
+    return itertools.chain((line.lstrip("\ufeff") for line in itertools.islice(lines, 1)), lines)
+
+
 def _table_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Rows by number from 1; the first line has the names."""
     if file.suffix == ".tsv":
@@ -68,11 +87,12 @@ def _table_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mappin
     else:
         reader = csv.reader(stream, strict=True)
     try:
-        names = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        rows = (row for row in reader if row)
+        names = [name.strip() for name in next(rows, [])]
+        twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise DataError(f"{file}: expected columns of different names, found {twice[0]!r} twice")
-        for number, row in enumerate((row for row in reader if row), 1):
+        for number, row in enumerate(rows, 1):
             if len(row) != len(names):
                 raise DataError(f"{file}, row {number}: expected {len(names)} columns, found {len(row)}")
             yield number, dict(zip(names, row))
@@ -85,12 +105,25 @@ def _table_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mappin
 def _json_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate((line for line in stream if line.strip("\ufeff \t\r\n")), 1):
         try:
-            row = json.loads(line.lstrip("\ufeff"))
+            row = json.loads(line.lstrip("\ufeff"), object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, row {number}: cannot be read as JSON: {one_line(error)}") from None
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number}: expected a JSON object, found {type(row).__name__}")
         yield number, row
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"expected each name once, found {twice[0]!r:.60} twice")
+    return dict(pairs)
+
+
+def _kind(value: Any) -> str | None:
+    """What a label is, in words; None where there is none."""
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value))
 
 
 def _check_columns(place: str, row: Mapping[str, Any], columns: Columns, labelled: bool) -> None:
@@ -105,6 +138,8 @@ def _text(place: str, name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         found = "an empty one" if isinstance(value, str) else f"{value!r:.40}"
         raise DataError(f"{place}: expected text in column {name!r}, found {found}")
+    if not is_unicode(value):
+        raise DataError(f"{place}: expected text in column {name!r}, found half of a surrogate pair")
     return value
 
 
@@ -112,4 +147,6 @@ def _label(place: str, name: str, value: Any) -> str:
     text = value.strip() if isinstance(value, str) else json.dumps(value)
     if value is None or isinstance(value, (dict, list)) or value != value or not text:  # NaN is not itself
         raise DataError(f"{place}: expected a label in column {name!r}, found {f'{value!r:.40}' if text else 'none'}")
+    if not is_unicode(text):
+        raise DataError(f"{place}: expected a label in column {name!r}, found half of a surrogate pair")
     return text

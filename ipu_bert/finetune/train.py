@@ -105,10 +105,17 @@ def predict(
 
 @torch.no_grad()
 def in_units_of(labels: Labels, model: SparseBertForSequenceClassification) -> None:
-    """Let a regression answer in its labels' units, in place; it was trained on labels of mean 0 and deviation 1."""
+    """Let a regression answer in its labels' units, in place; it was trained on labels of mean 0 and deviation 1.
+
+    Raises ValueError where float32 cannot hold what that takes.
+    """
     if not labels.classes:
         model.classifier.weight.mul_(labels.spread)
         model.classifier.bias.mul_(labels.spread).add_(labels.mean)
+        if not all(bool(torch.isfinite(p).all()) for p in model.classifier.parameters()):
+            raise ValueError(
+                f"--regression: expected labels that float32 can answer in, found some up to {labels.spread:g}"
+            )
 
 
 def _batches(rows: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:

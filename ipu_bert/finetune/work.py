@@ -23,6 +23,8 @@ def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
     """Fine-tune and write `folder`. Raises ValueError or OSError with one line; then `folder` is as it was."""
     keep_freed_memory()
     check_place(folder)
+    if Path(options.start.where).resolve() == folder.resolve():
+        raise ValueError(f"{folder}: expected another folder than the start's, which it would replace, found the same")
     train, validation, test = _rows(options)
     labels = Labels.of(train, options.regression)
     targets = {"train": labels.numbers(train), "validation": labels.numbers(validation)}

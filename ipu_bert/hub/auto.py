@@ -28,9 +28,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 from ipu_bert.data.errors import one_line
 from ipu_bert.hub.folders import CONFIG, WEIGHTS
 from ipu_bert.hub.packed import packed, unpacked
+from ipu_bert.hub.source import numbers
+from ipu_bert.hub.weights import NOT_WEIGHTS, TIED, WORD_EMBEDDINGS
 from ipu_bert.hub_files import find_file
+from ipu_bert.json_file import is_count
 from ipu_bert.model import Bert, BertForPreTraining, LinearFactory, PretrainingHeads, sparse_layers
-from ipu_bert.sizes.config_json import CONFIG_KEYS, hugging_face_config
+from ipu_bert.sizes.config_json import CONFIG_KEYS, FIXED_CONFIG, hugging_face_config, shape_from_config
 from ipu_bert.sizes.shape import BertShape
 from sparse_ops import files
 from sparse_ops.linear import BlockSparseLinear
@@ -51,14 +54,26 @@ class SparseBertConfig(PretrainedConfig):
 
     @property
     def shape(self) -> BertShape:
-        """The sizes. Raises ValueError that names one which is missing."""
+        """The sizes. Raises ValueError that names one which is missing, or what this model cannot be."""
         missing = [key for key in CONFIG_KEYS.values() if not hasattr(self, key)]
         if missing:
             raise ValueError(f"{CONFIG}: expected a {MODEL_TYPE} config, found no {', '.join(missing)}")
-        return BertShape(**{ours: getattr(self, theirs) for ours, theirs in CONFIG_KEYS.items()})
+        found = {key: getattr(self, key, None) for key in (*CONFIG_KEYS.values(), *FIXED_CONFIG)}
+        given = {key: value for key, value in found.items() if value is not None or key not in FIXED_CONFIG}
+        return shape_from_config({**given, "model_type": FIXED_CONFIG["model_type"]})
 
     def linear(self) -> LinearFactory:
-        """Layers with as many blocks as there are; the positions come with the weights."""
+        """Layers with as many blocks as there are; the positions come with the weights.
+
+        Raises ValueError for `blocks` that are no pairs of whole numbers by name.
+        """
+        if not isinstance(self.blocks, dict):
+            raise ValueError(f"{CONFIG}: expected an object as blocks, found {self.blocks!r:.60}")
+        for name, pair in self.blocks.items():
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(map(is_count, pair)):
+                raise ValueError(
+                    f"{CONFIG}: blocks: {name}: expected [block size, number of blocks], found {pair!r:.60}"
+                )
 
         def make(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
             if name not in self.blocks:
@@ -95,25 +110,39 @@ class SparseBertPreTrainedModel(PreTrainedModel):
         file = find_file(str(where), WEIGHTS)
         if file is None:
             raise ValueError(f"{where}: expected {CONFIG} and {WEIGHTS}, found no {WEIGHTS}")
-        model = cls(SparseBertConfig.from_pretrained(where) if config is None else config)
         try:
-            state = unpacked(load_file(str(file)), _columns(model))
+            state = load_file(str(file))
         except Exception as error:  # safetensors raises many kinds for a file that is none
             raise ValueError(f"{file}: cannot be read as safetensors: {one_line(error)}") from None
-        mine = model.state_dict()
-        missing = [name for name in mine if name not in state]
-        encoder = [name for name in missing if name.startswith("bert.")]
-        wrong = [name for name in mine if name in state and state[name].shape != mine[name].shape]
-        if encoder or wrong:
-            raise ValueError(
-                f"{file}: expected the weights that {CONFIG} describes, found other {(encoder + wrong)[:3]}"
-            )
+        try:
+            config = SparseBertConfig.from_pretrained(where) if config is None else config
+            check_sizes(config, state)
+            model = cls(config)
+            missing = model._take(state)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
         if missing:
             say(f"{where}: not in it, starts at random: {', '.join(missing)}", sys.stdout)
-        model.load_state_dict({name: state.get(name, tensor) for name, tensor in mine.items()})
         if isinstance(dtype, torch.dtype):
             nn.Module.to(model, dtype)
         return model.eval()
+
+    def _take(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Load the weights of a file; the names of heads that are not in it. Raises ValueError, and nothing changed."""
+        state, mine = unpacked(state, _columns(self)), self.state_dict()
+        missing = [name for name in mine if name not in state]
+        wrong = [name for name in missing if name.startswith("bert.")]
+        wrong += [name for name in mine if name in state and state[name].shape != mine[name].shape]
+        wrong += [name for name in state if name.startswith("bert.") and name not in mine and name not in NOT_WEIGHTS]
+        if wrong:
+            raise ValueError(f"expected the weights that {CONFIG} describes, found other {wrong[:3]}")
+        for tied, name in TIED.items():
+            if tied in state and name in state and not torch.equal(state[tied], state[name]):
+                raise ValueError(f"expected {tied} to be tied to {name}, found another tensor")
+        found = {name: state.get(name, tensor) for name, tensor in mine.items()}
+        places = {f"{layer}.{key}" for layer in _columns(self) for key in ("rows", "cols")}
+        self.load_state_dict({name: t if name in places else numbers(name, t) for name, t in found.items()})
+        return missing
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **options: Any
@@ -224,6 +253,23 @@ def write_sparse(model: nn.Module, config: Mapping[str, Any], folder: Path) -> N
         save_file(state, str(aside), metadata={"format": "pt"})
     whole = {**config, "model_type": MODEL_TYPE, "blocks": blocks}
     files.write(folder / CONFIG, json.dumps(whole, indent=2, sort_keys=True) + "\n")
+
+
+def check_sizes(config: SparseBertConfig, state: Mapping[str, Tensor]) -> None:
+    """ValueError where a file cannot have what its config says, asked before memory is taken for it."""
+    shape, hidden, layers = config.shape, config.shape.hidden_size, config.shape.layers
+    expected: dict[str, tuple[int, ...]] = {
+        WORD_EMBEDDINGS: (shape.vocab_size, hidden),
+        "bert.embeddings.position_embeddings.weight": (shape.max_positions, hidden),
+        "bert.pooler.dense.weight": (hidden, hidden),
+        f"bert.encoder.layer.{layers - 1}.intermediate.dense.bias": (shape.intermediate_size,),
+    }
+    config.linear()  # says what is no pair
+    expected.update({f"{name}.values": (count, size, size) for name, (size, count) in config.blocks.items()})
+    for name, sizes in expected.items():
+        found = list(state[name].shape) if name in state else "none"
+        if found != list(sizes):
+            raise ValueError(f"{name}: expected {list(sizes)}, as {CONFIG} has it, found {found}")
 
 
 def _columns(model: nn.Module) -> dict[str, int]:

@@ -31,11 +31,18 @@ def packed(state: Mapping[str, Tensor], columns: Mapping[str, int]) -> dict[str,
 
 
 def unpacked(state: Mapping[str, Tensor], columns: Mapping[str, int]) -> dict[str, Tensor]:
-    """The state dict that `packed` was made from, blocks in row-major order; one with rows and cols stays as it is."""
+    """The state dict that `packed` was made from, blocks in row-major order; one with rows and cols stays as it is.
+
+    Raises ValueError for steps that are no uint8 [n], and where there are rows or cols beside them.
+    """
     found = dict(state)
     for name, n_cols in columns.items():
         if name + _STEPS in found:
             steps = found.pop(name + _STEPS)
+            if steps.dtype != torch.uint8 or steps.dim() != 1:
+                raise ValueError(f"{name}{_STEPS}: expected uint8 [n], found {steps.dtype} {list(steps.shape)}")
+            if f"{name}.rows" in found or f"{name}.cols" in found:
+                raise ValueError(f"{name}: expected steps, or rows and cols, found both")
             keys = steps.long().cumsum(0)[steps != _ON] - 1
             found[f"{name}.rows"], found[f"{name}.cols"] = (keys // n_cols).int(), (keys % n_cols).int()
     return found

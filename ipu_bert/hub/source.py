@@ -35,7 +35,7 @@ def read_bert(where: str) -> tuple[dict[str, Tensor], list[str]]:
             raise ValueError(f"{where}: expected {tied} to be tied to {name}, found another tensor")
         if decoder is not None and name not in state and name.endswith("bias"):
             state[name] = decoder
-    ours = {name: _numbers(name, t) for name, t in state.items() if name.startswith(("bert.", "cls."))}
+    ours = {name: numbers(name, t) for name, t in state.items() if name.startswith(("bert.", "cls."))}
     return _fused(ours), sorted(set(state) - set(ours))
 
 
@@ -81,14 +81,17 @@ def _part(where: str, name: str) -> Path:
     return file
 
 
-def _numbers(name: str, tensor: Tensor) -> Tensor:
-    """In float32. Quantized weights mean something only with their scales, and would be taken for the numbers."""
+def numbers(name: str, tensor: Tensor) -> Tensor:
+    """In float32. Quantized weights mean something only with their scales, and would be taken for the numbers.
+
+    Raises ValueError for these, and for what float32 does not hold as a finite number.
+    """
     if tensor.dtype not in _DTYPES:
         raise ValueError(f"{name}: expected one of {', '.join(map(str, _DTYPES))}, found {tensor.dtype}")
-    numbers = tensor.float()
-    if not bool(torch.isfinite(numbers).all()):
+    found = tensor.float()
+    if not bool(torch.isfinite(found).all()):
         raise ValueError(f"{name}: expected numbers that float32 holds, found NaN, inf or larger ones")
-    return numbers
+    return found
 
 
 def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import fields
 from typing import Any, Mapping
 
+from ipu_bert.settings import DataSettings, ModelSettings
 from ipu_bert.sizes.shape import TOKEN_TYPES, BertShape
 
 # Hugging Face's config key of each field of BertShape.
@@ -19,6 +22,15 @@ CONFIG_KEYS = {
     "attention_dropout": "attention_probs_dropout_prob",
     "layer_norm_eps": "layer_norm_eps",
     "initializer_range": "initializer_range",
+}
+
+_WHOLE = {field.name for field in fields(BertShape) if field.type == "int"}
+
+# The most that a run can have of each: no memory is taken for what a damaged file says beyond it.
+_MOST = {
+    field.name: field.metadata["high"]
+    for field in (*fields(ModelSettings), *fields(DataSettings))
+    if field.name in CONFIG_KEYS and field.metadata["high"] is not None
 }
 
 # What this model is and cannot be told otherwise.
@@ -52,7 +64,7 @@ def hugging_face_config(shape: BertShape) -> dict[str, Any]:
 def shape_from_config(config: Mapping[str, Any]) -> BertShape:
     """The shape that a config.json of transformers describes.
 
-    Raises ValueError for a setting that this model does not have, and for sizes that are missing.
+    Raises ValueError for a setting that this model does not have, and for sizes that are missing or that none can have.
     """
     for key, expected in FIXED_CONFIG.items():
         if config.get(key, expected) != expected:
@@ -61,9 +73,18 @@ def shape_from_config(config: Mapping[str, Any]) -> BertShape:
     missing = [key for key in CONFIG_KEYS.values() if key not in config]
     if missing:
         raise ValueError(f"config.json: expected a BERT config, found no {', '.join(missing)}")
-    for key in CONFIG_KEYS.values():
-        if type(config[key]) not in (int, float):
-            raise ValueError(f"config.json: expected a number for {key}, found {config[key]!r:.60}")
+    for ours, theirs in CONFIG_KEYS.items():
+        _check_size(ours, theirs, config[theirs])
     if config["type_vocab_size"] != TOKEN_TYPES:
         raise ValueError(f"config.json: expected type_vocab_size {TOKEN_TYPES}, found {config['type_vocab_size']}")
     return BertShape(**{ours: config[theirs] for ours, theirs in CONFIG_KEYS.items()})
+
+
+def _check_size(ours: str, theirs: str, value: Any) -> None:
+    wanted, most = "a whole number" if ours in _WHOLE else "a number", _MOST.get(ours, sys.float_info.max)
+    kinds = (int,) if ours in _WHOLE else (int, float)
+    if type(value) not in kinds:
+        raise ValueError(f"config.json: expected {wanted} for {theirs}, found {value!r:.60}")
+    if not value <= most:
+        limit = f"{wanted} of at most {most:,}" if ours in _MOST else "a finite number"
+        raise ValueError(f"config.json: expected {limit} for {theirs}, found {value!r:.60}")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ _KEYS = ("about", "base", "settings", "rows", "grid", "compare", "figures")
 _ROW_KEYS = ("settings", "paper")
 _PLAIN = re.compile(r"[^a-z0-9.]+")
 MOST_CELLS = 10_000
+MOST_LETTERS = 100  # of a label: it is in names of files
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f|]")  # in a label they would end the line, or the column, of a table
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,10 @@ def read_study(name_or_file: str) -> Study:
     grid = {
         key: _texts(path, f"grid: {key}", values) for key, values in _mapping(path, "grid", tree.get("grid")).items()
     }
+    for label in rows:
+        if not 0 < len(label) <= MOST_LETTERS or _UNPRINTED.search(label):
+            wanted = f"a label of up to {MOST_LETTERS} letters, without | and line breaks"
+            raise ConfigError([f"study {path}: rows: expected {wanted}, found {label!r:.60}"])
     cells, errors = _cells(path, tree, rows, grid)
     found = Study(
         name=path.stem,
@@ -105,7 +112,7 @@ def read_study(name_or_file: str) -> Study:
         rows=tuple(dict.fromkeys(cell.row for cell in cells)),
         grid=grid,
         cells=tuple(cells),
-        compare=tuple(_pair(path, pair, rows) for pair in tree.get("compare") or []),
+        compare=tuple(_pair(path, pair, rows) for pair in _pairs(path, tree.get("compare"))),
         figures=_figures(path, tree.get("figures") or []),
     )
     twice = _twice(cells)
@@ -120,15 +127,20 @@ def _path(name_or_file: str) -> Path:
     if "/" not in name_or_file and named.is_file():
         return named
     try:
-        return config_path(name_or_file)
+        path = config_path(name_or_file)
     except ConfigError:
         known = ", ".join(sorted(path.stem for path in STUDY_DIR.glob("*.yaml")))
         raise ConfigError([f"study {name_or_file!r}: expected a .yaml file or one of {known}, found neither"]) from None
+    if path.stem in (".", ".."):  # folders of results and of runs have its name
+        raise ConfigError([f"study {path}: expected a name before .yaml, found {path.stem!r}"])
+    return path
 
 
 def _tree(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        data = file.read(MOST_BYTES)
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ConfigError([f"study {path}: expected at most {MOST_BYTES:,} bytes, found more"])
     try:
         tree = parse(data.decode("utf-8"))
     except ValueError as error:
@@ -141,9 +153,9 @@ def _cells(
 ) -> tuple[list[Cell], list[str]]:
     """All cells in the order of the first value of the grid, then the second: one seed of everything comes first."""
     base, common = _base(path, tree), _settings(path, "settings", tree.get("settings"))
-    combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-    if len(combinations) * len(rows) > MOST_CELLS:
+    if math.prod(map(len, grid.values())) * len(rows) > MOST_CELLS:
         raise ConfigError([f"study {path}: expected at most {MOST_CELLS:,} runs, found more"])
+    combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     cells, errors = [], []
     for combination in combinations:
         for label, row in rows.items():
@@ -173,6 +185,12 @@ def _base(path: Path, tree: Mapping[str, Any]) -> str:
 def _twice(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     first: dict[str, Cell] = {}
     return [(first[cell.key].title, cell.title) for cell in cells if first.setdefault(cell.key, cell) is not cell]
+
+
+def _pairs(path: Path, found: Any) -> list[Any]:
+    if found is not None and not isinstance(found, list):
+        raise ConfigError([f"study {path}: compare: expected a list of pairs of rows, found {found!r}"])
+    return found or []
 
 
 def _pair(path: Path, pair: Any, rows: Mapping[str, Any]) -> tuple[str, str]:

@@ -88,7 +88,7 @@ def _draw(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
 
 
 def _slug(machine: MachineSeconds) -> str:
-    return "_".join("".join(c if c.isalnum() else " " for c in machine.machine.lower()).split())
+    return "_".join("".join(c if c.isalnum() else " " for c in machine.machine.lower()).split())[:80]
 
 
 def _numbers(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Mapping
 
 from ipu_bert import assemble
 from ipu_bert.config import identity
-from ipu_bert.json_file import read_object
+from ipu_bert.json_file import as_list, as_record, read_object
 from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.shape import bert_shape
@@ -81,8 +81,10 @@ class Results:
         self.by_key: dict[str, RunResult] = {}
         if self.path.exists():
             try:
-                runs = read_object(self.path)["runs"]
-                self.by_key = {run["key"]: _from_dict(run) for run in runs}
+                found = [_from_dict(run) for run in as_list(read_object(self.path)["runs"])]
+                self.by_key = {run.key: run for run in found}
+                if len(self.by_key) < len(found):
+                    raise ValueError("a run twice")
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{self.path}: expected the results of a study, found {error!r}") from None
 
@@ -94,20 +96,29 @@ class Results:
 
 
 def _from_dict(run: Mapping[str, Any]) -> RunResult:
-    return RunResult(
-        **{
-            **run,
-            "evaluations": tuple(Evaluation(**one) for one in run["evaluations"]),
-            "updates": tuple(Update(**one) for one in run["updates"]),
-        }
-    )
+    evaluations = tuple(as_record(Evaluation, one) for one in as_list(run["evaluations"]))
+    updates = tuple(as_record(Update, one) for one in as_list(run["updates"]))
+    found = as_record(RunResult, run, evaluations=evaluations, updates=updates)
+    if not evaluations or evaluations[-1].step != found.steps:
+        raise ValueError(f"expected an evaluation after step {found.steps}, the last, found none")
+    for name, values, key in (("settings", found.settings, "sparsity.method"), ("machine", found.machine, "processor")):
+        if not isinstance(values.get(key), str):
+            raise ValueError(f"{name}: expected {key}, found {values.get(key)!r:.60}")
+    return found
 
 
 def collect(cell: Cell, folder: Path) -> RunResult | None:
     """The result of a cell's run in its folder; None where it has not come to its end.
 
-    Raises ValueError for metrics that cannot be read.
+    Raises ValueError for metrics or a report that cannot be read or are no run's.
     """
+    try:
+        return _collected(cell, folder)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: expected the metrics and report of a run, found {error!r}") from None
+
+
+def _collected(cell: Cell, folder: Path) -> RunResult | None:
     config, last = cell.config, cell.config.train.last_step
     if not (folder / METRICS_FILE).exists():
         return None

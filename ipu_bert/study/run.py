@@ -101,7 +101,10 @@ def _log(folder: Path) -> Path:
 
 def _finish(run: _Running, results: Results) -> str:
     """Keep what came out; what went wrong in one line, or nothing."""
-    result = collect(run.cell, run.folder)
+    try:
+        result = collect(run.cell, run.folder)
+    except (OSError, ValueError) as error:  # of this run alone: the others go on
+        return str(error)
     if result is None:
         lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()
         said = next((line for line in reversed(lines) if line.strip()), "it said nothing")

@@ -12,7 +12,7 @@ from typing import Any, Callable, Mapping
 import torch
 
 from ipu_bert.config import Config
-from ipu_bert.json_file import read_object
+from ipu_bert.json_file import as_list, as_record, read_object
 from ipu_bert.machine import processor
 from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import dumps
@@ -74,7 +74,7 @@ def read_seconds(folder: Path) -> list[MachineSeconds]:
     if not path.exists():
         return []
     try:
-        return [_from_dict(one) for one in read_object(path)["machines"]]
+        return [_from_dict(one) for one in as_list(read_object(path)["machines"])]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected seconds by machine, found {error!r}") from None
 
@@ -87,5 +87,12 @@ def write_seconds(folder: Path, found: MachineSeconds) -> None:
 
 
 def _from_dict(found: Mapping[str, Any]) -> MachineSeconds:
-    rows = {label: RowSeconds(**{**row, "step": Summary(**row["step"])}) for label, row in found["rows"].items()}
-    return MachineSeconds(found["machine"], found["threads"], rows)
+    if not isinstance(found["rows"], dict):
+        raise ValueError(f"rows: expected an object, found {found['rows']!r:.60}")
+    rows = {
+        label: as_record(RowSeconds, row, step=as_record(Summary, row["step"])) for label, row in found["rows"].items()
+    }
+    for label, row in rows.items():
+        if not row.steps:
+            raise ValueError(f"{label}: steps: expected at least 1, found 0")
+    return as_record(MachineSeconds, found, rows=rows)

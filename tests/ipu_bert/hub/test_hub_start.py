@@ -231,7 +231,7 @@ def test_what_cannot_be_started_from_is_refused_in_one_line(bert, tiny, finished
     for key, value, message in (
         ("hidden_act", "relu", "expected hidden_act 'gelu', found 'relu'"),
         ("type_vocab_size", 1, "expected type_vocab_size 2, found 1"),
-        ("hidden_size", "big", "expected a number for hidden_size, found 'big'"),
+        ("hidden_size", "big", "expected a whole number for hidden_size, found 'big'"),
         ("model_type", "roberta", "expected model_type 'bert'"),
     ):
         (folder / "config.json").write_text(json.dumps({**settings, key: value}))

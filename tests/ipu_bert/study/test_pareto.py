@@ -59,7 +59,7 @@ def test_what_is_no_finished_run_is_refused_by_name(runs, finished, tmp_path, ca
     shutil.copytree(finished, tmp_path / "copy")  # it stopped at step 2 of 12, as it was told
     assert pareto.main([str(tmp_path / "copy")]) == 0
     capsys.readouterr()
-    for folder, text in (("empty", None), ("torn", "{"), ("other", "{}")):
+    for folder, text in (("empty", None), ("torn", "{"), ("other", "{}"), ("list", '{"config": [1]}')):
         (tmp_path / folder).mkdir()
         if text:
             (tmp_path / folder / "report.json").write_text(text)
@@ -67,3 +67,13 @@ def test_what_is_no_finished_run_is_refused_by_name(runs, finished, tmp_path, ca
         err = capsys.readouterr().err
         assert err.startswith(f"error: {tmp_path / folder}")
         assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("section", "key", "value"), [("model", "vocab_size", "x"), ("heldout", "mlm_loss", 0.0)])
+def test_a_report_of_no_numbers_is_named(section, key, value, finished, tmp_path, capsys):
+    report = json.loads((finished / "report.json").read_text())
+    report[section][key] = value
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert pareto.main([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/report.json: expected the report of a run: expected a loss and a vocab")

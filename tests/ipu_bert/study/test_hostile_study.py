@@ -1,0 +1,156 @@
+"""Studies, results and seconds that somebody changed: one line that names the file, no folder outside, no memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from ipu_bert.config import ConfigError, identity
+from ipu_bert.record.metrics import dumps
+from ipu_bert.study import __main__ as command
+from ipu_bert.study.definition import MOST_BYTES, read_study
+from ipu_bert.study.results import Evaluation, Results, RunResult, Update
+from ipu_bert.study.run import _finish, _Running
+from ipu_bert.study.seconds import read_seconds
+
+STUDY = """
+base: quickstart
+settings: {train.steps: 50, sparsity.updates: 5}
+rows:
+  dense: {settings: {sparsity.method: dense}}
+  sparse: {settings: {sparsity.block_size: 4}}
+grid: {run.seed: [0]}
+"""
+MANY = ", ".join(f"run.x{i}: [{', '.join(map(str, range(100)))}]" for i in range(10))
+SUMMARY = {"seconds": 1.0, "low": 0.9, "high": 1.1, "best": 0.9, "kept": 5, "discarded": 0, "disturbed": False}
+ROW = {"step": {**SUMMARY, "waiting": 0.0}, "update": 0.1, "updates": 4, "steps": 50}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (STUDY + "compare: 5\n", "compare: expected a list of pairs of rows, found 5"),
+        (STUDY.replace("run.seed: [0]", MANY), "expected at most 10,000 runs, found more"),
+        (STUDY + "#" + "x" * MOST_BYTES + "\nfigures: [pie]\n", "expected at most 1,048,576 bytes, found more"),
+        (STUDY.replace("dense:", "x" * 300 + ":"), "expected a label of up to 100 letters"),
+        (STUDY.replace("dense:", '"a\\n| b":'), "without | and line breaks, found 'a\\n| b'"),
+    ],
+)
+def test_a_study_of_no_such_kind(text, said, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as found:
+        read_study(str(path))
+    assert f"study {path}: " in str(found.value)
+    assert said in str(found.value)
+
+
+def test_no_folder_outside_is_named(tmp_path):
+    """Results of a study are in results/NAME, and a run's folder has its row's label."""
+    for name in ("..yaml", "...yaml"):
+        (tmp_path / name).write_text(STUDY)
+        with pytest.raises(ConfigError, match=r"expected a name before \.yaml"):
+            read_study(str(tmp_path / name))
+    (tmp_path / "mine.yaml").write_text(STUDY.replace("dense:", '"../../x":').replace("sparse:", '"..":'))
+    for cell in read_study(str(tmp_path / "mine.yaml")).cells:
+        assert (tmp_path / cell.folder).resolve().parent == tmp_path
+
+
+def put(place, path: str, value: object) -> None:
+    *before, last = path.split(".")
+    for key in before:
+        place = place[int(key) if key.isdigit() else key]
+    place[last] = value
+
+
+@pytest.fixture
+def finished_study(tmp_path, monkeypatch):
+    """A study's file and what its results would be."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(STUDY)
+    runs = [
+        RunResult(
+            row=cell.row.label, grid=dict(cell.grid), key=cell.key, steps=50, sequences=1600, flops=1e9,
+            executed_flops=2e9, seconds=9.0, unigram_entropy=6.5, evaluations=(Evaluation(50, 2.0, None),),
+            updates=(Update(10, 0.5, 0.3, None),), settings=identity(cell.config), machine={"processor": "x"},
+            revision="r", finished="now",
+        )
+        for cell in read_study("mine.yaml").cells
+    ]  # fmt: skip
+    Path("results/mine").mkdir(parents=True)
+    return json.loads(dumps([asdict(run) for run in runs]))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((key, value) for key in ("sequences", "flops", "unigram_entropy") for value in (None, "x", -1, [1], True)),
+        ("flops", 10**400),
+        ("evaluations", []),
+        ("evaluations.0.step", 7),
+        ("evaluations.0.mlm_loss", None),
+        ("evaluations.0.mlm_loss", "2"),
+        ("updates.0.explored_dof", "x"),
+        ("settings", None),
+        ("settings", {}),
+        ("machine", [1]),
+        ("machine", {}),
+        ("revision", None),
+        ("key", None),
+        ("extra", 1),
+        ("updates", None),
+    ],
+)
+def test_results_of_another_kind(path, value, finished_study, capsys):
+    put(finished_study[0], path, value)
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    assert command.main(["mine.yaml", "--report"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: results/mine/results.json: expected the results of a study, found")
+
+
+def test_results_of_one_run_twice(finished_study):
+    folder = Path("results/mine")
+    (folder / "results.json").write_text(json.dumps({"runs": [finished_study[0], finished_study[0]]}))
+    with pytest.raises(ValueError, match="a run twice"):
+        Results(folder)
+    (folder / "results.json").write_text(json.dumps({"runs": finished_study}))
+    assert len(Results(folder).by_key) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("machine", None),
+        ("threads", "x"),
+        *(("rows", value) for value in (None, "x", 5, [1])),
+        *((f"rows.dense.{key}", value) for key in ("update", "updates", "steps") for value in (None, "x", -1, [1])),
+        ("rows.dense.steps", 0),
+        ("rows.dense.step.seconds", None),
+        ("rows.dense.step.low", "x"),
+        ("rows.dense.step", {}),
+    ],
+)
+def test_seconds_of_another_kind(path, value, tmp_path):
+    machine = copy.deepcopy({"machine": "cpu", "threads": 2, "rows": {"dense": ROW}})
+    (tmp_path / "seconds.json").write_text(json.dumps({"machines": [machine]}))
+    assert read_seconds(tmp_path)[0].rows["dense"].per_step == 1.0 + 0.1 * 4 / 50
+    put(machine, path, value)
+    (tmp_path / "seconds.json").write_text(json.dumps({"machines": [machine]}))
+    with pytest.raises(ValueError, match=r"seconds\.json: expected seconds by machine, found"):
+        read_seconds(tmp_path)
+
+
+def test_a_run_whose_records_are_none_does_not_end_the_study(finished_study, tmp_path):
+    """What is wrong with it is said, as of any that fails; the others go on."""
+    cell = read_study("mine.yaml").cells[0]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"kind": "end", "step": 50}\n{"kind": "eval", "step": 50}\n')
+    for report in ("{}", "[]", '{"model": {"vocab_size": "x"}}', '{"model": 5}'):
+        (folder / "report.json").write_text(report)
+        assert "expected" in _finish(_Running(cell, folder, None), Results(tmp_path))
