@@ -88,7 +88,8 @@ def _draw(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
 
 
 def _slug(machine: MachineSeconds) -> str:
-    return "_".join("".join(c if c.isalnum() else " " for c in machine.machine.lower()).split())[:80]
+    words = "".join(c if c.isalnum() else " " for c in machine.machine.lower()).split()
+    return f"{'_'.join(words)[:80]}_{machine.threads}"
 
 
 def _numbers(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Any]:
@@ -113,7 +114,9 @@ def _numbers(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSec
         ],
         "at_equal_flops": [found.to_dict() for found in _matched(over_flops(groups))],
         "at_equal_seconds": {
-            machine.machine: [found.to_dict() for found in _matched(over_seconds(groups, machine))]
+            f"{machine.machine}, {machine.threads} threads": [
+                found.to_dict() for found in _matched(over_seconds(groups, machine))
+            ]
             for machine in seconds
         },
     }
@@ -128,7 +131,9 @@ def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
     lines += table("FLOPs", _matched(over_flops(groups)))
     for machine in seconds:
         lines += _seconds_table(groups, machine)
-        lines += table(f"seconds on {machine.machine}", _matched(over_seconds(groups, machine)))
+        lines += table(
+            f"seconds on {machine.threads} threads of {machine.machine}", _matched(over_seconds(groups, machine))
+        )
     lines += [f"![{name}]({name}.svg)" for name in drawn]
     lines += ["", f"Made by `python -m ipu_bert.study {study.name} --report`.", ""]
     return "\n".join(lines)
