@@ -30,8 +30,8 @@ def test_update_done_right_goes_on_with_one_compilation(run: Run) -> None:
 class Activated(Model):
     """With something more in the first block."""
 
-    def __init__(self, seed: int, more: nn.Module) -> None:
-        super().__init__([sparse_layer(seed), sparse_layer(seed + 1)])
+    def __init__(self, seed: int, more: nn.Module, data_type: str = "float") -> None:
+        super().__init__([sparse_layer(seed), sparse_layer(seed + 1)], data_type)
         self.more = more
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
@@ -95,6 +95,23 @@ def test_code_that_a_trace_cannot_keep(seed: int, more: nn.Module, message: str)
     x[-ROWS:] = -1.0
     with pytest.raises(sim.SimulatorError, match=message):
         executor.compile(x, torch.zeros_like(x))
+
+
+class Unused(nn.Module):
+    """Something is rounded and not used; a program leaves it out, and rounds the rest as the code does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.softmax(x * 1.3, -1)
+        return x * 1.1
+
+
+def test_a_program_rounds_as_the_code_does_where_it_leaves_something_out(seed: int) -> None:
+    """Each compilation proves it, or is refused."""
+    model, chosen = Activated(seed, Unused(), "half"), options()
+    chosen.Precision.enableStochasticRounding(True)
+    executor = sim.trainingModel(model, chosen, sim.optim.AdamW(model.parameters(), lr=0.01))
+    x = torch.randn(3 * ROWS, FEATURES).half()
+    executor.compile(x, torch.zeros_like(x))
 
 
 def test_the_models_code_runs_for_the_compilation_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
