@@ -21,6 +21,7 @@ from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, Optimization, dense_learning_rate, sparse_learning_rate
 from ipu_bert.precision import Precision
 from ipu_bert.ranks import ALONE, Ranks
+from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.sizes.placement import Placement, place
@@ -140,9 +141,14 @@ def make_updater(config: Config) -> PatternUpdater | None:
     sparsity = config.sparsity
     if sparsity.method != "dynsparse" or not any(weight.is_sparse for weight in weights(config)):
         return None
-    plan = UpdatePlan(
+    return PatternUpdater(update_plan(sparsity, config.train.steps, config.run.seed))
+
+
+def update_plan(sparsity: SparsitySettings, steps: int, seed: int) -> UpdatePlan:
+    """When patterns change in so many steps, and how."""
+    return UpdatePlan(
         updates=sparsity.updates,
-        total_steps=config.train.steps,
+        total_steps=steps,
         pruning_ratio=sparsity.pruning_ratio,
         schedule=SCHEDULES[sparsity.schedule],
         start=sparsity.start,
@@ -150,9 +156,8 @@ def make_updater(config: Config) -> PatternUpdater | None:
         norm=NORMS[sparsity.norm],
         growth=GROW_RULES[sparsity.growth],
         allow_removed=sparsity.allow_removed,
-        seed=config.run.seed,
+        seed=seed,
     )
-    return PatternUpdater(plan)
 
 
 def make_model(config: Config, vocab_size: int) -> BertForPreTraining:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterator
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ipu_bert.assemble import update_plan
 from ipu_bert.engines.base import MOMENTS, NonFiniteError
 from ipu_bert.finetune.examples import Encoded, Labels
 from ipu_bert.finetune.measures import Measures, better, measures
@@ -26,10 +27,7 @@ from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import sparse_layers
 from ipu_bert.optim import Optimization, adamw
 from ipu_bert.settings import Config
-from sparse_ops.dynsparse.grow import GROW_RULES
-from sparse_ops.dynsparse.schedules import SCHEDULES
-from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
-from sparse_ops.norms import NORMS
+from sparse_ops.dynsparse.updater import PatternUpdater
 from sparse_ops.pattern import named_generator
 from sparse_ops.saying import say
 
@@ -148,19 +146,8 @@ class _Stepper:
         self._layers = dict(sparse_layers(model))
         self._updater = None
         if training.updates:
-            plan = UpdatePlan(
-                updates=training.updates,
-                total_steps=steps,
-                pruning_ratio=training.pruning_ratio,
-                schedule=SCHEDULES[sparsity.schedule],
-                start=sparsity.start,
-                stop=sparsity.stop,
-                norm=NORMS[sparsity.norm],
-                growth=GROW_RULES[sparsity.growth],
-                allow_removed=sparsity.allow_removed,
-                seed=training.seed,
-            )
-            self._updater = PatternUpdater(plan)
+            moved = replace(sparsity, updates=training.updates, pruning_ratio=training.pruning_ratio)
+            self._updater = PatternUpdater(update_plan(moved, steps, training.seed))
             self._updater.track(self._layers)
         self._step = 0
         self.moved = 0

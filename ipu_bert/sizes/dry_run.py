@@ -35,7 +35,6 @@ def plan(
     where a weight cannot have its sparsity.
     """
     data, train = config.data, config.train
-    quality = text_quality(files, data.sequence_length) if files else None
     shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)
     weights = encoder_weights(config.model, config.sparsity)
     return {
@@ -58,15 +57,7 @@ def plan(
         "tokens": train.last_step * train.batch_size * data.sequence_length,
         "learning_rate": learning_rate,
         "pattern_updates": [step for step in updates if step <= train.last_step],
-        "data": {
-            **vars(data),
-            "vocab_size": shape.vocab_size,
-            "prepared": files.directory if files else None,
-            "splits": files.manifest["splits"] if files else None,
-            "unigram_entropy": files.unigram_entropy if files else None,
-            "quality": asdict(quality) if quality else None,
-            "said": [*quality.told(), *(f"warning: {line}" for line in quality.warnings())] if quality else [],
-        },
+        "data": _data(config, files, shape.vocab_size),
         "layers": [
             {
                 "name": weight.name,
@@ -82,6 +73,20 @@ def plan(
         "run_dir": config.run.dir,
         "placement": placement.to_dict() if placement else None,
         "placement_text": render_placement(placement) if placement else "",
+    }
+
+
+def _data(config: Config, files: TokenFiles | None, vocab_size: int) -> dict[str, Any]:
+    """The text: settings, where it is prepared, and what became of it."""
+    quality = text_quality(files, config.data.sequence_length) if files else None
+    return {
+        **vars(config.data),
+        "vocab_size": vocab_size,
+        "prepared": files.directory if files else None,
+        "splits": files.manifest["splits"] if files else None,
+        "unigram_entropy": files.unigram_entropy if files else None,
+        "quality": asdict(quality) if quality else None,
+        "said": [*quality.told(), *(f"warning: {line}" for line in quality.warnings())] if quality else [],
     }
 
 
