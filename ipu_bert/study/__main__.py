@@ -65,8 +65,8 @@ def _act(options: argparse.Namespace) -> int:
             failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
     for title, problem in failed.items():
         say(f"failed: {title}: {problem}", sys.stderr)
-    if failed and not Results(folder).by_key:
-        return 1
+    if (failed or options.time) and not Results(folder).by_key:  # nothing to report yet
+        return 1 if failed else 0
     say(f"report: {write_report(study, folder)}", sys.stdout)
     return 1 if failed else 0
 

@@ -99,8 +99,13 @@ def test_a_plan_says_what_waits_and_a_damaged_result_is_named(study, tmp_path, m
     assert not (tmp_path / "results").exists()
     assert command.main([str(study), "--report"]) == 2
     assert "expected the result of at least one run of trial, found none" in capsys.readouterr().err
+    monkeypatch.setattr(command, "REPEATS", 1)
+    study.write_text(STUDY.replace("  broken: {settings: {data.tokenizer: gone}}\n", ""))
+    assert command.main([str(study), "--time"]) == 0
+    assert (tmp_path / "results" / "trial" / "seconds.json").exists()
+    capsys.readouterr()
     damaged = tmp_path / "results" / "trial" / "results.json"
-    damaged.parent.mkdir(parents=True)
+    damaged.parent.mkdir(parents=True, exist_ok=True)
     for text in ('{"runs": [{"key": 1}]}', "[]", '{"runs": 3}', "{"):
         damaged.write_text(text)
         assert command.main([str(study), "--report"]) == 2
