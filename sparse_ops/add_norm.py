@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_ops import native
+from sparse_ops import differentiable, native
 from sparse_ops.native import Call
-from sparse_ops.operators import KERNELS
+from sparse_ops.operators import KERNELS, has_native
 from sparse_ops.random_bits import Dropout, kept
 
 MULTIPLE = 16  # of which the native kernel's features must be
@@ -27,7 +27,8 @@ def add_norm(
     """LayerNorm(residual + dropout(x)) over the last axis: x and residual [*, H], weight and bias [H] -> [*, H].
 
     dropout: the probability that a feature of x becomes 0; others are divided by 1 - dropout. Which ones follows from
-    `key`, a whole number below random_bits.KEYS. kernel: one of operators.KERNELS.
+    `key`, a whole number below random_bits.KEYS. kernel: one of operators.KERNELS; all but "torch" take the native one
+    for what it supports (float32 on the CPU, H a multiple of 16). Differentiable, the native kernel once.
     Raises ValueError when a shape, the probability or the kernel's name is wrong.
     """
     _check(x, residual, weight, bias, kernel)
@@ -50,10 +51,14 @@ def _check(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, kernel: st
 
 
 def _is_native(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, kernel: str) -> bool:
-    """Whether the native kernel takes them: float32 on the CPU, and so many features that vectors are full."""
+    """Whether the native kernel takes them: float32 on the CPU, and so many features that vectors are full.
+
+    Never in torch.func or forward mode, which its operator does not know.
+    """
     tensors = (x, residual, weight, bias)
     fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and x.shape[-1] % MULTIPLE == 0
-    return kernel != "torch" and fits and x.numel() > 0 and _ADD_NORM is not None and native.available()
+    known = _ADD_NORM is not None and not differentiable.wanted()
+    return kernel != "torch" and fits and x.numel() > 0 and known and has_native()
 
 
 # The structures of csrc/cpu/api.hpp, which says what their fields mean.

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_ops import differentiable, native, native_attention
-from sparse_ops.operators import KERNELS
+from sparse_ops import differentiable, native_attention
+from sparse_ops.operators import KERNELS, has_native
 
 
 def attention(qkv: Tensor, key_mask: Tensor, heads: int, dropout: float, key: int, kernel: str) -> Tensor:
@@ -54,11 +54,7 @@ def _check(qkv: Tensor, key_mask: Tensor, heads: int, kernel: str) -> None:
 def _is_native(qkv: Tensor, heads: int, kernel: str) -> bool:
     """Whether the native kernel takes it; never in torch.func or forward mode, which its operator does not know."""
     fits = native_attention.supports(qkv, heads) and qkv.numel() > 0
-    return kernel != "torch" and fits and _REGISTERED and not differentiable.wanted() and _is_available()
-
-
-def _is_available() -> bool:
-    return native.available()
+    return kernel != "torch" and fits and _REGISTERED and not differentiable.wanted() and has_native()
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -123,4 +119,3 @@ def _flops(products: int, qkv: Tensor) -> int:
 _REGISTERED = hasattr(torch.library, "custom_op")  # not in torch 2.0, which PopTorch pins: torch's attention runs there
 if _REGISTERED:
     _register()
-    torch.compiler.assume_constant_result(_is_available)  # marks it: not for torch.compile to trace

@@ -25,6 +25,15 @@ def select(kernel: str, x: Tensor, block_size: int) -> Any:
     return reference
 
 
+def has_native() -> bool:
+    """Whether the native kernels can be had, for operators that fall back where they cannot."""
+    return native.available()
+
+
+if hasattr(torch, "compiler") and hasattr(torch.compiler, "assume_constant_result"):
+    torch.compiler.assume_constant_result(has_native)  # marks it: not for torch.compile to trace
+
+
 def _forward(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], kernel: str) -> Tensor:
     return select(kernel, x, values.shape[-1]).forward(x, values, BlockIndex(*index), bias)
 

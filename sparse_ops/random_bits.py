@@ -7,6 +7,7 @@ instruction level and the kernel are.
 from __future__ import annotations
 
 import ctypes
+import math
 
 import torch
 from torch import Tensor
@@ -39,18 +40,18 @@ def mixed(key: int) -> int:
 
 
 def threshold(probability: float) -> int:
-    """What is dropped is where random bits are below it; 0 drops nothing. Raises ValueError outside [0, 1)."""
+    """What is dropped is where random bits are below it; 0 drops nothing, and is that of no other probability than 0.
+
+    Raises ValueError outside [0, 1).
+    """
     if not 0.0 <= probability < 1.0:
         raise ValueError(f"dropout: expected a probability in [0, 1), found {probability}")
-    return int(probability * 2**32)
+    return max(1, int(probability * 2**32)) if probability else 0
 
 
 def kept(shape: tuple[int, ...], probability: float, key: int) -> Tensor:
     """What dropout multiplies an array of this shape by, float32: 0, or 1 / (1 - probability)."""
-    count = 1
-    for size in shape:
-        count *= size
-    drawn = random_bits(torch.arange(count), mixed(key)) >= threshold(probability)
+    drawn = random_bits(torch.arange(math.prod(shape)), mixed(key)) >= threshold(probability)
     return (drawn / (1.0 - probability)).to(torch.float32).view(shape)
 
 
