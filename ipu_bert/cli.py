@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
-from ipu_bert.ranks import RankError, Ranks, join
+from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import newest_checkpoint, settle
 from ipu_bert.signals import InterruptedRunError, raised
@@ -35,8 +35,9 @@ def main(argv: list[str]) -> int:
     planned = options.dry_run or options.measure
     if options.json and not (planned or options.throughput):
         return _fail("--json: expected --dry-run, --measure or --throughput with it, found none")
-    ranks, config = join(), None
+    ranks, config = ALONE, None
     try:
+        ranks = join()
         with ranks.together():
             _check(options)
             config = load_config(options.config, options.overrides)

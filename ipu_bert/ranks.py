@@ -256,7 +256,27 @@ def _in_words(error: BaseException) -> str:
 
 
 def join() -> Ranks:
-    """This process among those that torchrun has started, else alone."""
-    if all(name in os.environ for name in _TORCHRUN) and int(os.environ["WORLD_SIZE"]) > 1:
+    """This process among those that torchrun has started, else alone.
+
+    Raises ValueError, one line, for variables that torchrun does not set so.
+    """
+    if not all(name in os.environ for name in _TORCHRUN):
+        return ALONE
+    rank, count = (_whole(name) for name in ("RANK", "WORLD_SIZE"))
+    _whole("MASTER_PORT")
+    if rank >= max(count, 1):
+        raise ValueError(f"RANK: expected a number below WORLD_SIZE={count}, as torchrun sets it, found {rank}")
+    if count < 2:
+        return ALONE
+    try:
         return TorchRanks()
-    return ALONE
+    except (RuntimeError, ValueError) as error:  # no such machine, a port that is taken or cannot be, nobody who answers
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(f"ranks: expected to meet at {where}: {str(error).splitlines()[0]}") from None
+
+
+def _whole(name: str) -> int:
+    text = os.environ[name]
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise ValueError(f"{name}: expected a whole number, as torchrun sets it, found {text[:60]!r}")
+    return int(text)

@@ -72,9 +72,9 @@ def run_cells(
                     say(f"FAILED: {run.cell.title}: {problem}")
                 else:
                     loss = results.by_key[run.cell.key].mlm_loss
-                    say(f"done: {run.cell.title}: held-out masked-LM loss {loss:.4f}; {progress.left(jobs)}")
+                    say(f"done: {run.cell.title}: held-out masked-LM loss {loss:.4f}; {progress.left()}")
             if progress.is_due():
-                say(f"{len(running)} running, {len(waiting)} waiting; {progress.left(jobs)}")
+                say(f"{len(running)} running, {len(waiting)} waiting; {progress.left()}")
             time.sleep(_POLL)
     return failed
 
@@ -151,7 +151,7 @@ class _Progress:
             self._told = time.monotonic()
         return due
 
-    def left(self, jobs: int) -> str:
+    def left(self) -> str:
         """In words."""
         shares = {key: self._share(*found) for key, found in self._folders.items()}
         done = self._done + sum(self._flops[key] * (share - self._begun[key]) for key, share in shares.items())

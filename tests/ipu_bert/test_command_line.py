@@ -78,3 +78,23 @@ def test_a_plan_to_go_on_needs_a_checkpoint(program, tmp_path, capsys):
     assert program("--dry-run", "--resume", str(tmp_path / "no")) == 2
     assert f"error: checkpoint: expected {tmp_path / 'no'} to be" in capsys.readouterr().err
     assert program("--dry-run", "--resume", "auto") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WORLD_SIZE", "two", "WORLD_SIZE: expected a whole number, as torchrun sets it, found 'two'"),
+        ("RANK", "-1", "RANK: expected a whole number, as torchrun sets it, found '-1'"),
+        ("RANK", "2", "RANK: expected a number below WORLD_SIZE=2, as torchrun sets it, found 2"),
+        ("MASTER_PORT", "", "MASTER_PORT: expected a whole number, as torchrun sets it, found ''"),
+        ("MASTER_PORT", "70000", "ranks: expected to meet at localhost:70000: "),
+    ],
+)
+def test_ranks_that_cannot_be_are_one_line(program, monkeypatch, capsys, name, value, said):
+    right = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for key, text in {**right, name: value}.items():
+        monkeypatch.setenv(key, text)
+    assert program("--dry-run") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {said}")
