@@ -270,7 +270,7 @@ def join() -> Ranks:
         return ALONE
     try:
         return TorchRanks()
-    except (RuntimeError, ValueError) as error:  # no such machine, a port that is taken or cannot be, nobody who answers
+    except (RuntimeError, ValueError) as error:  # no such machine, a wrong or taken port, nobody there
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(f"ranks: expected to meet at {where}: {str(error).splitlines()[0]}") from None
 
