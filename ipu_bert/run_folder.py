@@ -42,10 +42,11 @@ _ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names wh
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that a run goes on from, and its step."""
+    """The checkpoint that a run goes on from, and its step. skipped: steps in a row that were passed over before it."""
 
     checkpoint: Path
     step: int
+    skipped: int
 
 
 class RunFolder:
@@ -73,7 +74,8 @@ class RunFolder:
         if origin is not None:
             self.origin = checkpoint.adopt(origin.checkpoint, origin.step, self.checkpoints)
             self._go_back(origin.step)
-            checkpoint.prune(self.checkpoints, origin.step, config.checkpoint.keep)  # where a kill came between
+            keep = kept_after(origin.skipped, config.checkpoint.keep)
+            checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
         resume_step = None if origin is None else origin.step
         sinks: list[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]
@@ -195,6 +197,11 @@ def evaluated_by(info: Mapping[str, Any]) -> int | None:
     """How many batches the run of a checkpoint's info was evaluated by, where it says so."""
     section = info.get("config", {}).get("eval", {})
     return section.get("batches") if isinstance(section, dict) else None
+
+
+def kept_after(skipped: int, keep: int) -> int:
+    """How many checkpoints stay after so many skipped steps in a row, 0 for all: older ones may be all that can go on."""
+    return 0 if skipped else keep
 
 
 def newest_checkpoint(config: Config) -> Path | None:

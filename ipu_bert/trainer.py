@@ -22,7 +22,7 @@ from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.machine import changed, common, conditions
 from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.metrics import Metrics
-from ipu_bert.run_folder import NoFolder, Origin, RunFolder, evaluated_by
+from ipu_bert.run_folder import NoFolder, Origin, RunFolder, evaluated_by, kept_after
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.starting import start
@@ -72,7 +72,7 @@ class Trainer:
         # Older versions said the precision among the settings alone.
         self._changed = changed({**info.get("identity", {}), **info.get("conditions", {})}, self._conditions)
         self._stop = StopRequest()
-        self._origin = None if resume is None else Origin(resume, self.step)
+        self._origin = None if resume is None else Origin(resume, self.step, self._skipped)
         if resume is not None:
             self._load(resume, groups, info)
         self._check_same("start")
@@ -293,7 +293,7 @@ class Trainer:
 
     def _save(self, metrics: Metrics) -> Path:
         """Save this step, after the records up to it."""
-        keep = self.config.checkpoint.keep if not self._skipped else 0  # older ones may be all that can go on
+        keep = kept_after(self._skipped, self.config.checkpoint.keep)
         self._saved = self._write_checkpoint(metrics, self._checkpoints, keep)
         return self._saved
 

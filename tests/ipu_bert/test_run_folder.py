@@ -48,7 +48,7 @@ def saved(folder: RunFolder, *steps: int) -> list[Origin]:
     """Empty checkpoints of a run after these steps."""
     for step in steps:
         checkpoint.save(folder.checkpoints, step, {}, {}, keep=0)
-    return [Origin(path, step) for step, path in checkpoint.complete(folder.checkpoints)]
+    return [Origin(path, step, skipped=0) for step, path in checkpoint.complete(folder.checkpoints)]
 
 
 def test_a_run_has_its_own_page_at_wandb_until_it_goes_back(tiny, tmp_path, monkeypatch):
@@ -99,4 +99,4 @@ def test_a_branch_goes_on_in_a_new_folder(tiny, tmp_path):
     RunFolder(tiny(), early, unigram_entropy=6.5).__exit__(None, None, None)
     branch = tmp_path / "run" / "branches" / "after_step_00000001" / "checkpoints" / "step_00000002"
     with pytest.raises(ValueError, match="which this run went back from, found the run itself; name a new one"):
-        RunFolder(tiny(), Origin(branch, 2), unigram_entropy=6.5)
+        RunFolder(tiny(), Origin(branch, 2, skipped=0), unigram_entropy=6.5)

@@ -115,3 +115,14 @@ def test_the_console_says_it() -> None:
     assert stream.getvalue() == (
         "step 7  skipped, and with it a pattern update: loss became nan; 2 in a row, at most 3\n"
     )
+
+
+def test_no_checkpoint_is_removed_at_a_resume_while_steps_are_skipped(tiny: Tiny) -> None:
+    """What was saved before the first of them may be all that a run can go on from."""
+    settings = ("train.steps=8", "train.skip_non_finite=9", "checkpoint.every=1", "checkpoint.keep=1")
+    for stop in (3, 4, 5, 8):
+        config = tiny(*settings, f"train.stop_at={stop}")
+        start = None if stop == 3 else checkpoint.find(Path(config.run.dir))
+        saved = trainer_with(config, {3, 4, 5}, start).run() / "checkpoints"
+        steps = [step for step, _ in checkpoint.complete(saved)]
+        assert steps == ([8] if stop == 8 else list(range(2, stop + 1)))
