@@ -56,13 +56,14 @@ def _act(options: argparse.Namespace) -> int:
         return 0
     tell = partial(say, stream=sys.stderr)
     failed: dict[str, str] = {}
-    if options.time:
-        write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
-    elif not options.report:
+    if not options.report:
         folder.mkdir(parents=True, exist_ok=True)
         with _only_one(folder):
-            runs = options.runs / study.name
-            failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
+            if options.time:
+                write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
+            else:
+                runs = options.runs / study.name
+                failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
     for title, problem in failed.items():
         say(f"failed: {title}: {problem}", sys.stderr)
     if (failed or options.time) and not Results(folder).by_key:  # nothing to report yet
@@ -72,11 +73,16 @@ def _act(options: argparse.Namespace) -> int:
 
 
 def _only_one(folder: Path) -> TextIO:
-    """Hold the folder of results, so that a study is run once at a time. Raises ValueError where another has it."""
+    """Hold the folder of results, so that a study is run or timed once at a time; its runs hold it with this process.
+
+    Raises ValueError where another process has it, or a run that has outlived a study that was killed.
+    """
     try:
-        return files.lock(folder / ".lock", wait=False)
+        lock = files.lock(folder / ".lock", wait=False)
     except BlockingIOError:
-        raise ValueError(f"{folder}: another process runs this study") from None
+        raise ValueError(f"{folder}: another process runs this study, or a run that it began is not at its end") from None
+    os.set_inheritable(lock.fileno(), True)
+    return lock
 
 
 def _jobs(cells: Sequence[Cell]) -> int:

@@ -85,7 +85,14 @@ def _start(cell: Cell, runs: Path) -> _Running:
     command = [sys.executable, "-m", "ipu_bert", "--config", cell.base, "--resume", "auto"]
     arguments = [*command, *cell.overrides, f"run.dir={folder}"]
     with open(_log(folder), "ab") as log:
-        process = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment())
+        process = subprocess.Popen(
+            arguments,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            close_fds=False,  # the lock of the results, until the run has ended, too
+        )
     return _Running(cell, folder, process)
 
 
@@ -101,14 +108,16 @@ def _log(folder: Path) -> Path:
 
 def _finish(run: _Running, results: Results) -> str:
     """Keep what came out; what went wrong in one line, or nothing."""
+    status = run.process.returncode
     try:
-        result = collect(run.cell, run.folder)
+        # What an earlier process left in the folder of one that failed is not what the study asked for.
+        result = None if status else collect(run.cell, run.folder)
+        if result is None:
+            lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+            return f"exit status {status}: {said.strip()[:300]} (all it said: {run.log})"
     except (OSError, ValueError) as error:  # of this run alone: the others go on
         return str(error)
-    if result is None:
-        lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-        return f"exit status {run.process.returncode}: {said.strip()[:300]} (all it said: {run.log})"
     results.add(result)
     return ""
 

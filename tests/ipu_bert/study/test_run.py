@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ipu_bert.config import load_config
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.study import __main__ as command
+from ipu_bert.study import run as runner
 from ipu_bert.study.definition import read_study
 from ipu_bert.study.results import Results
 from ipu_bert.study.run import run_cells
@@ -110,3 +114,39 @@ def test_a_plan_says_what_waits_and_a_damaged_result_is_named(study, tmp_path, m
         damaged.write_text(text)
         assert command.main([str(study), "--report"]) == 2
         assert capsys.readouterr().err.startswith(f"error: {Path('results/trial/results.json')}: expected the results")
+
+
+@pytest.mark.parametrize("option", [[], ["--time"]])
+def test_a_run_that_outlives_its_study_keeps_another_from_being_begun(study, tmp_path, monkeypatch, capsys, option):
+    """As after SIGKILL of the study alone: its runs go on, and what comes out is theirs."""
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    results = tmp_path / "results" / "trial"
+    results.mkdir(parents=True)
+    lock = command._only_one(results)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.sys, "executable", str(program))
+        left = runner._start(read_study(str(study)).cells[0], tmp_path / "runs")
+    try:
+        lock.close()
+        assert command.main([str(study), *option, "--results", str(results.parent)]) == 2
+        expected = f"error: {results}: another process runs this study, or a run that it began is not at its end\n"
+        assert capsys.readouterr().err == expected
+    finally:
+        left.process.kill()
+        left.process.wait()
+    command._only_one(results).close()
+
+
+def test_what_an_earlier_process_left_is_not_the_result_of_a_run_that_failed(study, finished, tmp_path):
+    """As where its text has changed since: the run refuses to go on."""
+    cell = replace(read_study(str(study)).cells[1], config=load_config(str(finished / "config.yaml"), []))
+    results = Results(tmp_path / "results")
+    for status, problem in ((2, "exit status 2: error: why"), (0, "")):
+        run = runner._Running(cell, finished, SimpleNamespace(returncode=status))
+        run.log.write_text("error: why\n")
+        assert runner._finish(run, results).partition(" (all it said")[0] == problem
+        assert bool(results.by_key) == (not problem)
+    run.log.unlink()
+    assert "No such file" in runner._finish(replace(run, process=SimpleNamespace(returncode=2)), results)
