@@ -24,7 +24,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import newest_checkpoint, settle
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.files import in_words
-from sparse_ops.saying import say
+from sparse_ops.saying import answer, say
 
 TIMED_STEPS = 10  # of --throughput
 
@@ -133,7 +133,7 @@ def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ra
         found["measured"] = times.to_dict()
         lines += ["", times.render()]
     if ranks.first:
-        say(dumps(found) if options.json else "\n".join(lines), sys.stdout)
+        answer(dumps(found) if options.json else "\n".join(lines))
     return 0
 
 
@@ -158,7 +158,7 @@ def _throughput(config: Config, as_json: bool, steps: int, ranks: Ranks) -> int:
 
     found = throughput(config, steps, ranks)
     if ranks.first:
-        say(dumps(found.to_dict()) if as_json else found.render(), sys.stdout)
+        answer(dumps(found.to_dict()) if as_json else found.render())
     return 0
 
 

@@ -26,7 +26,7 @@ from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
 from sparse_ops.bench.arguments import whole_number
-from sparse_ops.saying import say
+from sparse_ops.saying import answer
 
 ENTROPY = (
     "word frequencies alone: the cross-entropy of the text's word pieces by how often each is in the run's training "
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> int:
 
     def act() -> None:
         found = evaluate(load_model(options.run), options.text, options.batches)
-        say(dumps(found.to_dict()) if options.json else render(found), sys.stdout)
+        answer(dumps(found.to_dict()) if options.json else render(found))
 
     return with_one_line(act)
 

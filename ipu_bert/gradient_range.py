@@ -26,7 +26,7 @@ from ipu_bert.model import BertForPreTraining, pretraining_losses
 from ipu_bert.record.metrics import dumps
 from sparse_ops.bench.arguments import whole_number
 from sparse_ops.linear import BlockSparseLinear
-from sparse_ops.saying import say
+from sparse_ops.saying import answer
 
 LOWEST, HIGHEST = -100, 100  # exponents that are told apart
 SMALLEST, NORMAL, ABOVE = -25, -14, 16  # of float16
@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> int:
         found = measure(config, options.run, options.micro_batches)
         tensors: dict[str, Any] = {name: each.to_dict() for name, each in found.items()}
         as_json = dumps({"loss_scale": config.precision.loss_scale, "tensors": tensors})
-        say(as_json if options.json else render(config, found), sys.stdout)
+        answer(as_json if options.json else render(config, found))
 
     return with_one_line(act)
 

@@ -8,6 +8,8 @@ import os
 from dataclasses import fields
 from typing import Any, Callable, TypeVar, cast
 
+from sparse_ops.files import plain
+
 MOST_BYTES = 64 << 20
 Record = TypeVar("Record")
 
@@ -17,7 +19,7 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises FileNotFoundError, OSError, or ValueError that says what is wrong but not where, for anything else.
     """
-    with open(path, "rb") as file:
+    with open(plain(path), "rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"expected at most {MOST_BYTES:,} bytes, found more")

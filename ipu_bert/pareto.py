@@ -25,7 +25,7 @@ from ipu_bert.study.figures import cost_figure, save_svg
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.seconds import REPEATS, measure_seconds
 from sparse_ops.bench.arguments import file_to_write
-from sparse_ops.saying import say
+from sparse_ops.saying import answer, say
 
 
 def points(folders: Sequence[Path], seconds: bool) -> list[Point]:
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
         if options.svg:
             save_svg(cost_figure(found, [None] * len(found), family, name), options.svg)
         numbers = {"family": whose, "cost": name, "runs": [one.to_dict() for one in matched]}
-        say(dumps(numbers) if options.json else "\n".join([f"The line: {whose}.", *table(name, matched)]), sys.stdout)
+        answer(dumps(numbers) if options.json else "\n".join([f"The line: {whose}.", *table(name, matched)]))
 
     return with_one_line(act)
 

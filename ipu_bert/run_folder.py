@@ -200,7 +200,7 @@ def evaluated_by(info: Mapping[str, Any]) -> int | None:
 
 
 def kept_after(skipped: int, keep: int) -> int:
-    """How many checkpoints stay after so many skipped steps in a row, 0 for all: older ones may be all that can go on."""
+    """How many checkpoints stay after so many skipped steps in a row, 0: all, as older ones may be what can go on."""
     return 0 if skipped else keep
 
 

@@ -8,12 +8,13 @@ file name is a digest of the sources, the flags, the compiler's version and this
 change makes a new file and nothing compiled for one processor is loaded on another.
 
 Environment: CXX the compiler (default: the first of g++, clang++, c++ found), SPARSE_OPS_CACHE the folder (default:
-$XDG_CACHE_HOME/sparse_ops or ~/.cache/sparse_ops; a new temporary folder where that cannot be written).
+$XDG_CACHE_HOME/sparse_ops or ~/.cache/sparse_ops; where that cannot be written, a temporary folder of the process).
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import hashlib
 import itertools
@@ -179,9 +180,9 @@ def build() -> Path:
         writable = os.access(path.parent, os.W_OK | os.X_OK)
     except OSError:
         writable = False
-    if not writable:  # for this process only: a folder that others can write is no place to load code from
-        path = Path(tempfile.mkdtemp(prefix="sparse_ops-")) / path.name
     try:
+        if not writable:  # for this process only: a folder that others can write is no place to load code from
+            path = Path(_own_folder()) / path.name
         with lock(path.with_suffix(".lock"), wait=True):
             if not is_whole(path):  # another process may have made it while this one waited
                 _compile(path, units())
@@ -189,6 +190,13 @@ def build() -> Path:
     except OSError as error:
         raise BuildError(f"cannot write the kernels to {path.parent}: {error}") from error
     return path
+
+
+def _own_folder() -> str:
+    """A new folder that goes when this process ends."""
+    folder = tempfile.mkdtemp(prefix="sparse_ops-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _digest_path(library: Path) -> Path:

@@ -1,9 +1,13 @@
-"""Text for whoever reads along: a reader that has gone, or that lacks a letter, changes nothing of what is done."""
+"""Text for whoever reads along: a reader that has gone, or that lacks a letter, changes nothing of what is done.
+
+What a command was asked for is another thing: it is there whole, or the command fails.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import Any, Iterator, TextIO
 
 
@@ -14,16 +18,29 @@ def say(text: str, stream: TextIO | None) -> None:
     out.flush()
 
 
+def answer(text: str) -> None:
+    """Print what a command was asked for on standard output.
+
+    Raises OSError where it cannot be written, as to a file on a full disk; a reader that wants no more is no error.
+    """
+    out = Heedless(sys.stdout)
+    out.write(text + "\n")
+    out.flush()
+    if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
+        raise OSError(out.failure.errno, out.failure.strerror, "standard output")
+
+
 class Heedless:
     """A text stream that nobody has to read; None, where the process was started without the stream, reads nothing.
 
     Once a write fails (the pipe's reader has ended, the terminal was closed, the disk is full) the stream's file is the
-    null device, so that what is left in buffers does not fail the process at its end. A character that the stream's
-    encoding lacks is written as its escape. All else is the stream's.
+    null device, so that what is left in buffers does not fail the process at its end, and `failure` says why. A
+    character that the stream's encoding lacks is written as its escape. All else is the stream's.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+        self.failure: OSError | None = None
 
     def write(self, text: str) -> None:
         """Write what can be written."""
@@ -46,7 +63,8 @@ class Heedless:
     def _forgiven(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
+        except OSError as error:
+            self.failure = error
             with contextlib.suppress(OSError):  # a stream without a file has no buffer that fails later
                 self._redirect(self.fileno())
 

@@ -28,6 +28,7 @@ from ipu_bert.bench.equal_loss import LENGTH, SPARSE_MLM, SPARSITY
 from ipu_bert.bench.memory import StateBytes, peak_bytes, state_bytes
 from ipu_bert.bench.models import DENSE_BFLOAT16, DENSE_FLOAT32, IMPLEMENTATIONS, Implementation, Trainer
 from ipu_bert.data.batches import Batch
+from ipu_bert.ends import with_one_line
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.record.metrics import dumps
 from ipu_bert.settings import SparsitySettings
@@ -42,6 +43,7 @@ from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.schedules import constant
 from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
 from sparse_ops.norms import l1
+from sparse_ops.saying import answer, say
 
 PHASES = ("forward", "backward", "optimizer")
 
@@ -251,7 +253,7 @@ def default_implementations(slowdown: float) -> list[str]:
     """What is compared unless asked for; without bfloat16 where that takes MAX_SLOWDOWN times as long or more."""
     if slowdown < MAX_SLOWDOWN:
         return bench_models.DEFAULT
-    print(f"{DENSE_BFLOAT16}: left out, as a product takes {slowdown:.0f} times float32's time here", file=sys.stderr)
+    _tell(f"{DENSE_BFLOAT16}: left out, as a product takes {slowdown:.0f} times float32's time here")
     return [name for name in bench_models.DEFAULT if name != DENSE_BFLOAT16]
 
 
@@ -272,22 +274,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     options.repeats = 2 if options.quick else options.repeats
-    print(_tables(options) if options.sizes else _headline(options))
-    return 0
+    return with_one_line(lambda: _measure(options))
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _tell(text: str) -> None:
+    say(text, sys.stderr)
 
 
-def _headline(options: argparse.Namespace) -> str:
-    found = headline.measure(options.batch, options.masked, options.dropout, options.repeats, _say)
-    if options.json:
-        files.write(options.json, dumps(found.to_dict(), indent=1))
-    return found.render()
+def _measure(options: argparse.Namespace) -> None:
+    text, numbers = _tables(options) if options.sizes else _headline(options)
+    try:
+        answer(text)
+    finally:  # where one cannot be written, the other may
+        if options.json:
+            files.write(options.json, dumps(numbers, indent=1))
 
 
-def _tables(options: argparse.Namespace) -> str:
+def _headline(options: argparse.Namespace) -> tuple[str, Any]:
+    found = headline.measure(options.batch, options.masked, options.dropout, options.repeats, _tell)
+    return found.render(), found.to_dict()
+
+
+def _tables(options: argparse.Namespace) -> tuple[str, Any]:
     if options.implementations is None:
         options.implementations = default_implementations(bench_models.bfloat16_slowdown())
     records: list[dict[str, Any]] = []
@@ -302,11 +310,9 @@ def _tables(options: argparse.Namespace) -> str:
             dropout=options.dropout,
             repeats=options.repeats,
             memory=not (options.quick or options.no_memory),
-            say=_say,
+            say=_tell,
         )
-    if options.json:
-        files.write(options.json, dumps(records, indent=1))
-    return table(records)
+    return table(records), records
 
 
 def _parser() -> argparse.ArgumentParser:

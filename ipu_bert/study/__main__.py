@@ -29,7 +29,7 @@ from ipu_bert.study.run import cell_flops, run_cells
 from ipu_bert.study.seconds import REPEATS, measure_seconds, write_seconds
 from sparse_ops import files
 from sparse_ops.bench.arguments import whole_number
-from sparse_ops.saying import say
+from sparse_ops.saying import answer, say
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +80,7 @@ def _only_one(folder: Path) -> TextIO:
     try:
         lock = files.lock(folder / ".lock", wait=False)
     except BlockingIOError:
-        raise ValueError(f"{folder}: another process runs this study, or a run that it began is not at its end") from None
+        raise ValueError(f"{folder}: another process runs this study, or a run that it began goes on") from None
     os.set_inheritable(lock.fileno(), True)
     return lock
 
@@ -97,21 +97,20 @@ def _plan(study: Study, results: Results, jobs: int | None) -> None:
     rates = [run.executed_flops * run.sequences / run.seconds for run in results.by_key.values() if run.seconds]
     rate = sum(rates) / len(rates) if rates else None
     total = 0.0
-    say(study.about, sys.stdout)
+    lines = [study.about]
     for cell in study.cells:
         flops, state = cell_flops(cell), "finished" if cell.key in results.by_key else "waits"
         total += flops if state == "waits" else 0.0
         config = cell.config
-        say(
+        lines.append(
             f"{state:<8} {cell.title}: {config.model.layers} x {config.model.hidden_size}, "
             f"{config.train.last_step:,} steps of {config.train.batch_size} x {config.data.sequence_length}, "
-            f"{flops:.3g} FLOPs",
-            sys.stdout,
+            f"{flops:.3g} FLOPs"
         )
     hours = (
         f"about {format_duration(total / rate / jobs)} at the speed of those that finished" if rate else _guess(total)
     )
-    say(f"{len(study.cells)} runs, {total:.3g} FLOPs to do, {jobs} at a time: {hours}", sys.stdout)
+    answer("\n".join([*lines, f"{len(study.cells)} runs, {total:.3g} FLOPs to do, {jobs} at a time: {hours}"]))
 
 
 def _guess(flops: float) -> str:

@@ -37,9 +37,10 @@ from sparse_ops.bench.peers import (
     prepare,
 )
 from sparse_ops.bench.sampling import Sample, Summary, alternate, sample, summarize
-from sparse_ops.files import replacing, write
+from sparse_ops.files import in_words, replacing, write
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES
+from sparse_ops.saying import answer, say
 
 SHAPES = ((512, 512), (2048, 512), (512, 2048), (768, 768), (3072, 768), (768, 3072))
 TOKENS = (1024, 4096)
@@ -103,7 +104,7 @@ def measure(
             except (RuntimeError, NotImplementedError) as error:  # some peers say so only when called
                 if name in OURS_AND_DENSE:
                     raise
-                print(f"{name} {product}: not available ({str(error).splitlines()[0][:80]})", file=sys.stderr)
+                say(f"{name} {product}: not available ({str(error).splitlines()[0][:80]})", sys.stderr)
                 del functions[name]
         samples = alternate({name: _dropping(run) for name, run in functions.items()}, repeats, patience)
         timings = {name: summarize(taken) for name, taken in {**samples, **once}.items()}
@@ -230,7 +231,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the benchmark; exit status 1 when the native kernels cannot be had."""
+    """Run the benchmark; exit status 1 when the native kernels cannot be had, 2 when something cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m sparse_ops.bench", description=(__doc__ or "").splitlines()[0])
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="one 768x768 weight, 1024 tokens, density 0.1")
@@ -249,6 +250,15 @@ def main(arguments: list[str]) -> int:
         parser.error(str(error))
     if options.threads:
         torch.set_num_threads(options.threads)
+    try:
+        _run(options)
+    except OSError as error:
+        say(f"error: {in_words(error)}", sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
     keep_freed_memory()
     warnings.filterwarnings("ignore", message="Sparse (CSR|BSR)")
     records: list[Record] = []
@@ -256,12 +266,12 @@ def main(arguments: list[str]) -> int:
     for cell in VERY_SPARSE if options.very_sparse else cells(options.quick):
         names = MASKED if options.very_sparse else implementations_for(cell, options.quick, options.full)
         found = measure(cell, names, repeats=9, patience=0.4, seed=options.seed, slow=slow)
-        print(table(found) if not records else table(found).split("\n", 1)[1], flush=True)
+        shown = table(found) if not records else table(found).split("\n", 1)[1]
         records += found
         if options.json:  # after every cell, so that an interrupted run keeps what it has
             write(options.json, json.dumps(records, indent=1))
-    print(f"{torch.get_num_threads()} threads, {native.level()}, torch {torch.__version__}")
-    print(times_faster(records) if options.very_sparse else budgets(records))
+        answer(shown)
+    answer(f"{torch.get_num_threads()} threads, {native.level()}, torch {torch.__version__}")
+    answer(times_faster(records) if options.very_sparse else budgets(records))
     if options.plot:
         plot(records, options.plot)
-    return 0

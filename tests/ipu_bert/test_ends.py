@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 
-from ipu_bert import assemble, checkpoint, evaluate, export_run
+from ipu_bert import assemble, checkpoint, cli, evaluate, export_run
 from ipu_bert.ends import with_one_line
 from ipu_bert.sealed_json import sealed
 
@@ -58,3 +60,24 @@ def test_a_checkpoint_that_lies_about_its_size_is_refused_before_a_model_is_buil
     assert main([str(path), *([str(tmp_path / "out")] if command == "export_run" else [])]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"error: checkpoint {path}: model.safetensors: expected the " in line
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+@pytest.mark.parametrize("command", ["evaluate", "dry run", "config"])
+def test_half_an_answer_is_none(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """As `--json > FILE` on a full disk."""
+    commands = {
+        "evaluate": lambda: evaluate.main([str(finished), "--batches", "1", "--json"]),
+        "dry run": lambda: cli.main(["--config", str(finished / "config.yaml"), "--dry-run", "--json"]),
+        "config": lambda: runpy.run_module("ipu_bert.config", run_name="__main__"),
+    }
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        try:
+            status = commands[command]()
+        except SystemExit as end:
+            status = end.code
+    assert status == 2
+    assert capsys.readouterr().err == "error: standard output: No space left on device\n"

@@ -7,7 +7,9 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Callable
 
 import pytest
 from compiler import needs_compiler
@@ -97,9 +99,21 @@ def test_a_cache_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(build, "_compile", lambda path, units: path.write_bytes(b"library"))
     monkeypatch.setattr(build, "library_path", lambda: build.cache_folder() / "kernels-0.so")
+    at_the_end: list[Callable[[], None]] = []
+    monkeypatch.setattr(build.atexit, "register", lambda *call, **more: at_the_end.append(partial(*call, **more)))
     path = build.build()
     assert path.read_bytes() == b"library"
     assert tmp_path not in path.parents
+    (end,) = at_the_end
+    end()
+    assert not path.parent.exists()  # else every process would leave one
+
+    def nowhere(**_: str) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(build.tempfile, "mkdtemp", nowhere)
+    with pytest.raises(build.BuildError, match=r"cannot write the kernels to .*: .*No usable temporary directory"):
+        build.build()
 
 
 def test_what_killed_compilations_left_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

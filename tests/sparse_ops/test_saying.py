@@ -8,8 +8,10 @@ import subprocess
 import sys
 from typing import TextIO
 
+import pytest
+
 from sparse_ops import saying
-from sparse_ops.saying import say
+from sparse_ops.saying import answer, say
 
 
 def unread() -> TextIO:
@@ -45,3 +47,23 @@ def test_a_letter_that_the_encoding_lacks_is_escaped() -> None:
 
 def test_a_process_without_the_stream_says_nothing() -> None:
     say("text", None)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+def test_what_was_asked_for_and_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lines or two megabytes: what is left in buffers fails as well. Text along the way fails nothing."""
+    for text in ("a", "a" * 2_000_000):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            with pytest.raises(OSError, match=r"No space left on device: 'standard output'"):
+                answer(text)
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            say(text, full)
+
+
+def test_a_reader_that_wants_no_more_has_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with unread() as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        answer("a")
+    monkeypatch.setattr(sys, "stdout", None)
+    answer("a")

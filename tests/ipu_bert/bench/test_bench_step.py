@@ -210,3 +210,15 @@ def test_layers_of_the_model_are_the_kernels_under_test():
     assert len(sparse) == 4 * SHAPE.layers
     assert bench_models.kernel_name(IMPLEMENTATIONS[SPARSE]).split()[0] in ("native", "torch")
     assert bench_models.kernel_name(IMPLEMENTATIONS[DENSE_FLOAT32]) == "-"
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_written(monkeypatch, tmp_path, capsys):
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(bench_step, "_headline", lambda options: ("what was measured", {}))
+    monkeypatch.setattr(bench_step.files, "write", full)
+    assert bench_step.main(["--json", str(tmp_path / "r.json")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "what was measured\n"
+    assert err == f"error: {tmp_path / 'r.json'}: No space left on device\n"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -153,4 +155,15 @@ def test_a_run_whose_records_are_none_does_not_end_the_study(finished_study, tmp
     (folder / "metrics.jsonl").write_text('{"kind": "end", "step": 50}\n{"kind": "eval", "step": 50}\n')
     for report in ("{}", "[]", '{"model": {"vocab_size": "x"}}', '{"model": 5}'):
         (folder / "report.json").write_text(report)
-        assert "expected" in _finish(_Running(cell, folder, None), Results(tmp_path))
+        assert "expected" in _finish(_Running(cell, folder, SimpleNamespace(returncode=0)), Results(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["results.json", "seconds.json"])
+def test_a_pipe_in_the_place_of_results_is_not_waited_for(name, finished_study, capsys):
+    path = Path("results/mine") / name
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert command.main(["mine.yaml", "--report"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {path}: expected a file, found a folder, a pipe or a device"

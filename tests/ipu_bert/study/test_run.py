@@ -131,7 +131,7 @@ def test_a_run_that_outlives_its_study_keeps_another_from_being_begun(study, tmp
     try:
         lock.close()
         assert command.main([str(study), *option, "--results", str(results.parent)]) == 2
-        expected = f"error: {results}: another process runs this study, or a run that it began is not at its end\n"
+        expected = f"error: {results}: another process runs this study, or a run that it began goes on\n"
         assert capsys.readouterr().err == expected
     finally:
         left.process.kill()

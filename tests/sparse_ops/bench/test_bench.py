@@ -246,3 +246,18 @@ def test_the_grid_is_the_issues() -> None:
     assert bench.cells(quick=True) == [(768, 768, 1024, b, 0.1) for b in (1, 4, 8, 16)]
     assert bench.implementations_for((768, 768, 4096, 4, 0.1), False, False) == tuple(IMPLEMENTATIONS)
     assert bench.implementations_for((768, 768, 4096, 4, 0.05), False, False) == ("dense", "ours")
+
+
+@needs_kernels
+def test_records_that_cannot_be_written_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(bench, "cells", lambda quick: [(32, 48, 20, 16, 0.1)])
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: [])
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(bench, "write", full)
+    assert bench.main(["--quick", "--json", str(tmp_path / "r.json")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'r.json'}: No space left on device\n"
