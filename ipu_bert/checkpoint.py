@@ -27,6 +27,7 @@ from sparse_ops.saying import say
 
 FORMAT = 1
 _STATE = "state.json"
+_PATIENCE = 5  # checkpoints of a running run that may go while they are read
 _NAME = re.compile(r"step_(\d+)")
 _ASIDE = re.compile(r"\.(step_\d+)\.\d+\.(tmp|old)")
 
@@ -149,6 +150,22 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """
     state = verify(path)
     return {(path / name).stem: _tensors(path, path / name) for name in state["files"]}, state
+
+
+def load_newest(where: Path) -> tuple[Path, dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `find` finds, and what `load` reads of it.
+
+    A run that trains there may remove it meanwhile; then what is newest is taken instead. Raises as `find` and `load`.
+    """
+    patience = _PATIENCE
+    while True:
+        found = find(where)
+        try:
+            return (found, *load(found))
+        except (DamagedCheckpointError, FileNotFoundError):
+            patience -= 1
+            if found.is_dir() or not patience:
+                raise
 
 
 def _tensors(path: Path, file: Path) -> dict[str, Tensor]:

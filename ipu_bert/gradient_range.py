@@ -141,7 +141,7 @@ def measure(config: Config, run: Path | None, count: int) -> dict[str, Magnitude
     files = assemble.open_data(config, progress=True)
     model = assemble.make_model(config, files.vocab_size)
     if run is not None:
-        groups, _ = checkpoint.load(checkpoint.find(run))
+        _, groups, _ = checkpoint.load_newest(run)
         check_model(model, groups)
         model.load_state_dict(groups["model"])
     elif config.model.init:

@@ -43,8 +43,7 @@ def load_model(path: Path) -> TrainedModel:
 
     Raises CheckpointError when there is none or it is damaged.
     """
-    found = checkpoint.find(path)
-    groups, info = checkpoint.load(found)
+    found, groups, info = checkpoint.load_newest(path)
     try:
         config = from_dict(info["config"])
         _check_size(config, groups)

@@ -42,6 +42,33 @@ def test_a_path_means_itself_a_run_or_its_checkpoints(tmp_path):
         checkpoint.find(tmp_path / "elsewhere")
 
 
+def test_one_that_a_running_run_removes_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """A newer one is there then; a run that is always faster is given up, and damage is damage."""
+    save(tmp_path, 1)
+    real = checkpoint.sha256_of
+
+    def saving(times):
+        def read(path):
+            if times and path.parent.name[0] != ".":  # not what is just being saved
+                times.pop()
+                save(tmp_path, 1 + checkpoint.complete(tmp_path)[-1][0], keep=1)
+            return real(path)
+
+        monkeypatch.setattr(checkpoint, "sha256_of", read)
+
+    saving([1, 2, 3])
+    found, groups, info = checkpoint.load_newest(tmp_path)
+    assert (found.name, info["step"]) == ("step_00000004", 4)
+    assert torch.equal(groups["model"]["w"], GROUPS["model"]["w"])
+    saving([1] * 99)
+    with pytest.raises((CheckpointError, OSError)):
+        checkpoint.load_newest(tmp_path)
+    saving([])
+    (checkpoint.find(tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"expected model\.safetensors, found no such file"):
+        checkpoint.load_newest(tmp_path)
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 3)
     checkpoint.save(tmp_path, 3, {"model": {"w": torch.zeros(1)}}, {}, 0)
