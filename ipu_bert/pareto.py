@@ -93,10 +93,10 @@ def main(argv: list[str]) -> int:
         family = family if own else paper_family()
         matched, name = match(found, family), "seconds" if options.seconds else "FLOPs"
         whose = "the dense runs among these" if own else "the paper's dense models, of another text"
-        if options.svg:
-            save_svg(cost_figure(found, [None] * len(found), family, name), options.svg)
         numbers = {"family": whose, "cost": name, "runs": [one.to_dict() for one in matched]}
         answer(dumps(numbers) if options.json else "\n".join([f"The line: {whose}.", *table(name, matched)]))
+        if options.svg:  # last: what was measured is shown where a picture cannot be written
+            save_svg(cost_figure(found, [None] * len(found), family, name), options.svg)
 
     return with_one_line(act)
 

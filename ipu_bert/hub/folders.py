@@ -19,20 +19,38 @@ _NAMES = {WEIGHTS, CONFIG, CARD, PREDICTIONS, MEASURES, *TOKENIZER_FILES}
 
 
 def check_place(final: Path) -> None:
-    """Raises ValueError where a model's folder cannot go.
+    """Raises ValueError where a model's folder cannot go, and OSError where none can be made, as on a read-only disk.
 
-    That is where `final` is a file, is below one, is not UTF-8 or holds other files than those of a model.
+    It cannot where `final` is a file, is below one, is not UTF-8 or holds other files than those of a model. Whatever
+    takes long to make is not begun for a place like that.
     """
     wanted = "expected a new or empty folder or an earlier model's"
     if not is_unicode(str(final)):
         raise ValueError(f"{str(final)!r}: {wanted}, with a path in UTF-8, found other bytes")
-    there = next(path for path in (final, *final.absolute().parents) if path.exists())
+    real = _real(final)
+    there = next(path for path in (real, *real.parents) if path.exists())
     if not there.is_dir():
-        where = "a file" if there == final else f"{there}, which is no folder"
+        where = "a file" if there == real else f"{there}, which is no folder"
         raise ValueError(f"{final}: {wanted}, found {where}")
     others = sorted(path.name for path in final.iterdir() if path.name not in _NAMES) if final.exists() else []
     if others:
         raise ValueError(f"{final}: {wanted}, found {others[0]} in it")
+    trial = (real.parent if there == real else there) / _beside(real, "tmp").name
+    shutil.rmtree(trial, ignore_errors=True)
+    trial.mkdir()
+    trial.rmdir()
+
+
+def _real(final: Path) -> Path:
+    """What a link stands for, which stays one, and its disk the model's. Raises ValueError for a circle of links."""
+    real = Path(os.path.realpath(final))
+    if real.is_symlink():
+        raise ValueError(f"{final}: expected a folder, or nothing yet, found links that lead nowhere")
+    return real
+
+
+def _beside(final: Path, end: str) -> Path:
+    return final.with_name(f".{final.name}.{os.getpid()}.{end}")
 
 
 @contextmanager
@@ -43,9 +61,9 @@ def whole_folder(final: Path) -> Iterator[Path]:
     Raises ValueError as `check_place` does, before anything is written.
     """
     check_place(final)
-    final = final.absolute()
+    final = _real(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    aside, old = _beside(final, "tmp"), _beside(final, "old")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:

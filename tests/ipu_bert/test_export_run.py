@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer, BertForPreTraining, pipeline
 
 from ipu_bert import assemble, checkpoint, export_run
-from ipu_bert.hub.folders import TOKENIZER_FILES, whole_folder
+from ipu_bert.hub.folders import TOKENIZER_FILES, check_place, whole_folder
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.trained import load_model
 
@@ -221,3 +221,24 @@ def test_a_folder_below_a_file_is_refused_with_what_was_expected(finished, tmp_p
     assert export_run.main([str(finished), str(folder)]) == 2
     said = f"error: {folder}: expected a new or empty folder or an earlier model's, found {tmp_path / 'file'}, which is"
     assert capsys.readouterr().err == f"{said} no folder\n"
+
+
+def test_a_link_stays_and_what_it_stands_for_is_written(tmp_path):
+    """As one to a larger disk: a folder that is there, and one that is not yet."""
+    (tmp_path / "there").mkdir()
+    for name in ("there", "not_yet"):
+        (tmp_path / f"to_{name}").symlink_to(tmp_path / name)
+        with whole_folder(tmp_path / f"to_{name}") as aside:
+            (aside / "config.json").write_text(name)
+        assert (tmp_path / f"to_{name}").is_symlink()
+        assert (tmp_path / name / "config.json").read_text() == name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["not_yet", "there", "to_not_yet", "to_there"]
+
+
+@pytest.mark.parametrize("place", ["n" * 250, "circle", "new/" + "n" * 250])
+def test_a_place_where_no_folder_can_be_made_is_refused_before_the_work(tmp_path, place):
+    """A fine-tuning took its hours first."""
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises((OSError, ValueError), match=r"File name too long|found links that lead nowhere"):
+        check_place(tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["circle"]
