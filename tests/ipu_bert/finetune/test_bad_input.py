@@ -104,6 +104,14 @@ def test_options_that_a_start_cannot_have(options, expected, finished, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--updates", "--epochs", "--patience", "--batch-size", "--max-length", "--threads"])
+def test_every_whole_number_has_an_upper_limit(option, tmp_path, capsys):
+    """To 10^17 updates there is no end, and so many threads end in a traceback after a minute."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["start", str(tmp_path / "out"), "--train", "a.csv", option, "1" + 17 * "0"])
+    assert f"argument {option}: expected a whole number of at most" in capsys.readouterr().err
+
+
 def test_starts_that_are_none(tmp_path, capsys):
     (tmp_path / "a.csv").write_text(GOOD)
     (tmp_path / "empty").mkdir()
