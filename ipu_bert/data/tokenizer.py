@@ -163,7 +163,7 @@ def _auto_tokenizer(name: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        opened = AutoTokenizer.from_pretrained(name)
+        opened = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # which also asks nobody
     except Exception as error:  # transformers and its hub client raise many kinds
         raise DataError(
             f"{name}: expected a vocab.txt, a tokenizer.json, or a folder or hub name that AutoTokenizer opens: "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable
 
 from ipu_bert.ends import with_one_line
-from ipu_bert.finetune.options import Columns, Files, Options, Start, Training
+from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Start, Training
 from ipu_bert.settings import MOST_STEPS, SparsitySettings
 from sparse_ops.bench.arguments import MOST_THREADS, whole_number
 from sparse_ops.pattern import BLOCK_SIZES
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dropout", type=_number(0, 1, low=True), default=0.1, help="of hidden states and attention")
     add(
         "--max-length",
-        type=whole_number(8, 2**20),
+        type=whole_number(LEAST_LENGTH, 2**20),
         default=128,
         help="tokens of a row, and no more than the start was trained at",
     )
