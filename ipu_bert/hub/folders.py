@@ -39,11 +39,11 @@ def check_place(final: Path) -> None:
 def whole_folder(final: Path) -> Iterator[Path]:
     """A new folder beside `final` to write a model's files into; it takes the place of `final` when the block ends.
 
-    When the block fails nothing is left of it. An earlier model in `final` is replaced; of a link, where it leads.
+    When the block fails nothing is left of it. An earlier model in `final` is replaced.
     Raises ValueError as `check_place` does, before anything is written.
     """
     check_place(final)
-    final = final.resolve()
+    final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
     aside, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(aside, ignore_errors=True)

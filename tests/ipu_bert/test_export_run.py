@@ -144,17 +144,6 @@ def test_the_earlier_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_link_stays_one_and_the_model_goes_where_it_leads(tmp_path):
-    (tmp_path / "disk/model").mkdir(parents=True)
-    (tmp_path / "model").symlink_to(tmp_path / "disk/model")
-    for text in ("first", "second"):
-        with whole_folder(tmp_path / "model") as aside:
-            (aside / "config.json").write_text(text)
-        assert (tmp_path / "disk/model/config.json").read_text() == text
-    assert (tmp_path / "model").is_symlink()
-    assert {path.name for folder in (tmp_path, tmp_path / "disk") for path in folder.iterdir()} == {"disk", "model"}
-
-
 class FakeHub:
     """The two calls of HfApi that a push makes, and what they were asked for."""
 
