@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="judge by this text: files or folders")
     parser.add_argument(
-        "--batches", type=whole_number(1), help="batches to judge by (default: eval.batches of the run)"
+        "--batches", type=whole_number(1, 1_000_000), help="batches to judge by (default: eval.batches of the run)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)

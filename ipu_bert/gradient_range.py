@@ -157,7 +157,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="NAME_or_FILE", help="as for run_pretraining.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the config's")
     parser.add_argument("--run", type=Path, metavar="RUN", help="weights of this run's newest checkpoint")
-    parser.add_argument("--micro-batches", type=whole_number(1), default=4, metavar="N", help="how many; default: 4")
+    count = whole_number(1, 1_000_000)
+    parser.add_argument("--micro-batches", type=count, default=4, metavar="N", help="how many; default: 4")
     parser.add_argument("--json", action="store_true", help="all tensors, as one JSON object")
     options = parser.parse_intermixed_args(list(argv))
 

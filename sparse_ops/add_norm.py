@@ -164,14 +164,14 @@ def _registered() -> Any:
 
     @forward.register_fake
     def fake_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0], 2)
+        return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(x.shape[0], 2)  # contiguous, whatever x is
 
     @gradient.register_fake
     def fake_gradient(
         dy: Tensor, total: Tensor, statistics: Tensor, weight: Tensor, dropout: float, key: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dx = torch.empty_like(dy) if dropout else dy.new_empty(0)
-        return dx, torch.empty_like(dy), torch.empty_like(weight), torch.empty_like(weight)
+        dx = dy.new_empty(dy.shape if dropout else 0)
+        return dx, dy.new_empty(dy.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if dy is None:

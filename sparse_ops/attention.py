@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparse_ops import differentiable, native_attention
 from sparse_ops.operators import KERNELS, has_native
+from sparse_ops.random_bits import threshold
 
 
 def attention(qkv: Tensor, key_mask: Tensor, heads: int, dropout: float, key: int, kernel: str) -> Tensor:
@@ -24,9 +25,10 @@ def attention(qkv: Tensor, key_mask: Tensor, heads: int, dropout: float, key: in
     the native one for what it supports (float32 on the CPU, heads of a multiple of 16 features). There
     random_bits.kept((B, N, S, S), dropout, key) is what probabilities are multiplied by; torch's own attention draws
     from torch's generator instead. Differentiable, the native kernel once.
-    Raises ValueError when a shape, the mask's dtype, the probability or the kernel's name is wrong.
+    Raises ValueError when a shape, the mask's dtype or device, the probability or the kernel's name is wrong.
     """
     _check(qkv, key_mask, heads, kernel)
+    threshold(dropout)  # refuses what is no probability
     if _is_native(qkv, heads, kernel):
         out: Tensor = torch.ops.sparse_ops.attention(qkv, key_mask, heads, dropout, key)[0]
         return out
@@ -42,11 +44,11 @@ def attention(qkv: Tensor, key_mask: Tensor, heads: int, dropout: float, key: in
 
 
 def _check(qkv: Tensor, key_mask: Tensor, heads: int, kernel: str) -> None:
-    if qkv.dim() != 3 or qkv.shape[-1] % (3 * heads):
+    if heads < 1 or qkv.dim() != 3 or qkv.shape[-1] % (3 * heads):
         raise ValueError(f"qkv: expected [B, S, 3H] with H a multiple of {heads} heads, found {list(qkv.shape)}")
-    if key_mask.shape != qkv.shape[:2] or key_mask.dtype != torch.bool:
-        found = f"{key_mask.dtype} {list(key_mask.shape)}"
-        raise ValueError(f"key_mask: expected {torch.bool} {list(qkv.shape[:2])}, found {found}")
+    if key_mask.shape != qkv.shape[:2] or key_mask.dtype != torch.bool or key_mask.device != qkv.device:
+        found = f"{key_mask.dtype} {list(key_mask.shape)} on {key_mask.device}"
+        raise ValueError(f"key_mask: expected {torch.bool} {list(qkv.shape[:2])} on {qkv.device}, found {found}")
     if kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS}, found {kernel!r}")
 

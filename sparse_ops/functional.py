@@ -101,6 +101,8 @@ def _check(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, ke
     for name, tensor in (("values", values), ("bias", bias)):
         if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
             raise ValueError(f"{name}: expected {x.dtype} on {x.device} as x, found {tensor.dtype} on {tensor.device}")
+    if index.rows.device != x.device:
+        raise ValueError(f"index: expected it on {x.device} as x, found it on {index.rows.device}")
     if not x.dtype.is_floating_point:
         raise ValueError(f"x: expected a floating dtype, found {x.dtype}")
     if kernel not in KERNELS:

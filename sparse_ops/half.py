@@ -26,8 +26,9 @@ def round_to_half(x: Tensor, key: int | None, place: int) -> Tensor:
     """float32 of any shape -> the values of halves, float32, contiguous; beyond the largest half infinite.
 
     key: 64 bits for stochastic rounding; None: to nearest, ties to even. place: number of the first element, so that
-    parts of one array can be rounded as the whole would be.
+    parts of one array can be rounded as the whole would be. Raises ValueError for another dtype, or off the CPU.
     """
+    _check(x)
     x = x.detach().contiguous()
     if native.available():
         return native_half.round_to_half(x, torch.empty_like(x), key, place)
@@ -43,14 +44,18 @@ def round_to_half(x: Tensor, key: int | None, place: int) -> Tensor:
 def round_in_place(x: Tensor, key: int | None) -> Tensor:
     """As round_to_half with place 0; what is contiguous is written over and returned.
 
-    Raises ValueError for another dtype than float32.
+    Raises ValueError for another dtype than float32, or off the CPU.
     """
-    if x.dtype != torch.float32:
-        raise ValueError(f"rounding in place: expected float32, found {x.dtype}")
+    _check(x)
     x = x.detach()
     if native.available() and x.is_contiguous():
         return native_half.round_to_half(x, x, key, 0)
     return x.half().float() if key is None else round_to_half(x, key, 0)
+
+
+def _check(x: Tensor) -> None:
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise ValueError(f"half: expected float32 on the CPU, found {x.dtype} on {x.device}")
 
 
 def _draw(place: Tensor, key: int) -> Tensor:
@@ -80,7 +85,10 @@ class Products(NamedTuple):
 
         rounded: the running sum is rounded (see round_to_half) before every 16 terms but the first; the last sum is
         not. Place of a sum: its number in the result, and as many more for each rounding before as there are sums.
+        Raises ValueError for other dtypes, or off the CPU.
         """
+        _check(a)
+        _check(b)
         a, b = a.detach().contiguous(), b.detach().contiguous()
         if native.available():
             return native_half.products(a, b, self[:4], self[4:6], self[6:], key, rounded)
@@ -108,8 +116,10 @@ class Products(NamedTuple):
 def dense(a: Tensor, b: Tensor, key: int | None, rounded: bool) -> Tensor:
     """a [batch, rows, terms] times b [batch, terms, columns] -> float32 [batch, rows, columns]; see Products.of.
 
-    Of any floating dtypes. A transposed `a` is read as it lies.
+    Of any floating dtypes. A transposed `a` is read as it lies. Raises ValueError for shapes that do not multiply.
     """
+    if a.dim() != 3 or b.dim() != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
+        raise ValueError(f"half: expected [N, R, T] times [N, T, C], found {list(a.shape)} times {list(b.shape)}")
     transposed = a.stride(-2) == 1 and a.stride(-1) >= a.shape[-2] and a.transpose(-2, -1).is_contiguous()
     sizes = _dense(a.shape[0], a.shape[1], a.shape[2], b.shape[2], transposed)
     a = a.transpose(-2, -1) if transposed else a

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sparse_ops.linear import PATTERNS, BlockSparseLinear
 from sparse_ops.pattern import block_count
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
 
 def sparsify(
     model: nn.Module,
@@ -26,7 +28,8 @@ def sparsify(
     Each becomes `BlockSparseLinear.from_linear` of itself; a layer that stands in several places is replaced in all.
     Subclasses of nn.Linear are left alone: what makes them so may need their dense weight. Returns the new layers by
     name, in order of definition. Raises ValueError, and replaces nothing, when no layer matches, when one does not
-    divide into blocks or keeps none, or when its weight is tied to another module's.
+    divide into blocks or keeps none, when its weight is tied to another module's, or when it has hooks, which would be
+    lost: those of torch's older weight_norm and spectral_norm and of its pruning make the weight.
     """
     if pattern not in PATTERNS:
         raise ValueError(f"pattern: expected one of {PATTERNS}, found {pattern!r}")
@@ -46,6 +49,8 @@ def sparsify(
             block_count((linear.out_features, linear.in_features), block_size, sparsity)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; exclude it") from None
+        if any(getattr(linear, kind) for kind in HOOKS):
+            raise ValueError(f"{name}: expected no hooks, found some, which would be lost; remove them or exclude it")
         others = [n for n, m in model.named_modules() if m is not linear and _holds(m, linear.weight)]
         if others:
             raise ValueError(f"{name}: expected a weight of its own, found it tied to {others[0]}'s; exclude it")

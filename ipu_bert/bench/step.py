@@ -37,7 +37,7 @@ from ipu_bert.sizes.shape import FAMILY, BertShape
 from ipu_bert.sizes.weights import encoder_weights
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import files, native
-from sparse_ops.bench.arguments import file_to_write, fraction, whole_number
+from sparse_ops.bench.arguments import MOST_THREADS, file_to_write, fraction, whole_number
 from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
 from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.schedules import constant
@@ -322,20 +322,20 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", nargs="+", choices=list(FAMILY), metavar="SIZE", help=f"tables of these, of {list(FAMILY)}"
     )
     parser.add_argument("--implementations", nargs="+", choices=known, default=None, metavar="NAME", help=f"of {known}")
-    parser.add_argument("--batch", type=whole_number(1), default=32, help="sequences (default: %(default)s)")
+    parser.add_argument("--batch", type=whole_number(1, 2**20), default=32, help="sequences (default: %(default)s)")
     parser.add_argument("--no-dropout", dest="dropout", action="store_false", help="none, not that of the configs")
     parser.add_argument(
-        "--length", type=whole_number(1), default=LENGTH, help="with --sizes: tokens of a sequence (%(default)s)"
+        "--length", type=whole_number(1, 2**20), default=LENGTH, help="with --sizes: tokens of a sequence (%(default)s)"
     )
-    parser.add_argument("--masked", type=whole_number(1), default=20, help="masked positions of a sequence")
+    parser.add_argument("--masked", type=whole_number(1, 2**20), default=20, help="masked positions of a sequence")
     parser.add_argument("--sparsity", type=fraction, default=SPARSITY, help="with --sizes (%(default)s)")
     parser.add_argument(
         "--repeats",
-        type=whole_number(1),
+        type=whole_number(1, 1_000_000),
         default=5,
         help="undisturbed samples wanted; at most twice as many are taken",
     )
-    parser.add_argument("--threads", type=whole_number(0), default=0, help="0: torch's own choice")
+    parser.add_argument("--threads", type=whole_number(0, MOST_THREADS), default=0, help="0: torch's own choice")
     parser.add_argument("--quick", action="store_true", help="two samples and no peak memory")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which starts a process each")
     parser.add_argument("--json", type=file_to_write(), default=None, help="also write the records there")

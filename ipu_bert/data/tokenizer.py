@@ -131,6 +131,8 @@ def given_tokenizer(name: str, wanted: Normalization) -> Tokenizer:
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
         raise DataError(f"{name}: expected the special tokens {' '.join(SPECIAL_TOKENS)}, missing {' '.join(missing)}")
+    if len(vocab) == len(SPECIAL_TOKENS):
+        raise DataError(f"{name}: expected word pieces beside the special tokens, found none")
     ids = sorted(vocab.values())
     if ids != list(range(len(ids))):
         wrong = ids[-1] if ids[-1] >= len(ids) else f"{next(a for a, b in zip(ids, ids[1:]) if a == b)} twice"
@@ -163,7 +165,7 @@ def _auto_tokenizer(name: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        opened = AutoTokenizer.from_pretrained(name)
+        opened = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # which also asks nobody
     except Exception as error:  # transformers and its hub client raise many kinds
         raise DataError(
             f"{name}: expected a vocab.txt, a tokenizer.json, or a folder or hub name that AutoTokenizer opens: "

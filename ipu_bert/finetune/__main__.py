@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Callable
 
 from ipu_bert.ends import with_one_line
-from ipu_bert.finetune.options import Columns, Files, Options, Start, Training
-from ipu_bert.settings import SparsitySettings
-from sparse_ops.bench.arguments import whole_number
+from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Start, Training
+from ipu_bert.settings import MOST_STEPS, SparsitySettings
+from sparse_ops.bench.arguments import MOST_THREADS, whole_number
 from sparse_ops.pattern import BLOCK_SIZES
 
 
@@ -86,25 +86,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--sparsity", type=_number(0, 1, low=True), help="make the start's largest blocks all there is; none: as it is")
     add("--block-size", type=int, choices=BLOCK_SIZES, default=sparsity.block_size, help="with --sparsity")
     add("--from-scratch", action="store_true", help="sizes, words and patterns of the start, with new weights")
-    add(
-        "--updates", type=whole_number(0), default=0, help="parts of the run that patterns change between; 0: they stay"
-    )
+    parts = "parts of the run that patterns change between; 0: they stay"
+    add("--updates", type=whole_number(0, 1_000_000), default=0, help=parts)
     ratio = "share of blocks that the first update moves"
     add("--pruning-ratio", type=_number(0, 1, low=True), default=sparsity.pruning_ratio, help=ratio)
-    add("--epochs", type=whole_number(1), default=3, help="passes over the rows, at most")
-    add("--patience", type=whole_number(1), default=2, help="epochs without a better validation before it ends")
-    add("--batch-size", type=whole_number(1), default=32, help="rows per step")
+    add("--epochs", type=whole_number(1, MOST_STEPS), default=3, help="passes over the rows, at most")
+    waited = "epochs without a better validation before it ends"
+    add("--patience", type=whole_number(1, MOST_STEPS), default=2, help=waited)
+    add("--batch-size", type=whole_number(1, 2**20), default=32, help="rows per step")
     add("--lr", type=_number(0, math.inf), default=2e-4, help="peak learning rate")
     add("--weight-decay", type=_number(0, math.inf, low=True), default=0.01, help="decoupled, of weight matrices")
     add("--dropout", type=_number(0, 1, low=True), default=0.1, help="of hidden states and attention")
     add(
         "--max-length",
-        type=whole_number(8),
+        type=whole_number(LEAST_LENGTH, 2**20),
         default=128,
         help="tokens of a row, and no more than the start was trained at",
     )
-    add("--seed", type=whole_number(0), default=0, help="of everything that is drawn")
-    add("--threads", type=whole_number(0), default=0, help="CPU threads; 0: torch's default")
+    add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of everything that is drawn")
+    add("--threads", type=whole_number(0, MOST_THREADS), default=0, help="CPU threads; 0: torch's default")
     return parser
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+LEAST_LENGTH = 8  # tokens of a row, at the most that rows are cut to
+
 
 @dataclass(frozen=True)
 class Columns:

@@ -104,7 +104,7 @@ def _of_folder(where: str, seed: int) -> Source:
     except ValueError as error:
         raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)  # which also asks nobody
     except Exception as error:  # transformers raises many kinds for files that are none
         raise ValueError(
             f"{where}: expected a tokenizer that AutoTokenizer opens, found none: {one_line(error)}"

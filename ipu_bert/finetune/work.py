@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from ipu_bert.finetune.examples import Encoded, Labels, encode, split
 from ipu_bert.finetune.measures import measures
-from ipu_bert.finetune.options import Options
+from ipu_bert.finetune.options import LEAST_LENGTH, Options
 from ipu_bert.finetune.result import Result, write_result
 from ipu_bert.finetune.rows import Rows, read_rows
-from ipu_bert.finetune.start import classifier, read_source
+from ipu_bert.finetune.start import Source, classifier, read_source
 from ipu_bert.finetune.train import Examples, fit, in_units_of, predict
 from ipu_bert.hub.folders import check_place
 from ipu_bert.model import sparse_layers
@@ -33,10 +34,10 @@ def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
     if not sparse_layers(source.model) and (sparse or options.training.updates):
         option = "--sparse" if sparse else "--updates"
         raise ValueError(f"{option}: expected a start with block-sparse weights, or --sparsity; found dense ones")
-    length = min(options.max_length, source.tokenizer.model_max_length, source.model.shape.max_positions)
+    length = _length(options, source)
     model = classifier(source.model, len(labels.classes) or 1, options.training)
     texts = {"train": train, "validation": validation, **({} if test is None else {"test": test})}
-    encoded = {name: _encoded(source.tokenizer, name, rows, length) for name, rows in texts.items()}
+    encoded = {name: _encoded(source, options.start.where, name, rows, length) for name, rows in texts.items()}
     examples = {name: Examples(encoded[name], numbers) for name, numbers in targets.items()}
     fitted = fit(model, examples["train"], examples["validation"], labels, options.training)
 
@@ -72,8 +73,29 @@ def _rows(options: Options) -> tuple[Rows, Rows, Rows | None]:
     return (*split(train, files.validation_share, options.training.seed, not options.regression), test)
 
 
-def _encoded(tokenizer: Any, name: str, rows: Rows, length: int) -> Encoded:
-    encoded = encode(tokenizer, rows, length)
+def _length(options: Options, source: Source) -> int:
+    most = source.tokenizer.model_max_length
+    if not isinstance(most, (int, float)) or most < LEAST_LENGTH:
+        raise ValueError(
+            f"{options.start.where}: expected a number of at least {LEAST_LENGTH} as the tokenizer's "
+            f"model_max_length, found {most!r:.60}"
+        )
+    return int(min(options.max_length, most, source.model.shape.max_positions))
+
+
+def _encoded(source: Source, where: str, name: str, rows: Rows, length: int) -> Encoded:
+    encoded, shape = encode(source.tokenizer, rows, length), source.model.shape
+    empty = [i for i, ids in enumerate(encoded.ids) if not len(ids)]
+    if empty:
+        raise ValueError(
+            f"{rows.file}, row {empty[0] + 1}: expected text that the tokenizer has tokens for, found none"
+        )
+    for kind, numbers, known in (("ids", encoded.ids, shape.vocab_size), ("types", encoded.types, shape.type_vocab)):
+        largest = int(torch.cat(numbers).max())
+        if largest >= known:
+            raise ValueError(
+                f"{where}: expected a tokenizer whose {kind} are below the model's {known}, found {largest}"
+            )
     if encoded.cut:
         say(
             f"{name}: {encoded.cut:,} of {len(rows.texts):,} rows are longer than {length} tokens and were cut",

@@ -33,7 +33,7 @@ from ipu_bert.hub.weights import NOT_WEIGHTS, TIED, WORD_EMBEDDINGS
 from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import is_count
 from ipu_bert.model import Bert, BertForPreTraining, LinearFactory, PretrainingHeads, sparse_layers
-from ipu_bert.sizes.config_json import CONFIG_KEYS, FIXED_CONFIG, hugging_face_config, shape_from_config
+from ipu_bert.sizes.config_json import CONFIG_KEYS, FIXED_CONFIG, check_labels, hugging_face_config, shape_from_config
 from ipu_bert.sizes.shape import BertShape
 from sparse_ops import files
 from sparse_ops.linear import BlockSparseLinear
@@ -49,6 +49,7 @@ class SparseBertConfig(PretrainedConfig):
     model_type = MODEL_TYPE
 
     def __init__(self, blocks: dict[str, list[int]] | None = None, **values: Any) -> None:
+        check_labels(values)
         self.blocks = blocks or {}  # transformers makes configs without any value
         super().__init__(**values)
 
@@ -115,7 +116,7 @@ class SparseBertPreTrainedModel(PreTrainedModel):
         except Exception as error:  # safetensors raises many kinds for a file that is none
             raise ValueError(f"{file}: cannot be read as safetensors: {one_line(error)}") from None
         try:
-            config = SparseBertConfig.from_pretrained(where) if config is None else config
+            config = cls._config_of(where) if config is None else config
             check_sizes(config, state)
             model = cls(config)
             missing = model._take(state)
@@ -126,6 +127,15 @@ class SparseBertPreTrainedModel(PreTrainedModel):
         if isinstance(dtype, torch.dtype):
             nn.Module.to(model, dtype)
         return model.eval()
+
+    @staticmethod
+    def _config_of(where: Any) -> SparseBertConfig:
+        try:
+            return SparseBertConfig.from_pretrained(where)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # transformers raises many kinds for values that are none
+            raise ValueError(f"{CONFIG}: cannot be read: {one_line(error)}") from None
 
     def _take(self, state: Mapping[str, Tensor]) -> list[str]:
         """Load the weights of a file; the names of heads that are not in it. Raises ValueError, and nothing changed."""

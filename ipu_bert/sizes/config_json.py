@@ -33,6 +33,8 @@ _MOST = {
     if field.name in CONFIG_KEYS and field.metadata["high"] is not None
 }
 
+_MOST_LABELS = 2**20  # transformers gives each a name, as soon as it reads the number
+
 # What this model is and cannot be told otherwise.
 FIXED_CONFIG = {
     "model_type": "bert",
@@ -69,6 +71,7 @@ def shape_from_config(config: Mapping[str, Any]) -> BertShape:
     for key, expected in FIXED_CONFIG.items():
         if config.get(key, expected) != expected:
             raise ValueError(f"config.json: expected {key} {expected!r}, found {config[key]!r}")
+    check_labels(config)
     config = {**LEFT_OUT, **config}
     missing = [key for key in CONFIG_KEYS.values() if key not in config]
     if missing:
@@ -78,6 +81,13 @@ def shape_from_config(config: Mapping[str, Any]) -> BertShape:
     if config["type_vocab_size"] != TOKEN_TYPES:
         raise ValueError(f"config.json: expected type_vocab_size {TOKEN_TYPES}, found {config['type_vocab_size']}")
     return BertShape(**{ours: config[theirs] for ours, theirs in CONFIG_KEYS.items()})
+
+
+def check_labels(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a number of labels that is none, or that memory would run out for."""
+    found = config.get("num_labels")
+    if found is not None and (type(found) is not int or not 0 <= found <= _MOST_LABELS):
+        raise ValueError(f"config.json: expected at most {_MOST_LABELS:,} as num_labels, found {found!r:.60}")
 
 
 def _check_size(ours: str, theirs: str, value: Any) -> None:

@@ -28,7 +28,7 @@ from ipu_bert.study.results import Results
 from ipu_bert.study.run import cell_flops, run_cells
 from ipu_bert.study.seconds import REPEATS, measure_seconds, write_seconds
 from sparse_ops import files
-from sparse_ops.bench.arguments import whole_number
+from sparse_ops.bench.arguments import MOST_THREADS, whole_number
 from sparse_ops.saying import answer, say
 
 
@@ -130,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", metavar="NAME_or_FILE", help="a name in configs/studies/ (NAME.yaml), or a YAML file")
-    parser.add_argument("--jobs", type=whole_number(1), help="runs at once (default: CPUs / engine.threads of a run)")
+    jobs = "runs at once (default: CPUs / engine.threads of a run)"
+    parser.add_argument("--jobs", type=whole_number(1, MOST_THREADS), help=jobs)
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), metavar="FOLDER", help="where runs are")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where results are")
     what = parser.add_mutually_exclusive_group()

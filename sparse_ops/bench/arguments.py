@@ -10,14 +10,18 @@ import re
 from pathlib import Path
 from typing import Callable
 
+MOST_THREADS = 1024  # a hundred thousand threads end in a crash, or hold the machine
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """A whole number of at least `least`."""
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """A whole number of at least `least` and at most `most`: what counts to any number has no end."""
 
     def parse(text: str) -> int:
         is_number = re.fullmatch(r"-?[0-9]{1,18}", text) is not None  # Python reads no number of thousands of digits
         if not is_number or int(text) < least:
             raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r:.60}")
+        if int(text) > most:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, found {text}")
         return int(text)
 
     return parse

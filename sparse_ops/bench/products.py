@@ -25,7 +25,7 @@ from typing import Any, Callable, Dict, Iterable, Tuple
 import torch
 
 from sparse_ops import native
-from sparse_ops.bench.arguments import file_to_write, whole_number
+from sparse_ops.bench.arguments import MOST_THREADS, file_to_write, whole_number
 from sparse_ops.bench.peers import (
     ALL_OF_GRADIENT,
     BOTH_GRADIENTS,
@@ -239,8 +239,8 @@ def main(arguments: list[str]) -> int:
     size.add_argument("--very-sparse", action="store_true", help="1x1 at sparsity 0.9 to 0.999, dense and masks")
     parser.add_argument("--json", type=file_to_write(), metavar="PATH", help="write the records there")
     parser.add_argument("--plot", type=file_to_write(".png"), metavar="PATH", help="write a plot of epsilon there")
-    parser.add_argument("--threads", type=whole_number(0), default=0, help="default: torch's")
-    parser.add_argument("--seed", type=whole_number(0), default=0)
+    parser.add_argument("--threads", type=whole_number(0, MOST_THREADS), default=0, help="default: torch's")
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     options = parser.parse_args(arguments)
     if not native.available():
         return 1

@@ -139,6 +139,23 @@ def test_the_smallest_dropout_is_one(level, seed):
     check(results(made, dy, 1e-12, seed), in_float64(made, dy, 1e-12, seed), 9, 32)
 
 
+def test_results_are_contiguous_and_torch_compile_knows(seed):
+    (x, residual, weight, bias), dy = inputs(4, 32, seed)
+    turned = [t.detach().t().contiguous().t() for t in (x, residual, dy)]
+    with torch.device("meta"):
+        fake = [torch.empty_strided(t.shape, t.stride()) for t in turned]
+        ends, numbers = [torch.empty(32)] * 2, torch.empty(4, 2)
+    ops = torch.ops.sparse_ops
+    for real, faked in (
+        (ops.add_norm(*turned[:2], weight, bias, EPS, 0.2, seed), ops.add_norm(*fake[:2], *ends, EPS, 0.2, seed)),
+        (
+            ops.add_norm_gradient(turned[2], x.detach().contiguous(), torch.ones(4, 2), weight.detach(), 0.2, seed),
+            ops.add_norm_gradient(fake[2], fake[0], numbers, ends[0], 0.2, seed),
+        ),
+    ):
+        assert [(t.shape, t.stride()) for t in real] == [(t.shape, t.stride()) for t in faked]
+
+
 def test_what_does_not_fit_is_named(seed):
     (x, residual, weight, bias), _ = inputs(4, 32, seed)
     for arguments, said in (

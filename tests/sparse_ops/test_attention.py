@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparse_ops import native, native_attention
 from sparse_ops.attention import attention
-from sparse_ops.random_bits import kept
+from sparse_ops.random_bits import Dropout, kept
 
 pytestmark = needs_kernels
 _BEST = native.LEVELS.index(native.level()) if native.available() else -1
@@ -163,10 +163,14 @@ def test_gradients_under_torch_func_are_torch_s(seed: int) -> None:
         ({"heads": 5}, r"qkv: expected \[B, S, 3H\] with H a multiple of 5 heads, found \[2, 9, 288\]"),
         (
             {"key_mask": torch.ones(2, 8, dtype=torch.bool)},
-            r"key_mask: expected torch.bool \[2, 9\], found .* \[2, 8\]",
+            r"key_mask: expected torch.bool \[2, 9\] on cpu, found .* \[2, 8\]",
         ),
-        ({"key_mask": torch.ones(2, 9)}, r"key_mask: expected torch.bool \[2, 9\], found torch.float32 \[2, 9\]"),
+        ({"key_mask": torch.ones(2, 9)}, r"key_mask: expected torch.bool \[2, 9\] .* found torch.float32 \[2, 9\]"),
+        ({"heads": 0}, "qkv: expected .* a multiple of 0 heads"),
+        # Told apart by device, torch took the operator's fake: a result of whatever was in memory.
+        ({"key_mask": torch.ones(2, 9, dtype=torch.bool, device="meta")}, "expected .* on cpu, found .* on meta"),
         ({"kernel": "fast"}, "kernel: expected one of"),
+        ({"dropout": 1.0, "kernel": "torch"}, "dropout: expected a probability"),
         ({"dropout": 1.0}, r"dropout: expected a probability in \[0, 1\), found 1.0"),
     ],
 )
@@ -174,6 +178,34 @@ def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> 
     qkv, seen = inputs(0)
     with pytest.raises(ValueError, match=message):
         attention(**{"qkv": qkv, "key_mask": seen, "heads": 3, "dropout": 0.0, "key": 0, "kernel": "auto", **change})
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -1])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_every_nan_stays_one(part: int, bits: int, level: str, seed: int) -> None:
+    """Whatever its lower bits are: those of -1 (memory full of ones) made attention that looked right."""
+    qkv, seen = inputs(seed)
+    qkv.data.view(torch.int32)[0, 0, part * 96] = bits
+    found = []
+    for kernel in ("native", "torch"):
+        out = attention(qkv, seen, 3, 0.0, 0, kernel)
+        found.append((out, *torch.autograd.grad(out.sum(), qkv)))
+    for ours, theirs in zip(*found):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        assert bool(ours.isnan().any())
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_no_memory_is_an_error_whichever_thread_finds_it(number: int, threads: None) -> None:
+    """More than there are addresses: an exception that left a thread of OpenMP's ended the process, or hung it."""
+    torch.set_num_threads(number)
+    names = ("qkv", "seen", "dout", "out", "rows")
+    sizes = {"batch": 1, "length": 2**42, "heads": 2, "width": 32}
+    call = native_attention._AttentionCall(
+        **dict.fromkeys(names), **sizes, dropout=Dropout.of(0.0, 0), **native.threads_and_level()
+    )
+    with pytest.raises(MemoryError, match="out of memory for a workspace"):
+        native.run("sparse_ops_attention", call)
 
 
 def test_exponentials_are_within_units(level: str, seed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from sparse_ops import BlockPattern, BlockSparseLinear, sparsify
 from sparse_ops.pattern import block_count
@@ -128,3 +129,14 @@ def test_sparsify_refuses_and_replaces_nothing():
     with pytest.raises(ValueError, match="head: expected a weight of its own, found it tied to words's; exclude it"):
         sparsify(model, 1, 0.5)
     assert not any(isinstance(module, BlockSparseLinear) for module in model.modules())
+
+
+def test_a_layer_with_hooks_is_refused_since_they_would_be_lost() -> None:
+    hooked, pruned = nn.Linear(16, 16), nn.Linear(16, 16)
+    hooked.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    for layer in (hooked, pruned):
+        model = nn.Sequential(nn.Linear(16, 16), layer)
+        with pytest.raises(ValueError, match="1: expected no hooks, found some, which would be lost"):
+            sparsify(model, 4, 0.5)
+        assert type(model[0]) is nn.Linear

@@ -141,5 +141,23 @@ def test_rounding_in_place_gives_the_same_bits(level: str, seed: int, key: int |
     for given in (x.clone(), x.t()):
         expected = round_to_half(given, key, 0)
         assert torch.equal(round_in_place(given, key), expected)
-    with pytest.raises(ValueError, match=r"expected float32, found torch\.float16"):
-        round_in_place(x.half(), key)
+
+
+@pytest.mark.parametrize("given", [torch.ones(2, 3, 4).double(), torch.ones(2, 3, 4, device="meta")])
+def test_what_is_not_float32_on_the_cpu_is_refused(given: Tensor, level: str) -> None:
+    """Bytes of float64 were rounded as if they were float32, and the meta device's ended the process."""
+    a_product = Products(*(torch.zeros(1, dtype=torch.int64) for _ in range(6)), 1, 1, 1)
+    for act in (
+        lambda: round_to_half(given, None, 0),
+        lambda: round_in_place(given, KEY),
+        lambda: a_product.of(given, torch.ones(1), None, rounded=False),
+        lambda: a_product.of(torch.ones(1), given, None, rounded=False),
+    ):
+        with pytest.raises(ValueError, match=r"half: expected float32 on the CPU, found torch\.float"):
+            act()
+
+
+def test_shapes_that_do_not_multiply_are_refused(level: str) -> None:
+    for b in (torch.ones(2, 5, 6), torch.ones(1, 4, 6), torch.ones(4, 6)):
+        with pytest.raises(ValueError, match=r"half: expected \[N, R, T\] times \[N, T, C\], found \[2, 3, 4\] times"):
+            dense(torch.ones(2, 3, 4), b, None, rounded=True)

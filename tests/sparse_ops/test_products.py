@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_ops import BlockPattern, BlockSparseLinear, block_linear, functional, reference
+from sparse_ops import BlockIndex, BlockPattern, BlockSparseLinear, block_linear, functional, reference
 from sparse_ops.functional import observe_gradients
 
 CASES = [  # shape, block size, sparsity, segments
@@ -173,6 +173,13 @@ def test_wrong_arguments_are_refused(change, message):
     block_linear(pattern=pattern, **good)
     with pytest.raises(ValueError, match=message):
         block_linear(pattern=pattern, **{**good, **change})
+
+
+def test_an_index_elsewhere_is_refused():
+    """Torch took the operator's fake: a result of whatever was in memory."""
+    index = BlockIndex(*(t.to("meta") for t in BlockPattern.random((32, 32), 8, 0.5, torch.Generator()).index()))
+    with pytest.raises(ValueError, match="index: expected it on cpu as x, found it on meta"):
+        block_linear(torch.zeros(3, 32), torch.zeros(8, 8, 8), index)
 
 
 def test_no_tensor_of_the_dense_size_exists(seed):

@@ -30,7 +30,7 @@ INLINE V power_of_two(V x) {
     p = p * r + 0.240226462f;
     p = p * r + 0.693147182f;
     p = p * r + 1.0f;
-    return (V)((I)p + ((I)shifted << 23));
+    return (V)((I)p + ((I)shifted << 23)) + (x - x);  // the sum of a NaN's bits may be those of a number
 }
 
 template <int S, size_t... J>

@@ -35,15 +35,21 @@ struct Workspace {  // mapped by hand: whole pages of 2 MB where the system has 
     ~Workspace() { release(); }
 };
 
-// Call work(part) for every part, on at most `threads` threads. Correct whatever number of threads really comes.
+// Call work(part) for every part, on at most `threads` threads. Correct whatever number of threads really comes. Throws
+// bad_alloc when a part ran out of memory: no exception may leave a thread of OpenMP's.
 inline void for_each_part(Parallel parallel, int threads, int64_t parts, const std::function<void(int64_t)>& work) {
     struct Shared {
         const std::function<void(int64_t)>& work;
         int64_t parts, next;
-    } shared{work, parts, 0};
+        bool failed;
+    } shared{work, parts, 0, false};
     auto run = [](void* data) {
         Shared& s = *(Shared*)data;
-        for (int64_t part; (part = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.parts;) s.work(part);
+        try {
+            for (int64_t part; (part = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.parts;) s.work(part);
+        } catch (const std::bad_alloc&) {
+            __atomic_store_n(&s.failed, true, __ATOMIC_RELAXED);
+        }
     };
     int count = (int)std::min<int64_t>(threads, parts);
     if (count <= 1) {
@@ -56,4 +62,5 @@ inline void for_each_part(Parallel parallel, int threads, int64_t parts, const s
         run(&shared);
         for (std::thread& t : others) t.join();
     }
+    if (shared.failed) throw std::bad_alloc();
 }

@@ -75,6 +75,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(t
         (["--sparsity", "1.5"], "--sparsity: expected a number in [0, 1), found '1.5'"),
         (["--sparsity", "nan"], "--sparsity: expected a number in [0, 1), found 'nan'"),
         (["--threads", "-3"], "--threads: expected a whole number of at least 0, found '-3'"),
+        (["--threads", "100000"], "--threads: expected a whole number of at most 1024, found 100000"),
         (["--repeats", "2.5"], "--repeats: expected a whole number of at least 1, found '2.5'"),
     ],
 )

@@ -113,8 +113,15 @@ def test_a_tokenizer_json_with_wrong_ids_is_refused_before_text_is_read(tmp_path
         given_tokenizer(str(path), AS_FOUND)
 
 
+def test_a_vocabulary_of_special_tokens_alone_is_refused(tmp_path: Path) -> None:
+    """No word could take a masked one's place: a traceback after the text was prepared."""
+    with pytest.raises(DataError, match=r"vocab\.txt: expected word pieces beside the special tokens, found none"):
+        given_tokenizer(str(vocabulary(tmp_path)), AS_FOUND)
+
+
 def test_a_hub_name_that_cannot_be_opened_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def from_pretrained(name: str) -> None:
+    def from_pretrained(name: str, *, trust_remote_code: bool) -> None:
+        assert trust_remote_code is False
         raise OSError(f"We couldn't connect to the hub\nto load {name}.\nCheck your connection.")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,12 @@ BAD = {
 }  # fmt: skip
 
 
+OTHER_TYPES = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 7}}, {"Sequence": {"id": "A", "type_id": 7}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}},
+}
 EXPECTED = "expected a new or empty folder or an earlier model's"
 
 
@@ -104,12 +111,72 @@ def test_options_that_a_start_cannot_have(options, expected, finished, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--updates", "--epochs", "--patience", "--batch-size", "--max-length", "--threads"])
+def test_every_whole_number_has_an_upper_limit(option, tmp_path, capsys):
+    """To 10^17 updates there is no end, and so many threads end in a traceback after a minute."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["start", str(tmp_path / "out"), "--train", "a.csv", option, "1" + 17 * "0"])
+    assert f"argument {option}: expected a whole number of at most" in capsys.readouterr().err
+
+
 def test_starts_that_are_none(tmp_path, capsys):
     (tmp_path / "a.csv").write_text(GOOD)
     (tmp_path / "empty").mkdir()
     for start in (tmp_path / "empty", tmp_path / "nowhere"):
         assert run(start, tmp_path / "out", tmp_path / "a.csv") == 2
         assert start.name in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("tokenizer.json", lambda t: t["model"]["vocab"].update(war=99999), "whose ids are below the model's "),
+        (
+            "tokenizer.json",
+            lambda t: t.update(post_processor=OTHER_TYPES),
+            "whose types are below the model's 2",
+        ),
+        *(
+            ("tokenizer_config.json", lambda t, n=n: t.update(model_max_length=n), f"model_max_length, found {n!r}")
+            for n in (0, 2, -5, 7.5, "x")
+        ),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_the_model(file, change, said, finished, tmp_path, capsys):
+    """Tracebacks all; of 0 and 2 tokens rows were trained on."""
+    (tmp_path / "a.csv").write_text(GOOD)
+    assert export_run.main([str(finished), str(tmp_path / "start"), "--sparse"]) == 0
+    found = json.loads((tmp_path / "start" / file).read_text())
+    change(found)
+    (tmp_path / "start" / file).write_text(json.dumps(found))
+    capsys.readouterr()
+    assert run(tmp_path / "start", tmp_path / "out", tmp_path / "a.csv") == 2
+    line = one_line(capsys)
+    assert said in line
+    assert str(tmp_path / "start") in line
+
+
+def test_nobody_is_asked_whether_a_tokenizer_s_code_may_run(finished, tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.csv").write_text(GOOD)
+    assert export_run.main([str(finished), str(tmp_path / "start"), "--sparse"]) == 0
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "start/tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "start/own.py").write_text("class Own: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    capsys.readouterr()
+    assert run(tmp_path / "start", tmp_path / "out", tmp_path / "a.csv") == 2
+    assert "expected a tokenizer that AutoTokenizer opens" in one_line(capsys)
+
+
+def test_text_without_any_token(finished, tmp_path, capsys):
+    """What makes no token, where nothing is put around it, was a traceback."""
+    (tmp_path / "a.csv").write_text(GOOD + "\u200b,1\n")
+    assert export_run.main([str(finished), str(tmp_path / "start"), "--sparse"]) == 0
+    tokenizer = json.loads((tmp_path / "start/tokenizer.json").read_text())
+    (tmp_path / "start/tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    capsys.readouterr()
+    assert run(tmp_path / "start", tmp_path / "out", tmp_path / "a.csv", "--validation-share", "0.2") == 2
+    assert "expected text that the tokenizer has tokens for, found none" in one_line(capsys)
 
 
 def test_a_folder_of_somebody_else_s_is_left_alone(finished, tmp_path, capsys):

@@ -53,6 +53,11 @@ def refused(folder: Path) -> str:
         ("initializer_range", 10**400, "expected a finite number for initializer_range, found 1000"),
         ("hidden_act", "relu", "expected hidden_act 'gelu', found 'relu'"),
         ("is_decoder", True, "expected is_decoder False, found True"),
+        ("id2label", 5, "config.json: cannot be read: 'int' object has no attribute 'items'"),
+        ("use_return_dict", False, "config.json: cannot be read: "),
+        ("num_labels", 2**20 + 1, "expected at most 1,048,576 as num_labels, found 1048577"),  # 10^9: 200 GB
+        ("num_labels", -1, "expected at most 1,048,576 as num_labels, found -1"),
+        ("num_labels", "2", "expected at most 1,048,576 as num_labels, found '2'"),
     ],
 )  # fmt: skip
 def test_a_config_of_something_else(good, tmp_path, key, value, said):
