@@ -7,26 +7,39 @@ from dataclasses import dataclass
 from typing import Any, Callable, Mapping
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 
 from ipu_bert.sizes.flops import SequenceFlops
 
 SPARSE, DENSE, ATTENTION, NORM, REST = "sparse products", "dense products", "attention", "ends of layers", "rest"
+_OPERATORS = ("aten::", "sparse_ops::")
+_OURS = {"block_linear": SPARSE, "attention": ATTENTION, "add_norm": NORM}  # how their names begin
 _DENSE = ("aten::mm", "aten::addmm")
 # torch's attention is one operator without dropout, and these with it; ours is two, forward and backward.
 _ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data", "aten::bernoulli_")
 
 
-def part_of(operator: str) -> str:
-    """Which part of a step an operator of torch belongs to."""
-    if operator in _ATTENTION or "scaled_dot_product" in operator or operator.startswith("sparse_ops::attention"):
+def part_of(event: FunctionEvent) -> str:
+    """Which part of a step an event of torch's profiler belongs to.
+
+    What an operator calls is in the operator's part: torch runs a forward pass that has a gradient in an event of
+    another name, inside the operator's.
+    """
+    part, inside = _part(event.name), event.cpu_parent
+    while part == REST and inside is not None:
+        if inside.name.startswith(_OPERATORS):  # and not what the autograd engine calls for it, as GELU's slope
+            part = _part(inside.name)
+        inside = inside.cpu_parent
+    return part
+
+
+def _part(name: str) -> str:
+    for operator, part in _OURS.items():  # and nodes of the autograd engine, which torch has named after one
+        if name.startswith(f"sparse_ops::{operator}") or f"_sparse_ops_{operator}" in name:
+            return part
+    if name in _ATTENTION or "scaled_dot_product" in name:
         return ATTENTION
-    if operator.startswith("sparse_ops::add_norm"):
-        return NORM
-    if operator.startswith("sparse_ops::"):
-        return SPARSE
-    if operator in _DENSE:
-        return DENSE
-    return REST
+    return DENSE if name in _DENSE else REST
 
 
 def seconds_by_part(step: Callable[[], Any]) -> dict[str, float]:
@@ -34,8 +47,8 @@ def seconds_by_part(step: Callable[[], Any]) -> dict[str, float]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     found = dict.fromkeys((SPARSE, DENSE, ATTENTION, NORM, REST), 0.0)
-    for event in profile.key_averages():
-        found[part_of(event.key)] += event.self_cpu_time_total * 1e-6
+    for event in profile.events() or ():
+        found[part_of(event)] += event.self_cpu_time_total * 1e-6
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,8 @@ from ipu_bert.bench import headline, models, parts
 from ipu_bert.bench import step as bench_step
 from ipu_bert.bench.equal_loss import SPARSE_MLM, equal_loss, render
 from ipu_bert.sizes.flops import DENSE_FAMILY_MLM
+from ipu_bert.stopwatch import Stopwatch
+from sparse_ops import native
 from sparse_ops.attention import attention
 from sparse_ops.bench.sampling import Summary
 from sparse_ops.functional import block_linear
@@ -74,6 +77,35 @@ def test_operators_are_counted_in_their_part(dropout):
         found = parts.seconds_by_part(lambda attend=attend: attend().sum().backward())
         assert found[parts.ATTENTION] > 0
         assert found[parts.SPARSE] == found[parts.DENSE] == 0
+
+
+def test_a_step_of_our_operators_is_in_their_parts_forward_and_backward(monkeypatch, seed):
+    """Every call of a kernel is made slow: its part has all of that, whatever torch names the events around it.
+
+    And no event of ours is in the rest: torch names some after our operators, and may do so in another way.
+    """
+    slow, slept, run = 0.004, dict.fromkeys((parts.SPARSE, parts.ATTENTION, parts.NORM), 0.0), native.run
+    of = {"product": parts.SPARSE, "gradient": parts.SPARSE, "attention": parts.ATTENTION}
+    of |= {"add_norm": parts.NORM, "add_norm_gradient": parts.NORM}
+
+    def slowly(function: str, call: native.Call) -> None:
+        time.sleep(slow)
+        slept[of[function.removeprefix("sparse_ops_")]] += slow
+        run(function, call)
+
+    shape = replace(models.model_shape("tiny", True), layers=1, vocab_size=131, max_positions=32, dropout=0.1)
+    engine = models.make_engine(models.IMPLEMENTATIONS["sparse 16x16 float32"], shape, 0.5, Stopwatch())
+    batch = models.random_batch(shape, 2, 32, 5, seed)
+    engine.train_step(batch)
+    events, part_of = [], parts.part_of
+    monkeypatch.setattr(parts, "part_of", lambda event: events.append((event.name, part_of(event))) or events[-1][1])
+    monkeypatch.setattr(native, "run", slowly)
+    found = parts.seconds_by_part(lambda: engine.train_step(batch))
+    # Four sparse weights forward, by input and by value; attention and two ends of layers forward and backward.
+    assert slept == pytest.approx({parts.SPARSE: 12 * slow, parts.ATTENTION: 2 * slow, parts.NORM: 4 * slow})
+    assert all(found[part] >= seconds for part, seconds in slept.items())
+    ours = [(name, part) for name, part in events if "sparse_ops" in name]
+    assert {part for _, part in ours} == set(slept), ours
 
 
 def test_rates_by_hand():
