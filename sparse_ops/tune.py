@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Callable, Iterable, Iterator, NamedTuple
 
 import torch
@@ -84,9 +85,9 @@ class _Example(NamedTuple):
     def of(cls, work: Work) -> _Example:
         generator = torch.Generator().manual_seed(0)
         pattern = BlockPattern.of_count((work.out, work.inp), work.block, work.blocks, generator, 1)
-        dtype, tokens = torch.bfloat16 if work.half else torch.float32, min(work.tokens, MOST_TOKENS)
+        dtype = torch.bfloat16 if work.half else torch.float32
         values = torch.ones(work.blocks, work.block, work.block, dtype=dtype)
-        x, dy = (torch.ones(tokens, features, dtype=dtype) for features in (work.inp, work.out))
+        x, dy = (torch.ones(work.tokens, features, dtype=dtype) for features in (work.inp, work.out))
         return cls(x, dy, values, pattern.index())
 
     def run(self, product: str) -> Callable[[], Tensor]:
@@ -101,7 +102,9 @@ class _Example(NamedTuple):
 
 def _measure(work: Work, choices: Choices, seconds: float) -> Choice:
     """The fastest variant, or the default one where none is faster by the margin."""
-    run, names, default = _Example.of(work).run(work.product), choices.names(work), choices.default(work)
+    measured = replace(work, tokens=min(work.tokens, MOST_TOKENS))
+    run, names, default = _Example.of(measured).run(work.product), choices.names(work), choices.default(work)
+    before = choices.number(measured)
     order: list[int] = list(range(len(names)))
     taken: list[list[float]] = [[] for _ in names]
     threads = torch.get_num_threads()
@@ -112,14 +115,15 @@ def _measure(work: Work, choices: Choices, seconds: float) -> Choice:
             if done >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
                 break
             for number in order:
-                choices.use(work, number)
-                before = time.perf_counter()
+                choices.use(measured, number)
+                began = time.perf_counter()
                 run()
                 if done >= 0:
-                    taken[number].append(time.perf_counter() - before)
+                    taken[number].append(time.perf_counter() - began)
             order = order[1:] + order[:1]  # no variant always comes after the same one
     finally:
         torch.set_num_threads(threads)
+        choices.use(measured, before)
     fastest = min(order, key=lambda number: min(taken[number]))
     # In the even and in the odd rounds: what others do on the machine seldom helps the same variant twice.
     faster = all(min(taken[fastest][half::2]) < MARGIN * min(taken[default][half::2]) for half in (0, 1))
@@ -129,6 +133,8 @@ def _measure(work: Work, choices: Choices, seconds: float) -> Choice:
 
 def told(made: list[Choice], seconds: float) -> str:
     """What measuring came to, in one line."""
+    if not made:
+        return "sparse_ops: nothing to measure: of these products each has one way here"
     choices = native.choices()
     other = Counter(c.variant for c in made if c.variant != choices.names(c.work)[choices.default(c.work)])
     ways = ", ".join(f"{count} as `{name}`" for name, count in other.items()) or "none"

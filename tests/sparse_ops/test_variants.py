@@ -189,6 +189,19 @@ def test_the_fastest_is_chosen_where_it_is_faster_than_the_default(
     assert hasty.milliseconds.keys() == set(names)
 
 
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_ways_that_are_compared_run(product: str, choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the library is called, and of more tokens than are measured, too; they leave nothing behind."""
+    work, ran, call = dataclasses.replace(WORK, product=product, level=len(LEVELS) - 1), [], native.run
+    monkeypatch.setattr(native, "run", lambda function, c: (ran.append((c.variant, c.tokens)), call(function, c)))
+    monkeypatch.setattr(tune, "MOST_TOKENS", 64)
+    for tokens, measured in ((50, 50), (1000, 64)):
+        tune._measure(dataclasses.replace(work, tokens=tokens), choices, 0.0)
+        assert set(ran) == {(number, measured) for number in range(len(choices.names(work)))}
+        assert choices.number(dataclasses.replace(work, tokens=measured)) == DEFAULT
+        ran.clear()
+
+
 def test_the_command_measures_keeps_and_shows(choices: Choices, capsys: pytest.CaptureFixture[str]) -> None:
     """Of products that take microseconds; which variant it comes to depends on the machine."""
     arguments = ["96x64", "--block", "16", "--sparsity", "0.5", "--tokens", "64", "--threads", "1"]
@@ -203,6 +216,7 @@ def test_the_command_measures_keeps_and_shows(choices: Choices, capsys: pytest.C
     assert choices.path.read_text() == before
     assert tune.main(["--again"]) == 0
     assert "measured the ways of 3 products" in capsys.readouterr().err
+    assert "nothing to measure" in tune.told([], 0.0)
 
 
 @pytest.mark.parametrize(
