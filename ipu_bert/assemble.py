@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from typing import Any, Callable
 
 import torch
@@ -35,6 +36,9 @@ from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
 from sparse_ops.host_memory import total_memory_bytes
 from sparse_ops.norms import NORMS
 from sparse_ops.saying import say
+from sparse_ops.tune import told, tune, works
+
+MEASURED_FROM = 500  # steps of a run: from there on it repays the seconds that it takes to measure
 
 
 def open_data(config: Config, progress: bool, ranks: Ranks = ALONE) -> TokenFiles:
@@ -56,14 +60,38 @@ def open_data(config: Config, progress: bool, ranks: Ranks = ALONE) -> TokenFile
     return found
 
 
+def _compiles(config: Config) -> bool:
+    """Whether native code multiplies sparse weights where it can be had."""
+    engine = config.engine
+    return engine.name == "torch" and engine.kernel != "torch" and config.sparsity.method != "dense"
+
+
 def compile_kernels(config: Config, ranks: Ranks) -> None:
     """Compile what multiplies sparse weights, where it is native: the first rank of each machine, and then the rest."""
-    needed = config.engine.name == "torch" and config.engine.kernel != "torch" and config.sparsity.method != "dense"
-    if needed and ranks.count > 1:
+    if _compiles(config) and ranks.count > 1:
         for now in (True, False):
             if (ranks.local_index == 0) == now:
                 native.available()
             ranks.meet()
+
+
+def choose_variants(config: Config, ranks: Ranks) -> None:
+    """Measure how this machine carries out the run's sparse products fastest, where it is repaid and not known yet.
+
+    The first rank of each machine does. All ways give the same bits, so machines, and a resumed run, may differ.
+    """
+    if not _compiles(config) or config.train.last_step < MEASURED_FROM:
+        return
+    if ranks.local_index == 0 and native.available():
+        assert config.train.micro_batch_size is not None
+        tokens = config.train.micro_batch_size * config.data.sequence_length
+        dtype = getattr(torch, config.precision.compute)
+        sparse, start = [w for w in weights(config) if w.is_sparse], time.monotonic()
+        wanted = [work for w in sparse for work in works(w.shape, w.block_size, w.blocks, tokens, dtype)]
+        made = tune(wanted, again=False)
+        if made:
+            say(told(made, time.monotonic() - start), sys.stderr)
+    ranks.meet()
 
 
 def find_data(config: Config) -> tuple[str, TokenFiles | None]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
 from typing import Any, Mapping
 
 import torch
 
 from ipu_bert.config import Config, as_dict
 from sparse_ops import native
+from sparse_ops.processor import processor
 
 ROUNDING = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # choose torch's products
 
@@ -68,14 +67,3 @@ def _kernel(config: Config) -> str:
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`name: now, before it was ...` for each condition that both know and that is not as it was."""
     return [f"{name}: {now[name]}, before {before[name]}" for name in now if before.get(name, now[name]) != now[name]]
-
-
-def processor() -> str:
-    """The CPU's name where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -57,6 +57,7 @@ class Trainer:
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self.quality = text_quality(self.data, config.data.sequence_length)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
+        assemble.choose_variants(config, ranks)
         self._train_batches = assemble.train_batches(config, self.train_stream, self.engine)
         if resume is None and config.model.init:
             self._start()

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex
+from sparse_ops.processor import processor
 from sparse_ops.saying import say
+from sparse_ops.variants import Choices, Work
 
 NAME = "native"
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # the last: AVX-512, and AVX512_BF16 for bfloat16 products
@@ -131,6 +133,7 @@ def grad_values(
         n_out=dy.shape[1],
         block=block_size,
         **threads_and_level(),
+        variant=_variant("grad_values", (dy.shape[1], x.shape[1]), block_size, index, x),
         half=x.dtype == torch.bfloat16,
     )
     run("sparse_ops_gradient", call)
@@ -162,12 +165,32 @@ def _product(
         n_out=y.shape[1],
         block=values.shape[-1],
         **threads_and_level(),
+        variant=_variant("grad_input", (x.shape[1], y.shape[1]), values.shape[-1], index, x)
+        if transposed
+        else _variant("forward", (y.shape[1], x.shape[1]), values.shape[-1], index, x),
         half=x.dtype == torch.bfloat16,
         gelu=gelu,
         transposed=transposed,
     )
     run("sparse_ops_product", call)
     return y
+
+
+def work(product: str, shape: tuple[int, int], block: int, blocks: int, tokens: int, dtype: torch.dtype) -> Work:
+    """A product of a weight `shape` = (out, in) as it would be carried out now: with torch's threads, at this level."""
+    return Work(product, *shape, block, blocks, tokens, dtype == torch.bfloat16, torch.get_num_threads(), _level_now())
+
+
+def _variant(product: str, shape: tuple[int, int], block: int, index: BlockIndex, x: Tensor) -> int:
+    return choices().number(work(product, shape, block, index.rows.numel(), x.shape[0], x.dtype))
+
+
+@functools.lru_cache(maxsize=None)
+def choices() -> Choices:
+    """Which ways of the products have been chosen on this machine (sparse_ops.tune); read at the first product."""
+    from sparse_ops.build import cache_folder
+
+    return Choices(cache_folder(), _library(), processor())
 
 
 def _addresses(index: BlockIndex) -> _BlockIndex:
@@ -254,6 +277,7 @@ _OF_BOTH = (
     ("parallel", ctypes.c_void_p),
     ("threads", ctypes.c_int32),
     ("level", ctypes.c_int32),
+    ("variant", ctypes.c_int32),
     ("half", ctypes.c_bool),
 )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparse_ops import native
 from sparse_ops.pattern import BlockPattern
+from sparse_ops.variants import PRODUCTS
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOKENS = (1, 7, 129)
@@ -112,6 +113,24 @@ def check_all(b: int, dtype: torch.dtype, seed: int) -> None:
             case = Case(pattern, tokens, dtype, generator)
             case.check(case.results())
             case.check_gelu(*case.gelu())
+
+
+def check_variants(b: int, dtype: torch.dtype, seed: int) -> None:
+    """Every way of every product gives the bits of the first, whatever stands beside it."""
+    generator, choices = torch.Generator().manual_seed(seed), native.choices()
+    for pattern in patterns(b, generator):
+        for tokens in (5, 200):  # dW: four panels and some more
+            case = Case(pattern, tokens, dtype, generator)
+            works = [native.work(product, pattern.shape, b, pattern.nnz, tokens, dtype) for product in PRODUCTS]
+            ways = [choices.names(work) for work in works]
+            first: tuple[Tensor, ...] | None = None
+            for number in range(max(map(len, ways))):
+                for work, names in zip(works, ways):
+                    choices.use(work, number % len(names))
+                got = (*case.results(), *case.gelu())
+                first = first or got
+                for name, one, other in zip(("Y", "dX", "dW", "bias", "gelu", "slope"), first, got):
+                    assert torch.equal(one, other), f"{name}, way {number} of {ways}"
 
 
 def _gamma(n: int) -> float:

@@ -10,11 +10,12 @@ import torch
 from attention_cases import LENGTHS
 from attention_cases import check_all as check_attention
 from compiler import needs_compiler
-from native_cases import DTYPES, check_all
+from native_cases import DTYPES, check_all, check_variants
 
 from sparse_ops import build, native
 from sparse_ops.files import lock
 from sparse_ops.pattern import BLOCK_SIZES
+from sparse_ops.variants import Choices
 
 pytestmark = [needs_compiler, pytest.mark.skipif(not build._X86, reason="not x86-64")]
 
@@ -47,6 +48,31 @@ def test_sixteen_lanes_match_float64(
     monkeypatch.setattr(native, "_library", lambda: wide_library)
     monkeypatch.setattr(native, "_level", lambda named: native.LEVELS.index(level))
     check_all(b, dtype, seed)
+
+
+@pytest.mark.parametrize(
+    ("b", "dtype", "level"),
+    [
+        *((b, torch.float32, "avx512") for b in BLOCK_SIZES),
+        (16, torch.bfloat16, "avx512"),
+        (4, torch.bfloat16, "avx512_bf16"),
+    ],
+    ids=str,
+)
+def test_all_ways_of_sixteen_lanes_give_the_same_bits(
+    b: int,
+    dtype: torch.dtype,
+    level: str,
+    wide_library: ctypes.CDLL,
+    seed: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = Choices(tmp_path, wide_library, "a processor")
+    monkeypatch.setattr(native, "_library", lambda: wide_library)
+    monkeypatch.setattr(native, "_level", lambda named: native.LEVELS.index(level))
+    monkeypatch.setattr(native, "choices", lambda: chosen)
+    check_variants(b, dtype, seed)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

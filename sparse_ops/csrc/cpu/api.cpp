@@ -37,6 +37,26 @@ const Level& product_level(int number, bool half, int64_t block) {
 
 constexpr int64_t kRows = 16;  // of blocks, whose weights are gathered at a time
 
+// The number of the variant of a product that is taken where none has been chosen.
+int default_variant(const Level& level, bool half, int64_t block, int64_t n_in) {
+    int number = 0;
+    while (level.product(block, half, number)->longest < n_in) ++number;
+    return number;
+}
+
+// A way to carry out dW with blocks of 4 and more: a block's sums over so many panels are made one after the other,
+// while they are in L1, and inputs of so many are in L2 at a time.
+struct GradientVariant {
+    const char* name;
+    int64_t panels;
+};
+constexpr GradientVariant kGradients[] = {{"one panel", 1}, {"two panels", 2}};  // the first where none has been chosen
+
+const GradientVariant* gradient_variant(int64_t block, int number) {
+    const int count = block == 1 ? 1 : 2;
+    return number >= 0 && number < count ? kGradients + number : nullptr;
+}
+
 // Streamed features in a chunk of 1x1 blocks: a little more than L1, since larger chunks fill more groups of kDots.
 int64_t chunk_features(int64_t panel) { return std::max<int64_t>(16, 49152 / (panel * 4) / 16 * 16); }
 
@@ -55,7 +75,8 @@ struct GradientPlan {
         const Side &streamed = x_resident ? by_row : by_col, &resident = x_resident ? by_col : by_row;
         job.resident = x_resident ? call.x : call.dy, job.streamed = x_resident ? call.dy : call.x;
         job.n_resident = x_resident ? call.n_in : call.n_out, job.n_streamed = x_resident ? call.n_out : call.n_in;
-        job.panel = level.gradient_panel(call.block);
+        const GradientVariant* chosen = gradient_variant(call.block, call.variant);
+        job.panel = level.gradient_panel(call.block) * (chosen ? chosen : kGradients)->panels;
         if (call.block == 1) {
             job.chunk = chunk_features(job.panel), job.n_chunks = (job.n_streamed + job.chunk - 1) / job.chunk;
             dots.emplace(resident, job.n_chunks, job.chunk, job.panel, [&](int64_t parts, const auto& work) {
@@ -96,9 +117,11 @@ void product(const ProductCall& call) {
     const int64_t n_outs = call.n_out / block, n_ins = call.n_in / block;
     const Side side = call.transposed ? cols_of(call.index, call.blocks, n_ins, n_outs)
                                       : rows_of(call.index, call.blocks, n_outs, n_ins);
-    const bool by_output = block == kOutputLanes && level.pairs == 1 && call.n_in <= kLongestRow;
-    int64_t panel = level.product_panel(block, by_output), panels = (call.tokens + panel - 1) / panel;
-    int64_t most = by_output ? call.n_in : level.product_chunk(block), n_chunks = (call.n_in + most - 1) / most;
+    const ProductVariant* chosen = call.variant < 0 ? nullptr : level.product(block, call.half, call.variant);
+    const ProductVariant& variant =
+        chosen ? *chosen : *level.product(block, call.half, default_variant(level, call.half, block, call.n_in));
+    int64_t panel = variant.panel, panels = (call.tokens + panel - 1) / panel;
+    int64_t most = variant.chunk ? variant.chunk : call.n_in, n_chunks = (call.n_in + most - 1) / most;
     int64_t chunk = (call.n_in + n_chunks * 16 - 1) / (n_chunks * 16) * 16;
     // With few panels the block rows are shared out too; each part then packs the panel for itself.
     int64_t n_groups = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, side.n_rows / rows_of_a_line(block) + 1);
@@ -113,25 +136,25 @@ void product(const ProductCall& call) {
         const uint16_t* values = (const uint16_t*)call.values;
         std::transform(values, values + side.nnz, weights, from_half);
     }
-    BlockOrder order(side, block, n_chunks, chunk, by_output ? 1 : panel, level.pairs, scalars, n_groups, for_each);
+    BlockOrder order(side, block, n_chunks, chunk, variant.spacing, level.pairs, scalars, n_groups, for_each);
     int64_t next = 0;
     Product job{call};
-    job.weights = weights, job.n_rows = side.n_rows, job.lanes_are_outputs = by_output;
+    job.weights = weights, job.n_rows = side.n_rows, job.streams = variant.streams;
     job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
     job.entries = order.entries.data(), job.order = order.order.data();
     job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;
     if (block > 1)
         for_each_part(call.parallel, call.threads, (side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
-            level.gather(job, part * kRows, std::min(side.n_rows, (part + 1) * kRows));
+            variant.gather(job, part * kRows, std::min(side.n_rows, (part + 1) * kRows));
         });
     for_each_part(call.parallel, call.threads, std::min<int64_t>(panels * n_groups, threads),
-                  [&](int64_t) { level.product(job); });
+                  [&](int64_t) { variant.run(job); });
 }
 
 void gradient(const GradientCall& call) {
     const Level& level = level_of(call.level);
     const GradientPlan plan(call, level);
-    const int64_t panel = plan.job.panel, panels = (call.tokens + panel - 1) / panel;
+    const int64_t panel = level.gradient_panel(call.block), panels = (call.tokens + panel - 1) / panel;
     int64_t n_parts = std::max<int64_t>(1, std::min<int64_t>(call.threads, panels));
     int64_t length = (plan.sums.floats + call.n_out + 31) / 16 * 16;
     static thread_local Workspace workspace;
@@ -237,6 +260,20 @@ int sparse_ops_best_level() {
     }
 #endif
     return best < SPARSE_OPS_LEVELS ? best : SPARSE_OPS_LEVELS - 1;
+}
+
+const char* sparse_ops_product_variant(int level, bool half, int64_t block, int64_t number) {
+    const ProductVariant* variant = product_level(level, half, block).product(block, half, (int)number);
+    return variant ? variant->name : nullptr;
+}
+
+int64_t sparse_ops_default_variant(int level, bool half, int64_t block, int64_t n_in) {
+    return default_variant(product_level(level, half, block), half, block, n_in);
+}
+
+const char* sparse_ops_gradient_variant(int64_t block, int64_t number) {
+    const GradientVariant* variant = gradient_variant(block, (int)number);
+    return variant ? variant->name : nullptr;
 }
 
 int sparse_ops_product(const ProductCall* call) { return call->tokens == 0 ? 0 : status_of(product, *call); }

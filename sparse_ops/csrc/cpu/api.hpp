@@ -34,6 +34,7 @@ struct ProductCall {
     Parallel parallel;   // runs the threads; null: they are started for this call
     int32_t threads;     // at most so many
     int32_t level;       // instruction level, see sparse_ops_best_level
+    int32_t variant;     // number of the way to carry it out; -1, or one that there is not: as on the first machine
     bool half;           // x, y, slope and values are bfloat16, else float32
     bool gelu;           // y is the GELU of the product
     bool transposed;     // multiply by W in place of W^T
@@ -54,6 +55,7 @@ struct GradientCall {
     Parallel parallel;  // as of a product
     int32_t threads;    // at most so many
     int32_t level;      // instruction level
+    int32_t variant;    // as of a product
     bool half;          // x, dy, out and bias are bfloat16, else float32
 };
 
@@ -175,6 +177,13 @@ extern "C" {
 // 3: AVX-512 with AVX512_BF16, 2: AVX-512, 1: AVX2, 0: portable; the best of those compiled (SPARSE_OPS_LEVELS of them)
 // that this processor and its operating system run.
 EXPORT int sparse_ops_best_level();
+
+// The name of a product's, or a gradient's, variant with this number, from 0 on; null: there are no more. All variants
+// of a call give the same bits.
+EXPORT const char* sparse_ops_product_variant(int level, bool half, int64_t block, int64_t number);
+EXPORT const char* sparse_ops_gradient_variant(int64_t block, int64_t number);
+// The number of a product's variant that is taken where none is named; of a gradient's it is 0.
+EXPORT int64_t sparse_ops_default_variant(int level, bool half, int64_t block, int64_t n_in);
 
 // Both return 0, or -1 when memory runs out, or -2 when the index is none of a pattern: then nothing was written.
 EXPORT int sparse_ops_product(const ProductCall* call);

@@ -11,6 +11,10 @@ namespace SPARSE_OPS_LEVEL {
 constexpr int kGradientOutputs = W == 16 ? 8 : 4;
 constexpr int kGradientUnits = 3;
 
+// Tokens over which a sum is made in registers before it is added to the thread's; the same in every variant. All of so
+// many tokens' inputs, and raw ones of the panel that comes next, should stay in L2.
+constexpr int64_t kSumTokens = 48;
+
 // How a block of so many features lies in vectors.
 template <int BLOCK>
 struct Units {
@@ -97,8 +101,11 @@ static void gradient_row(const Gradient& job, int64_t row, const float* panel, c
         int64_t n = (end - u + passes - 1) / passes;  // six units by threes, but four by twos
         for (int o = 0; o < BLOCK; o += U::R) {
             ahead.some();
-            accumulate_some<BLOCK, U::G>(n, job.units + u, panel, d + (U::K == 1 ? o : o * W), tokens,
-                                         sums + u * U::SUMS + o * (U::SUMS / BLOCK));
+            for (int64_t t = 0; t < tokens; t += kSumTokens)
+                accumulate_some<BLOCK, U::G>(n, job.units + u, panel + t * U::B,
+                                             d + t * (U::K == 1 ? kLine : BLOCK * U::B) + (U::K == 1 ? o : o * W),
+                                             smaller(kSumTokens, tokens - t),
+                                             sums + u * U::SUMS + o * (U::SUMS / BLOCK));
         }
         u += n;
     }

@@ -21,8 +21,15 @@
 //      begin as the bias, or as what the chunks before came to.
 //   4. With the last chunk the sums, or their GELU, are turned into rows and written to Y.
 // So 4096 tokens of 768 features and 8x8 blocks are, in AVX2, 171 panels of 24 tokens in one chunk, which is 72 KB.
-// For 16x16 blocks (product_rows.hpp) lanes are outputs: inputs are read from the rows of X where they lie (bfloat16 is
-// widened before), results are rows already, and there is one chunk. Not so where rows are long, nor in pairs (Level).
+// With outputs as lanes, which 16x16 blocks may have (product_rows.hpp), results are rows already, and there is one
+// chunk.
+//
+// Variants
+//   A product can be carried out in several ways (ProductVariant, GradientVariant), which processors find fast or slow.
+//   All give the same bits, so that which one runs, and when, needs to be kept by nobody: an output of Y or dX is its
+//   bias and then the products of its inputs, in ascending order, each added by a multiply-add of float32; a sum of dW
+//   is the sums over 48 tokens of the thread's own (1x1: kDotVectors vectors of them), one after the other. What a
+//   variant may choose is which of them are made side by side, where they wait, and how inputs come.
 //
 // A gradient dW = dY^T X at the blocks (gradient.hpp)
 //   The narrower of X and dY is the resident side: a panel of it is packed whole and stays in cache, while the other,
@@ -45,17 +52,27 @@ struct Entry {
     };
 };
 
-// Blocks that may have outputs as lanes in Y and dX, a cache line of them; where a level takes pairs, none. Others have
-// tokens. Where rows are longer, those of a few tokens throw each other and the weights out of the cache.
-constexpr int64_t kOutputLanes = 16, kLongestRow = 2048;
+struct Product;
+
+// A way to carry out Y and dX with blocks of a size, of a dtype, at a level.
+struct ProductVariant {
+    const char* name;
+    int64_t longest;  // inputs of a token up to which it is taken where none has been chosen; of several the first
+    int64_t panel;    // tokens in a panel
+    int64_t chunk;    // features in a chunk, at most; 0: of all there are
+    int64_t spacing;  // floats from an input to the next as a panel has them: `panel`, or 1 in rows of X
+    bool streams;     // whole lines of results go past the caches, where the level can do that
+    void (*gather)(const Product&, int64_t first, int64_t last);  // the weights of block rows [first, last)
+    void (*run)(const Product&);                                  // draws jobs until none is left
+};
 
 // A call, and how it is carried out. Its blocks are [n_out / block] rows of the grid of W, or of its transpose.
 struct Product : ProductCall {
-    int64_t n_rows;          // block rows: n_out / block
-    bool lanes_are_outputs;  // else tokens
-    int64_t panel;           // tokens in a panel
-    int64_t chunk;           // features in a chunk, a multiple of 16; the last may have fewer
-    int64_t n_chunks;        // of n_in features
+    int64_t n_rows;    // block rows: n_out / block
+    int64_t panel;     // tokens in a panel
+    int64_t chunk;     // features in a chunk, a multiple of 16; the last may have fewer
+    int64_t n_chunks;  // of n_in features
+    bool streams;      // as of the variant
     // The blocks' weights in the order of the visits: for every block row and every chunk of it, a few outputs of all
     // blocks as [block][input][outputs], then the next few outputs. float32; in a level that takes pairs bfloat16, as
     // [block][input / 2][outputs][2]. Not of 1x1 blocks.
@@ -112,12 +129,10 @@ struct Attention : AttentionCall {
 // What is compiled once for each instruction level (level.cpp).
 struct Level {
     int lanes;
-    int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has `product`
-    int64_t (*product_panel)(int64_t block, bool lanes_are_outputs);  // tokens in a panel
-    int64_t (*product_chunk)(int64_t block);                          // features in a chunk, at most
-    int64_t (*gradient_panel)(int64_t block);                         // tokens in a panel
-    void (*gather)(const Product&, int64_t first, int64_t last);      // the weights of block rows [first, last)
-    void (*product)(const Product&);                                  // draws jobs until none is left
+    int pairs;  // inputs that a multiply-add takes at a time: 2 in a level of AVX512_BF16, which only has products
+    // Variant `number` of products with such blocks, from 0 on; null: there are no more.
+    const ProductVariant* (*product)(int64_t block, bool half, int number);
+    int64_t (*gradient_panel)(int64_t block);  // tokens over which a sum of dW is made
     // Tokens [first, last) of a gradient, added to `sums`; dy's sum over them to bias [n_out] unless that is null.
     void (*gradient)(const Gradient&, int64_t first, int64_t last, float* sums, float* bias);
     void (*attention)(const Attention&);                                    // draws heads until none is left

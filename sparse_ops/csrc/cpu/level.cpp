@@ -24,26 +24,84 @@ static auto with_block(int64_t block, const Function& function) {
     }
 }
 
-static int64_t product_panel_tokens(int64_t block, bool lanes_are_outputs) {
-    return lanes_are_outputs ? kRowPanel : with_block(block, [](auto b) -> int64_t { return kVectors<b> * W; });
-}
-static int64_t product_chunk(int64_t block) {
-    return with_block(block, [](auto b) { return chunk_features<b>(); });
-}
+// The ways of a product, in the order of their numbers. A chunk of a panel stays in L2, or in L1 where every vector of
+// inputs is used by one multiply-add only and L2 would be too slow for that. What AVX-512 has alone has not been
+// measured yet; said is what its registers and its two loads beside two multiply-adds a cycle let expect. bfloat16 has
+// few.
+constexpr bool kWide = W == 16;
+constexpr int64_t kAny = INT64_MAX;
+constexpr bool kPast = true, kKept = false;  // results: past the caches where the level can do that, or not
+template <int B>
+constexpr int kVectors = B == 1 || (kWide && B == 4) ? 4 : 3;
+template <int B>
+constexpr int64_t kChunk = B == 1 ? (kWide ? 24 : 112) : (kWide ? 256 : 76);
+
+template <int B, class T>
+constexpr ProductVariant kVariants[] = {
+    tokens_as_lanes<B, kVectors<B>, T>("tokens", kAny, kChunk<B>, kPast),
+#if SPARSE_OPS_LANES == 16 && !defined(SPARSE_OPS_PAIRS)
+    // Activations that L3 holds (1,024 tokens and fewer) are read there by what comes next.
+    tokens_as_lanes<B, kVectors<B>, T>("tokens, kept", kAny, kChunk<B>, kKept),
+#endif
+};
+
+#ifndef SPARSE_OPS_PAIRS
+
+template <>
+constexpr ProductVariant kVariants<4, float>[] = {
+    tokens_as_lanes<4, kVectors<4>, float>("tokens", kAny, kChunk<4>, kPast),
+    tokens_as_lanes<4, 2, float>("tokens, 2 vectors", kAny, kChunk<4>, kPast),
+#if SPARSE_OPS_LANES == 16
+    // Four multiply-adds for an input make 32 bytes a cycle, which L2 hardly has.
+    tokens_as_lanes<4, kVectors<4>, float>("tokens, in L1", kAny, 24, kPast),
+    tokens_as_lanes<4, kVectors<4>, float>("tokens, kept", kAny, kChunk<4>, kKept),
+#endif
+};
+
+#if SPARSE_OPS_LANES == 16
+template <>
+constexpr ProductVariant kVariants<1, float>[] = {
+    tokens_as_lanes<1, kVectors<1>, float>("tokens", kAny, kChunk<1>, kPast),
+    // In L1 a row has ten blocks of a chunk, of a tenth, and then a branch that was foretold wrong and sums that go and
+    // come. Eight vectors: ten loads for eight multiply-adds in place of six for four, and half as many such branches.
+    tokens_as_lanes<1, kVectors<1>, float>("tokens, in L2", kAny, 256, kPast),
+    tokens_as_lanes<1, 8, float>("tokens, 8 vectors in L2", kAny, 256, kPast),
+    tokens_as_lanes<1, kVectors<1>, float>("tokens, kept", kAny, kChunk<1>, kKept),
+};
+#endif
+
+template <>
+constexpr ProductVariant kVariants<kLine, bf16>[] = {
+    outputs_as_lanes<false, bf16>("outputs", 2048, kPast),
+    tokens_as_lanes<kLine, kVectors<kLine>, bf16>("tokens", kAny, kChunk<kLine>, kPast),
+};
+
+// Rows of inputs that are longer than 2048, or a power of two long, throw each other out of the cache; packed ones do
+// not.
+template <>
+constexpr ProductVariant kVariants<kLine, float>[] = {
+    outputs_as_lanes<false, float>("outputs", 2048, kPast),
+    tokens_as_lanes<kLine, kVectors<kLine>, float>("tokens", kAny, kChunk<kLine>, kPast),
+#if SPARSE_OPS_LANES > 4
+    outputs_as_lanes<true, float>("outputs, packed", kAny, kPast),
+#endif
+#if SPARSE_OPS_LANES == 16
+    outputs_as_lanes<true, float>("outputs, packed, kept", kAny, kKept),
+    tokens_as_lanes<kLine, kVectors<kLine>, float>("tokens, kept", kAny, kChunk<kLine>, kKept),
+#endif
+};
+
+#endif
 
 template <class T>
-static void gather_of(const Product& job, int64_t first, int64_t last) {
-    if (job.lanes_are_outputs) return gather<kOutputLanes, kOutputLanes, 1, T>(job, first, last);
-    with_block(job.block, [&](auto b) {
-        if constexpr (b > 1) gather<b, kOutputs<b>, kPairs<T>, T>(job, first, last);
-    });
-}
-
-template <class T>
-static void product_of(const Product& job) {
-    if (job.lanes_are_outputs) return product_rows<T>(job);
-    with_block(job.block, [&](auto b) {
-        if constexpr (b > 1 || kLevelPairs == 1) product_blocks<b, T>(job);
+static const ProductVariant* product_variant(int64_t block, int number) {
+    return with_block(block, [&](auto b) -> const ProductVariant* {
+        if constexpr (b > 1 || kLevelPairs == 1) {
+            constexpr int COUNT = sizeof(kVariants<b, T>) / sizeof(ProductVariant);
+            const ProductVariant* found = number < COUNT ? &kVariants<b, T>[number] : nullptr;
+            return found && (found->streams || kCanStream<T>) ? found : nullptr;  // those that do not are the last
+        }
+        return nullptr;
     });
 }
 
@@ -51,27 +109,17 @@ extern const Level level;
 
 #ifdef SPARSE_OPS_PAIRS
 
-const Level level = {
-    W,
-    kLevelPairs,
-    product_panel_tokens,
-    product_chunk,
-    nullptr,
-    gather_of<bf16>,
-    product_of<bf16>,
-    nullptr,
-    nullptr,
-    0,
-    nullptr,
-    nullptr,
-    nullptr,
-    nullptr,
-};
+static const ProductVariant* product(int64_t block, bool, int number) { return product_variant<bf16>(block, number); }
+
+const Level level = {W, kLevelPairs, product};
 
 #else
 
-// All of a panel's inputs and the next panel's raw ones should stay in L2.
-static int64_t gradient_panel_tokens(int64_t block) { return block > 1 ? 48 : kDotVectors * W; }
+static const ProductVariant* product(int64_t block, bool half, int number) {
+    return half ? product_variant<bf16>(block, number) : product_variant<float>(block, number);
+}
+
+static int64_t gradient_panel(int64_t block) { return block > 1 ? kSumTokens : kDotVectors * W; }
 
 template <class T>
 static void gradient_of(const Gradient& job, int64_t first, int64_t last, float* sums, float* bias) {
@@ -83,19 +131,13 @@ static void gradient_of(const Gradient& job, int64_t first, int64_t last, float*
     });
 }
 
-static void gather(const Product& job, int64_t first, int64_t last) {
-    job.half ? gather_of<bf16>(job, first, last) : gather_of<float>(job, first, last);
-}
-
-static void product(const Product& job) { job.half ? product_of<bf16>(job) : product_of<float>(job); }
-
 static void gradient(const Gradient& job, int64_t first, int64_t last, float* sums, float* bias) {
     job.half ? gradient_of<bf16>(job, first, last, sums, bias) : gradient_of<float>(job, first, last, sums, bias);
 }
 
 const Level level = {
-    W,        kLevelPairs, product_panel_tokens, product_chunk, gradient_panel_tokens, gather,   product,
-    gradient, attention,   kHalfWidth,           half_round,    half_products,         add_norm, add_norm_gradient,
+    W,          kLevelPairs, product,       gradient_panel, gradient,          attention,
+    kHalfWidth, half_round,  half_products, add_norm,       add_norm_gradient,
 };
 
 #endif

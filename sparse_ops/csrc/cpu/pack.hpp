@@ -1,6 +1,7 @@
 // Panels: a few tokens of an activation, rearranged so that the inner loops read one vector after the other.
 #pragma once
 #include "gelu.hpp"
+#include "job.hpp"
 
 namespace SPARSE_OPS_LEVEL {
 
@@ -33,10 +34,10 @@ static void pack(const T* x, int64_t stride, int64_t first, int64_t last, int64_
     }
 }
 
-// Results are written in whole cache lines of floats: past the caches where a vector is a line.
+// Results are written in whole cache lines of floats: past the caches, if wanted, where a vector is a line.
 constexpr int kLine = 16;
 template <class T>
-constexpr bool kStreams = W == kLine && std::is_same<T, float>::value;
+constexpr bool kCanStream = W == kLine && std::is_same<T, float>::value;
 
 // Where results go: y [tokens][stride], and with `gelu` the GELU of them, its derivative going to `slope` unless null.
 template <class T>
@@ -45,14 +46,25 @@ struct Target {
     T* slope = nullptr;
     int64_t stride = 0;
     bool gelu = false;
+    bool streams = false;
 
+    Target() = default;
+    explicit Target(const Product& job)
+        : y((T*)job.y),
+          slope((T*)job.slope),
+          stride(job.n_out),
+          gelu(job.gelu),
+          streams(kCanStream<T> && job.streams) {}
     Target at(int64_t token, int64_t feature) const {
         int64_t offset = token * stride + feature;
-        return {y + offset, slope ? slope + offset : nullptr, stride, gelu};
+        Target there = *this;
+        there.y += offset;
+        if (slope) there.slope += offset;
+        return there;
     }
     // Ask for the lines that will be written for tokens [first, last): a store that misses holds up all after it.
     void claim(int64_t first, int64_t last) const {
-        if (kStreams<T>) return;
+        if (streams) return;
         for (int64_t t = first; t < last; ++t) {
             __builtin_prefetch(y + t * stride, 1, 3);
             if (slope) __builtin_prefetch(slope + t * stride, 1, 3);
@@ -61,8 +73,9 @@ struct Target {
 };
 
 template <class T>
-INLINE void write_rows(T* row, int64_t stride, const V (&a)[W]) {
-    if (kStreams<T> && ((uintptr_t)row | (stride * sizeof(T))) % 64 == 0) {
+INLINE void write_rows(T* row, const Target<T>& to, const V (&a)[W]) {
+    const int64_t stride = to.stride;
+    if (kCanStream<T> && to.streams && ((uintptr_t)row | (stride * sizeof(T))) % 64 == 0) {
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) stream(row + i * stride, a[i]);
     } else {
@@ -71,17 +84,18 @@ INLINE void write_rows(T* row, int64_t stride, const V (&a)[W]) {
     }
 }
 
-static __attribute__((noinline)) void gelu_all(V (&a)[W], V (&slope)[W]) {
-    for (int i = 0; i < W; ++i) gelu(a[i], a[i], slope[i]);
+// Not inlined: a compiler may round what it puts together in one place otherwise than in the other.
+static __attribute__((noinline)) void gelu_all(V* a, V* slope, int n) {
+    for (int i = 0; i < n; ++i) gelu(a[i], a[i], slope[i]);
 }
 
 template <class T>
 static __attribute__((noinline)) void write_gelu_tile(const float* in, int64_t panel, const Target<T>& to) {
     V a[W], slope[W];
     load_transposed<1>(in, panel, a);
-    gelu_all(a, slope);
-    write_rows(to.y, to.stride, a);
-    if (to.slope) write_rows(to.slope, to.stride, slope);
+    gelu_all(a, slope, W);
+    write_rows(to.y, to, a);
+    if (to.slope) write_rows(to.slope, to, slope);
 }
 
 // W tokens of W features of in [features][panel].
@@ -90,7 +104,7 @@ INLINE void write_tile(const float* in, int64_t panel, const Target<T>& to) {
     V a[W];
     if (to.gelu) return write_gelu_tile(in, panel, to);
     load_transposed<1>(in, panel, a);
-    write_rows(to.y, to.stride, a);
+    write_rows(to.y, to, a);
 }
 
 // Results on their way to memory: in [features][panel] of `tokens` tokens, for the target's columns [0, features).
@@ -114,7 +128,7 @@ struct Results {
     void some(const float* tile, const Target<T>& at, int64_t rows, int width) const {
         V a[W], slope[W];
         load_transposed<1>(tile, panel, a);
-        if (to.gelu) gelu_all(a, slope);
+        if (to.gelu) gelu_all(a, slope, W);
         for (int64_t i = 0; i < rows; ++i) {
             store_some(at.y + i * at.stride, a[i], width);
             if (at.slope) store_some(at.slope + i * at.stride, slope[i], width);

@@ -1,5 +1,5 @@
-// Y = X W^T and dX = dY W of 8x8, 4x4 and 1x1 blocks (16x16 too where inputs come in pairs): lanes are tokens, weights
-// are broadcast scalars. A panel of tokens is packed a chunk of features at a time, and all block rows run over it.
+// Y = X W^T and dX = dY W with tokens as lanes, of blocks of every size: weights are broadcast scalars. A panel of
+// tokens is packed a chunk of features at a time, and all block rows run over it.
 #pragma once
 #include "gather.hpp"
 #include "pack.hpp"
@@ -7,14 +7,10 @@
 
 namespace SPARSE_OPS_LEVEL {
 
-// Vectors of tokens in a panel, and outputs of a block accumulated at a time: together they fill the registers.
-template <int B>
-constexpr int kVectors = W == 16 && B == 4 ? 4 : 3;
+// Outputs of a block that are accumulated at a time; with the vectors of tokens in a panel they fill the registers.
 template <int B>
 constexpr int kOutputs = W == 16 && B > 4 ? 8 : 4;
 
-template <>
-constexpr int kVectors<1> = 4;
 template <>
 constexpr int kOutputs<1> = 2;  // rows
 
@@ -40,7 +36,7 @@ INLINE void start_sums(V (&acc)[R][NV], const Product& job, int64_t output, cons
 #pragma GCC unroll 16
     for (int o = 0; o < R; ++o) {
         V bias = job.bias ? broadcast(job.bias[output + o]) : V{};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) acc[o][v] = sums ? load(sums + o * P + v * W) : bias;
     }
 }
@@ -66,7 +62,7 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
             for (int o = 0; o < R; ++o) {
                 const float* at = w + i * R + o;
                 V s = PAIRS == 2 ? broadcast_pair(at) : broadcast(*at);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int v = 0; v < NV; ++v)
                     PAIRS == 2 ? multiply_add_pairs(acc[o][v], xv[v], s) : multiply_add(acc[o][v], xv[v], s);
             }
@@ -74,7 +70,7 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
     }
 #pragma GCC unroll 16
     for (int o = 0; o < R; ++o)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) store(out + (first + o) * P + v * W, acc[o][v]);
 }
 
@@ -89,7 +85,7 @@ static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_
         const RowBlocks blocks = row_blocks(pass.job, pass.chunk, rows[r]);
         e[r] = blocks.begin, end[r] = blocks.end;
         V bias = pass.job.bias ? broadcast(pass.job.bias[rows[r]]) : V{};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) acc[r][v] = sums ? load(sums + (rows[r] - first) * P + v * W) : bias;
     }
     auto add = [&](int r) __attribute__((always_inline)) {
@@ -98,7 +94,7 @@ static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_
         V w = broadcast(e[r]->weight);
         pin(w);
         ++e[r];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], x + v * W, w);
     };
     if constexpr (ROWS == 2)
@@ -106,7 +102,7 @@ static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_
 #pragma GCC unroll 2
     for (int r = 0; r < ROWS; ++r) {
         while (e[r] < end[r]) add(r);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) store(out + (rows[r] - first) * P + v * W, acc[r][v]);
     }
 }
@@ -157,7 +153,7 @@ INLINE void whole_line(const Pass& pass, int64_t row, const float* sums, float* 
 template <int B, int NV, class T>
 static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t last_row, const float* sums, float* stage,
                        const Target<T>& to, Ahead ahead, int64_t lines) {
-    constexpr int P = kVectors<B> * W, R = kOutputs<B>, PASSES = kLine / R;
+    constexpr int P = NV * W, R = kOutputs<B>, PASSES = kLine / R;
     Results<T> done;
     for (int turn = 0; row < last_row; turn = 1 - turn) {
         float* out = stage + turn * (kLine * P);
@@ -184,7 +180,7 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
 template <int B, int NV, class T>
 static void product_panel(const Product& job, const T* x, const Target<T>& to, int64_t tokens, int64_t row,
                           int64_t last_row, Ahead ahead, bool packed, float* panel, float* sums, float* stage) {
-    constexpr int P = kVectors<B> * W, R = kOutputs<B>;
+    constexpr int P = NV * W, R = kOutputs<B>;
     int64_t passes = (last_row - row) * B / R + 1, lines = ahead.lines() / (passes * job.n_chunks) + 1;
     for (int64_t c = 0; c < job.n_chunks; ++c) {
         if (!packed) {
@@ -208,13 +204,13 @@ static void product_panel(const Product& job, const T* x, const Target<T>& to, i
     }
 }
 
-template <int B, class T>
+template <int B, int NV, class T>
 static void product_blocks(const Product& job) {
-    constexpr int NV = kVectors<B>, P = NV * W;
+    constexpr int P = NV * W;
     int64_t chunk = round_up(job.chunk, W), n_sums = job.n_chunks > 1 ? job.n_out : 0;
     float* stage = (float*)thread_workspace((chunk + n_sums + 2 * kLine) * P * sizeof(float));
     float *panel = stage + 2 * kLine * P, *sums = panel + chunk * P;
-    const Target<T> all = {(T*)job.y, (T*)job.slope, job.n_out, job.gelu};
+    const Target<T> all(job);
     int64_t last_panel = -1;
     Share share(job);
     while (share.next()) {
@@ -229,11 +225,18 @@ static void product_blocks(const Product& job) {
     stream_end();
 }
 
-// A chunk of a panel stays in L2 (1x1 in AVX-512: in L1, as every vector of inputs is used by one multiply-add only).
-template <int B>
-static int64_t chunk_features() {
-    constexpr int64_t kBytes = (W == 16 ? (B == 1 ? 24 : 256) : (B == 1 ? 112 : 76)) << 10;
-    return kBytes / (kVectors<B> * W * 4) / kLine * kLine;
+// NV vectors of tokens, and a chunk of them of so many KB.
+template <int B, int NV, class T>
+constexpr ProductVariant tokens_as_lanes(const char* name, int64_t longest, int64_t chunk, bool streams) {
+    constexpr int64_t P = NV * W;
+    return {name,
+            longest,
+            P,
+            (chunk << 10) / (P * 4) / kLine * kLine,
+            P,
+            streams,
+            gather<B, kOutputs<B>, kPairs<T>, T>,
+            product_blocks<B, NV, T>};
 }
 
 }  // namespace SPARSE_OPS_LEVEL
