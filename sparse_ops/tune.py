@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops import native
-from sparse_ops.bench.arguments import fraction, whole_number
+from sparse_ops.bench.arguments import MOST_THREADS, fraction, whole_number
 from sparse_ops.files import in_words, lock
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern, block_count
@@ -176,9 +176,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="measure all that has been chosen at this level anew")
     parser.add_argument("--block", type=int, choices=BLOCK_SIZES, default=16)
     parser.add_argument("--sparsity", type=fraction, default=0.9)
-    parser.add_argument("--tokens", type=whole_number(1), default=4096, help="of a micro-batch")
+    parser.add_argument("--tokens", type=whole_number(1, 1 << 30), default=4096, help="of a micro-batch")
     parser.add_argument("--bfloat16", action="store_true", help="default: float32")
-    parser.add_argument("--threads", type=whole_number(1), default=torch.get_num_threads(), help="default: torch's")
+    parser.add_argument(
+        "--threads", type=whole_number(1, MOST_THREADS), default=torch.get_num_threads(), help="default: torch's"
+    )
     options = parser.parse_args(arguments)
     if not native.available():
         return 1
