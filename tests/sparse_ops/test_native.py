@@ -118,6 +118,19 @@ def test_special_values_stay_where_they_belong() -> None:
             assert torch.equal(y[:3], clean[:3])
 
 
+def test_a_feature_that_no_block_has_touches_no_output(seed: int) -> None:
+    """Infinities where W has no block: rows of 1x1 blocks are filled up to equal lengths, and not with these."""
+    generator = torch.Generator().manual_seed(seed)
+    for b in BLOCK_SIZES:
+        grid = torch.rand(18, 420, generator=generator) < 0.1
+        grid[:, ::7] = False
+        rows, cols = grid.nonzero().int().unbind(1)
+        case = Case(BlockPattern((18 * b, 420 * b), b, rows, cols), 37, torch.float32, generator)
+        clean = native.forward(case.x, case.values, case.index, case.bias)
+        case.x.view(37, 420, b)[:, ::7] = float("inf")
+        assert torch.equal(native.forward(case.x, case.values, case.index, case.bias), clean)
+
+
 def test_gelu_far_out_and_without_its_slope() -> None:
     """x itself, or zero, where Phi is one or zero; a NaN stays one; y does not depend on the slope."""
     pattern = BlockPattern((4, 4), 4, torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))

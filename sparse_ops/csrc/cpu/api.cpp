@@ -141,12 +141,17 @@ void product(const ProductCall& call) {
     Product job{call};
     job.weights = weights, job.n_rows = side.n_rows, job.streams = variant.streams;
     job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
-    job.entries = order.entries.data(), job.order = order.order.data();
+    job.entries = order.entries.data();
     job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;
-    if (block > 1)
+    std::optional<PairOrder> pairs;
+    if (block > 1) {
         for_each_part(call.parallel, call.threads, (side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
             variant.gather(job, part * kRows, std::min(side.n_rows, (part + 1) * kRows));
         });
+    } else {
+        pairs.emplace(order, side.n_rows, n_chunks, (int32_t)(chunk * panel), for_each);
+        job.entries = pairs->entries.get(), job.pair_rows = pairs->rows.data(), job.pair_ptr = pairs->ptr.data();
+    }
     for_each_part(call.parallel, call.threads, std::min<int64_t>(panels * n_groups, threads),
                   [&](int64_t) { variant.run(job); });
 }

@@ -51,6 +51,7 @@ struct Entry {
         float weight;  // of a 1x1 block, gathered: one cache line holds eight
     };
 };
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "an entry that is read as one number has its source below");
 
 struct Product;
 
@@ -77,16 +78,17 @@ struct Product : ProductCall {
     // blocks as [block][input][outputs], then the next few outputs. float32; in a level that takes pairs bfloat16, as
     // [block][input / 2][outputs][2]. Not of 1x1 blocks.
     float* weights;
-    // [nnz] blocks by block row, then by input; and a few more, which prefetches may look at.
+    // [nnz] blocks by block row, then by input; and a few more, which prefetches may look at. Of 1x1 blocks see below.
     const Entry* entries;
     // [n_chunks + 1][n_rows]: where each row's entries begin in each chunk, and where they end after the last.
     const int32_t* chunk_ptr;
-    // [n_rows], of 1x1 blocks, which go two rows at a time: every 16 rows by their number of blocks, so that two have
-    // about as many.
-    const int32_t* order;
-    const int32_t* groups;  // [n_groups + 1]: where each group's block rows begin; groups are about equal work
-    int64_t n_groups;       // for each panel
-    int64_t* next;          // a counter that the threads share, from which they draw jobs: panel * n_groups + group
+    // 1x1 blocks go two rows at a time; the rows of a pair have as many entries, which stand in turn (PairOrder).
+    const int32_t*
+        pair_rows;  // [n_chunks][n_rows]: every 16 rows by their number of blocks in the chunk; two are a pair
+    const int64_t* pair_ptr;  // [n_chunks * pairs + 1]: where each pair's entries begin; the last row may be alone
+    const int32_t* groups;    // [n_groups + 1]: where each group's block rows begin; groups are about equal work
+    int64_t n_groups;         // for each panel
+    int64_t* next;            // a counter that the threads share, from which they draw jobs: panel * n_groups + group
 };
 
 // What meets the streamed side in one vector of dW: resident features of a block, as many as fit; or of two blocks of a

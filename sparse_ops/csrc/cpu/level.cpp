@@ -34,7 +34,7 @@ constexpr bool kPast = true, kKept = false;  // results: past the caches where t
 template <int B>
 constexpr int kVectors = B == 1 || (kWide && B == 4) ? 4 : 3;
 template <int B>
-constexpr int64_t kChunk = B == 1 ? (kWide ? 24 : 112) : (kWide ? 256 : 76);
+constexpr int64_t kChunk = B == 1 ? 24 : (kWide ? 256 : 76);
 
 template <int B, class T>
 constexpr ProductVariant kVariants[] = {

@@ -36,14 +36,6 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
         }
     });
     if (bad) throw BadIndex();
-    if (block == 1) {
-        auto fewer = [&](int32_t a, int32_t b) {
-            return side.ptr[a + 1] - side.ptr[a] < side.ptr[b + 1] - side.ptr[b];
-        };
-        for (int64_t r = 0; r < side.n_rows; ++r) order.push_back((int32_t)r);
-        for (int64_t r = 0; r < side.n_rows; r += 16)
-            std::stable_sort(order.begin() + r, order.begin() + std::min(side.n_rows, r + 16), fewer);
-    }
     groups.push_back(0);
     for (int64_t g = 1; g <= n_groups; ++g) {  // a row costs its blocks and one more for its outputs
         int64_t work = (side.nnz + side.n_rows) * g / n_groups, row = groups.back();
@@ -52,6 +44,42 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
     }
     for (int32_t& row : groups) row = std::min(row, (int32_t)side.n_rows);
     groups.back() = (int32_t)side.n_rows;
+}
+
+PairOrder::PairOrder(const BlockOrder& blocks, int64_t n_rows, int64_t n_chunks, int32_t nothing,
+                     const ForEachPart& for_each_part)
+    : rows(n_chunks * n_rows), ptr(n_chunks * ((n_rows + 1) / 2) + 1) {
+    const int64_t n_pairs = (n_rows + 1) / 2, parts = (n_rows + kRows - 1) / kRows;
+    const int32_t* starts = blocks.chunk_ptr.data();
+    auto length = [&](int64_t chunk, int32_t row) {
+        return starts[(chunk + 1) * n_rows + row] - starts[chunk * n_rows + row];
+    };
+    for_each_part(parts, [&](int64_t part) {
+        for (int64_t c = 0; c < n_chunks; ++c)
+            for (int64_t r = part * kRows, last = std::min(n_rows, r + kRows); r < last; r += 16) {
+                int32_t* some = rows.data() + c * n_rows + r;
+                const int64_t n = std::min<int64_t>(16, n_rows - r);
+                for (int64_t i = 0; i < n; ++i) some[i] = (int32_t)(r + i);
+                std::stable_sort(some, some + n, [&](int32_t a, int32_t b) { return length(c, a) < length(c, b); });
+                for (int64_t i = 0; i < n; i += 2)
+                    ptr[c * n_pairs + (r + i) / 2 + 1] = i + 1 < n ? 2 * length(c, some[i + 1]) : length(c, some[i]);
+            }
+    });
+    for (size_t i = 1; i < ptr.size(); ++i) ptr[i] += ptr[i - 1];
+    entries.reset(new Entry[ptr.back() + 8]);
+    for_each_part(parts, [&](int64_t part) {
+        for (int64_t c = 0; c < n_chunks; ++c)
+            for (int64_t r = part * kRows, last = std::min(n_rows, r + kRows); r < last; r += 2) {
+                const int64_t n = std::min<int64_t>(2, n_rows - r), pair = c * n_pairs + r / 2;
+                for (int64_t i = 0; i < n; ++i) {
+                    const int32_t row = rows[c * n_rows + r + i];
+                    const Entry* from = blocks.entries.data() + starts[c * n_rows + row];
+                    Entry *to = entries.get() + ptr[pair] + i, *end = entries.get() + ptr[pair + 1];
+                    for (int32_t k = length(c, row); k > 0; --k, to += n) *to = *from++;
+                    for (; to < end; to += n) to->source = nothing, to->weight = 0;
+                }
+            }
+    });
 }
 
 UnitOrder::UnitOrder(const Side& side, int64_t block, int64_t lanes, int64_t panel)

@@ -3,6 +3,7 @@
 #pragma once
 #include <exception>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "job.hpp"
@@ -51,12 +52,21 @@ inline int64_t rows_of_a_line(int64_t block) { return (16 + block - 1) / block; 
 struct BlockOrder {
     std::vector<Entry> entries;
     std::vector<int32_t> chunk_ptr;
-    std::vector<int32_t> order;
     std::vector<int32_t> groups;
     // chunk: its features. panel: floats from one feature to the next as the inputs lie, the tokens of a packed panel
     // or 1 in rows of X. pairs: features in such a float. values: those of 1x1 blocks, float32, else null.
     BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, int pairs,
                const float* values, int64_t n_groups, const ForEachPart& for_each_part);
+};
+
+// The order of Y and dX with 1x1 blocks, made from that by rows: two rows have their entries in turn, and where one has
+// fewer than the other in a chunk, entries of weight 0 that begin at `nothing`, where a panel has zeros.
+struct PairOrder {
+    std::unique_ptr<Entry[]> entries;  // by chunk, then by pair; and a few more, as there
+    std::vector<int32_t> rows;         // Product::pair_rows
+    std::vector<int64_t> ptr;          // Product::pair_ptr
+    PairOrder(const BlockOrder& blocks, int64_t n_rows, int64_t n_chunks, int32_t nothing,
+              const ForEachPart& for_each_part);
 };
 
 // The order of dW with larger blocks: a side's rows are the blocks of streamed features. A block's sums are

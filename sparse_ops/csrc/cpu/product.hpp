@@ -74,37 +74,40 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
         for (int v = 0; v < NV; ++v) store(out + (first + o) * P + v * W, acc[o][v]);
 }
 
-// ROWS rows of 1x1 blocks, rows[0] and maybe rows[1]: one alone would wait for its own sums. first: the row of out[0].
+// A pair of rows of 1x1 blocks, rows[0] and rows[1] (or the last row alone): one alone would wait for its own sums.
+// Both have as many entries, in turn, so that one jump is guessed wrong and not one of each row's. first: the row of
+// out[0].
 template <int ROWS, int NV, int P>
-static __attribute__((noinline)) void scalar_rows(const Pass& pass, const int32_t* rows, int64_t first,
+static __attribute__((noinline)) void scalar_rows(const float* panel, const int32_t* rows, int64_t first,
+                                                  const Entry* e, const Entry* end, const float* bias,
                                                   const float* sums, float* out) {
     V acc[ROWS][NV];
-    const Entry *e[ROWS], *end[ROWS];
+    int64_t at[ROWS];
 #pragma GCC unroll 2
     for (int r = 0; r < ROWS; ++r) {
-        const RowBlocks blocks = row_blocks(pass.job, pass.chunk, rows[r]);
-        e[r] = blocks.begin, end[r] = blocks.end;
-        V bias = pass.job.bias ? broadcast(pass.job.bias[rows[r]]) : V{};
+        at[r] = (rows[r] - first) * P;
+        V start = bias ? broadcast(bias[rows[r]]) : V{};
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) acc[r][v] = sums ? load(sums + (rows[r] - first) * P + v * W) : bias;
+        for (int v = 0; v < NV; ++v) acc[r][v] = sums ? load(sums + at[r] + v * W) : start;
     }
-    auto add = [&](int r) __attribute__((always_inline)) {
-        const float* x = pass.panel + e[r]->source;
-        pin(x);
-        V w = broadcast(e[r]->weight);
-        pin(w);
-        ++e[r];
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], x + v * W, w);
-    };
-    if constexpr (ROWS == 2)
-        for (int64_t both = smaller(end[0] - e[0], end[1] - e[1]); both > 0; --both) add(0), add(1);
+    for (; e < end; e += ROWS) {
 #pragma GCC unroll 2
-    for (int r = 0; r < ROWS; ++r) {
-        while (e[r] < end[r]) add(r);
+        for (int r = 0; r < ROWS; ++r) {
+            uint64_t entry;  // as a number: loads are what this loop waits for, and so there is one and not two
+            memcpy(&entry, e + r, sizeof(entry));
+            pin(entry);
+            const float* x = panel + (uint32_t)entry;
+            pin(x);
+            V w = broadcast(from_bits((uint32_t)(entry >> 32)));
+            pin(w);
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) store(out + (rows[r] - first) * P + v * W, acc[r][v]);
+            for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], x + v * W, w);
+        }
     }
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) store(out + at[r] + v * W, acc[r][v]);
 }
 
 // Outputs [o, o + kOutputs<B>), less where there are no more than `n`, of the rows that begin at `row`, as do sums and
@@ -115,10 +118,12 @@ INLINE void run_pass(const Pass& pass, int64_t row, int64_t o, int64_t n, const 
         int64_t in_row = o / B * (B * P);
         const float* from = sums ? sums + in_row : nullptr;
         block_row<B, NV, P, kPairs<T>>(pass, row + o / B, (int)(o % B), from, out + in_row);
-    } else if (n > 1) {
-        scalar_rows<2, NV, P>(pass, pass.job.order + row + o, row, sums, out);
     } else {
-        scalar_rows<1, NV, P>(pass, pass.job.order + row + o, row, sums, out);
+        const Product& job = pass.job;
+        const int32_t* rows = job.pair_rows + pass.chunk * job.n_rows + row + o;
+        const int64_t* ptr = job.pair_ptr + pass.chunk * ((job.n_rows + 1) / 2) + (row + o) / 2;
+        const auto run = n > 1 ? scalar_rows<2, NV, P> : scalar_rows<1, NV, P>;
+        run(pass.panel, rows, row, job.entries + ptr[0], job.entries + ptr[1], job.bias, sums, out);
     }
 }
 
@@ -208,8 +213,10 @@ template <int B, int NV, class T>
 static void product_blocks(const Product& job) {
     constexpr int P = NV * W;
     int64_t chunk = round_up(job.chunk, W), n_sums = job.n_chunks > 1 ? job.n_out : 0;
-    float* stage = (float*)thread_workspace((chunk + n_sums + 2 * kLine) * P * sizeof(float));
-    float *panel = stage + 2 * kLine * P, *sums = panel + chunk * P;
+    float* stage = (float*)thread_workspace((chunk + 1 + n_sums + 2 * kLine) * P * sizeof(float));
+    float *panel = stage + 2 * kLine * P, *nothing = panel + chunk * P, *sums = nothing + P;
+    // What a PairOrder's places without a block are multiplied with.
+    for (int i = 0; i < P; i += W) store(nothing + i, V{});
     const Target<T> all(job);
     int64_t last_panel = -1;
     Share share(job);

@@ -30,6 +30,11 @@ struct bf16 {
 INLINE V load(const float* p) { return *(const VU*)p; }
 INLINE void store(float* p, V v) { *(VU*)p = v; }
 INLINE V broadcast(float s) { return s - V{}; }
+INLINE float from_bits(uint32_t bits) {
+    float s;
+    memcpy(&s, &bits, sizeof(s));
+    return s;
+}
 
 // Keep a value in a register here. GCC otherwise folds one load into several multiply-adds, each of which then loads
 // again, and spills accumulators that it renames: together a third of the speed of the loops below.
@@ -44,7 +49,8 @@ INLINE void pin(V& v) {
     (void)v;  // a vector of several registers
 #endif
 }
-INLINE void pin(const float*& p) { asm("" : "+r"(p)); }  // one base address instead of one per unrolled access
+INLINE void pin(const float*& p) { asm("" : "+r"(p)); }    // one base address instead of one per unrolled access
+INLINE void pin(uint64_t& bits) { asm("" : "+r"(bits)); }  // loaded once, as one number
 INLINE V load_pinned(const float* p) {
     V v = load(p);
     pin(v);
