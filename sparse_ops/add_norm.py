@@ -7,6 +7,7 @@ a key (random_bits.py). Elsewhere the same in plain torch.
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def add_norm(
 
     dropout: the probability that a feature of x becomes 0; others are divided by 1 - dropout. Which ones follows from
     `key`, a whole number below random_bits.KEYS. kernel: one of operators.KERNELS; all but "torch" take the native one
-    for what it supports (float32 on the CPU, H a multiple of 16). Differentiable, the native kernel once.
+    for what it supports (float32 on the CPU, H a multiple of 16). Differentiable.
     Raises ValueError when a shape, the probability or the kernel's name is wrong.
     """
     _check(x, residual, weight, bias, kernel)
@@ -138,11 +139,22 @@ def _gradient(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, _, weight, _, _, ctx.dropout, ctx.key = inputs
+    _, _, weight, _, ctx.eps, ctx.dropout, ctx.key = inputs
     _, total, statistics = output
-    ctx.mark_non_differentiable(total, statistics)
+    ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(total, statistics, weight)
+
+
+def _gradient_with_graph(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """dresidual, dweight and dbias as they follow from dy, the sum that was normed, and weight, again differentiable.
+
+    The sum is an output of the operator, whose gradient goes on to x and residual: they need not be kept.
+    """
+    total, _, weight = ctx.saved_tensors
+    norm = partial(F.layer_norm, normalized_shape=weight.shape, eps=ctx.eps)
+    dtotal, dweight = differentiable.gradients(lambda t, w: norm(t, weight=w), (total, weight), dy)
+    return dtotal, dweight, dy.sum(0)
 
 
 def _registered() -> Any:
@@ -173,13 +185,19 @@ def _registered() -> Any:
         dx = dy.new_empty(dy.shape if dropout else 0)
         return dx, dy.new_empty(dy.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
-    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        if dy is None:
-            return (None,) * 7
-        if torch.is_grad_enabled():
-            raise NotImplementedError("add_norm: no second derivative; kernel='torch' has one")
-        dx, dresidual, dweight, dbias = gradient(dy, *ctx.saved_tensors, ctx.dropout, ctx.key)
-        return dx if ctx.dropout else dresidual, dresidual, dweight, dbias, None, None, None
+    def backward(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Any) -> tuple[Any, ...]:
+        dx = dresidual = dweight = dbias = None
+        if dy is not None and torch.is_grad_enabled():  # create_graph: the gradients are to be differentiated
+            dresidual, dweight, dbias = _gradient_with_graph(ctx, dy)
+        elif dy is not None:
+            dx, dresidual, dweight, dbias = gradient(dy, *ctx.saved_tensors, ctx.dropout, ctx.key)
+        if dtotal is not None:  # of a gradient that was differentiated
+            dx, dresidual = None, dtotal if dresidual is None else dresidual + dtotal
+        if not ctx.dropout:
+            dx = dresidual
+        elif dx is None and dresidual is not None:
+            dx = dresidual * kept(tuple(dresidual.shape), ctx.dropout, ctx.key)
+        return dx, dresidual, dweight, dbias, None, None, None
 
     forward.register_autograd(backward, setup_context=_setup_context)
     return forward

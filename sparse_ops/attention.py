@@ -6,6 +6,8 @@ Elsewhere torch's scaled_dot_product_attention. B sequences, S tokens each, H hi
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from sparse_ops import differentiable, native_attention
 from sparse_ops.operators import KERNELS, has_native
-from sparse_ops.random_bits import threshold
+from sparse_ops.random_bits import kept, threshold
 
 
 def attention(qkv: Tensor, key_mask: Tensor, heads: int, dropout: float, key: int, kernel: str) -> Tensor:
@@ -24,7 +26,7 @@ def attention(qkv: Tensor, key_mask: Tensor, heads: int, dropout: float, key: in
     token may be seen; a sequence in which none may gives zeros. kernel: one of operators.KERNELS; all but "torch" take
     the native one for what it supports (float32 on the CPU, heads of a multiple of 16 features). There
     random_bits.kept((B, N, S, S), dropout, key) is what probabilities are multiplied by; torch's own attention draws
-    from torch's generator instead. Differentiable, the native kernel once.
+    from torch's generator instead. Differentiable; torch's own, as torch has it, twice with dropout only.
     Raises ValueError when a shape, the mask's dtype or device, the probability or the kernel's name is wrong.
     """
     _check(qkv, key_mask, heads, kernel)
@@ -32,15 +34,33 @@ def attention(qkv: Tensor, key_mask: Tensor, heads: int, dropout: float, key: in
     if _is_native(qkv, heads, kernel):
         out: Tensor = torch.ops.sparse_ops.attention(qkv, key_mask, heads, dropout, key)[0]
         return out
+    mask = key_mask[:, None, None, :]
+    return _joined(F.scaled_dot_product_attention(*_parts(qkv, heads), attn_mask=mask, dropout_p=dropout))
+
+
+def _parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, N, S, H / N]."""
     batch, length, size = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     # Cut along the last axis, not by a permuted view: its gradient is written once, already contiguous.
-    query, keys, value = (
-        part.view(batch, length, heads, size // heads).transpose(1, 2)  # [B, N, S, H / N]
-        for part in qkv.split(size, dim=-1)
-    )
-    mask = key_mask[:, None, None, :]
-    context = F.scaled_dot_product_attention(query, keys, value, attn_mask=mask, dropout_p=dropout)
-    return context.transpose(1, 2).reshape(batch, length, size)
+    parts = (part.view(batch, length, heads, size // heads).transpose(1, 2) for part in qkv.split(size, dim=-1))
+    query, keys, value = parts
+    return query, keys, value
+
+
+def _joined(context: Tensor) -> Tensor:
+    """[B, N, S, H / N] -> [B, S, H]."""
+    return context.transpose(1, 2).flatten(2)
+
+
+def _from_parts(qkv: Tensor, key_mask: Tensor, heads: int, dropout: float, key: int) -> Tensor:
+    """What the native kernel gives, from parts that can be differentiated any number of times; makes [B, N, S, S]."""
+    query, keys, value = _parts(qkv, heads)
+    nothing_seen = ~key_mask.any(1)[:, None, None, None]
+    scores = (query @ keys.transpose(2, 3)) / math.sqrt(query.shape[-1])
+    probabilities = scores.masked_fill(~(key_mask[:, None, None, :] | nothing_seen), -math.inf).softmax(-1)
+    if dropout:
+        probabilities = probabilities * kept(tuple(probabilities.shape), dropout, key)
+    return _joined((probabilities @ value).masked_fill(nothing_seen, 0.0))
 
 
 def _check(qkv: Tensor, key_mask: Tensor, heads: int, kernel: str) -> None:
@@ -60,7 +80,7 @@ def _is_native(qkv: Tensor, heads: int, kernel: str) -> bool:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, key_mask, _, ctx.dropout, ctx.key = inputs
+    qkv, key_mask, ctx.heads, ctx.dropout, ctx.key = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(qkv, key_mask, output[1])
@@ -70,7 +90,9 @@ def _backward(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
     if dout is None:
         return (None,) * 5
     if torch.is_grad_enabled():  # create_graph: the gradient is to be differentiated
-        raise NotImplementedError("attention: the native kernel has no second derivative; kernel='torch' has one")
+        qkv, key_mask, _ = ctx.saved_tensors
+        of = {"key_mask": key_mask, "heads": ctx.heads, "dropout": ctx.dropout, "key": ctx.key}
+        return (*differentiable.gradients(partial(_from_parts, **of), (qkv,), dout), None, None, None, None)
     dqkv = torch.ops.sparse_ops.attention_gradient(dout, *ctx.saved_tensors, ctx.dropout, ctx.key)
     return dqkv, None, None, None, None
 

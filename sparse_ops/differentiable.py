@@ -6,7 +6,7 @@ where torch.func or forward-mode differentiation is at work, and in a backward p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,21 @@ def wanted() -> bool:
     if is_compiling is not None and is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a function of plain parts at its inputs, None where none is wanted, with a graph of their own.
+
+    For a backward pass that is itself differentiated: `inputs` are then those of the forward pass, and dy is as its
+    result.
+    """
+    with torch.enable_grad():
+        y = function(*inputs)
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs)
 
 
 _NO_GRADIENT = (None, None, None)  # of index, kernel and block size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ def block_linear(
     x [*, in], values [nnz, b, b] in slot order, bias [out] -> [*, out], all of one floating dtype (under autocast: its
     dtype). `pattern` may be the index of a pattern, which saves building it again. kernel: one of KERNELS. gelu: apply
     GELU (the exact one, not the tanh form) as results are written; its derivative is kept for the backward pass in the
-    place of its input. Differentiable in x, values and bias; with `gelu` once.
+    place of its input. Differentiable in x, values and bias.
     Raises ValueError when a shape, a dtype, a device or the kernel's name is wrong.
     """
     index = pattern.index() if isinstance(pattern, BlockPattern) else pattern
@@ -37,10 +38,10 @@ def block_linear(
         x, values = _cast(x, dtype), _cast(values, dtype)
         bias = None if bias is None else _cast(bias, dtype)
     _check(x, values, index, bias, kernel)
-    if differentiable.wanted():
-        return _differentiable(x, values, index, bias, kernel, gelu)
     tokens = x.reshape(-1, x.shape[-1])
-    if gelu:
+    if differentiable.wanted():
+        y = _from_parts(tokens, values, bias, index, kernel, gelu)
+    elif gelu:
         trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, bias))
         y, _ = _PRODUCTS.forward_gelu(tokens, values, bias, list(index), kernel, trained)
     else:
@@ -48,14 +49,11 @@ def block_linear(
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _differentiable(
-    x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, kernel: str, gelu: bool
-) -> Tensor:
-    """The same from parts that can be differentiated in every way."""
-    y = differentiable.product(x.reshape(-1, x.shape[-1]), values, index, kernel, values.shape[-1])
+def _from_parts(x: Tensor, values: Tensor, bias: Tensor | None, index: BlockIndex, kernel: str, gelu: bool) -> Tensor:
+    """x [T, in] -> [T, out] from parts that can be differentiated in every way, any number of times."""
+    y = differentiable.product(x, values, index, kernel, values.shape[-1])
     y = y if bias is None else y + bias
-    y = F.gelu(y) if gelu else y
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    return F.gelu(y) if gelu else y
 
 
 @contextmanager
@@ -115,18 +113,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     if slope is not None:
         ctx.mark_non_differentiable(slope)
         ctx.set_materialize_grads(False)
-    ctx.save_for_backward(slope, x, values, *index)
+    ctx.save_for_backward(slope, x, values, bias, *index)
     ctx.kernel, ctx.has_bias = kernel, bias is not None
 
 
 def _backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
     dy: Tensor | None = grad_outputs[0]
-    slope, x, values, *index = ctx.saved_tensors
+    slope, x, values, bias, *index = ctx.saved_tensors
     rest = (None,) if slope is None else (None, None)
     if dy is None:  # nobody wants the gradient of a result that has a slope
         return (None, None, None, _PRODUCTS.index_gradient(len(index)), *rest)
     if torch.is_grad_enabled():  # create_graph: the gradients are to be differentiated
-        return _backward_with_graph(ctx, dy, slope, x, values, BlockIndex(*index))
+        plain = partial(_from_parts, index=BlockIndex(*index), kernel=ctx.kernel, gelu=slope is not None)
+        found = differentiable.gradients(plain, (x, values, bias), dy)
+        return (*found, _PRODUCTS.index_gradient(len(index)), *rest)
     needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
     dy = dy.contiguous() if slope is None else dy * slope
     for observer in _observers:
@@ -139,22 +139,6 @@ def _backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
     elif needs_bias:
         db = dy.sum(0)
     return (dx, dw, db if needs_bias else None, _PRODUCTS.index_gradient(len(index)), *rest)
-
-
-def _backward_with_graph(
-    ctx: Any, dy: Tensor, slope: Tensor | None, x: Tensor, values: Tensor, index: BlockIndex
-) -> tuple[Any, ...]:
-    if slope is not None:
-        raise NotImplementedError("block_linear: gelu=True has no second derivative, use torch's gelu on its result")
-    needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-    rest = (index, ctx.kernel, values.shape[-1])
-    return (
-        differentiable.grad_input(dy, values, *rest) if needs_x else None,
-        differentiable.grad_values(x, dy, *rest) if needs_values else None,
-        dy.sum(0) if ctx.has_bias and needs_bias else None,
-        _PRODUCTS.index_gradient(len(index)),
-        None,
-    )
 
 
 class _BlockLinear(torch.autograd.Function):
