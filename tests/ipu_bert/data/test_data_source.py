@@ -199,3 +199,16 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(DataError, match=r"cannot read dataset 'wikimedia/wikipedia' .*: no route to host$"):
         next(made(corpus(source="wikipedia_bookcorpus")).documents())
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["", "b = 1", "b = B(", "b = B('v', 't', {1: 0})", "b = B('v', 't', {1: 0}, {})", "b = B('v', open('x'), {}, {})"],
+)
+def test_a_bible_of_another_form_is_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another version of the package may be; nothing in it is run."""
+    path = tmp_path / "plain_text_bible.py"
+    path.write_text(module)
+    monkeypatch.setattr(packaged, "_located", lambda package, file: path)
+    with pytest.raises(DataError, match=r"plain_text_bible\.py: expected a text and where its verses begin and end"):
+        list(packaged.bible_books())
