@@ -60,7 +60,7 @@ def open_data(config: Config, progress: bool, ranks: Ranks = ALONE) -> TokenFile
     return found
 
 
-def _compiles(config: Config) -> bool:
+def _multiplies_natively(config: Config) -> bool:
     """Whether native code multiplies sparse weights where it can be had."""
     engine = config.engine
     return engine.name == "torch" and engine.kernel != "torch" and config.sparsity.method != "dense"
@@ -68,7 +68,7 @@ def _compiles(config: Config) -> bool:
 
 def compile_kernels(config: Config, ranks: Ranks) -> None:
     """Compile what multiplies sparse weights, where it is native: the first rank of each machine, and then the rest."""
-    if _compiles(config) and ranks.count > 1:
+    if _multiplies_natively(config) and ranks.count > 1:
         for now in (True, False):
             if (ranks.local_index == 0) == now:
                 native.available()
@@ -80,7 +80,7 @@ def choose_variants(config: Config, ranks: Ranks) -> None:
 
     The first rank of each machine does. All ways give the same bits, so machines, and a resumed run, may differ.
     """
-    if not _compiles(config) or config.train.last_step < MEASURED_FROM:
+    if not _multiplies_natively(config) or config.train.last_step < MEASURED_FROM:
         return
     if ranks.local_index == 0 and native.available():
         assert config.train.micro_batch_size is not None

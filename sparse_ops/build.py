@@ -29,9 +29,9 @@ import time
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
-from sparse_ops.files import lock, replacing, sha256_of, write
+from sparse_ops.files import in_words, lock, replacing, sha256_of, write
 from sparse_ops.ipu import build as build_ipu
-from sparse_ops.saying import say
+from sparse_ops.saying import answer, say
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
 SHIPPED = Path(__file__).parent / "lib"
@@ -254,10 +254,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("target", nargs="?", choices=("cpu", "ipu", "wheel"), default="cpu", help="default: cpu")
     try:
         path = {"cpu": build, "ipu": build_ipu.build, "wheel": build_for_wheel}[parser.parse_args(argv).target]()
-    except RuntimeError as error:
-        say(f"sparse_ops: {error}", sys.stderr)
+        answer(str(path))
+    except (RuntimeError, OSError) as error:
+        say(f"sparse_ops: {in_words(error) if isinstance(error, OSError) else error}", sys.stderr)
         return 1
-    say(str(path), sys.stdout)
     return 0
 
 

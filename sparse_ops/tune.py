@@ -27,7 +27,7 @@ from sparse_ops.bench.arguments import MOST_THREADS, fraction, whole_number
 from sparse_ops.files import in_words, lock
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern, block_count
-from sparse_ops.saying import say
+from sparse_ops.saying import answer, say
 from sparse_ops.variants import PRODUCTS, Choice, Choices, Work
 
 SECONDS = 8.0  # for all products of a call, where they leave time for LEAST_ROUNDS
@@ -170,7 +170,7 @@ def weight(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str]) -> int:
-    """Show choices, after measuring what was asked for; exit status 1 when the native kernels cannot be had."""
+    """Show choices, after measuring what was asked for; exit status 1 without native kernels, 2 when output is lost."""
     parser = argparse.ArgumentParser(prog="python -m sparse_ops.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("weights", nargs="*", type=weight, metavar="OUTxIN", help="measure products of such weights")
     parser.add_argument("--again", action="store_true", help="measure all that has been chosen at this level anew")
@@ -199,7 +199,11 @@ def main(arguments: list[str]) -> int:
     if wanted:
         start = time.monotonic()
         say(told(tune(wanted, again=True), time.monotonic() - start), sys.stderr)
-    say(f"{native.choices().path}\n{table(native.choices())}", sys.stdout)
+    try:
+        answer(f"{native.choices().path}\n{table(native.choices())}")
+    except OSError as error:
+        say(f"error: {in_words(error)}", sys.stderr)
+        return 2
     return 0
 
 

@@ -6,11 +6,12 @@ import io
 import os
 import subprocess
 import sys
-from typing import TextIO
+from typing import Callable, TextIO
 
 import pytest
+from compiler import needs_kernels
 
-from sparse_ops import saying
+from sparse_ops import build, saying, tune
 from sparse_ops.saying import answer, say
 
 
@@ -59,6 +60,19 @@ def test_what_was_asked_for_and_cannot_be_written_is_an_error(monkeypatch: pytes
                 answer(text)
         with open("/dev/full", "w", encoding="utf-8") as full:
             say(text, full)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+@needs_kernels
+@pytest.mark.parametrize(("main", "status"), [(build.main, 1), (tune.main, 2)])
+def test_a_command_whose_answer_is_lost_fails(
+    main: Callable[[list[str]], int], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(": standard output: No space left on device")
 
 
 def test_a_reader_that_wants_no_more_has_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,12 +83,12 @@ struct Product : ProductCall {
     // [n_chunks + 1][n_rows]: where each row's entries begin in each chunk, and where they end after the last.
     const int32_t* chunk_ptr;
     // 1x1 blocks go two rows at a time; the rows of a pair have as many entries, which stand in turn (PairOrder).
-    const int32_t*
-        pair_rows;  // [n_chunks][n_rows]: every 16 rows by their number of blocks in the chunk; two are a pair
-    const int64_t* pair_ptr;  // [n_chunks * pairs + 1]: where each pair's entries begin; the last row may be alone
-    const int32_t* groups;    // [n_groups + 1]: where each group's block rows begin; groups are about equal work
-    int64_t n_groups;         // for each panel
-    int64_t* next;            // a counter that the threads share, from which they draw jobs: panel * n_groups + group
+    // Every 16 are ordered by their number of blocks in the chunk, and two of them are a pair.
+    const int32_t* pair_rows;  // [n_chunks][n_rows]
+    const int64_t* pair_ptr;   // [n_chunks * pairs + 1]: where each pair's entries begin; the last row may be alone
+    const int32_t* groups;     // [n_groups + 1]: where each group's block rows begin; groups are about equal work
+    int64_t n_groups;          // for each panel
+    int64_t* next;             // a counter that the threads share, from which they draw jobs: panel * n_groups + group
 };
 
 // What meets the streamed side in one vector of dW: resident features of a block, as many as fit; or of two blocks of a

@@ -63,7 +63,8 @@ template <>
 constexpr ProductVariant kVariants<1, float>[] = {
     tokens_as_lanes<1, kVectors<1>, float>("tokens", kAny, kChunk<1>, kPast),
     // In L1 a row has ten blocks of a chunk, of a tenth, and then a branch that was foretold wrong and sums that go and
-    // come. Eight vectors: ten loads for eight multiply-adds in place of six for four, and half as many such branches.
+    // come. Eight vectors: nine loads for eight multiply-adds in place of five for four, and half as many such
+    // branches.
     tokens_as_lanes<1, kVectors<1>, float>("tokens, in L2", kAny, 256, kPast),
     tokens_as_lanes<1, 8, float>("tokens, 8 vectors in L2", kAny, 256, kPast),
     tokens_as_lanes<1, kVectors<1>, float>("tokens, kept", kAny, kChunk<1>, kKept),
