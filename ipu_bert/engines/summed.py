@@ -38,6 +38,9 @@ class SummedGradients:
                     model, process_group=ranks.group, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
             self._group = ranks.group
+            # The reducer holds the hook, and the hook the reducer: neither is ever freed, and nor is the group. That is
+            # well: a reducer that is the last to hold a group joins gloo's threads and keeps the GIL, which they may
+            # wait for to let go of a tensor, and the process never ends (pytorch/pytorch#56297, seen with 2.13).
             self._parallel.register_comm_hook(None, lambda _, bucket: self._add_up(bucket))
 
     def micro_batch(self, last: bool) -> ContextManager[Any]:
