@@ -19,13 +19,13 @@ from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.token_files import Text
-from ipu_bert.ends import with_one_line
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.engines.torch_engine import eval_batch
 from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
 from sparse_ops.bench.arguments import whole_number
+from sparse_ops.ends import with_one_line
 from sparse_ops.saying import answer
 
 ENTROPY = (

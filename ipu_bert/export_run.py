@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from ipu_bert import assemble
-from ipu_bert.ends import with_one_line
 from ipu_bert.hub.card import CardFacts, render_card
 from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.hub.folders import CARD, push, whole_folder
@@ -23,6 +22,7 @@ from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.sizes.footprint import parameter_counts
 from ipu_bert.trained import TrainedModel, load_model
 from sparse_ops import files
+from sparse_ops.ends import with_one_line
 from sparse_ops.saying import say
 
 

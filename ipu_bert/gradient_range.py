@@ -20,11 +20,11 @@ from ipu_bert import assemble, checkpoint, starting
 from ipu_bert.config import Config, load_config
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.masking import IGNORED_LABEL
-from ipu_bert.ends import with_one_line
 from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining, pretraining_losses
 from ipu_bert.record.metrics import dumps
 from sparse_ops.bench.arguments import whole_number
+from sparse_ops.ends import with_one_line
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.saying import answer
 

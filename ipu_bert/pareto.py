@@ -16,7 +16,6 @@ from typing import Any, Mapping, Sequence
 
 from ipu_bert import assemble
 from ipu_bert.config import Config, from_dict
-from ipu_bert.ends import with_one_line
 from ipu_bert.json_file import is_amount, is_count, read_object
 from ipu_bert.record.metrics import dumps
 from ipu_bert.sizes.flops import paper_flops
@@ -25,6 +24,7 @@ from ipu_bert.study.figures import cost_figure, save_svg
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.seconds import REPEATS, measure_seconds
 from sparse_ops.bench.arguments import file_to_write
+from sparse_ops.ends import with_one_line
 from sparse_ops.saying import answer, say
 
 

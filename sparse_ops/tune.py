@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sparse_ops import native
 from sparse_ops.bench.arguments import MOST_THREADS, fraction, whole_number
+from sparse_ops.ends import with_one_line
 from sparse_ops.files import in_words, lock
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern, block_count
@@ -170,7 +171,7 @@ def weight(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str]) -> int:
-    """Show choices, after measuring what was asked for; exit status 1 without native kernels, 2 when output is lost."""
+    """Show choices, after measuring what was asked for; exit status 1 without native kernels, 2 as with_one_line."""
     parser = argparse.ArgumentParser(prog="python -m sparse_ops.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("weights", nargs="*", type=weight, metavar="OUTxIN", help="measure products of such weights")
     parser.add_argument("--again", action="store_true", help="measure all that has been chosen at this level anew")
@@ -186,25 +187,21 @@ def main(arguments: list[str]) -> int:
         return 1
     torch.set_num_threads(options.threads)
     keep_freed_memory()
+    return with_one_line(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
     dtype = torch.bfloat16 if options.bfloat16 else torch.float32
-    try:
-        level, wanted = native.level(), []
-        for shape in options.weights:
-            blocks = block_count(shape, options.block, options.sparsity, 1)
-            wanted += works(shape, options.block, blocks, options.tokens, dtype)
-    except ValueError as error:
-        parser.error(str(error))
+    level, wanted = native.level(), []
+    for shape in options.weights:
+        blocks = block_count(shape, options.block, options.sparsity, 1)
+        wanted += works(shape, options.block, blocks, options.tokens, dtype)
     if options.again:
         wanted += [choice.work for choice in native.choices() if native.LEVELS[choice.work.level] == level]
     if wanted:
         start = time.monotonic()
         say(told(tune(wanted, again=True), time.monotonic() - start), sys.stderr)
-    try:
-        answer(f"{native.choices().path}\n{table(native.choices())}")
-    except OSError as error:
-        say(f"error: {in_words(error)}", sys.stderr)
-        return 2
-    return 0
+    answer(f"{native.choices().path}\n{table(native.choices())}")
 
 
 if __name__ == "__main__":

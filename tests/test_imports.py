@@ -19,7 +19,6 @@ ORDER = [
     "settings",
     "json_file",
     "sealed_json",
-    "ends",
     "hub_files",
     "data",
     "sizes",

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
-from ipu_bert.ends import with_one_line
 from ipu_bert.finetune.__main__ import main as fine_tune
 from ipu_bert.finetune.measures import measures
 from ipu_bert.record.metrics import dumps
 from sparse_ops import files
+from sparse_ops.ends import with_one_line
 from sparse_ops.pattern import named_generator
 
 SEEDS = (0, 1, 2)

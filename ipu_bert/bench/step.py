@@ -28,7 +28,6 @@ from ipu_bert.bench.equal_loss import LENGTH, SPARSE_MLM, SPARSITY
 from ipu_bert.bench.memory import StateBytes, peak_bytes, state_bytes
 from ipu_bert.bench.models import DENSE_BFLOAT16, DENSE_FLOAT32, IMPLEMENTATIONS, Implementation, Trainer
 from ipu_bert.data.batches import Batch
-from ipu_bert.ends import with_one_line
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.record.metrics import dumps
 from ipu_bert.settings import SparsitySettings
@@ -42,6 +41,7 @@ from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
 from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.schedules import constant
 from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
+from sparse_ops.ends import with_one_line
 from sparse_ops.norms import l1
 from sparse_ops.saying import answer, say
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ipu_bert.config.reference import reference_page
-from ipu_bert.ends import with_one_line
+from sparse_ops.ends import with_one_line
 from sparse_ops.saying import answer
 
 sys.exit(with_one_line(lambda: answer(reference_page().rstrip("\n"))))

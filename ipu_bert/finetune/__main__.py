@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Callable
 
-from ipu_bert.ends import with_one_line
 from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Start, Training
 from ipu_bert.settings import MOST_STEPS, SparsitySettings
 from sparse_ops.bench.arguments import MOST_THREADS, whole_number
+from sparse_ops.ends import with_one_line
 from sparse_ops.pattern import BLOCK_SIZES
 
 

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Sequence, TextIO
 
-from ipu_bert.ends import with_one_line
 from ipu_bert.record.console import format_duration
 from ipu_bert.signals import InterruptedRunError, raised
 from ipu_bert.study.definition import Cell, Study, read_study
@@ -29,6 +28,7 @@ from ipu_bert.study.run import cell_flops, run_cells
 from ipu_bert.study.seconds import REPEATS, measure_seconds, write_seconds
 from sparse_ops import files
 from sparse_ops.bench.arguments import MOST_THREADS, whole_number
+from sparse_ops.ends import with_one_line
 from sparse_ops.saying import answer, say
 
 

@@ -37,7 +37,8 @@ from sparse_ops.bench.peers import (
     prepare,
 )
 from sparse_ops.bench.sampling import Sample, Summary, alternate, sample, summarize
-from sparse_ops.files import in_words, replacing, write
+from sparse_ops.ends import with_one_line
+from sparse_ops.files import replacing, write
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES
 from sparse_ops.saying import answer, say
@@ -231,7 +232,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the benchmark; exit status 1 when the native kernels cannot be had, 2 when something cannot be written."""
+    """Run the benchmark; exit status 1 when the native kernels cannot be had, 2 as with_one_line."""
     parser = argparse.ArgumentParser(prog="python -m sparse_ops.bench", description=(__doc__ or "").splitlines()[0])
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="one 768x768 weight, 1024 tokens, density 0.1")
@@ -244,21 +245,13 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not native.available():
         return 1
-    try:
-        native.level()
-    except ValueError as error:
-        parser.error(str(error))
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        _run(options)
-    except OSError as error:
-        say(f"error: {in_words(error)}", sys.stderr)
-        return 2
-    return 0
+    return with_one_line(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
+    native.level()  # a variable that names none is refused before anything is measured
     keep_freed_memory()
     warnings.filterwarnings("ignore", message="Sparse (CSR|BSR)")
     records: list[Record] = []

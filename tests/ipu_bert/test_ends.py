@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ipu_bert import assemble, checkpoint, cli, evaluate, export_run
-from ipu_bert.ends import with_one_line
 from ipu_bert.sealed_json import sealed
+from sparse_ops.ends import with_one_line
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,6 @@ def test_the_command_measures_keeps_and_shows(choices: Choices, capsys: pytest.C
     ("arguments", "said"),
     [
         (["768"], "expected OUTxIN, as 3072x768, found '768'"),
-        (["100x64"], "expected"),
         (["96x64", "--tokens", "0"], "expected a whole number of at least 1"),
         (["96x64", "--sparsity", "1"], r"expected a number in [0, 1)"),
     ],
@@ -234,3 +233,19 @@ def test_the_command_refuses_in_one_line(
     with pytest.raises(SystemExit):
         tune.main(arguments)
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("100x64", "error: weight [100, 64]: expected rows in a multiple of "),
+        ("4000000x4000000", "error: out of memory: "),
+    ],
+)
+def test_a_weight_that_cannot_be_is_one_line(
+    size: str, said: str, choices: Choices, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that does not divide into blocks, and one whose blocks are more than any memory holds."""
+    assert tune.main([size, "--sparsity", "0.5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
