@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_ops.openmp import parallel_address
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex
 from sparse_ops.processor import processor
 from sparse_ops.saying import say
@@ -203,7 +204,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def threads_and_level() -> dict[str, int | None]:
     """The fields of every call that say how it is carried out: torch's threads, at the instruction level in use."""
-    return {"parallel": _torch_parallel(), "threads": torch.get_num_threads(), "level": _level_now()}
+    return {"parallel": parallel_address(), "threads": torch.get_num_threads(), "level": _level_now()}
 
 
 def run(function: str, call: Call) -> None:
@@ -320,25 +321,3 @@ def _level(named: str) -> int:
 
 def _level_now() -> int:
     return _level(os.environ.get("SPARSE_OPS_LEVEL", ""))
-
-
-@functools.lru_cache(maxsize=None)
-def _torch_parallel() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that torch has loaded, so that its threads are shared.
-
-    A runtime of our own would be a second set of threads that spin while torch's want the cores. None (threads are
-    started per call) where torch runs on something else.
-    """
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
-            loaded = sorted({line.split(maxsplit=5)[5].rstrip("\n") for line in file if "omp" in line and "/" in line})
-    except OSError:
-        return None
-    torch_folder = os.path.dirname(os.path.dirname(torch.__file__))
-    for path in sorted(loaded, key=lambda p: not p.startswith(torch_folder)):
-        if os.path.basename(path).startswith(("libgomp", "libiomp", "libomp")):
-            try:
-                return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
-            except (OSError, AttributeError):
-                continue
-    return None

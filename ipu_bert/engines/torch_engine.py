@@ -33,6 +33,7 @@ from sparse_ops.distributed import digest
 from sparse_ops.dynsparse.gradients import GradientSearch
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.norms import BlockNorm
+from sparse_ops.openmp import give_way
 from sparse_ops.pattern import named_generator
 
 
@@ -58,6 +59,7 @@ class TorchEngine:
         ranks: Ranks = ALONE,
     ) -> None:
         keep_freed_memory()
+        give_way()
         self.transfers: TransferRecord | None = None
         self.model = model
         self._layers = dict(sparse_layers(model))

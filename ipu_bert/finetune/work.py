@@ -17,12 +17,14 @@ from ipu_bert.finetune.train import Examples, fit, in_units_of, predict
 from ipu_bert.hub.folders import check_place
 from ipu_bert.model import sparse_layers
 from sparse_ops.host_memory import keep_freed_memory
+from sparse_ops.openmp import give_way
 from sparse_ops.saying import say
 
 
 def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
     """Fine-tune and write `folder`. Raises ValueError or OSError with one line; then `folder` is as it was."""
     keep_freed_memory()
+    give_way()
     check_place(folder)
     if Path(options.start.where).resolve() == folder.resolve():
         raise ValueError(f"{folder}: expected another folder than the start's, which it would replace, found the same")

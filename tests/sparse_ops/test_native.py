@@ -64,7 +64,7 @@ def test_threads_and_repetition(b: int, dtype: torch.dtype, threads: int, seed: 
 
 
 def test_without_a_shared_openmp_runtime(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_torch_parallel", lambda: None)
+    monkeypatch.setattr(native, "parallel_address", lambda: None)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     generator = torch.Generator().manual_seed(seed)

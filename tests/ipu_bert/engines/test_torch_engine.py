@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ipu_bert.bench.models import random_batch
 from ipu_bert.data.batches import Batch
+from ipu_bert.engines import torch_engine
 from ipu_bert.engines.base import NonFiniteError
 from ipu_bert.engines.torch_engine import TorchEngine, eval_batch
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
@@ -258,3 +259,11 @@ def test_an_evaluation_keeps_to_the_micro_batch(seed):
     terms = SEQUENCES * LABELS  # a float32 sum of so many losses, each of a product of its own shape
     assert found.mlm_sum == pytest.approx(whole.mlm_sum, rel=terms * 2**-23)
     assert found.nsp_sum == pytest.approx(whole.nsp_sum, rel=terms * 2**-23)
+
+
+@pytest.mark.parametrize("what", ["keep_freed_memory", "give_way"])
+def test_the_process_is_made_ready(monkeypatch, what):
+    asked: list[str] = []
+    monkeypatch.setattr(torch_engine, what, lambda: asked.append(what))
+    make_engine(dense_model(WITHOUT_DROPOUT))
+    assert asked == [what]
