@@ -18,6 +18,7 @@ from ipu_bert.sizes.weights import EncoderWeight
 from sparse_ops.add_norm import add_norm
 from sparse_ops.attention import attention
 from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.linear_cross_entropy import linear_cross_entropy
 from sparse_ops.pattern import BlockPattern, named_generator
 
 # (name, in_features, out_features, segments) -> a module that maps [*, in] to [*, out] and has a bias.
@@ -213,6 +214,11 @@ class Predictions(nn.Module):
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
         return F.linear(self.transform(hidden), word_embeddings, self.bias)
 
+    def loss(self, hidden: Tensor, word_embeddings: Tensor, labels: Tensor, kernel: str) -> Tensor:
+        """Cross-entropy at hidden [N, H] in nats, summed over the labels [N] that are not IGNORED_LABEL: 0-d."""
+        hidden = self.transform(hidden)
+        return linear_cross_entropy(hidden, word_embeddings, self.bias, labels, IGNORED_LABEL, kernel)
+
 
 class PretrainingHeads(nn.Module):
     def __init__(self, shape: BertShape) -> None:
@@ -227,6 +233,14 @@ def layer_norm_parameters(model: nn.Module) -> set[int]:
     return {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
 
 
+class PretrainingLosses(NamedTuple):
+    """Sums, so that splitting a step into micro-batches changes nothing; divide by the step's own counts. All 0-d."""
+
+    mlm_sum: Tensor
+    mlm_count: Tensor  # int64: number of labels
+    nsp_sum: Tensor
+
+
 class BertForPreTraining(nn.Module):
     """BERT with both pre-training heads; `linear` alone decides which encoder weights are sparse.
 
@@ -239,7 +253,7 @@ class BertForPreTraining(nn.Module):
 
     def __init__(self, shape: BertShape, linear: LinearFactory, seed: int, kernel: str) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.kernel = shape, kernel
         self.bert = Bert(shape, linear, kernel)
         self.cls = PretrainingHeads(shape)
         self.initialize(seed)
@@ -257,27 +271,29 @@ class BertForPreTraining(nn.Module):
                     truncated_normal_(parameter, self.shape.initializer_range, named_generator(seed, f"init/{name}"))
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of both heads, the MLM head at the masked positions only.
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor,
+        masked_positions: Tensor,
+        labels: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor] | PretrainingLosses:
+        """Logits of both heads, the MLM head at the masked positions only; with `labels` the losses in place of them.
 
         input_ids [B, S] and token_type_ids [B, S] (0 or 1) are int64. attention_mask [B, S] bool is True where there is
         a token, at least one in every sequence. masked_positions [B, P] int64 in [0, S): any position where there is no
-        label. Returns mlm_logits [B, P, V] and nsp_logits [B, 2] (class 0: the second part follows the first).
-        Raises ValueError for sequences longer than the position embedding.
+        label. labels: (masked_labels, next_sentence_labels), as `pretraining_losses` has them. Returns mlm_logits
+        [B, P, V] and nsp_logits [B, 2] (class 0: the second part follows the first), or what `pretraining_losses` makes
+        of these. Raises ValueError for sequences longer than the position embedding.
         """
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
         masked = hidden.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))  # [B, P, H]
-        mlm_logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight)
-        return mlm_logits, self.cls.seq_relationship(pooled)
-
-
-class PretrainingLosses(NamedTuple):
-    """Sums, so that splitting a step into micro-batches changes nothing; divide by the step's own counts. All 0-d."""
-
-    mlm_sum: Tensor
-    mlm_count: Tensor  # int64: number of labels
-    nsp_sum: Tensor
+        words, nsp_logits = self.bert.embeddings.word_embeddings.weight, self.cls.seq_relationship(pooled)
+        if labels is None:
+            return self.cls.predictions(masked, words), nsp_logits
+        masked_labels, next_sentence_labels = labels
+        mlm_sum = self.cls.predictions.loss(masked.flatten(0, 1), words, masked_labels.flatten(), self.kernel)
+        return _losses(mlm_sum, nsp_logits, masked_labels, next_sentence_labels)
 
 
 def pretraining_losses(
@@ -294,6 +310,12 @@ def pretraining_losses(
         ignore_index=IGNORED_LABEL,
         reduction="sum",
     )
+    return _losses(mlm_sum, nsp_logits, masked_labels, next_sentence_labels)
+
+
+def _losses(
+    mlm_sum: Tensor, nsp_logits: Tensor, masked_labels: Tensor, next_sentence_labels: Tensor
+) -> PretrainingLosses:
     nsp_sum = F.cross_entropy(_at_least_float32(nsp_logits), next_sentence_labels, reduction="sum")
     return PretrainingLosses(mlm_sum, (masked_labels != IGNORED_LABEL).sum(), nsp_sum)
 

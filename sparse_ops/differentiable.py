@@ -16,10 +16,15 @@ from sparse_ops.operators import OPERATORS
 from sparse_ops.pattern import BlockIndex
 
 
+def compiling() -> bool:
+    """Whether torch.compile or torch.export is at work."""
+    is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # not in older torch
+    return is_compiling is not None and bool(is_compiling())
+
+
 def wanted() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, which registered operators do not know."""
-    is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # not in older torch
-    if is_compiling is not None and is_compiling():
+    if compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 

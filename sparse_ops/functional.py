@@ -33,7 +33,7 @@ def block_linear(
     Raises ValueError when a shape, a dtype, a device or the kernel's name is wrong.
     """
     index = pattern.index() if isinstance(pattern, BlockPattern) else pattern
-    dtype = _autocast_dtype(x)
+    dtype = autocast_dtype(x)
     if dtype is not None:
         x, values = _cast(x, dtype), _cast(values, dtype)
         bias = None if bias is None else _cast(bias, dtype)
@@ -73,7 +73,7 @@ def observe_gradients(observer: Callable[[BlockIndex, Tensor, Tensor], None]) ->
 _observers: list[Callable[[BlockIndex, Tensor, Tensor], None]] = []
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for, if it is on; torch 2.0, which has no name for it, only runs on the IPU."""
     kind = x.device.type
     if not hasattr(torch, "get_autocast_dtype") or kind == "meta" or not torch.is_autocast_enabled(kind):

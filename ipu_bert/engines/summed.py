@@ -27,7 +27,7 @@ class SummedGradients:
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, timer: Stopwatch) -> None:
-        self.model: Callable[..., tuple[Tensor, Tensor]] = model
+        self.model: Callable[..., Any] = model
         self._parallel: Any = None
         self._timer, self._waiting = timer, ExitStack()
         self.sent_bytes = 0  # of gradients, in the last step

@@ -138,8 +138,11 @@ class TorchEngine:
         return mlm_loss, nsp_loss
 
     def _losses(self, batch: Batch) -> PretrainingLosses:
-        logits = _logits(self._gradients.model, self._precision, batch)
-        return pretraining_losses(*logits, batch.masked_labels, batch.next_sentence_labels)
+        with self._precision.autocast():
+            losses: PretrainingLosses = self._gradients.model(
+                *_inputs(batch), labels=(batch.masked_labels, batch.next_sentence_labels)
+            )
+        return losses
 
     def _update_weights(self, lr: float) -> float:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
@@ -230,7 +233,8 @@ def eval_batch(model: BertForPreTraining, precision: Precision, batch: Batch, mi
 
 @torch.no_grad()
 def _eval_micro_batch(model: BertForPreTraining, precision: Precision, batch: Batch) -> EvalResult:
-    mlm_logits, nsp_logits = _logits(model, precision, batch)
+    with precision.autocast():
+        mlm_logits, nsp_logits = model(*_inputs(batch))
     losses = pretraining_losses(mlm_logits, nsp_logits, batch.masked_labels, batch.next_sentence_labels)
     return EvalResult(
         losses.mlm_sum.item(),
@@ -242,12 +246,9 @@ def _eval_micro_batch(model: BertForPreTraining, precision: Precision, batch: Ba
     )
 
 
-def _logits(model: Callable[..., tuple[Tensor, Tensor]], precision: Precision, batch: Batch) -> tuple[Tensor, Tensor]:
-    with precision.autocast():
-        mlm_logits, nsp_logits = model(
-            batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
-        )
-    return mlm_logits, nsp_logits
+def _inputs(batch: Batch) -> tuple[Tensor, ...]:
+    """In the order of the model's arguments."""
+    return batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_positions
 
 
 def _labels(batch: Batch) -> int:

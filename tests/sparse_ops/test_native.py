@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from compiler import HAS_KERNELS, needs_kernels
 from native_cases import DTYPES, Case, check_all
 
-from sparse_ops import add_norm, build, native, native_attention, native_half, random_bits
+from sparse_ops import add_norm, build, linear_cross_entropy, native, native_attention, native_half, random_bits
 from sparse_ops.functional import block_linear
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 
@@ -239,6 +239,7 @@ STRUCTURES = (
     add_norm._AddNormCall,
     add_norm._AddNormGradientCall,
     native_attention._AttentionCall,
+    linear_cross_entropy._CrossEntropyCall,
 )
 
 

@@ -5,13 +5,6 @@
 
 namespace SPARSE_OPS_LEVEL {
 
-INLINE float sum_of(V v) {
-    float part[W], sum = 0;
-    store(part, v);
-    for (int i = 0; i < W; ++i) sum += part[i];
-    return sum;
-}
-
 // What dropout multiplies the features from `place` on with: 0, or what keeps the mean.
 template <bool dropout>
 INLINE V kept(const Dropout& d, int64_t place) {

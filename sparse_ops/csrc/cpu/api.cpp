@@ -2,6 +2,7 @@
 #include "api.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -234,6 +235,29 @@ void add_norm_gradient(const AddNormGradientCall& call) {
         }
 }
 
+constexpr int64_t kWordsOfPart = 512;  // sums are made by parts, whatever the threads are
+
+void cross_entropy(const CrossEntropyCall& call) {
+    const Level& level = level_of(call.level);
+    const int64_t parts = (call.words + kWordsOfPart - 1) / kWordsOfPart, n = call.tokens;
+    static thread_local Workspace workspace;
+    float* found = call.share ? nullptr : (float*)workspace.get(parts * 2 * n * sizeof(float));
+    for_each_part(call.parallel, call.threads, parts, [&](int64_t part) {
+        const int64_t first = part * kWordsOfPart, last = std::min(call.words, first + kWordsOfPart);
+        if (call.share)
+            level.cross_entropy_gradient(call, first, last);
+        else
+            level.cross_entropy(call, first, last, found + part * 2 * n, found + (part * 2 + 1) * n);
+    });
+    for (int64_t j = 0; found && j < n; ++j) {
+        double largest = found[j], sum = 0;
+        for (int64_t part = 1; part < parts; ++part) largest = std::max<double>(largest, found[part * 2 * n + j]);
+        for (int64_t part = 0; part < parts; ++part)
+            sum += found[(part * 2 + 1) * n + j] * std::exp2(found[part * 2 * n + j] - largest);
+        call.largest[j] = (float)largest, call.sums[j] = (float)sum;
+    }
+}
+
 template <class Call>
 int status_of(void (*work)(const Call&), const Call& call) {
     try {
@@ -294,3 +318,5 @@ int sparse_ops_half_products(const HalfProductsCall* call) { return status_of(ha
 int sparse_ops_add_norm(const AddNormCall* call) { return status_of(add_norm, *call); }
 
 int sparse_ops_add_norm_gradient(const AddNormGradientCall* call) { return status_of(add_norm_gradient, *call); }
+
+int sparse_ops_cross_entropy(const CrossEntropyCall* call) { return status_of(cross_entropy, *call); }

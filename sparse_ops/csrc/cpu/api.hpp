@@ -170,6 +170,22 @@ struct AddNormGradientCall {
     int32_t level;      // instruction level
 };
 
+// The softmax of a cross entropy over scores plus bias, forward; backward, where `share` is there, each token's softmax
+// times its share takes the place of its scores.
+struct CrossEntropyCall {
+    float* scores;       // [words, tokens]
+    const float* bias;   // [words]
+    const float* share;  // [tokens]: the gradient of its log of the sum of exponentials over that sum; null: forward
+    float* largest;      // [tokens]: the largest score, times log2 e; written forward, read backward
+    float* sums;         // [tokens]: sum of exponentials of the scores' distance from it; written forward
+    float* dbias;        // [words]: what has taken the scores' place, summed over tokens; written backward
+    int64_t words;
+    int64_t tokens;     // a multiple of 16
+    Parallel parallel;  // as of a product
+    int32_t threads;    // at most so many
+    int32_t level;      // instruction level
+};
+
 #define EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -195,5 +211,6 @@ EXPORT int sparse_ops_half_round(const HalfRoundCall* call);
 EXPORT int sparse_ops_half_products(const HalfProductsCall* call);
 EXPORT int sparse_ops_add_norm(const AddNormCall* call);
 EXPORT int sparse_ops_add_norm_gradient(const AddNormGradientCall* call);
+EXPORT int sparse_ops_cross_entropy(const CrossEntropyCall* call);
 
 }  // extern "C"

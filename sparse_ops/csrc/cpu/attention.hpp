@@ -6,6 +6,7 @@
 // dq = ds k / sqrt(width), dk = ds^T q / sqrt(width). Exponentials are powers of two: log2 e is part of packed keys.
 #pragma once
 #include "job.hpp"
+#include "power.hpp"
 #include "random.hpp"
 #include "tile.hpp"
 
@@ -14,24 +15,6 @@ namespace SPARSE_OPS_LEVEL {
 constexpr int64_t kQueries = 48;  // in a block
 
 INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// 2^x for x <= 0, to about one unit in the last place; NaN where x is one. Below 2^-126, where slow numbers begin,
-// it is off by less than that, and 0 from 2^-127 on: there the exponent's bits meet 1 exactly. The polynomial is within
-// 1.9e-9 of 2^r, relatively, for |r| <= 1/2 (least squares, weighted until even).
-INLINE V power_of_two(V x) {
-    const V least = broadcast(-127.0f);
-    x = least > x ? least : x;
-    const V shifted = x + 12582912.0f;  // no bits are left behind the point
-    const V r = x - (shifted - 12582912.0f);
-    V p = broadcast(0.000153458124f);
-    p = p * r + 0.00133999309f;
-    p = p * r + 0.00961848907f;
-    p = p * r + 0.0555032864f;
-    p = p * r + 0.240226462f;
-    p = p * r + 0.693147182f;
-    p = p * r + 1.0f;
-    return (V)((I)p + ((I)shifted << 23)) + (x - x);  // the sum of a NaN's bits may be those of a number
-}
 
 template <int S, size_t... J>
 INLINE V sides_changed(V v, std::index_sequence<J...>) {
@@ -190,7 +173,7 @@ template <bool DROPOUT>
 static void attention_head(const Head& head) {
     const Attention& job = head.job;
     const int64_t length = job.length, width = job.width, lines = job.heads * width;
-    pack_transposed(head.rows_of(1, 0, length), head.scale() * 1.44269504f, head.keys_t);
+    pack_transposed(head.rows_of(1, 0, length), head.scale() * kLog2e, head.keys_t);
     pack_panels(head.rows_of(2, 0, length), head.v);
     for (int64_t first = 0; first < length; first += kQueries) {
         const int64_t count = length - first < kQueries ? length - first : kQueries;
@@ -247,7 +230,7 @@ static void gradient_head(const Head& head) {
     const int64_t length = job.length, width = job.width, lines = job.heads * width;
     const float factor = job.dropout.scale * head.scale();
     float* const out = job.out + head.offset(3);
-    pack_transposed(head.rows_of(1, 0, length), head.scale() * 1.44269504f, head.keys_t);
+    pack_transposed(head.rows_of(1, 0, length), head.scale() * kLog2e, head.keys_t);
     pack_panels(head.rows_of(1, 0, length), head.k_panels);
     pack_transposed(head.rows_of(2, 0, length), 1, head.v);
     for (int64_t first = 0; first < length; first += kQueries) {

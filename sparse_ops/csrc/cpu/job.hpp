@@ -144,6 +144,9 @@ struct Level {
     void (*add_norm)(const AddNormCall&, int64_t first, int64_t last);      // tokens [first, last)
     // Tokens [first, last); the gradients of weight and bias are added to dweight and dbias [features].
     void (*add_norm_gradient)(const AddNormGradientCall&, int64_t first, int64_t last, float* dweight, float* dbias);
+    // Words [first, last), to the largest scores and sums of exponentials of these alone, [tokens] each.
+    void (*cross_entropy)(const CrossEntropyCall&, int64_t first, int64_t last, float* largest, float* sums);
+    void (*cross_entropy_gradient)(const CrossEntropyCall&, int64_t first, int64_t last);  // words [first, last)
 };
 
 // A workspace that a thread keeps: at least `bytes`, aligned to pages, contents undefined.

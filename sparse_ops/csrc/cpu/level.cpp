@@ -6,6 +6,7 @@
 #ifndef SPARSE_OPS_PAIRS
 #include "add_norm.hpp"
 #include "attention.hpp"
+#include "cross_entropy.hpp"
 #include "gradient.hpp"
 #include "half.hpp"
 #endif
@@ -137,8 +138,19 @@ static void gradient(const Gradient& job, int64_t first, int64_t last, float* su
 }
 
 const Level level = {
-    W,          kLevelPairs, product,       gradient_panel, gradient,          attention,
-    kHalfWidth, half_round,  half_products, add_norm,       add_norm_gradient,
+    W,
+    kLevelPairs,
+    product,
+    gradient_panel,
+    gradient,
+    attention,
+    kHalfWidth,
+    half_round,
+    half_products,
+    add_norm,
+    add_norm_gradient,
+    cross_entropy,
+    cross_entropy_gradient,
 };
 
 #endif

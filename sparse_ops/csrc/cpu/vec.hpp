@@ -239,4 +239,11 @@ INLINE void spread(V v, float* out, std::index_sequence<J...> lanes) {
     }
 }
 
+INLINE float sum_of(V v) {
+    float part[W], sum = 0;
+    store(part, v);
+    for (int i = 0; i < W; ++i) sum += part[i];
+    return sum;
+}
+
 }  // namespace SPARSE_OPS_LEVEL

@@ -19,7 +19,7 @@ from ipu_bert.engines import torch_engine
 from ipu_bert.engines.base import NonFiniteError
 from ipu_bert.engines.torch_engine import TorchEngine, eval_batch
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
-from ipu_bert.model import BertForPreTraining, pretraining_losses, sparse_layers
+from ipu_bert.model import BertForPreTraining, PretrainingLosses, pretraining_losses, sparse_layers
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.dynsparse import gradients
@@ -190,12 +190,12 @@ def test_the_search_holds_an_eighth_of_the_dense_gradient(
 def poison(engine: TorchEngine, losses: set[int] = frozenset(), gradients: set[int] = frozenset()) -> None:
     """Make the loss of some steps NaN, and of others the gradient behind a finite loss."""
 
-    def hook(module: Any, inputs: Any, logits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def hook(module: Any, inputs: Any, found: PretrainingLosses) -> PretrainingLosses:
         if engine._step in losses:
-            return logits[0] * math.nan, logits[1]
-        if engine._step in gradients and logits[0].requires_grad:
-            logits[0].register_hook(lambda gradient: gradient * math.inf)
-        return logits
+            return found._replace(mlm_sum=found.mlm_sum * math.nan)
+        if engine._step in gradients:
+            found.mlm_sum.register_hook(lambda gradient: gradient * math.inf)
+        return found
 
     engine.model.register_forward_hook(hook)
 
