@@ -82,8 +82,8 @@ def test_operators_are_counted_in_their_part(dropout):
 def test_a_step_of_our_operators_is_in_their_parts_forward_and_backward(monkeypatch, seed):
     """Every call of a kernel is made slow: its part has all of that, whatever torch names the events around it.
 
-    And no event of these is in the rest: torch names some after our operators, and may do so in another way. The softmax
-    of the loss is, while its products are dense ones.
+    And no event of these is in the rest: torch names some after our operators, and may do so in another way. The loss's
+    softmax is, while its products are dense ones.
     """
     slow, slept, run = 0.004, dict.fromkeys((parts.SPARSE, parts.ATTENTION, parts.NORM, parts.REST), 0.0), native.run
     of = {"product": parts.SPARSE, "gradient": parts.SPARSE, "attention": parts.ATTENTION}
@@ -102,7 +102,7 @@ def test_a_step_of_our_operators_is_in_their_parts_forward_and_backward(monkeypa
     monkeypatch.setattr(parts, "part_of", lambda event: events.append((event.name, part_of(event))) or events[-1][1])
     monkeypatch.setattr(native, "run", slowly)
     found = parts.seconds_by_part(lambda: engine.train_step(batch))
-    # Four sparse weights forward, by input and by value; attention, two ends of layers and the loss forward and backward.
+    # Four sparse weights forward, by input and by value; attention, two ends of layers and loss forward and backward.
     calls = {parts.SPARSE: 12, parts.ATTENTION: 2, parts.NORM: 4, parts.REST: 2}
     assert slept == pytest.approx({part: number * slow for part, number in calls.items()})
     assert all(found[part] >= seconds for part, seconds in slept.items())
