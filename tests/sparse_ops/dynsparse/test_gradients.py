@@ -31,10 +31,8 @@ def under_torch_func(layer: BlockSparseLinear, x: Tensor) -> Any:
 def test_what_is_not_one_backward_pass_is_refused(work, times):
     """Growth by it found too few blocks, put all where they had been, or put two on one place."""
     layer, x = BlockSparseLinear(16, 16, 4, 0.5), torch.randn(3, 16)
-    with (
-        pytest.raises(ValueError, match=f"^a: expected one backward pass .*, found {times}$"),
-        record_gradient_blocks({"a": layer}, {"a": 2}, l1),
-    ):
+    message = f"^a: expected one backward pass .*, found {times}$"
+    with pytest.raises(ValueError, match=message), record_gradient_blocks({"a": layer}, {"a": 2}, l1):
         work(layer, x)
 
 
