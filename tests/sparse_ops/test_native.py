@@ -104,8 +104,8 @@ def test_inputs_that_are_not_contiguous(b: int, seed: int) -> None:
 
 def test_a_view_that_is_negated_when_it_is_read(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    case = Case(BlockPattern.random((16, 24), 4, 0.5, generator), 21, torch.float32, generator)
-    index = case.pattern.index()
+    pattern = BlockPattern.random((16, 24), 4, 0.5, generator)
+    case, index = Case(pattern, 21, torch.float32, generator), pattern.index()
     found = native.forward(torch._neg_view(case.x), case.values, index, None)
     assert torch.equal(found, native.forward(-case.x, case.values, index, None))
 
