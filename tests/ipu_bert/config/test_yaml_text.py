@@ -50,7 +50,7 @@ def test_whole_numbers_are_read_to_their_last_digit(tmp_path):
     """In quotes, too; through a float 9007199254740993 is 9007199254740992."""
     for written in ("9007199254740993", "'9007199254740993'"):
         assert load_config("quickstart", [f"run.seed={written}"]).run.seed == 9007199254740993
-    for written in ("08", "1_000", "'1e3'", "０９"):  # as they always were
+    for written in ("08", "1_000", "'1e3'", "\uff10\uff19"):  # as they always were
         assert load_config("quickstart", [f"train.steps={written}"]).train.steps == float(written.strip("'"))
 
 
