@@ -38,7 +38,7 @@ def plain(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def there(path: str) -> str:
-    """A path that means the same before and after its folders are made: `new/../old` is not there, and then is `old`."""
+    """A path that means the same before and after folders are made: `new/../old` is not there, and is `old` then."""
     return os.path.realpath(path) if os.pardir in Path(path).parts and not os.path.exists(path) else path
 
 
