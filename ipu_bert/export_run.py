@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     """Export; a run that cannot be read, or a hub that refuses, ends in one line and status 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("folder", type=Path, help="where the model goes: a new folder, or an earlier export's")
+    parser.add_argument("folder", type=files.there, help="where the model goes: a new folder, or an earlier export's")
     parser.add_argument("--push-to", metavar="NAME", help="also upload it to this repository of the hub, as USER/MODEL")
     parser.add_argument("--sparse", action="store_true", help="keep block-sparse weights as blocks")
     options = parser.parse_args(argv)
@@ -74,14 +74,15 @@ def main(argv: list[str]) -> int:
 
 def _act(options: argparse.Namespace) -> None:
     trained = load_model(options.run)
-    export(trained, options.folder, options.sparse)
-    say(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}", sys.stdout)
+    folder = Path(options.folder)
+    export(trained, folder, options.sparse)
+    say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", sys.stdout)
     length, positions = trained.config.data.sequence_length, trained.config.model.max_positions
     if positions > length:
         limit = f"use at most {length} tokens (model_max_length)"
         say(f"positions from {length} on have not been trained: {limit}", sys.stdout)
     if options.push_to:
-        say(f"pushed to {push(options.folder, options.push_to)}", sys.stdout)
+        say(f"pushed to {push(folder, options.push_to)}", sys.stdout)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ where torch.func or forward-mode differentiation is at work, and in a backward p
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+import contextlib
+from typing import Any, Callable, ContextManager, Sequence
 
 import torch
 from torch import Tensor
@@ -35,13 +36,19 @@ def gradients(
     """The gradients of a function of plain parts at its inputs, None where none is wanted, with a graph of their own.
 
     For a backward pass that is itself differentiated: `inputs` are then those of the forward pass, and dy is as its
-    result.
+    result. Autocast has had its say in the forward pass.
     """
-    with torch.enable_grad():
-        y = function(*inputs)
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    with torch.enable_grad(), _without_autocast(dy.device.type):
+        # One input may be made from another, as where a layer is used twice: what goes that way is not for us to add.
+        parts = [None if t is None else t.view_as(t) for t in inputs]
+        y = function(*parts)
+        wanted = [t for t in parts if t is not None and t.requires_grad]
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs)
+
+
+def _without_autocast(kind: str) -> ContextManager[Any]:
+    return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 _NO_GRADIENT = (None, None, None)  # of index, kernel and block size

@@ -37,6 +37,11 @@ def plain(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return path
 
 
+def there(path: str) -> str:
+    """A path that means the same before and after folders are made: `new/../old` is not there, and is `old` then."""
+    return os.path.realpath(path) if os.pardir in Path(path).parts and not os.path.exists(path) else path
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write a file to; it takes the place of `path` when the block ends, and goes if it fails.

@@ -29,7 +29,7 @@ def round_to_half(x: Tensor, key: int | None, place: int) -> Tensor:
     parts of one array can be rounded as the whole would be. Raises ValueError for another dtype, or off the CPU.
     """
     _check(x)
-    x = x.detach().contiguous()
+    x = native.contiguous(x)
     if native.available():
         return native_half.round_to_half(x, torch.empty_like(x), key, place)
     if key is None:
@@ -48,7 +48,8 @@ def round_in_place(x: Tensor, key: int | None) -> Tensor:
     """
     _check(x)
     x = x.detach()
-    if native.available() and x.is_contiguous():
+    if native.available():
+        x = native.contiguous(x)
         return native_half.round_to_half(x, x, key, 0)
     return x.half().float() if key is None else round_to_half(x, key, 0)
 
@@ -89,7 +90,7 @@ class Products(NamedTuple):
         """
         _check(a)
         _check(b)
-        a, b = a.detach().contiguous(), b.detach().contiguous()
+        a, b = native.contiguous(a), native.contiguous(b)
         if native.available():
             return native_half.products(a, b, self[:4], self[4:6], self[6:], key, rounded)
         total = torch.zeros(self.a_base.numel(), self.rows, self.columns)

@@ -232,18 +232,14 @@ class BlockSparseLinear(nn.Module):
         """What torch calls for the layer in a model. Nothing is copied unless all of it fits."""
         mine = self._state()
         found = {name: state_dict[prefix + name] for name in mine if prefix + name in state_dict}
-        wrong = [
-            f"size mismatch for {prefix}{name}: expected {list(mine[name].shape)}, found {list(tensor.shape)}"
-            for name, tensor in found.items()
-            if tensor.shape != mine[name].shape
-        ]
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        wrong = [x for name, tensor in found.items() for x in _problems(prefix + name, tensor, mine[name], assign)]
         if wrong:
             error_msgs += wrong
             return
         together = [name for name in ("values", "rows", "cols") if name in found]
         if len(together) in (1, 2) and "values" in mine:
             raise ValueError(f"{prefix}values, rows and cols belong together: expected all, found {together} only")
-        assign = local_metadata.get("assign_to_params_buffers", False)
         pattern = None
         if "rows" in found and (assign or not self.rows.is_meta):
             try:
@@ -288,6 +284,22 @@ class BlockSparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, block_size={self.block_size}, "
             f"blocks={self.values.shape[0]}, segments={self.segments}, bias={self.bias is not None}"
         )
+
+
+def _problems(name: str, found: Any, mine: Tensor, assign: bool) -> list[str]:
+    """Why a tensor of a state dict cannot be copied into one of a layer, or assigned in its place: a line, or none."""
+    if not isinstance(found, Tensor):
+        return [f"{name}: expected a tensor, found {type(found).__name__}"]
+    if found.shape != mine.shape:
+        return [f"size mismatch for {name}: expected {list(mine.shape)}, found {list(found.shape)}"]
+    try:
+        if assign and isinstance(mine, nn.Parameter):
+            nn.Parameter(found, mine.requires_grad)
+        else:
+            torch.empty_like(mine).copy_(found.detach())
+    except RuntimeError as error:  # NotImplementedError is one
+        return [f"{name}: expected numbers for {mine.dtype} on {mine.device}: {str(error).splitlines()[0]:.200}"]
+    return []
 
 
 def _blocks(weight: Tensor, b: int) -> Tensor:

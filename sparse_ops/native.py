@@ -119,7 +119,7 @@ def grad_values(
     _check("x", x, (x.shape[0], n_cols * block_size), x)
     _check("dy", dy, (x.shape[0], n_rows * block_size), x)
     _check_index(index)
-    x, dy = _contiguous(x), _contiguous(dy)
+    x, dy = contiguous(x), contiguous(dy)
     out = x.new_empty(index.rows.numel(), block_size, block_size)
     bias = x.new_empty(dy.shape[1] if with_bias else 0)
     call = _GradientCall(
@@ -151,8 +151,8 @@ def _product(
     gelu: bool = False,
     transposed: bool = False,
 ) -> Tensor:
-    x, values = _contiguous(x), _contiguous(values)
-    bias = None if bias is None else _contiguous(bias.float())
+    x, values = contiguous(x), contiguous(values)
+    bias = None if bias is None else contiguous(bias.float())
     call = _ProductCall(
         x=x.data_ptr(),
         y=y.data_ptr(),
@@ -216,8 +216,14 @@ def run(function: str, call: Call) -> None:
         raise MemoryError("native kernels: out of memory for a workspace")
 
 
-def _contiguous(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
+def contiguous(tensor: Tensor) -> Tensor:
+    """Its numbers one after another in memory, without a graph.
+
+    Written out, too, where there are none: in a view that is negated when it is read, and in torch's zeros without
+    memory. What goes through a torch operator has neither.
+    """
+    plain = tensor.detach().contiguous()
+    return torch.empty_like(plain).copy_(plain) if plain.is_neg() or plain._is_zerotensor() else plain
 
 
 def _check_values(values: Tensor, index: BlockIndex) -> int:

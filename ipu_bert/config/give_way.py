@@ -84,6 +84,12 @@ def _max_predictions(config: Config) -> Change | None:
     return Change(found, min(wanted, room), f"does not fit data.sequence_length {length}")
 
 
+def _source(config: Config) -> Change | None:
+    """A path is one of files."""
+    found = config.data.source
+    return Change(found, "files", "reads no data.path") if config.data.path and found != "files" else None
+
+
 def _compute(config: Config) -> Change | None:
     """float16 is for IPUs; the default is for both engines."""
     found, engine = config.precision.compute, config.engine.name
@@ -163,6 +169,7 @@ _RULES: dict[str, Callable[[Config], Change | None]] = {
     "model.max_positions": _max_positions,
     "data.sequence_length": _sequence_length,
     "data.max_predictions": _max_predictions,
+    "data.source": _source,
     "precision.compute": _compute,
     "ipu.layers_per_ipu": _layers_per_ipu,
     "ipu.available_memory": _available_memory,

@@ -13,6 +13,7 @@ from ipu_bert.config.initial import follow_initial
 from ipu_bert.config.resolve import resolve
 from ipu_bert.config.written import ConfigError, config_path, keys_of, read
 from ipu_bert.settings import Config
+from sparse_ops.files import there
 
 
 def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
@@ -51,7 +52,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 def _checked(config: Config, name: str, errors: list[str], users: Collection[str]) -> Config:
     """The config with all that follows written out; users: the keys that stay as they are."""
     config.run.name = config.run.name or name
-    config.run.dir = config.run.dir or str(Path("runs") / config.run.name)
+    config.run.dir = there(config.run.dir or str(Path("runs") / config.run.name))
     if not errors:
         resolve(config)
         errors += cross_checks(config)

@@ -17,7 +17,8 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 def convert(value: Any, wanted: Any) -> Any:
     """The value as the wanted type; YAML reads 1e-4 as text, which is a number all the same.
 
-    Raises TypeError or ValueError when it is not one, and OverflowError for a number that float32 cannot hold.
+    Raises TypeError or ValueError when it is not one, or where YAML reads another number than anybody else, and
+    OverflowError for a number that float32 cannot hold.
     """
     origin = get_origin(wanted)
     if origin is Union:
@@ -26,6 +27,8 @@ def convert(value: Any, wanted: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         return [convert(item, get_args(wanted)[0]) for item in items]
     if isinstance(value, Scalar):
+        if value.is_misread and wanted is not str:
+            raise ValueError
         value = value.text if wanted is str and _is_text(value) else value.value
     if wanted is type(None) and value is None:
         return None
@@ -41,7 +44,7 @@ def convert(value: Any, wanted: Any) -> Any:
             raise OverflowError
         return number
     if wanted is int and isinstance(value, (int, float, str)):
-        return _whole(float(value) if isinstance(value, str) else value)
+        return _whole(value)
     if wanted is str and isinstance(value, (str, int, float)):
         text = str(value)
         if _CONTROL.search(text) or not is_unicode(text):
@@ -70,10 +73,15 @@ def _convert_to_any(value: Any, options: tuple[Any, ...]) -> Any:
     raise TypeError
 
 
-def _whole(number: float) -> int:
-    if isinstance(number, float) and not number.is_integer():
+def _whole(value: int | float | str) -> int:
+    if isinstance(value, str):
+        try:
+            return int(value)  # to the last digit
+        except ValueError:
+            value = float(value)  # 1e3
+    if isinstance(value, float) and not value.is_integer():
         raise ValueError
-    return int(number)
+    return int(value)
 
 
 def type_name(wanted: Any) -> str:

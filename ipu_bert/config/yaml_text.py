@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,16 @@ class Scalar:
     value: Any
 
     def __repr__(self) -> str:
-        return repr(self.value)
+        return f"{self.text}, which YAML takes for {self.value!r}" if self.is_misread else repr(self.value)
+
+    @property
+    def is_misread(self) -> bool:
+        """Whether it is another number than it looks: 010 is 8 in YAML 1.1, and 1:30 is 90."""
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
+            return False
+        if ":" in self.text:
+            return True
+        return re.fullmatch("[-+]?[0-9_]+", self.text) is not None and int(self.text.replace("_", "")) != self.value
 
 
 def parse(text: str) -> Any:
@@ -121,16 +131,15 @@ class _Values:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _TextError(key.start_mark, "expected text as a key, found a list or keys and values")
-            if key.tag == _TAG + "merge":
-                merged.update(self._merge(value, level))
-                continue
-            line = key.start_mark.line + 1
-            if key.value in own:
+            if key.value in lines:
                 raise _TextError(
                     key.start_mark, f"{key.value!r} again, which stands in line {lines[key.value]} already"
                 )
-            lines[key.value] = line
-            own[key.value] = self.of(value, level + 1)
+            lines[key.value] = key.start_mark.line + 1
+            if key.tag == _TAG + "merge":
+                merged.update(self._merge(value, level))
+            else:
+                own[key.value] = self.of(value, level + 1)
         return {**merged, **own}
 
     def _merge(self, node: yaml.Node, level: int) -> dict[str, Any]:

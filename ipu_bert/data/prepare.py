@@ -56,6 +56,7 @@ from ipu_bert.data.tokenizer import (
 )
 from ipu_bert.data.workers import end_if_worker, in_order, worker_count
 from sparse_ops import files
+from sparse_ops.bench.arguments import whole_number
 from sparse_ops.saying import Heedless, say
 
 if TYPE_CHECKING:
@@ -282,10 +283,13 @@ def summary(prepared: TokenFiles) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    options = _parser().parse_args(arguments)
+    from ipu_bert.settings import DataSettings  # brings torch along, which workers do not need
+
+    defaults = DataSettings()
+    options = _parser(defaults).parse_args(arguments)
     try:
         corpus = Corpus(
-            source=options.source,
+            source=options.source or ("files" if options.paths else defaults.source),
             paths=tuple(options.paths),
             column=options.column,
             encoding=options.encoding,
@@ -307,10 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
     say(summary(prepared), sys.stdout)
 
 
-def _parser() -> argparse.ArgumentParser:
-    from ipu_bert.settings import DataSettings  # brings torch along, which workers do not need
-
-    defaults = DataSettings()
+def _parser(defaults: DataSettings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training."
     )
@@ -324,7 +325,8 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults.heldout_fraction,
         help="share of documents kept for evaluation (default: %(default)s)",
     )
-    add("--workers", type=int, default=defaults.workers, help="processes, 0: one per core (default: %(default)s)")
+    count = whole_number(0, 1024)
+    add("--workers", type=count, default=defaults.workers, help="processes, 0: one per core (default: %(default)s)")
     add("--quiet", action="store_true", help="no progress bars")
     return parser
 
@@ -334,8 +336,7 @@ def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> 
     add = parser.add_argument
     add(
         "--source",
-        default=defaults.source,
-        help=f"where the text comes from: {', '.join(SOURCES)} (default: %(default)s)",
+        help=f"where the text comes from: {', '.join(SOURCES)} (default: files with --paths, else {defaults.source})",
     )
     add("--paths", nargs="+", default=(), metavar="PATH", help="for --source files: files, folders or globs")
     add(
@@ -346,7 +347,7 @@ def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> 
     add("--encoding", default=defaults.encoding, help="of text without a byte order mark (default: %(default)s)")
     add(
         "--document-words",
-        type=int,
+        type=whole_number(0, 1 << 30),
         metavar="N",
         help=f"cut text files into documents of about N words, 0: one document per file (default: {DOCUMENT_WORDS}, "
         f"fewer for a short text, or 0 from {WHOLE_FILES_FROM} files on)",
@@ -367,7 +368,8 @@ def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> 
 def _vocabulary_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> None:
     """What the words and their pieces are."""
     add = parser.add_argument
-    add("--vocab-size", type=int, default=defaults.vocab_size, help="word pieces to train (default: %(default)s)")
+    count = whole_number(1, 10_000_000)
+    add("--vocab-size", type=count, default=defaults.vocab_size, help="word pieces to train (default: %(default)s)")
     add(
         "--tokenizer",
         "--vocab-file",

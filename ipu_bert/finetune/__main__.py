@@ -18,6 +18,7 @@ from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Sta
 from ipu_bert.settings import MOST_STEPS, SparsitySettings
 from sparse_ops.bench.arguments import MOST_THREADS, whole_number
 from sparse_ops.ends import with_one_line
+from sparse_ops.files import there
 from sparse_ops.pattern import BLOCK_SIZES
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
             import torch
 
             torch.set_num_threads(options.threads)
-        fine_tune(_options(options), options.folder, options.sparse)
+        fine_tune(_options(options), Path(options.folder), options.sparse)
 
     return with_one_line(act)
 
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add, sparsity = parser.add_argument, SparsitySettings()
     add("start", help="a run, a checkpoint, an export, or a BERT's folder or name on the hub")
-    add("folder", type=Path, help="where the model goes: a new folder, or an earlier one's")
+    add("folder", type=there, help="where the model goes: a new folder, or an earlier one's")
     add("--train", type=Path, required=True, metavar="FILE", help="labelled rows: .csv, .tsv (as GLUE's) or .jsonl")
     add("--validation", type=Path, metavar="FILE", help="rows to validate by, in the place of some of --train")
     add("--validation-share", type=_number(0, 1), default=0.1, help="share of --train held out where there is no file")

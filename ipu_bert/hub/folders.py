@@ -32,7 +32,8 @@ def check_place(final: Path) -> None:
     if not there.is_dir():
         where = "a file" if there == real else f"{there}, which is no folder"
         raise ValueError(f"{final}: {wanted}, found {where}")
-    others = sorted(path.name for path in final.iterdir() if path.name not in _NAMES) if final.exists() else []
+    # Of the real one: `new/../old` is not there before `new` is, but is `old`.
+    others = sorted(path.name for path in real.iterdir() if path.name not in _NAMES) if real.exists() else []
     if others:
         raise ValueError(f"{final}: {wanted}, found {others[0]} in it")
     trial = (real.parent if there == real else there) / _beside(real, "tmp").name

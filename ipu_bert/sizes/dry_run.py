@@ -98,7 +98,7 @@ def render(found: dict[str, Any]) -> str:
         f"{found['name']}: {found['method']} BERT, {model['layers']} layers, hidden {model['hidden_size']}, "
         f"feed-forward {model['intermediate_size']}, {model['heads']} heads, dropout {model['dropout']}",
         "",
-        f"data        {data['source']} {data['path'] or ''}".rstrip()
+        f"data        {data['source']} {data['path'] if data['source'] == 'files' else ''}".rstrip()
         + f", vocabulary of {data['vocab_size']}, sequences of {data['sequence_length']}; {_prepared(data)}",
         *(f"text        {line}" for line in data["said"]),
         f"steps       {found['stop_at']:,} of {found['steps']:,}, {found['batch_size']} sequences each "

@@ -17,12 +17,13 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     """A whole number of at least `least` and at most `most`: what counts to any number has no end."""
 
     def parse(text: str) -> int:
-        is_number = re.fullmatch(r"-?[0-9]{1,18}", text) is not None  # Python reads no number of thousands of digits
-        if not is_number or int(text) < least:
+        # Python reads no number of thousands of digits, and none of twenty is wanted.
+        number = int(text[:20]) if re.fullmatch(r"-?[0-9]+", text) else least - 1
+        if number < least:
             raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r:.60}")
-        if int(text) > most:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, found {text}")
-        return int(text)
+        if number > most or len(text) > 20:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, found {text:.60}")
+        return number
 
     return parse
 

@@ -9,6 +9,7 @@ gradients together and one strip, in float32; at a sparsity of 0.9 that is about
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from typing import Callable, ContextManager, Iterator, Mapping
 
@@ -41,6 +42,7 @@ class GradientSearch:
         sum_: Callable[[Tensor], None],
     ) -> None:
         self._layers, self._several, self._sum = layers, several, sum_
+        self.observed: Counter[str] = Counter()  # products of each layer in backward passes
         self._names = {layer.rows.data_ptr(): name for name, layer in layers.items()}
         self._largest = {name: LargestBlocks(layer.pattern, counts[name], norm) for name, layer in layers.items()}
 
@@ -66,6 +68,7 @@ class GradientSearch:
             name = self._names.get(index.rows.data_ptr())
             if name is None:  # a layer that nobody asked for
                 return
+            self.observed[name] += 1
             x, dy = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dy))
             with torch.no_grad():
                 for number, strip in enumerate(chosen[name]):
@@ -92,7 +95,8 @@ def record_gradient_blocks(
     """A dict that has each layer's largest free blocks of the one backward pass inside the context, once it is left.
 
     counts: per layer how many free positions of a segment are wanted, as `PatternUpdater.gradient_counts` says; None:
-    nothing is recorded.
+    nothing is recorded. Raises ValueError, when the context is left, for a layer that was not in the pass exactly once:
+    gradients of torch.func, and those with a graph of their own, are not seen.
     """
     found: dict[str, GradientBlocks] = {}
     if counts is None:
@@ -102,4 +106,8 @@ def record_gradient_blocks(
     (one,) = search.passes()
     with one:
         yield found
+    for name in layers:
+        if search.observed[name] != 1:
+            wanted = "one backward pass (of backward() or autograd.grad, without create_graph) that it is in once"
+            raise ValueError(f"{name}: expected {wanted}, found {search.observed[name]}")
     found.update(search.found())

@@ -93,6 +93,16 @@ def test_the_folder_that_the_program_works_in_is_not_moved(tiny, tmp_path, monke
             RunFolder(tiny(f"run.dir={name}"), None, unigram_entropy=6.5)
 
 
+def test_a_folder_that_is_there_once_another_is_made_is_looked_into(tiny, tmp_path):
+    """`new/../old` was taken for a new folder: a run was put over what was in `old`."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="expected a new or empty folder or an earlier run's, found other files in it"):
+        RunFolder(tiny(f"run.dir={tmp_path / 'new' / '..' / 'old'}"), None, unigram_entropy=6.5)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "old" / "thesis.txt").read_text() == "mine"
+
+
 def test_a_branch_goes_on_in_a_new_folder(tiny, tmp_path):
     with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
         early, _ = saved(folder, 1, 2)

@@ -142,6 +142,19 @@ def test_second_derivatives_match_float64(level, dropout, seed):
         assert (ours - theirs).norm() < 100 * UNIT * theirs.norm(), name
 
 
+def test_gradients_with_a_graph_of_a_norm_that_is_used_twice(seed):
+    """What the second use has from the first was added twice; to a hundred roundings."""
+    (x, residual, weight, bias), dy = inputs(5, 32, seed)
+
+    def loss():
+        first = add_norm(x, residual, weight, bias, EPS, 0.3, seed, "auto")
+        return (add_norm(first, residual, weight, bias, EPS, 0.3, seed + 1, "auto") * dy).sum()
+
+    plain, with_graph = (torch.autograd.grad(loss(), (x, weight, bias), create_graph=graph) for graph in (False, True))
+    for one, other in zip(plain, with_graph):
+        assert (one - other).norm() < 100 * UNIT * one.norm()
+
+
 def test_torch_func_differentiates_it(seed):
     made, dy = inputs(6, 32, seed)
     found = torch.func.grad(lambda x: (add_norm(x, *made[1:], EPS, 0.2, seed, "auto") * dy).sum())(made[0].detach())

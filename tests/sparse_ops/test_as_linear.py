@@ -205,6 +205,19 @@ def test_second_derivatives(layer, gelu):
     close(found, expected)
 
 
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gradients_with_a_graph_of_a_layer_that_is_used_twice(gelu):
+    """What the second use has from the first was added twice."""
+    layer = BlockSparseLinear(32, 32, 4, 0.5, dtype=torch.float64)
+    x, made_from = torch.randn(5, 32, dtype=torch.float64), list(layer.parameters())
+
+    def loss():
+        return layer(layer(x, gelu) * layer.values.sum(), gelu).square().sum()
+
+    plain, with_graph = (torch.autograd.grad(loss(), made_from, create_graph=graph) for graph in (False, True))
+    close(with_graph, plain)
+
+
 def test_forward_mode(layer):
     """Of activations and of every parameter, trained or frozen; it gave zeros."""
     x, tangent = inputs(), inputs()

@@ -158,6 +158,15 @@ def test_second_derivatives_match_float64(dropout: float, level: str, seed: int)
         assert (ours - theirs).norm() < 100 * 2.0**-24 * theirs.norm(), name
 
 
+def test_autocast_does_not_round_a_gradient_with_a_graph(seed: int) -> None:
+    """To a hundred roundings; the result is of float32, and its gradient was made of bfloat16 numbers."""
+    qkv, seen = inputs(seed)
+    with torch.autocast("cpu"):
+        out = attention(qkv, seen, 3, 0.2, 7, "native").square().sum()
+        with_graph, plain = (torch.autograd.grad(out, qkv, create_graph=graph)[0] for graph in (True, False))
+    assert (with_graph - plain).norm() < 100 * 2.0**-24 * plain.norm()
+
+
 @pytest.mark.parametrize(
     ("width", "dtype", "kernel"),
     [(8, torch.float32, "auto"), (32, torch.bfloat16, "native"), (32, torch.float32, "torch")],

@@ -143,6 +143,16 @@ def test_rounding_in_place_gives_the_same_bits(level: str, seed: int, key: int |
         assert torch.equal(round_in_place(given, key), expected)
 
 
+def test_what_torch_has_not_written_out_is(level: str, seed: int) -> None:
+    """A view that is negated when it is read, and zeros without memory, which ended the process."""
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(seed))
+    for lazy, plain in ((torch._neg_view(x), -x), (torch._efficientzerotensor((3, 16)), torch.zeros(3, 16))):
+        expected = plain.half().float()
+        assert torch.equal(round_to_half(lazy, None, 0), expected)
+        assert torch.equal(round_in_place(lazy, None), expected)
+        assert torch.equal(dense(lazy[None], x.t()[None], None, True), dense(plain[None], x.t()[None], None, True))
+
+
 @pytest.mark.parametrize("given", [torch.ones(2, 3, 4).double(), torch.ones(2, 3, 4, device="meta")])
 def test_what_is_not_float32_on_the_cpu_is_refused(given: Tensor, level: str) -> None:
     """Bytes of float64 were rounded as if they were float32, and the meta device's ended the process."""

@@ -85,6 +85,13 @@ STATES = {
         RuntimeError,
         r"expected the keys \['bias', 'cols', 'rows', 'values'\], found \['cols',",
     ),
+    "a list": ({"cols": lambda t: t.tolist()}, RuntimeError, "cols: expected a tensor, found list"),
+    "positions without numbers": ({"rows": lambda t: t.to("meta")}, RuntimeError, "rows: expected numbers for"),
+    "quantized values": (
+        {"values": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)},
+        RuntimeError,
+        "values: expected numbers for torch.float32 on cpu",
+    ),
     "a dense weight": ({"weight": torch.ones(48, 32)}, RuntimeError, "'weight'"),
 }
 

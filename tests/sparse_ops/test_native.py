@@ -102,6 +102,14 @@ def test_inputs_that_are_not_contiguous(b: int, seed: int) -> None:
     case.check(case.results())
 
 
+def test_a_view_that_is_negated_when_it_is_read(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pattern = BlockPattern.random((16, 24), 4, 0.5, generator)
+    case, index = Case(pattern, 21, torch.float32, generator), pattern.index()
+    found = native.forward(torch._neg_view(case.x), case.values, index, None)
+    assert torch.equal(found, native.forward(-case.x, case.values, index, None))
+
+
 def test_special_values_stay_where_they_belong() -> None:
     """A NaN or an infinity in one token touches that token alone, and bfloat16 keeps a NaN a NaN."""
     generator = torch.Generator().manual_seed(3)

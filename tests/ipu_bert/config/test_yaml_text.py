@@ -27,6 +27,33 @@ def test_a_setting_that_is_text_takes_what_was_written(word, tmp_path):
         assert as_dict(again) == as_dict(config)
 
 
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("train.steps=0100", "0100, which YAML takes for 64"),
+        ("train.steps=1:30", "1:30, which YAML takes for 90"),
+        ("optim.lr=0777", "'0777'"),
+        ("optim.weight_decay=-017", "-017, which YAML takes for -15"),
+        ("optim.eps=1:0.5", "1:0.5, which YAML takes for 60.5"),
+    ],
+)
+def test_a_number_that_yaml_reads_as_nobody_else_is_refused(override, found, tmp_path):
+    (section, key), value = override.partition("=")[0].split("."), override.partition("=")[2]
+    message = f"^{section}.{key}: expected a .*, found {found}$"
+    with pytest.raises(ConfigError, match=message):
+        load_config("quickstart", [override])
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, f"base: quickstart\n{section}: {{{key}: {value}}}\n"))
+
+
+def test_whole_numbers_are_read_to_their_last_digit(tmp_path):
+    """In quotes, too; through a float 9007199254740993 is 9007199254740992."""
+    for written in ("9007199254740993", "'9007199254740993'"):
+        assert load_config("quickstart", [f"run.seed={written}"]).run.seed == 9007199254740993
+    for written in ("08", "1_000", "'1e3'", "\uff10\uff19"):  # as they always were
+        assert load_config("quickstart", [f"train.steps={written}"]).train.steps == float(written.strip("'"))
+
+
 TEXTS = [
     f"{section.name}.{name}"
     for section in dataclasses.fields(Config)
@@ -60,6 +87,7 @@ def test_a_base_is_a_name_whatever_it_looks_like(tmp_path):
     [
         ("train: {steps: 9}\nlog: {}\ntrain: {}\n", "line 3: 'train' again, which stands in line 1 already"),
         ("train:\n  steps: 9\n  steps: 10\n", "line 3: 'steps' again, which stands in line 2 already"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4: '<<' again, which stands in line 3 already"),
         ("base: quickstart\nbase: paper\n", "line 2: 'base' again, which stands in line 1 already"),
         ("1: {a: 2}\n", "unknown section '1'"),
         ("? [a]\n: 1\n", "line 1: expected text as a key, found a list"),

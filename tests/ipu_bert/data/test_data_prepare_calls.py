@@ -76,6 +76,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert "held-out unigram cross-entropy" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: unknown data source 'fils'"):
         main(["--source", "fils", "--out", str(tmp_path)])
+    for name in ("--vocab-size", "--workers", "--document-words"):  # the first was a traceback
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main([*arguments, name, "9" * 21])
+        assert f"argument {name}: expected a whole number of at most" in capsys.readouterr().err
     text.write_bytes(b"")
     with pytest.raises(SystemExit, match=r"error: .*own\.txt: expected text, found an empty file"):
         main(arguments)
@@ -92,6 +96,15 @@ def test_the_command_line_takes_its_defaults_from_the_settings(monkeypatch: pyte
     main([])
     expected = corpus(source="a", column="b", tokenizer="c", vocab_size=7, heldout_fraction=0.25)
     assert asked == [((expected, "d"), {"workers": 3, "progress": True})]
+
+
+def test_paths_are_read_without_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were left aside for the default."""
+    asked = []
+    monkeypatch.setattr(prepare_module, "prepare", lambda corpus, out, **_: asked.append((corpus.source, corpus.paths)))
+    monkeypatch.setattr(prepare_module, "summary", str)
+    main(["--paths", "a.txt"])
+    assert asked == [("files", ("a.txt",))]
 
 
 @pytest.mark.parametrize(
