@@ -7,15 +7,14 @@ from typing import Any, Callable
 
 import torch
 
-from ipu_bert.bench import equal_loss, models, parts
-from ipu_bert.bench.models import BLOCKS, DENSE_FLOAT32, IMPLEMENTATIONS, TRANSFORMERS
+from ipu_bert.bench import equal_loss, forward, models, parts, ways
+from ipu_bert.bench.forward import Forward
+from ipu_bert.bench.models import DENSE_FLOAT32, IMPLEMENTATIONS, SPARSE, SPARSE_SIZE, TRANSFORMERS
 from ipu_bert.machine import processor
 from ipu_bert.sizes.flops import SequenceFlops, sequence_flops
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.bench.sampling import Summary, alternate, summarize
 
-SPARSE_SIZE = "base"
-SPARSE = {block: f"sparse {block}x{block} float32" for block in BLOCKS}
 STEPS = (
     *((size, DENSE_FLOAT32) for size in ("mini", "small", "medium", "base")),
     *((SPARSE_SIZE, name) for name in SPARSE.values()),
@@ -33,20 +32,23 @@ class TimedStep:
     summary: Summary
     flops: SequenceFlops
     part_seconds: dict[str, float]
+    ways: tuple[ways.Way, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         what = {"size": self.size, "implementation": self.implementation, "kernel": self.kernel}
-        return {**what, **vars(self.summary), "flops": self.flops.to_dict(), "part_seconds": self.part_seconds}
+        of_parts = {"flops": self.flops.to_dict(), "part_seconds": self.part_seconds}
+        return {**what, **vars(self.summary), **of_parts, "ways": [vars(way) for way in self.ways]}
 
 
 @dataclass(frozen=True)
 class Headline:
-    """Steps of `batch` sequences and what this machine reaches by itself."""
+    """Steps of `batch` sequences, forward passes without gradients, and what this machine reaches by itself."""
 
     title: str
     batch: int
     steps: tuple[TimedStep, ...]
+    forward: tuple[Forward, ...]
     ceilings: parts.Ceilings
 
     @property
@@ -57,9 +59,7 @@ class Headline:
     @property
     def at_equal_loss(self) -> list[equal_loss.EqualLoss]:
         """The sparse model's block sizes against the dense models of their losses."""
-        sparse = {block: self.seconds[SPARSE_SIZE, name] for block, name in SPARSE.items()}
-        dense = {size: seconds for (size, name), seconds in self.seconds.items() if name == DENSE_FLOAT32}
-        return equal_loss.equal_loss(SPARSE_SIZE, sparse, dense)
+        return equal_loss.equal_loss(SPARSE_SIZE, *models.sparse_and_dense(self.seconds))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -67,6 +67,7 @@ class Headline:
             "title": self.title,
             "equal_loss": [one.to_dict() for one in self.at_equal_loss],
             "steps": [step.to_dict() for step in self.steps],
+            "forward": [one.to_dict() for one in self.forward],
             "ceilings": vars(self.ceilings),
         }
 
@@ -88,19 +89,24 @@ class Headline:
         for step in self.steps:
             flops = {part: self.batch * value for part, value in parts.flops_by_part(step.flops).items()}
             lines.append(f"{step.size} {step.implementation}: {parts.render(step.part_seconds, flops)}")
+        lines += ["", "Ways of the sparse products (python -m sparse_ops.tune):"]
+        lines += [f"{step.size} {step.implementation}: {ways.render(step.ways)}" for step in self.steps if step.ways]
+        lines += ["", forward.render(self.forward)]
         lines += ["", f"This machine by itself: {self.ceilings.render()}"]
         return "\n".join(lines)
 
 
 def measure(batch: int, masked: int, dropout: bool, repeats: int, say: Callable[[str], None]) -> Headline:
     """Time all steps in turn. dropout: that of each size's config, or none."""
-    runs, timed = {}, []
+    trainers, timed = {}, []
     data = models.random_batch(models.model_shape(SPARSE_SIZE, dropout), batch, equal_loss.LENGTH, masked, seed=0)
     for size, name in STEPS:
         say(f"building {size} {name}")
         shape = models.model_shape(size, dropout)
-        trainer = models.make_trainer(IMPLEMENTATIONS[name], shape, equal_loss.SPARSITY, Stopwatch())
-        runs[f"{size} {name}"] = lambda trainer=trainer: trainer.train_step(data)
+        trainers[size, name] = models.make_trainer(IMPLEMENTATIONS[name], shape, equal_loss.SPARSITY, Stopwatch())
+    runs = {
+        f"{size} {name}": lambda trainer=trainer: trainer.train_step(data) for (size, name), trainer in trainers.items()
+    }
     say(f"{repeats} rounds of {len(runs)} steps, after one to warm up")
     samples = alternate(runs, repeats)
     for size, name in STEPS:
@@ -114,10 +120,13 @@ def measure(batch: int, masked: int, dropout: bool, repeats: int, say: Callable[
                 summarize(samples[f"{size} {name}"]),
                 sequence_flops(shape, weights, equal_loss.LENGTH, masked),
                 parts.seconds_by_part(runs[f"{size} {name}"]),
+                ways.ways(choice, shape, equal_loss.SPARSITY, batch * equal_loss.LENGTH),
             )
         )
     title = (
         f"BERT-{SPARSE_SIZE.capitalize()} at sparsity {equal_loss.SPARSITY}, {batch} x {equal_loss.LENGTH} tokens, "
         f"{'dropout as trained' if dropout else 'no dropout'}, {torch.get_num_threads()} threads, {processor()}"
     )
-    return Headline(title, batch, tuple(timed), parts.ceilings())
+    say(f"forward passes without gradients, {' and '.join(map(str, forward.BATCHES))} sequences")
+    passes = forward.measure({step: trainer.model for step, trainer in trainers.items()}, repeats)
+    return Headline(title, batch, tuple(timed), tuple(passes), parts.ceilings())

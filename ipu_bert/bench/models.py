@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Mapping, Protocol
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ipu_bert.config import load_config
@@ -60,6 +61,8 @@ IMPLEMENTATIONS = {
         *(Implementation(f"sparse {b}x{b} bfloat16", b, "bfloat16") for b in BLOCKS),
     ]
 }
+SPARSE_SIZE = "base"  # of the sparse models that are compared at equal loss
+SPARSE = {block: f"sparse {block}x{block} float32" for block in BLOCKS}
 DEFAULT = [name for name in IMPLEMENTATIONS if not (name.startswith("sparse") and name.endswith("bfloat16"))]
 
 
@@ -77,6 +80,10 @@ def bfloat16_slowdown() -> float:
 
 class Trainer(Protocol):
     """Anything that can run a whole training step: forward, backward, clipping, AdamW."""
+
+    @property
+    def model(self) -> nn.Module:
+        """A BERT for pre-training, whose `bert` takes input_ids, token_type_ids and attention_mask [B, S]."""
 
     def train_step(self, batch: Batch) -> Any:
         """Run one."""
@@ -134,14 +141,23 @@ def make_engine(choice: Implementation, shape: BertShape, sparsity: float, timer
     )
 
 
+def sparse_and_dense(seconds: Mapping[tuple[str, str], float]) -> tuple[dict[int, float], dict[str, float]]:
+    """Seconds by size and implementation, as time at equal loss is reckoned: sparse by block, dense by size."""
+    sparse = {block: seconds[SPARSE_SIZE, name] for block, name in SPARSE.items()}
+    return sparse, {size: taken for (size, name), taken in seconds.items() if name == DENSE_FLOAT32}
+
+
+def multiplies_natively(choice: Implementation) -> bool:
+    """Whether native kernels multiply with the sparse weights."""
+    example = torch.empty(0, dtype=getattr(torch, choice.compute))
+    return native.supports(example, choice.block) and native.available()
+
+
 def kernel_name(choice: Implementation) -> str:
     """Which code multiplies with the sparse weights: native with its instruction level, torch, or - when dense."""
     if not choice.block:
         return "-"
-    example = torch.empty(0, dtype=getattr(torch, choice.compute))
-    if native.supports(example, choice.block) and native.available():
-        return f"native {native.level()}"
-    return "torch"
+    return f"native {native.level()}" if multiplies_natively(choice) else "torch"
 
 
 class TransformersTrainer:

@@ -179,13 +179,35 @@ def _sparseprop(problem: Problem, product: str) -> Run | None:
     from sparseprop.modules import SparseLinear
 
     layer = SparseLinear(problem.dense)
+    return _of_a_layer(layer, layer.W_val, _csr_places(problem), problem, product)
+
+
+def _sparselab(problem: Problem, product: str) -> Run | None:
+    """Its layer as it is, which transposes activations; its threads are those of torch's OpenMP."""
+    if problem.block > 1:
+        return None
+    from sparselab import PaddedCSR, SparseLinear
+    from sparselab.ops import _clear_transpose_cache
+
+    _clear_transpose_cache()  # it goes by id(), and a new weight may have that of one that is gone
+    csr, (out, inp) = PaddedCSR.from_dense(problem.dense), problem.dense.shape
+    layer = SparseLinear(inp, out, bias=False)
+    layer._csr, layer._values = csr, torch.nn.Parameter(torch.from_numpy(csr.values))
+    filled = torch.from_numpy(csr.col_indices >= 0).nonzero().flatten()  # rows have room for more
+    return _of_a_layer(layer, layer._values, filled[_csr_places(problem)], problem, product)
+
+
+def _of_a_layer(
+    layer: Callable[[Tensor], Tensor], values: Tensor, places: Tensor, problem: Problem, product: str
+) -> Run:
+    """A peer's torch module, whose backward pass makes both gradients. places: of each slot in `values`."""
     if product == "forward":
         return lambda: layer(problem.x).detach()
     x = problem.x.clone().requires_grad_()
-    y, places = layer(x), _csr_places(problem)
+    y = layer(x)
 
     def backward() -> Any:
-        grad_x, grad_values = torch.autograd.grad(y, (x, layer.W_val), problem.dy, retain_graph=True)
+        grad_x, grad_values = torch.autograd.grad(y, (x, values), problem.dy, retain_graph=True)
         return grad_x if product == "grad_input" else _Reordered(grad_values, places)
 
     return backward
@@ -206,11 +228,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "scipy": _scipy,
     "sparse_dot_mkl": _mkl,
     "sparseprop": _sparseprop,
+    "sparselab": _sparselab,
     "libxsmm": _libxsmm,
 }
 OURS_AND_DENSE = ("dense", "ours", "dense bf16", "ours bf16")
 ALL_OF_GRADIENT = ("dense", "dense bf16", "masked dense")  # their grad_values is [out, in]
-BOTH_GRADIENTS = ("sparseprop",)  # one call makes grad_input and grad_values: each is given half of its time
+BOTH_GRADIENTS = ("sparseprop", "sparselab")  # one call makes both gradients: each is given half of its time
 
 
 def prepare(name: str, problem: Problem, product: str) -> Run | None:

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compiler import needs_kernels
 from torch.nn import functional as F
 
-from ipu_bert.bench import headline, models, parts
+from ipu_bert.bench import forward, headline, models, parts, ways
 from ipu_bert.bench import step as bench_step
 from ipu_bert.bench.equal_loss import SPARSE_MLM, equal_loss, render
 from ipu_bert.sizes.flops import DENSE_FAMILY_MLM
@@ -21,6 +22,8 @@ from sparse_ops.attention import attention
 from sparse_ops.bench.sampling import Summary
 from sparse_ops.functional import block_linear
 from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.tune import works
+from sparse_ops.variants import PRODUCTS
 
 FAMILY_SECONDS = {"small": 2.0, "medium": 4.0, "base": 16.0}
 
@@ -110,12 +113,61 @@ def test_a_step_of_our_operators_is_in_their_parts_forward_and_backward(monkeypa
     assert {part for _, part in ours} == set(slept) - {parts.REST}, ours
 
 
+def test_forward_passes_keep_nothing_for_gradients_and_drop_nothing(monkeypatch):
+    """The passes that are timed are what the model gives in evaluation, whatever its training mode was."""
+    shape = replace(models.model_shape("tiny", True), layers=1, vocab_size=131, dropout=0.5)
+    model = models.make_engine(models.IMPLEMENTATIONS["sparse 16x16 float32"], shape, 0.5, Stopwatch()).model
+    given = []
+    model.bert.register_forward_hook(lambda module, inputs, output: given.append(output))
+    monkeypatch.setattr(models, "VOCABULARY", 131)
+    (one, four) = forward.measure({("base", "sparse 16x16 float32"): model.train()}, repeats=1)
+    assert [one.batch, four.batch] == list(forward.BATCHES)
+    hidden = [output[0] for output in given if output[0].shape[0] == forward.BATCHES[0]]
+    assert len(hidden) > 30  # one sequence at a time is measured as often as there are sequences in the larger batch
+    assert not hidden[0].requires_grad
+    assert all(torch.equal(other, hidden[0]) for other in hidden)
+
+
+@needs_kernels
+def test_a_way_that_was_chosen_is_shown_as_chosen(monkeypatch):
+    choice, shape = models.IMPLEMENTATIONS["sparse 16x16 float32"], models.model_shape("tiny", True)
+    found, choices = ways.ways(choice, shape, 0.9, 256), native.choices()
+    assert not any(way.measured for way in found)
+    assert ways.render(found).endswith("; grad_values `one panel`; 0 of 12 chosen by measurement")
+    weight = next(w for w in models.encoder_of(choice, shape, 0.9) if w.shape == (512, 128))
+    work = works(weight.shape, 16, weight.blocks, 256, torch.float32)[2]
+    monkeypatch.setattr(choices, "_numbers", {work.shape_class: choices.names(work).index("two panels")})
+    text = ways.render(ways.ways(choice, shape, 0.9, 256))
+    assert "grad_values `one panel` (128x128, 128x512, 384x128) and `two panels` (512x128)" in text
+    assert text.endswith("1 of 12 chosen by measurement")
+
+
 def test_rates_by_hand():
     text = parts.render({parts.SPARSE: 2.0, parts.DENSE: 0.001, parts.REST: 0.5}, {parts.SPARSE: 4e11})
     assert text == "sparse products 2.00 s (200 GFLOP/s), rest 0.50 s"
     found = parts.ceilings(side=256, megabytes=1, repeats=1)
     assert 1e8 < found.product < 1e14
     assert 1e8 < found.copy < 1e13
+
+
+def check_forward_passes(found: list) -> None:
+    """Of all models, with both numbers of sequences, and compared as the steps are."""
+    assert [one["batch"] for one in found] == list(forward.BATCHES)
+    for one in found:
+        seconds = {(taken["size"], taken["implementation"]): taken["seconds"] for taken in one["passes"]}
+        assert list(seconds) == list(headline.STEPS)
+        expected = equal_loss("base", *models.sparse_and_dense(seconds))
+        assert [taken["ratio"] for taken in one["passes"] if taken["ratio"]] == [same.ratio for same in expected]
+
+
+def check_ways(sparse_steps: list, text: str) -> None:
+    """Every product of every shape of weight is named in its step's line."""
+    native_steps = [step for step in sparse_steps if step["kernel"] != "torch"]
+    for step in native_steps:
+        of = {(way["product"], way["weight"]) for way in step["ways"]}
+        assert of == {(p, w) for p in PRODUCTS for w in ("384x128", "128x128", "512x128", "128x512")}
+        line = f"base {step['implementation']}: {ways.render(tuple(ways.Way(**way) for way in step['ways']))}"
+        assert line in text.splitlines()
 
 
 def test_the_headline_from_the_command_line(monkeypatch, tmp_path, capsys):
@@ -128,10 +180,14 @@ def test_the_headline_from_the_command_line(monkeypatch, tmp_path, capsys):
         return replace(whole("tiny", dropout), layers=1)
 
     monkeypatch.setattr(models, "model_shape", small)
+    monkeypatch.setattr(forward, "BATCHES", (1, 2))
     monkeypatch.setattr(parts, "ceilings", lambda: parts.Ceilings(1.5e11, 2e10))
     path = tmp_path / "headline.json"
     assert bench_step.main(["--batch", "2", "--masked", "5", "--quick", "--json", str(path)]) == 0
     found, text = json.loads(path.read_text()), capsys.readouterr().out
+    sparse_steps = [step for step in found["steps"] if step["implementation"].startswith("sparse")]
+    check_forward_passes(found["forward"])
+    check_ways(sparse_steps, text)
     assert set(asked) == {("mini", 0.0), ("small", 0.0), ("medium", 0.1), ("base", 0.1)}
     seconds = {(step["size"], step["implementation"]): step["seconds"] for step in found["steps"]}
     assert list(seconds) == list(headline.STEPS)
@@ -139,7 +195,6 @@ def test_the_headline_from_the_command_line(monkeypatch, tmp_path, capsys):
     dense = {size: seconds[size, "dense float32"] for size in ("mini", "small", "medium", "base")}
     assert found["equal_loss"] == [one.to_dict() for one in equal_loss("base", sparse, dense)]
     assert all(sum(step["part_seconds"].values()) > 0 for step in found["steps"])
-    sparse_steps = [step for step in found["steps"] if step["implementation"].startswith("sparse")]
     assert all(step["part_seconds"][parts.SPARSE] > 0 and step["flops"]["sparse"] > 0 for step in sparse_steps)
     assert text.startswith("Time at equal loss: BERT-Base at sparsity 0.9, 2 x 128 tokens, dropout as trained, ")
     assert "dense float32 product 150 GFLOP/s, copy 20.0 GB/s" in text

@@ -124,6 +124,7 @@ PACKAGES = {  # the module that a peer imports, the blocks it takes, its product
     "scipy": ("scipy.sparse", (1, 4, 8, 16), PRODUCTS[:2]),
     "sparse_dot_mkl": ("sparse_dot_mkl", (1, 4, 8, 16), PRODUCTS[:2]),
     "sparseprop": ("sparseprop.modules", (1,), PRODUCTS),
+    "sparselab": ("sparselab", (1,), PRODUCTS),
 }
 
 
@@ -147,6 +148,16 @@ def test_an_installed_package_is_right(name: str, tokens: int, seed: int) -> Non
             importlib.import_module(module)
         pytest.skip(f"{name} is not installed")
     check_peer(name, blocks, products, tokens, seed)
+
+
+def test_sparselab_takes_no_transposed_weight_of_one_that_is_gone(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """It keeps them by id(), which two weights may have one after the other."""
+    ops = pytest.importorskip("sparselab.ops")
+    monkeypatch.setattr(ops, "id", lambda weight: 0, raising=False)
+    for problem in (Problem(32, 48, 20, 1, 0.2, seed), Problem(32, 48, 20, 1, 0.2, seed + 1)):
+        run = prepare("sparselab", problem, "grad_input")
+        assert run is not None
+        assert problem.error("grad_input", run(), dense=False) < 1e-5
 
 
 @pytest.mark.parametrize("tokens", [20, 64])
