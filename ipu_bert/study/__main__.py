@@ -5,9 +5,9 @@ python -m ipu_bert.study dynamic_or_static                  run what has not fin
 python -m ipu_bert.study dynamic_or_static --time           seconds a step of each row on this machine, then report
 python -m ipu_bert.study dynamic_or_static --report         the page alone, from the results that are there
 
-Results, page and figures are in results/NAME/, the runs themselves in runs/studies/NAME/. A run whose result is there
-is not repeated: `--results mine` begins anew. Exit status: 0 done; 1 some runs failed, their lines say why; 2 something
-is wrong; 75 or 130 stopped, the same command goes on.
+Results, page and figures are in results/NAME/, the runs themselves in runs/studies/NAME/. A run that has finished in
+either is not repeated: `--results mine --runs mine_runs` begins anew. Exit status: 0 done; 1 some runs failed, their
+lines say why; 2 something is wrong; 75 or 130 stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _act(options: argparse.Namespace) -> int:
                 failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
     for title, problem in failed.items():
         say(f"failed: {title}: {problem}", sys.stderr)
-    if (failed or options.time) and not Results(folder).by_key:  # nothing to report yet
+    if (failed or options.time) and not Results(folder).finished(study.cells):  # nothing to report yet
         return 1 if failed else 0
     say(f"report: {write_report(study, folder)}", sys.stdout)
     return 1 if failed else 0
@@ -96,10 +96,10 @@ def _plan(study: Study, results: Results, jobs: int | None) -> None:
     jobs = jobs or _jobs(study.cells)
     rates = [run.executed_flops * run.sequences / run.seconds for run in results.by_key.values() if run.seconds]
     rate = sum(rates) / len(rates) if rates else None
-    total = 0.0
+    total, finished = 0.0, results.finished(study.cells)
     lines = [study.about]
     for cell in study.cells:
-        flops, state = cell_flops(cell), "finished" if cell.key in results.by_key else "waits"
+        flops, state = cell_flops(cell), "finished" if cell.key in finished else "waits"
         total += flops if state == "waits" else 0.0
         config = cell.config
         lines.append(

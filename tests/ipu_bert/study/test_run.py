@@ -146,7 +146,7 @@ def test_what_an_earlier_process_left_is_not_the_result_of_a_run_that_failed(stu
     for status, problem in ((2, "exit status 2: error: why"), (0, "")):
         run = runner._Running(cell, finished, SimpleNamespace(returncode=status))
         run.log.write_text("error: why\n")
-        assert runner._finish(run, results).partition(" (all it said")[0] == problem
+        assert runner._finish(run, results, [cell]).partition(" (all it said")[0] == problem
         assert bool(results.by_key) == (not problem)
     run.log.unlink()
-    assert "No such file" in runner._finish(replace(run, process=SimpleNamespace(returncode=2)), results)
+    assert "No such file" in runner._finish(replace(run, process=SimpleNamespace(returncode=2)), results, [cell])
