@@ -75,6 +75,7 @@ class RunFolder:
             files.plain(self.path / name)
         if origin is None:
             _make_room(self.path, found)
+            found = Found(None)  # what was there is elsewhere
         else:
             _check_same_run(self.path, origin.checkpoint)
         self.path.mkdir(parents=True, exist_ok=True)

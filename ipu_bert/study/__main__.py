@@ -25,7 +25,7 @@ from ipu_bert.study.definition import Cell, Study, read_study
 from ipu_bert.study.report import write_report
 from ipu_bert.study.results import Results
 from ipu_bert.study.run import cell_flops, run_cells
-from ipu_bert.study.seconds import REPEATS, measure_seconds, write_seconds
+from ipu_bert.study.seconds import REPEATS, measure_seconds, read_seconds, write_seconds
 from sparse_ops import files
 from sparse_ops.bench.arguments import MOST_THREADS, whole_number
 from sparse_ops.ends import with_one_line
@@ -60,6 +60,7 @@ def _act(options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with _only_one(folder):
             if options.time:
+                read_seconds(folder)  # where it is damaged, before anything is measured
                 write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
             else:
                 runs = options.runs / study.name

@@ -108,6 +108,11 @@ def test_a_plan_says_what_waits_and_a_damaged_result_is_named(study, tmp_path, m
     assert command.main([str(study), "--time"]) == 0
     assert (tmp_path / "results" / "trial" / "seconds.json").exists()
     capsys.readouterr()
+    with monkeypatch.context() as patch:
+        (tmp_path / "results" / "trial" / "seconds.json").write_text("{")
+        patch.setattr(command, "measure_seconds", lambda *_: pytest.fail("measured before it is known what is there"))
+        assert command.main([str(study), "--time"]) == 2
+        assert "seconds.json: expected seconds by machine, found" in capsys.readouterr().err
     damaged = tmp_path / "results" / "trial" / "results.json"
     damaged.parent.mkdir(parents=True, exist_ok=True)
     for text in ('{"runs": [{"key": 1}]}', "[]", '{"runs": 3}', "{"):
