@@ -96,8 +96,8 @@ def _other_run(cell: Cell, folder: Path) -> str:
     try:
         problem = other_settings(cell, deciding(load_config(str(folder / CONFIG_FILE), [])))
     except (OSError, ValueError) as error:
-        return " ".join(str(error).splitlines())
-    return f"{folder}: {problem}; {ANEW}" if problem else ""
+        problem = " ".join(str(error).splitlines())
+    return f"{folder / CONFIG_FILE}: {problem}; {ANEW}" if problem else ""
 
 
 def _start(cell: Cell, runs: Path) -> _Running:
