@@ -21,7 +21,7 @@ from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError, load_config
 from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
-from ipu_bert.run_folder import newest_checkpoint, settle
+from ipu_bert.run_folder import Found, look, newest_checkpoint, settle
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.files import in_words
 from sparse_ops.saying import answer, say
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             for line in config.gave_way if ranks.first else ():
                 say(f"gave way: {line}", sys.stderr)
             with raised():
-                return _train(config, _start(config, options.resume, ranks), ranks)
+                return _train(config, options.resume, ranks)
     except InterruptedRunError as stop:
         saved = stop.saved or (newest_checkpoint(config) if config else None)
         if ranks.first:
@@ -176,17 +176,17 @@ def _of_engine(config: Config, started: Ranks) -> Ranks:
     return find_instances(config.engine.device)
 
 
-def _start(config: Config, resume: str | None, ranks: Ranks) -> Path | None:
+def _start(config: Config, resume: str | None, ranks: Ranks) -> tuple[Path | None, Found]:
     """The checkpoint that rank 0 finds to go on from, if any, once nobody else trains in the run's folder.
 
-    Raises as `_checkpoint`.
+    Beside it what was there before it was looked for. Raises as `_checkpoint`.
     """
-    found = None
-    if resume is not None and ranks.first:
-        settle(Path(config.run.dir))
-        found = _checkpoint(config, resume)
-    path = ranks.text_from_first(str(found) if found else "")
-    return Path(path) if path else None
+    folder, start = Path(config.run.dir), None
+    found = settle(folder) if resume is not None and ranks.first else look(folder)
+    if ranks.first:
+        start = _checkpoint(config, resume)
+    path = ranks.text_from_first(str(start) if start else "")
+    return Path(path) if path else None, found
 
 
 def _checkpoint(config: Config, resume: str | None) -> Path | None:
@@ -201,12 +201,13 @@ def _checkpoint(config: Config, resume: str | None) -> Path | None:
         raise
 
 
-def _train(config: Config, start: Path | None, ranks: Ranks) -> int:
+def _train(config: Config, resume: str | None, ranks: Ranks) -> int:
     from ipu_bert.trainer import Trainer
 
+    start, found = _start(config, resume, ranks)
     if config.engine.name == "ipu" and config.engine.device == "offline":
         return _compile(config, ranks)
-    folder = Trainer(config, start, ranks).run()
+    folder = Trainer(config, start, ranks, found).run()
     if ranks.first:
         say(f"report: {folder / 'report.md'}", sys.stdout)
     return 0

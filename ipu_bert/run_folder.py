@@ -49,26 +49,39 @@ class Origin:
     skipped: int
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was in a run's folder when it was decided where the run goes on. newest: its newest checkpoint, if any."""
+
+    newest: Path | None
+
+
 class RunFolder:
     """Opens a run's folder for one process; a context manager that closes the metrics and lets go of the folder.
 
     A new run moves an earlier one that has the same folder to NAME.1, NAME.2, ..., so nothing is lost; a run that goes
     back to an older checkpoint moves what came after it to branches/ in the folder. Raises ValueError when another
-    process is training there, when the folder holds something that is not a run, or another run than the one resumed.
+    process is training there, or was there since it looked as `found`, when the folder holds something that is not a
+    run, or another run than the one resumed.
     """
 
-    def __init__(self, config: Config, origin: Origin | None, unigram_entropy: float) -> None:
+    def __init__(
+        self, config: Config, origin: Origin | None, unigram_entropy: float, found: Found | None = None
+    ) -> None:
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
+        found = found or look(self.path)
         for name in (CONFIG_FILE, METRICS_FILE, WANDB_PAGE):
             files.plain(self.path / name)
         if origin is None:
-            _make_room(self.path)
+            _make_room(self.path, found)
+            found = Found(None)  # what was there is elsewhere
         else:
             _check_same_run(self.path, origin.checkpoint)
         self.path.mkdir(parents=True, exist_ok=True)
         files.sync(self.path.parent)
         self._lock = _lock(self.path)
+        _check_as_found(self.path, found)
         self._clean()
         self.origin = None  # where the run goes on from, in its own folder: to be found until it has saved anything
         if origin is not None:
@@ -153,7 +166,9 @@ class RunFolder:
 class NoFolder:
     """What takes the place of a RunFolder on every rank but the first, which writes for all: it keeps nothing."""
 
-    def __init__(self, config: Config, origin: Origin | None, unigram_entropy: float) -> None:
+    def __init__(
+        self, config: Config, origin: Origin | None, unigram_entropy: float, found: Found | None = None
+    ) -> None:
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
         self.origin = None
@@ -183,14 +198,22 @@ def _page(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def settle(path: Path) -> None:
-    """Undo what a killed process had half done, so that a run's newest checkpoint is found.
+def settle(path: Path) -> Found:
+    """Undo what a killed process had half done, and find a run's newest checkpoint.
 
     Raises ValueError when another process is training there: what is its newest checkpoint is not decided yet.
     """
-    if (path / CONFIG_FILE).exists():
-        with _lock(path):
-            checkpoint.clean(path / CHECKPOINTS)
+    if not (path / CONFIG_FILE).exists():
+        return look(path)
+    with _lock(path):
+        checkpoint.clean(path / CHECKPOINTS)
+        return look(path)
+
+
+def look(path: Path) -> Found:
+    """What is in a run's folder now."""
+    checkpoints = checkpoint.complete(path / CHECKPOINTS)
+    return Found(checkpoints[-1][1] if checkpoints else None)
 
 
 def evaluated_by(info: Mapping[str, Any]) -> int | None:
@@ -206,16 +229,29 @@ def kept_after(skipped: int, keep: int) -> int:
 
 def newest_checkpoint(config: Config) -> Path | None:
     """Of the run that the config names, if it has one."""
-    found = checkpoint.complete(Path(config.run.dir) / CHECKPOINTS)
-    return found[-1][1] if found else None
+    return look(Path(config.run.dir)).newest
 
 
-def _make_room(path: Path) -> None:
+def _check_as_found(path: Path, found: Found) -> None:
+    """Raises ValueError where the newest checkpoint is another one by now: the run would go back, or begin, unasked.
+
+    The caller holds the lock.
+    """
+    newest = look(path).newest
+    if newest != found.newest:
+        raise ValueError(
+            f"run.dir {path}: expected {found.newest or 'no checkpoint'} to be its newest checkpoint, as it was when "
+            f"this process began, found {newest or 'none'}: another process was there meanwhile; start again"
+        )
+
+
+def _make_room(path: Path, found: Found) -> None:
     if _is_free(path):
         return
     if not (path / CONFIG_FILE).exists():
         raise ValueError(f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it")
-    _lock(path).close()  # nobody may be training there
+    with _lock(path):  # nobody may be training there
+        _check_as_found(path, found)
     folder = path.resolve()  # what a link stands for is moved, and stays on its disk
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise ValueError(

@@ -22,7 +22,7 @@ from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.machine import changed, common, conditions
 from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.metrics import Metrics
-from ipu_bert.run_folder import NoFolder, Origin, RunFolder, evaluated_by, kept_after
+from ipu_bert.run_folder import Found, NoFolder, Origin, RunFolder, evaluated_by, kept_after, look
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.starting import start
@@ -39,11 +39,14 @@ class Trainer:
 
     Every rank does the same, in step with the others; the first one alone reads and writes checkpoints, records and
     the report, and decides about patterns. Raises ValueError or OSError with one line that names the thing, for text
-    and files that cannot be used.
+    and files that cannot be used. found: what was in the run's folder when `resume` was chosen, if not just now.
     """
 
-    def __init__(self, config: Config, resume: Path | None = None, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: Config, resume: Path | None = None, ranks: Ranks = ALONE, found: Found | None = None
+    ) -> None:
         self.config, self._ranks = config, ranks
+        self._found = found or look(Path(config.run.dir))
         ranks.connect(config.engine.patience)
         ranks.check_same(common(config), "start")
         groups, info = checkpoint.load(resume) if resume is not None and ranks.first else ({}, {})
@@ -99,7 +102,7 @@ class Trainer:
         ValueError or OSError before the first step when the state cannot be saved.
         """
         config, first = self.config, self._ranks.first
-        with (RunFolder if first else NoFolder)(config, self._origin, self.data.unigram_entropy) as folder:
+        with (RunFolder if first else NoFolder)(config, self._origin, self.data.unigram_entropy, self._found) as folder:
             self._started = time.monotonic()
             self._try_out(folder.checkpoints)
             if first:

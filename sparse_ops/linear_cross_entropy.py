@@ -85,7 +85,7 @@ class _CrossEntropyCall(Call):
 def _run(
     scores: Tensor, bias: Tensor, share: Tensor | None, largest: Tensor, sums: Tensor, dbias: Tensor | None
 ) -> None:
-    bias = bias.detach().contiguous()
+    bias = native.contiguous(bias)
     call = _CrossEntropyCall(
         scores=scores.data_ptr(),
         bias=bias.data_ptr(),
@@ -105,8 +105,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-        padded = F.pad(hidden.detach(), (0, 0, 0, -len(hidden) % MULTIPLE))
-        scores = weight.detach() @ padded.t()
+        padded = F.pad(native.contiguous(hidden), (0, 0, 0, -len(hidden) % MULTIPLE))
+        scores = native.contiguous(weight) @ padded.t()
         largest, sums = scores.new_empty(2, len(padded))
         _run(scores, bias, None, largest, sums, None)
         own = scores[labels, torch.arange(len(labels))] + bias.detach()[labels]

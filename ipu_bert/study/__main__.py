@@ -5,9 +5,9 @@ python -m ipu_bert.study dynamic_or_static                  run what has not fin
 python -m ipu_bert.study dynamic_or_static --time           seconds a step of each row on this machine, then report
 python -m ipu_bert.study dynamic_or_static --report         the page alone, from the results that are there
 
-Results, page and figures are in results/NAME/, the runs themselves in runs/studies/NAME/. A run whose result is there
-is not repeated: `--results mine` begins anew. Exit status: 0 done; 1 some runs failed, their lines say why; 2 something
-is wrong; 75 or 130 stopped, the same command goes on.
+Results, page and figures are in results/NAME/, the runs themselves in runs/studies/NAME/. A run that has finished in
+either is not repeated: `--results mine --runs mine_runs` begins anew. Exit status: 0 done; 1 some runs failed, their
+lines say why; 2 something is wrong; 75 or 130 stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ipu_bert.study.definition import Cell, Study, read_study
 from ipu_bert.study.report import write_report
 from ipu_bert.study.results import Results
 from ipu_bert.study.run import cell_flops, run_cells
-from ipu_bert.study.seconds import REPEATS, measure_seconds, write_seconds
+from ipu_bert.study.seconds import REPEATS, measure_seconds, read_seconds, write_seconds
 from sparse_ops import files
 from sparse_ops.bench.arguments import MOST_THREADS, whole_number
 from sparse_ops.ends import with_one_line
@@ -60,13 +60,14 @@ def _act(options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with _only_one(folder):
             if options.time:
+                read_seconds(folder)  # where it is damaged, before anything is measured
                 write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
             else:
                 runs = options.runs / study.name
                 failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
     for title, problem in failed.items():
         say(f"failed: {title}: {problem}", sys.stderr)
-    if (failed or options.time) and not Results(folder).by_key:  # nothing to report yet
+    if (failed or options.time) and not Results(folder).finished(study.cells):  # nothing to report yet
         return 1 if failed else 0
     say(f"report: {write_report(study, folder)}", sys.stdout)
     return 1 if failed else 0
@@ -96,10 +97,10 @@ def _plan(study: Study, results: Results, jobs: int | None) -> None:
     jobs = jobs or _jobs(study.cells)
     rates = [run.executed_flops * run.sequences / run.seconds for run in results.by_key.values() if run.seconds]
     rate = sum(rates) / len(rates) if rates else None
-    total = 0.0
+    total, finished = 0.0, results.finished(study.cells)
     lines = [study.about]
     for cell in study.cells:
-        flops, state = cell_flops(cell), "finished" if cell.key in results.by_key else "waits"
+        flops, state = cell_flops(cell), "finished" if cell.key in finished else "waits"
         total += flops if state == "waits" else 0.0
         config = cell.config
         lines.append(

@@ -25,7 +25,7 @@ def write_report(study: Study, folder: Path) -> Path:
 
     Raises ValueError where nothing has finished yet, or a file there is damaged.
     """
-    groups = group(study, Results(folder).by_key)
+    groups = group(study, Results(folder).finished(study.cells))
     if not groups:
         raise ValueError(f"{folder}: expected the result of at least one run of {study.name}, found none")
     seconds = read_seconds(folder)

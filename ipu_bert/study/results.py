@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
-from ipu_bert import assemble
-from ipu_bert.config import identity
+from ipu_bert import assemble, checkpoint
+from ipu_bert.config import Config, as_dict, identity
 from ipu_bert.json_file import as_list, as_record, read_object
 from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
@@ -18,6 +19,9 @@ from ipu_bert.study.definition import Cell
 from sparse_ops import files
 
 RESULTS_FILE = "results.json"
+# What decides a result and is none of the run's identity: a run may go on with another value of these.
+_BESIDES = (("model", "init"), ("sparsity", "init_pattern"), ("eval", "batches"), ("engine", "name"))
+_SAME = 1e-6  # of two entropies of the same text, rounded by two machines
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,31 @@ class RunResult:
         return self.evaluations[-1].mlm_loss
 
 
+ANEW = "bring back what has changed, or begin anew with --results and --runs in new folders"
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """All settings that decide a result, by section.key."""
+    plain = as_dict(config)
+    return {**identity(config), **{f"{section}.{key}": plain[section][key] for section, key in _BESIDES}}
+
+
+def other_settings(cell: Cell, found: Mapping[str, Any]) -> str:
+    """The first setting in which those of a run differ from a cell's, in words; those it does not have are left out."""
+    for key, value in deciding(cell.config).items():
+        if key in found and found[key] != value:
+            return f"expected {key}={value}, found a run with {key}={found[key]}"
+    return ""
+
+
+def _same_text(one: RunResult, other: RunResult) -> bool:
+    """By its checksum, which older results lack: by its entropy then."""
+    texts = [run.settings.get("text") for run in (one, other)]
+    if None not in texts:
+        return texts[0] == texts[1]
+    return math.isclose(one.unigram_entropy, other.unigram_entropy, rel_tol=_SAME)
+
+
 class Results:
     """The results of a folder, by key; what is added is on disk when `add` returns.
 
@@ -87,6 +116,31 @@ class Results:
                     raise ValueError("a run twice")
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{self.path}: expected the results of a study, found {error!r}") from None
+
+    def finished(self, cells: Sequence[Cell]) -> dict[str, RunResult]:
+        """Those of these cells that came to the cell's last step, by key.
+
+        Raises ValueError for one that was made with other settings, or on another text than one of the same data
+        settings: a table of both would compare what cannot be compared.
+        """
+        return self._checked(cells, self.by_key)
+
+    def check(self, result: RunResult, cells: Sequence[Cell]) -> None:
+        """Raises ValueError, as `finished`, where the results with this one would not go together."""
+        self._checked(cells, {**self.by_key, result.key: result})
+
+    def _checked(self, cells: Sequence[Cell], by_key: Mapping[str, RunResult]) -> dict[str, RunResult]:
+        found = [(cell, by_key[cell.key]) for cell in cells if cell.key in by_key]
+        found = [(cell, run) for cell, run in found if run.steps == cell.config.train.last_step]
+        first: dict[str, tuple[Cell, RunResult]] = {}
+        for cell, run in found:
+            problem = other_settings(cell, run.settings)
+            other, its = first.setdefault(repr(cell.config.data), (cell, run))
+            if not problem and not _same_text(run, its):
+                problem = f"expected the text of {other.title}, found another one"
+            if problem:
+                raise ValueError(f"{self.path}: {cell.title}: {problem}; {ANEW}")
+        return {cell.key: run for cell, run in found}
 
     def add(self, result: RunResult) -> None:
         """Keep one more, in the place of an older one of its key."""
@@ -143,11 +197,17 @@ def _collected(cell: Cell, folder: Path) -> RunResult | None:
         updates=tuple(
             Update(r["step"], r["ratio"], r["explored_dof"], r["removed_new"]) for r in records if r["kind"] == "update"
         ),
-        settings=identity(config),
+        settings={**deciding(config), "text": _text_of(folder)},
         machine=report["machine"],
         revision=_revision(),
         finished=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
     )
+
+
+def _text_of(folder: Path) -> str | None:
+    """The checksum of what a run has read, by its newest checkpoint; None where an older version wrote that."""
+    found: str | None = checkpoint.read_info(checkpoint.find(folder)).get("identity", {}).get("text")
+    return found
 
 
 def _revision() -> str:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Callable, Sequence
 
 from ipu_bert import assemble
+from ipu_bert.config import load_config
 from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
+from ipu_bert.run_folder import CONFIG_FILE
+from ipu_bert.signals import unheeded
 from ipu_bert.sizes.flops import sequence_flops
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.definition import Cell
-from ipu_bert.study.results import Results, collect
+from ipu_bert.study.results import ANEW, Results, collect, deciding, other_settings
 
 _POLL, _TELL = 1.0, 300.0  # seconds between looks at the runs, and between lines about them
 _STOP = 60.0  # seconds that a run has to save when the study is stopped
@@ -50,7 +53,8 @@ def run_cells(
     A run that was interrupted goes on from its newest checkpoint. However this function is left, no run stays behind:
     each is asked to stop, saves, and goes on when the study is started again.
     """
-    waiting = [cell for cell in cells if cell.key not in results.by_key]
+    finished = results.finished(cells)
+    waiting = [cell for cell in cells if cell.key not in finished]
     say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished; {jobs} at a time")
     progress = _Progress({cell.key: cell_flops(cell) for cell in waiting})
     failed: dict[str, str] = {}
@@ -60,12 +64,18 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
+                problem = _other_run(cell, runs / cell.folder)
+                if problem:
+                    progress.leaves_out(cell)
+                    failed[cell.title] = problem
+                    say(f"FAILED: {cell.title}: {problem}")
+                    continue
                 running.append(_start(cell, runs))
                 progress.begins(cell, running[-1].folder)
                 say(f"starts: {cell.title}")
             for run in [run for run in running if run.process.poll() is not None]:
                 running.remove(run)
-                problem = _finish(run, results)
+                problem = _finish(run, results, cells)
                 progress.ends(run.cell)
                 if problem:
                     failed[run.cell.title] = problem
@@ -77,6 +87,17 @@ def run_cells(
                 say(f"{len(running)} running, {len(waiting)} waiting; {progress.left()}")
             time.sleep(_POLL)
     return failed
+
+
+def _other_run(cell: Cell, folder: Path) -> str:
+    """What is wrong with going on in a folder: its run was begun with settings that decide another result."""
+    if not (folder / CONFIG_FILE).exists():
+        return ""
+    try:
+        problem = other_settings(cell, deciding(load_config(str(folder / CONFIG_FILE), [])))
+    except (OSError, ValueError) as error:
+        problem = " ".join(str(error).splitlines())
+    return f"{folder / CONFIG_FILE}: {problem}; {ANEW}" if problem else ""
 
 
 def _start(cell: Cell, runs: Path) -> _Running:
@@ -106,7 +127,7 @@ def _log(folder: Path) -> Path:
     return folder.with_name(folder.name + ".log")
 
 
-def _finish(run: _Running, results: Results) -> str:
+def _finish(run: _Running, results: Results, cells: Sequence[Cell]) -> str:
     """Keep what came out; what went wrong in one line, or nothing."""
     status = run.process.returncode
     try:
@@ -116,6 +137,7 @@ def _finish(run: _Running, results: Results) -> str:
             lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()
             said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
             return f"exit status {status}: {said.strip()[:300]} (all it said: {run.log})"
+        results.check(result, cells)
     except (OSError, ValueError) as error:  # of this run alone: the others go on
         return str(error)
     results.add(result)
@@ -124,8 +146,9 @@ def _finish(run: _Running, results: Results) -> str:
 
 def _stop(running: Sequence[_Running]) -> None:
     """Ask the runs that are left to save and end; end those that do not."""
-    for run in running:
-        run.process.terminate()
+    with unheeded():  # a second signal, as schedulers send, may cut the waiting short, and leaves none untold
+        for run in running:
+            run.process.terminate()
     for run in running:
         try:
             run.process.wait(_STOP)
@@ -153,6 +176,10 @@ class _Progress:
         del self._folders[cell.key]
         self._done += self._flops.pop(cell.key) * (1.0 - self._begun.pop(cell.key))
 
+    def leaves_out(self, cell: Cell) -> None:
+        """Do not wait for it."""
+        del self._flops[cell.key]
+
     def is_due(self) -> bool:
         """Whether it is time to say something."""
         due = time.monotonic() - self._told > _TELL
@@ -163,7 +190,9 @@ class _Progress:
     def left(self) -> str:
         """In words."""
         shares = {key: self._share(*found) for key, found in self._folders.items()}
-        done = self._done + sum(self._flops[key] * (share - self._begun[key]) for key, share in shares.items())
+        begun = {key: min(self._begun[key], share) for key, share in shares.items()}  # it may have begun further back
+        self._begun.update(begun)
+        done = self._done + sum(self._flops[key] * (share - begun[key]) for key, share in shares.items())
         rest = sum(flops * (1.0 - shares.get(key, 0.0)) for key, flops in self._flops.items())
         if not rest:
             return "nothing is left"

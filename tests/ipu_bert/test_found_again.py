@@ -51,7 +51,7 @@ def test_going_back_to_the_best_can_be_killed_before_anything_is_saved(tiny, tmp
     os.rename(folder / "best" / f"step_{steps(folder / 'best')[0]:08d}", tmp_path / "best")
     shutil.copytree(whole[2], folder / "best" / "step_00000002")
     kill_in_first_step(config, folder / "best" / "step_00000002")
-    found = cli._start(config, "auto", ALONE)
+    found = cli._start(config, "auto", ALONE)[0]
     assert found == folder / "checkpoints" / "step_00000002"
     assert steps(train(config, found) / "checkpoints") == [2, 4, 6]
     assert_same_state(newest(config), whole[6])
@@ -62,9 +62,9 @@ def test_a_run_that_begins_from_another_ones_checkpoint_can_be_killed(tiny, tmp_
     other = train(tiny(*SHORT, "train.stop_at=4", f"run.dir={tmp_path / 'other'}"))
     origin, config = other / "checkpoints" / "step_00000004", tiny(*SHORT)
     kill_in_first_step(config, origin)
-    assert cli._start(config, "auto", ALONE) == Path(config.run.dir) / "checkpoints" / "step_00000004"
+    assert cli._start(config, "auto", ALONE)[0] == Path(config.run.dir) / "checkpoints" / "step_00000004"
     kill_in_first_step(config, origin)
-    folder = train(config, cli._start(config, "auto", ALONE))
+    folder = train(config, cli._start(config, "auto", ALONE)[0])
     assert steps(folder / "checkpoints") == [4, 6]
     with pytest.raises(ValueError, match=r"expected the run that .* is of, or a new folder"):
         train(config, origin)
@@ -76,7 +76,7 @@ def test_a_kill_between_two_renames_is_undone_before_the_newest_is_looked_for(ti
     config = tiny(*SHORT)
     checkpoints = train(config) / "checkpoints"
     os.rename(checkpoints / "step_00000006", checkpoints / ".step_00000006.1.old")
-    assert cli._start(config, "auto", ALONE) == checkpoints / "step_00000006"
+    assert cli._start(config, "auto", ALONE)[0] == checkpoints / "step_00000006"
 
 
 def test_a_kill_while_going_back_keeps_the_best(tiny, monkeypatch):
@@ -94,7 +94,7 @@ def test_a_kill_while_going_back_keeps_the_best(tiny, monkeypatch):
         patch.setattr(os, "replace", killed)
         with pytest.raises(Killed):
             train(config, folder / "checkpoints" / "step_00000002")
-    assert cli._start(config, "auto", ALONE) == last
+    assert cli._start(config, "auto", ALONE)[0] == last
     assert steps(folder / "best") == [best]
 
 
@@ -139,7 +139,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_cost_no_older_checkpoint(
     folder = Path(config.run.dir)
     assert steps(folder / "checkpoints") == [2]
     assert not (folder / "report.md").exists()
-    train(config, cli._start(config, "auto", ALONE))
+    train(config, cli._start(config, "auto", ALONE)[0])
 
 
 def test_older_checkpoints_stay_while_steps_are_skipped(tiny):

@@ -13,7 +13,7 @@ import torch
 from run_history import SHORT, Killed, assert_same_state, history, newest, steps, train
 
 import run_pretraining
-from ipu_bert import checkpoint
+from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config
 from ipu_bert.record.metrics import METRICS_FILE, Metrics, read_metrics
 from ipu_bert.run_folder import RunFolder
@@ -316,6 +316,35 @@ def test_what_is_newest_is_not_decided_while_somebody_trains(program, tiny, tmp_
         assert program("--resume", "auto") == program("--resume") == 2
     expected = f"error: run.dir {tmp_path / 'run'}: another process is training there; choose another run.dir"
     assert capsys.readouterr().err.splitlines() == [expected] * 2
+
+
+@pytest.mark.parametrize("stopped_at", [0, 2])
+@pytest.mark.parametrize("arguments", [("--resume", "auto"), ()])
+def test_what_another_process_saves_between_looking_and_beginning_is_not_gone_back_from(
+    program, tmp_path, monkeypatch, capsys, stopped_at, arguments
+):
+    """Two that start at the same moment; the second is slow to read its text, and the first has ended by then."""
+    run, made = tmp_path / "run", assemble.make_engine
+    if stopped_at:
+        assert program(f"train.stop_at={stopped_at}") == 0
+
+    def slow(*given: object) -> object:
+        monkeypatch.setattr(assemble, "make_engine", made)
+        assert program("train.stop_at=4", "--resume", "auto") == 0
+        return made(*given)
+
+    monkeypatch.setattr(assemble, "make_engine", slow)
+    capsys.readouterr()
+    assert program("train.stop_at=4", *arguments) == 2
+    before = run / "checkpoints" / f"step_0000000{stopped_at}" if stopped_at else "no checkpoint"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: run.dir {run}: expected {before} to be its newest checkpoint, as it was when this process began, "
+        f"found {run / 'checkpoints' / 'step_00000004'}: another process was there meanwhile; start again"
+    )
+    assert steps(run / "checkpoints")[-1] == 4
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == ["run"]
+    assert not (run / "branches").exists()
+    assert program("train.stop_at=5", "--resume", "auto") == 0
 
 
 # --- other conditions

@@ -155,7 +155,7 @@ def test_a_run_whose_records_are_none_does_not_end_the_study(finished_study, tmp
     (folder / "metrics.jsonl").write_text('{"kind": "end", "step": 50}\n{"kind": "eval", "step": 50}\n')
     for report in ("{}", "[]", '{"model": {"vocab_size": "x"}}', '{"model": 5}'):
         (folder / "report.json").write_text(report)
-        assert "expected" in _finish(_Running(cell, folder, SimpleNamespace(returncode=0)), Results(tmp_path))
+        assert "expected" in _finish(_Running(cell, folder, SimpleNamespace(returncode=0)), Results(tmp_path), [cell])
 
 
 @pytest.mark.parametrize("name", ["results.json", "seconds.json"])

@@ -108,6 +108,11 @@ def test_a_plan_says_what_waits_and_a_damaged_result_is_named(study, tmp_path, m
     assert command.main([str(study), "--time"]) == 0
     assert (tmp_path / "results" / "trial" / "seconds.json").exists()
     capsys.readouterr()
+    with monkeypatch.context() as patch:
+        (tmp_path / "results" / "trial" / "seconds.json").write_text("{")
+        patch.setattr(command, "measure_seconds", lambda *_: pytest.fail("measured before it is known what is there"))
+        assert command.main([str(study), "--time"]) == 2
+        assert "seconds.json: expected seconds by machine, found" in capsys.readouterr().err
     damaged = tmp_path / "results" / "trial" / "results.json"
     damaged.parent.mkdir(parents=True, exist_ok=True)
     for text in ('{"runs": [{"key": 1}]}', "[]", '{"runs": 3}', "{"):
@@ -146,7 +151,7 @@ def test_what_an_earlier_process_left_is_not_the_result_of_a_run_that_failed(stu
     for status, problem in ((2, "exit status 2: error: why"), (0, "")):
         run = runner._Running(cell, finished, SimpleNamespace(returncode=status))
         run.log.write_text("error: why\n")
-        assert runner._finish(run, results).partition(" (all it said")[0] == problem
+        assert runner._finish(run, results, [cell]).partition(" (all it said")[0] == problem
         assert bool(results.by_key) == (not problem)
     run.log.unlink()
-    assert "No such file" in runner._finish(replace(run, process=SimpleNamespace(returncode=2)), results)
+    assert "No such file" in runner._finish(replace(run, process=SimpleNamespace(returncode=2)), results, [cell])

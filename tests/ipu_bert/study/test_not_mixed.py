@@ -1,0 +1,144 @@
+"""A study that is changed between its runs does not put into one table what cannot be compared."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from ipu_bert.config import as_dict
+from ipu_bert.study import run as runner
+from ipu_bert.study.definition import Cell, read_study
+from ipu_bert.study.report import write_report
+from ipu_bert.study.results import Results, RunResult, collect, deciding
+
+STUDY = """
+base: tiny
+settings: {train.steps: 4, sparsity.updates: 2}
+rows: {Dense: {settings: {sparsity.method: dense}}, dynamic: {}}
+"""
+
+
+def cells(tmp_path: Path, **more: str) -> tuple[Cell, ...]:
+    (tmp_path / "mine.yaml").write_text(
+        STUDY.replace("}\nrows", "".join(f", {k}: {v}" for k, v in more.items()) + "}\nrows")
+    )
+    return read_study(str(tmp_path / "mine.yaml")).cells
+
+
+@pytest.fixture
+def made(tiny: Any, finished: Path, tmp_path: Path) -> dict[str, RunResult]:
+    """A result of each cell of the study, with the numbers of another run."""
+    tiny()
+    (dense, dynamic) = cells(tmp_path)
+    short = replace(dynamic.config, train=replace(dynamic.config.train, stop_at=2))
+    found = collect(replace(dynamic, config=short), finished)
+    assert found is not None
+    assert re.fullmatch("[0-9a-f]{64}", found.settings["text"])
+
+    def of(cell: Cell) -> RunResult:
+        last = (replace(found.evaluations[-1], step=4),)
+        settings = {**deciding(cell.config), "text": found.settings["text"]}
+        return replace(found, key=cell.key, row=cell.row.label, steps=4, evaluations=last, settings=settings)
+
+    return {cell.row.label: of(cell) for cell in (dense, dynamic)}
+
+
+def kept(folder: Path, *runs: RunResult) -> Results:
+    results = Results(folder / "results")
+    for run in runs:
+        results.add(run)
+    return Results(folder / "results")
+
+
+def without(run: RunResult, *keys: str) -> RunResult:
+    """As an older version kept it."""
+    return replace(run, settings={key: value for key, value in run.settings.items() if key not in keys})
+
+
+def test_another_text_under_the_same_settings_is_named_and_not_mixed(made, tmp_path):
+    one, other = made["Dense"], made["dynamic"]
+    found = cells(tmp_path)
+    assert len(kept(tmp_path, one, other).finished(found)) == 2
+    changed = replace(other, settings={**other.settings, "text": "0" * 64})
+    results = kept(tmp_path, one)
+    for run in (changed, replace(without(other, "text"), unigram_entropy=other.unigram_entropy + 1e-3)):
+        with pytest.raises(ValueError, match=f"{found[1].title}: expected the text of {found[0].title}, found another"):
+            results.check(run, found)
+    study = read_study(str(tmp_path / "mine.yaml"))
+    kept(tmp_path, changed)
+    with pytest.raises(ValueError, match="expected the text of"):
+        write_report(study, tmp_path / "results")
+    assert len(kept(tmp_path, without(other, "text")).finished(found)) == 2
+    elsewhere = [found[0], replace(found[1], config=replace(found[1].config, data=replace(found[1].config.data)))]
+    elsewhere[1].config.data.path = "another"
+    assert len(kept(tmp_path, changed).finished(elsewhere)) == 2, "rows may have texts of their own"
+
+
+def test_results_of_other_settings_are_refused_and_of_fewer_steps_are_not_finished(made, tmp_path):
+    results = kept(tmp_path, *made.values())
+    with pytest.raises(ValueError, match=r"Dense: expected eval.batches=3, found a run with eval.batches=2; bring"):
+        results.finished(cells(tmp_path, **{"eval.batches": "3"}))
+    assert results.finished(cells(tmp_path, **{"train.stop_at": "3"})) == {}
+    older = kept(tmp_path, *(without(run, "eval.batches") for run in made.values()))
+    assert len(older.finished(cells(tmp_path, **{"eval.batches": "3"}))) == 2, "it was not kept, and is not known"
+
+
+@pytest.mark.parametrize("change", [{"eval": {"batches": 7}}, {"model": {"init": "other"}}, None])
+def test_a_folder_with_the_run_of_other_settings_is_not_gone_on_in(tiny, tmp_path, monkeypatch, change):
+    tiny()
+    (cell, _) = cells(tmp_path)
+    folder = tmp_path / "runs" / cell.folder
+    folder.mkdir(parents=True)
+    plain = as_dict(cell.config)
+    for section, values in (change or {}).items():
+        plain[section].update(values)
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain) if change else "model: {unknown: 1}")
+    monkeypatch.setattr(runner, "_start", lambda *_: pytest.fail("it was started"))
+    failed = runner.run_cells([cell], Results(tmp_path), tmp_path / "runs", 1, lambda line: None)
+    assert list(failed) == [cell.title]
+    assert failed[cell.title].startswith(f"{folder / 'config.yaml'}: ")
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(cell.config)))
+    assert runner._other_run(cell, folder) == ""
+
+
+def test_time_left_is_never_negative_and_follows_no_clock_that_jumps(tiny, tmp_path, monkeypatch):
+    """A run that was killed goes on from a step before its newest record."""
+    tiny()
+    (cell, _) = cells(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: pytest.fail("the wall clock was asked"))
+    progress = runner._Progress({cell.key: 1.0})
+    progress._started -= 100.0
+    records = tmp_path / "metrics.jsonl"
+    for step, left in ((3, "not known"), (1, "not known"), (2, "about 3 min 20 s left"), (3, "about 50 s left")):
+        records.write_text(f'{{"kind": "train", "step": {step}}}\n')
+        if step == 3 and left == "not known":
+            progress.begins(cell, tmp_path)
+        assert left in progress.left()
+
+
+def test_a_second_signal_leaves_no_run_untold():
+    told = []
+
+    def terminate() -> None:
+        told.append(1)
+        signal.raise_signal(signal.SIGINT)
+
+    runs: Any = [SimpleNamespace(process=SimpleNamespace(terminate=terminate, wait=lambda _: None)) for _ in range(3)]
+    runner._stop(runs)
+    assert told == [1, 1, 1]
+
+
+def test_folders_of_runs_differ_where_case_does_not_count(tiny, tmp_path):
+    tiny()
+    (tmp_path / "mine.yaml").write_text(
+        "base: tiny\nrows: {Row: {settings: {run.seed: 1}}, row: {settings: {run.seed: 2}}, ROW!: {}}\n"
+    )
+    assert len({cell.folder.casefold() for cell in read_study(str(tmp_path / "mine.yaml")).cells}) == 3
