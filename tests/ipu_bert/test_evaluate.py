@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -161,5 +162,5 @@ def test_a_count_that_is_none_is_a_short_line(capsys, count):
     with pytest.raises(SystemExit):
         evaluate.main(["run", f"--batches={count}"])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "--batches: expected a whole number of at least 1, found " in line
+    assert re.search("--batches: expected a whole number of at (least 1|most 1000000), found ", line)
     assert len(line) < 200

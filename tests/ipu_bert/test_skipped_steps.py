@@ -28,8 +28,9 @@ def trainer_with(config: Config, bad: set[int], resume: Path | None = None, in_l
     trainer = Trainer(config, resume)
     engine, batch = trainer.engine, trainer._train_batches
 
-    def hook(module: Any, inputs: Any, logits: Any) -> Any:
-        return (logits[0] * math.nan, logits[1]) if module.training and trainer.step + 1 in bad else None
+    def hook(module: Any, inputs: Any, found: Any) -> Any:
+        wanted = module.training and trainer.step + 1 in bad
+        return found._replace(mlm_sum=found.mlm_sum * math.nan) if wanted else None
 
     def gradient_hook(gradient: torch.Tensor) -> torch.Tensor | None:
         return gradient * math.nan if trainer.step + 1 in bad else None
