@@ -45,14 +45,12 @@ def linear_cross_entropy(
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, kernel: str) -> None:
-    expected = {
-        "hidden": (hidden, [labels.shape[0] if labels.dim() == 1 else "N", *weight.shape[1:]]),
-        "weight": (weight, [*bias.shape, "H" if weight.dim() < 2 else weight.shape[-1]]),
-        "labels": (labels, [len(hidden)]),
-    }
-    for name, (tensor, shape) in expected.items():
-        if list(tensor.shape) != shape:
-            raise ValueError(f"{name}: expected {shape}, found {list(tensor.shape)}")
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        found = f"{list(hidden.shape)} and {list(weight.shape)}"
+        raise ValueError(f"hidden and weight: expected [N, H] and [V, H], found {found}")
+    for name, tensor, of in (("bias", bias, weight), ("labels", labels, hidden)):
+        if tensor.shape != of.shape[:1]:
+            raise ValueError(f"{name}: expected {[len(of)]}, found {list(tensor.shape)}")
     if kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS}, found {kernel!r}")
 
