@@ -33,7 +33,9 @@ def linear_cross_entropy(
     Raises ValueError when a shape, a label or the kernel's name is wrong.
     """
     _check(hidden, weight, bias, labels, kernel)
-    labelled = (labels != ignored).nonzero()[:, 0] if _is_native(hidden, weight, bias, kernel) else labels[:0]
+    if not _is_native(hidden, weight, bias, kernel):
+        return _plain(hidden, weight, bias, labels, ignored)
+    labelled = (labels != ignored).nonzero()[:, 0]
     if not labelled.numel():
         return _plain(hidden, weight, bias, labels, ignored)
     wanted = labels[labelled]
