@@ -51,6 +51,7 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": config.run.name,
         "config": as_dict(config),
+        "no_effect": config.no_effect,
         "model": {**vars(outcome.shape), "method": config.sparsity.method},
         "parameters": {
             "sparse": counts.sparse,
