@@ -114,7 +114,7 @@ TABLE = (
         lambda c: c.data.source != "files",
         "data.source is {data.source}",
     ),
-    Idle(("data.column",), lambda c: _endings(c) == {".txt"}, "files of text have no columns"),
+    Idle(("data.column",), lambda c: _endings(c) <= {".txt", ".xml"}, "files of this kind have no columns"),
     Idle(
         ("data.encoding",),
         lambda c: _endings(c) <= {".parquet", ".xml"},
