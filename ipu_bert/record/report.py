@@ -51,7 +51,6 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": config.run.name,
         "config": as_dict(config),
-        "no_effect": config.no_effect,
         "model": {**vars(outcome.shape), "method": config.sparsity.method},
         "parameters": {
             "sparse": counts.sparse,
@@ -84,6 +83,7 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
         "exchange": asdict(report.exchange) if report.exchange else None,
         "pattern": asdict(report.pattern),
         "figures": figures,
+        "no_effect": config.no_effect,
     }
 
 

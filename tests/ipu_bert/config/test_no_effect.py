@@ -156,6 +156,11 @@ def values(corpus: Path, finished: Path) -> dict[str, list[object]]:
         "data.path": [str(corpus / "00.txt")],
         "data.tokenizer": [str(finished / "tokenizer.json")],
         "model.init": [],
+        "data.vocab_size": [900],
+        "data.workers": [2],
+        "log.every": [2],
+        "log.tensorboard": [True],
+        "model.intermediate_size": [128],
         "sparsity.updates": [3],  # of 12 steps
     }
 
@@ -180,6 +185,12 @@ def test_what_changes_nothing_is_in_the_table_and_what_acts_is_not(
         if acts == said and not (key in NAMED_ANEW and said):
             wrong.append(f"{key} {'acts' if acts else 'does nothing'}")
     assert wrong == []
+
+
+def test_every_setting_is_changed(combined: Callable[..., Config], values: dict[str, list[object]]) -> None:
+    configs = [combined(name) for name in ("sparse", "ipu, half", "ipu, two replicas")]
+    changed = {key for key in values for config in configs if changed_alone(config, key, values[key])}
+    assert values.keys() - changed == {"model.init"}
 
 
 def test_every_rule_holds_in_a_combination_and_not_in_another(combined: Callable[..., Config]) -> None:
@@ -218,7 +229,12 @@ def test_steps_are_the_same_with_all_that_is_idle_changed(
 
 
 def test_a_text_is_the_same_with_all_that_is_idle_changed(combined: Callable[..., Config]) -> None:
-    for name, override in (("dump", "data.encoding=utf-16"), ("dump", "data.column=x"), ("package", "data.path=x")):
+    for name, override in (
+        ("dump", "data.encoding=utf-16"),
+        ("dump", "data.column=x"),
+        ("lines", "data.language=de"),
+        ("package", "data.path=x"),
+    ):
         config, changed = combined(name), combined(name, override)
         assert override.partition("=")[0] in listed(changed.no_effect)
         texts = [list(make_source(assemble.corpus(each), 1).documents()) for each in (config, changed)]
