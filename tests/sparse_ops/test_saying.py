@@ -11,7 +11,8 @@ from typing import Callable, TextIO
 import pytest
 from compiler import needs_kernels
 
-from sparse_ops import bench, build, native, saying, tune
+from sparse_ops import build, native, saying, tune
+from sparse_ops.bench import products
 from sparse_ops.saying import answer, say
 
 
@@ -76,7 +77,7 @@ def test_a_command_whose_answer_is_lost_fails(
 
 
 @pytest.mark.filterwarnings("ignore")  # as `python -W ignore`
-@pytest.mark.parametrize("main", [tune.main, bench.main])
+@pytest.mark.parametrize("main", [tune.main, products.main])
 def test_a_command_without_native_kernels_says_so(
     main: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
