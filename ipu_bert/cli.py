@@ -42,12 +42,12 @@ def main(argv: list[str]) -> int:
             _check(options)
             config = load_config(options.config, options.overrides)
             ranks = _of_engine(config, ranks)
-            if options.throughput:
-                return _throughput(config, options.json, options.steps or TIMED_STEPS, ranks)
             if planned:
                 return _dry_run(config, _checkpoint(config, options.resume) if ranks.first else None, options, ranks)
-            for line in config.gave_way if ranks.first else ():
-                say(f"gave way: {line}", sys.stderr)
+            for line in _about(config) if ranks.first else ():
+                say(line, sys.stderr)
+            if options.throughput:
+                return _throughput(config, options.json, options.steps or TIMED_STEPS, ranks)
             with raised():
                 return _train(config, options.resume, ranks)
     except InterruptedRunError as stop:
@@ -73,6 +73,11 @@ def main(argv: list[str]) -> int:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # what torch raises for it
             raise
         return _fail(f"out of memory: {error}; try a smaller train.micro_batch_size or a smaller model")
+
+
+def _about(config: Config) -> list[str]:
+    """What is not as somebody wrote it."""
+    return [*(f"gave way: {line}" for line in config.gave_way), *(f"no effect: {line}" for line in config.no_effect)]
 
 
 def _with_path(argv: list[str]) -> list[str]:

@@ -297,8 +297,9 @@ class LogSettings:
 class Config:
     """A whole run; `base: NAME` in a file inherits from another one.
 
-    Two are no settings: `gave_way` has a line for each value that had to fit one that the user wrote
-    (config/give_way.py), `chosen` says what `auto` chose and why (sizes/automatic.py).
+    Three are no settings: `gave_way` has a line for each value that had to fit one that the user wrote
+    (config/give_way.py), `no_effect` one for each of the user's that does nothing (config/no_effect.py), `chosen` says
+    what `auto` chose and why (sizes/automatic.py).
     """
 
     run: RunSettings = field(default_factory=RunSettings)
@@ -316,4 +317,5 @@ class Config:
 
     def __post_init__(self) -> None:
         self.gave_way: List[str] = []
+        self.no_effect: List[str] = []
         self.chosen: List[str] = []

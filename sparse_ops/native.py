@@ -41,14 +41,30 @@ def available() -> bool:
 
     Warns once, with the reason, when not.
     """
+    problem = why_not()
+    if problem:
+        warnings.warn(f"native kernels are not available, products run in plain torch: {problem}", stacklevel=2)
+    return not problem
+
+
+@functools.lru_cache(maxsize=None)
+def why_not() -> str:
+    """Why the kernels cannot be used here; empty where they can. Compiles them as `available`."""
     from sparse_ops.build import BuildError  # not at the top: `python -m sparse_ops.build` imports this package first
 
     try:
         _library()
     except (BuildError, OSError) as error:
-        warnings.warn(f"native kernels are not available, products run in plain torch: {error}", stacklevel=2)
-        return False
-    return True
+        return str(error)
+    return ""
+
+
+def needed() -> bool:
+    """Whether the kernels can be used by a program that has nothing to do without them; says why, when not."""
+    problem = why_not()
+    if problem:
+        say(f"error: native kernels are not available: {' '.join(problem.split())}", sys.stderr)
+    return not problem
 
 
 def supports(x: Tensor, block_size: int) -> bool:

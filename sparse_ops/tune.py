@@ -183,7 +183,7 @@ def main(arguments: list[str]) -> int:
         "--threads", type=whole_number(1, MOST_THREADS), default=torch.get_num_threads(), help="default: torch's"
     )
     options = parser.parse_args(arguments)
-    if not native.available():
+    if not native.needed():
         return 1
     torch.set_num_threads(options.threads)
     keep_freed_memory()

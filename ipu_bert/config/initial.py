@@ -57,12 +57,14 @@ def follow_initial(config: Config, written: Written) -> tuple[Written, list[str]
 
 
 def _read(where: str) -> _Initial:
-    """From a config.json, or from what a run or one of its checkpoints says of itself."""
+    """From a config.json, or from what a run, one of its checkpoints or a folder of them says of itself."""
     folder = Path(where)
     if (folder / "config.yaml").is_file():
         return _of_run(read(folder / "config.yaml").tree, folder)
-    if (folder / "state.json").is_file():
-        return _of_run(read_object(folder / "state.json").get("config", {}), folder.resolve().parent.parent)
+    states = [folder / "state.json", *sorted(folder.glob("step_*/state.json"), reverse=True)]
+    state = next((path for path in states if path.is_file()), None)
+    if state is not None:
+        return _of_run(read_object(state).get("config", {}), state.parent.resolve().parent.parent)
     file = find_file(where, "config.json")
     if file is None:
         raise ValueError(f"{where}: expected a BERT with config.json, or a run, found neither")

@@ -10,6 +10,7 @@ from ipu_bert.config.build import build
 from ipu_bert.config.checks import cross_checks
 from ipu_bert.config.give_way import give_way
 from ipu_bert.config.initial import follow_initial
+from ipu_bert.config.no_effect import no_effect
 from ipu_bert.config.resolve import resolve
 from ipu_bert.config.written import ConfigError, config_path, keys_of, read
 from ipu_bert.settings import Config
@@ -19,15 +20,17 @@ from sparse_ops.files import there
 def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
     """The checked config of a name in configs/ or a YAML file, with `section.key=value` overrides after it.
 
-    What the user did not write gives way to what they wrote (give_way.py), and `gave_way` of the config says where.
-    Raises ConfigError with all that is wrong.
+    What the user did not write gives way to what they wrote (give_way.py), and `gave_way` of the config says where;
+    `no_effect` says what of theirs does nothing (no_effect.py). Raises ConfigError with all that is wrong.
     """
     path = config_path(name_or_file)
     written = read(path)
+    users = set() if written.is_record else written.users
     errors: list[str] = []
     for override in overrides:
         try:
             written = written.override(override)
+            users.add(override.partition("=")[0])
         except ValueError as error:
             errors.append(str(error))
     config = build(written.tree, errors)
@@ -35,7 +38,9 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
         written, followed = follow_initial(config, written)
         config = build(written.tree, errors)
         config.gave_way = [*followed, *give_way(config, written)]
-    return _checked(config, path.stem, errors, written.users)
+    config = _checked(config, path.stem, errors, written.users)
+    config.no_effect = no_effect(config, users)
+    return config
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:

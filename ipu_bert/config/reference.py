@@ -19,7 +19,9 @@ Made from `ipu_bert/settings.py` by `python -m ipu_bert.config`. A config file h
 Overriding one thing is enough. A default, or a value from a file in `configs/`, gives way to what you write in a file
 of your own or in an override, where it is obvious what should follow: `train.batch_size=16` makes a micro-batch of 32
 one of 16, `train.steps=40` makes a warm-up of 60 steps one of 4. The dry run and the start of a run say what gave way.
-What you write yourself stays as it is, and is refused where it does not fit.
+What you write yourself stays as it is, and is refused where it does not fit. What you write and what does nothing
+beside the other settings is said there, too, and in the report, one line each:
+`no effect: sparsity.updates=40, since sparsity.method is static`.
 """
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from ipu_bert.config.values import is_unicode
 from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
+from ipu_bert.settings import Config
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())  # installed; a checkout
@@ -21,7 +22,7 @@ class ConfigError(ValueError):
     """A config that cannot be run; `errors` has one line for each thing wrong with it, none longer than LONGEST."""
 
     def __init__(self, errors: Sequence[str]) -> None:
-        self.errors = [_cut(error, LONGEST) for error in errors]
+        self.errors = [cut(error, LONGEST) for error in errors]
         super().__init__("\n".join(self.errors))
 
 
@@ -54,6 +55,11 @@ class Written:
         if not isinstance(self.tree.get(section, {}), dict):
             return self  # a section that is no section is reported with all else
         return self.over({section: {name: _override_value(value.strip())}}, None)
+
+    @property
+    def is_record(self) -> bool:
+        """Whether these are values that a run wrote down, which has every section, and not what somebody chose."""
+        return {key.partition(".")[0] for key in self.users} >= {f.name for f in fields(Config)}
 
     @property
     def users(self) -> set[str]:
@@ -133,10 +139,11 @@ def _read_tree(path: Path) -> dict[str, Any]:
 
 def shortened(value: object) -> str:
     """The repr of a value, cut in the middle where it would fill more than a line."""
-    return _cut(repr(value), 120)
+    return cut(repr(value), 120)
 
 
-def _cut(text: str, longest: int) -> str:
+def cut(text: str, longest: int) -> str:
+    """The text, cut in the middle where it is longer."""
     if len(text) <= longest:
         return text
     return f"{text[: longest * 2 // 3]} ... {text[-(longest // 6) :]} ({len(text):,} characters)"

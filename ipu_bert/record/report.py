@@ -83,6 +83,7 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
         "exchange": asdict(report.exchange) if report.exchange else None,
         "pattern": asdict(report.pattern),
         "figures": figures,
+        "no_effect": config.no_effect,
     }
 
 

@@ -381,6 +381,8 @@ def _details(outcome: RunOutcome) -> str:
     config = "\n".join(f"{key} = {value}" for key, value in _flat(to_plain(as_dict(outcome.config))))
     return _join(
         f"## On which machine?\n\n{machine}",
-        f"## With which settings?\n\n<details><summary>every setting</summary>\n\n```\n{config}\n```\n\n</details>",
+        "## With which settings?",
+        "\n".join(f"- no effect: `{line}`" for line in outcome.config.no_effect),
+        f"<details><summary>every setting</summary>\n\n```\n{config}\n```\n\n</details>",
         "The numbers of this page are in `report.json`, every record of the run in `metrics.jsonl`.",
     )

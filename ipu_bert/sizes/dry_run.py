@@ -69,6 +69,7 @@ def plan(
             for weight in weights
         ],
         "gave_way": config.gave_way,
+        "no_effect": config.no_effect,
         "chosen": config.chosen,
         "run_dir": config.run.dir,
         "placement": placement.to_dict() if placement else None,
@@ -116,6 +117,7 @@ def render(found: dict[str, Any]) -> str:
         *_exchange_lines(found),
         *_disk_lines(found["disk"], found["run_dir"], data["dir"]),
         *(f"gave way    {line}" for line in found["gave_way"]),
+        *(f"no effect   {line}" for line in found["no_effect"]),
         *(f"chosen      {line}" for line in found["chosen"]),
         f"goes to     {found['run_dir']}",
         *([f"goes on     from {found['goes_on_from']}"] if found.get("goes_on_from") else []),

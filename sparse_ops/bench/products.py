@@ -243,7 +243,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=whole_number(0, MOST_THREADS), default=0, help="default: torch's")
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     options = parser.parse_args(arguments)
-    if not native.available():
+    if not native.needed():
         return 1
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -266,7 +266,7 @@ case("precision.compute", "bfloat16", lambda b: b.engine._precision.compute)
 case("precision.loss_scale", 64.0, lambda b: b.engine._precision.loss_scale)
 
 case("engine.name", "ipu", lambda b: type(b.engine).__name__, "IpuEngine")
-case("engine.device", "offline", lambda b: (b.run.device, b.options.offline), ("offline", True))
+case("engine.device", "offline", lambda b: (b.run.device, b.options.offline), ("offline", True), *IPU)
 case(
     "engine.kernel",
     "torch",
@@ -281,12 +281,13 @@ case(
     "ipu.ipus", 2, lambda b: b.run.replicas * len(b.run.layers_per_ipu), 2,
     *IPU, "ipu.ipus=1", "ipu.layers_per_ipu=auto",
 )  # fmt: skip
-case("ipu.replicas", 2, lambda b: (b.options.replication_factor, b.evaluation_options.replication_factor), (2, 2))
+case("ipu.replicas", 2, lambda b: (b.options.replication_factor, b.evaluation_options.replication_factor), (2, 2), *IPU)
 case(
     "ipu.gradient_accumulation",
     2,
     lambda b: (b.options.Training.gradient_accumulation, b.evaluation_options.device_iterations),
     (2, 2),
+    "engine.name=ipu",
 )
 case("ipu.available_memory", [0.5], lambda b: b.options.available_memory, {"IPU0": 0.5}, *IPU)
 case("ipu.sparse_available_memory", 0.5, lambda b: b.device_layer.available_memory_proportion, "0.5", *IPU)
@@ -300,13 +301,13 @@ case(
     *HALF,
 )
 case("ipu.stochastic_rounding", False, lambda b: b.options.Precision.stochastic_rounding, None, *HALF)
-case("ipu.optimizer_off_chip", False, lambda b: b.options.TensorLocations.optimizer.on_chip, True)
-case("ipu.optimizer_sharded", True, lambda b: b.options.TensorLocations.optimizer.sharded)
+case("ipu.optimizer_off_chip", False, lambda b: b.options.TensorLocations.optimizer.on_chip, True, *IPU)
+case("ipu.optimizer_sharded", True, lambda b: b.options.TensorLocations.optimizer.sharded, None, *IPU, "ipu.replicas=2")
 case("ipu.recompute", False, lambda b: b.options._Popart.options["autoRecomputation"], 0, *IPU)
 case("ipu.automatic_loss_scale", True, lambda b: b.options.Training.automatic_loss_scaling, None, *HALF)
 case("ipu.vocabulary_parts", 2, lambda b: b.engine._device_model._run.vocabulary_parts, None, *IPU)
-case("ipu.executable_cache", "cache", lambda b: b.options.executable_cache)
-case("ipu.profile_dir", "profile", lambda b: b.options.profile_dir)
+case("ipu.executable_cache", "cache", lambda b: b.options.executable_cache, None, *IPU, "engine.device=offline")
+case("ipu.profile_dir", "profile", lambda b: b.options.profile_dir, None, *IPU, "engine.device=offline")
 case("log.every", 2, lambda b: [r["step"] for r in b.records("train")], [2, 4], "train.stop_at=4")
 case("log.tensorboard", True, lambda b: "TensorBoardSink" in b.sinks(), True)
 case("log.wandb", True, lambda b: "WandbSink" in b.sinks(), True)
@@ -333,8 +334,10 @@ def test_a_setting_reaches_what_obeys_it(key: str, tiny: Callable[..., Config], 
     if key == "run.dir":
         value = expected = str(tmp_path / "elsewhere")
     written = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
-    before, after = probe(Built(tiny(*beside))), probe(Built(tiny(*beside, f"{key}={written}")))
+    changed = tiny(*beside, f"{key}={written}")
+    before, after = probe(Built(tiny(*beside))), probe(Built(changed))
     assert after == expected
+    assert key not in {line.partition("=")[0] for line in changed.no_effect}
     assert before != expected
 
 

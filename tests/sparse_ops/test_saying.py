@@ -11,7 +11,8 @@ from typing import Callable, TextIO
 import pytest
 from compiler import needs_kernels
 
-from sparse_ops import build, saying, tune
+from sparse_ops import build, native, saying, tune
+from sparse_ops.bench import products
 from sparse_ops.saying import answer, say
 
 
@@ -73,6 +74,16 @@ def test_a_command_whose_answer_is_lost_fails(
         assert main([]) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(": standard output: No space left on device")
+
+
+@pytest.mark.filterwarnings("ignore")  # as `python -W ignore`
+@pytest.mark.parametrize("main", [tune.main, products.main])
+def test_a_command_without_native_kernels_says_so(
+    main: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "why_not", lambda: "no C++ compiler:\n  set CXX")
+    assert main([]) == 1
+    assert capsys.readouterr().err == "error: native kernels are not available: no C++ compiler: set CXX\n"
 
 
 def test_a_reader_that_wants_no_more_has_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:

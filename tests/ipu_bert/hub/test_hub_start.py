@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,18 @@ def test_a_run_of_another_sparsity_keeps_its_largest_blocks_and_more_at_random(f
     dense, _ = model_of(of_model(tiny, finished, DENSE))
     for name, layer in source.items():
         assert torch.equal(own_weights(dense)[f"{name}.weight"], layer.to_dense())
+
+
+def test_a_folder_of_a_runs_checkpoints_is_the_run(finished, tiny, tmp_path):
+    """As `best/`, which `checkpoint.keep_best` makes."""
+    expected = load_model(finished).model.state_dict()
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished / "tokenizer.json", tmp_path / "run")
+    shutil.copytree(finished / "checkpoints", tmp_path / "run" / "best")
+    config = of_model(tiny, tmp_path / "run" / "best")
+    assert config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
+    found = starting.start(config, assemble.open_data(config, progress=False)).state
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 def test_another_engine_starts_from_a_run(finished, tiny):
