@@ -7,7 +7,6 @@ gradient. Elsewhere, and where there is nothing to gain, torch's linear and cros
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def linear_cross_entropy(
     hidden [N, H], weight [V, H], bias [V]; labels [N] int64 in [0, V), or `ignored`: no loss and no gradient. kernel:
     one of operators.KERNELS; all but "torch" take the native one for what it supports (float32 on the CPU, outside
     autocast). 16-bit scores are summed in float32. Differentiable any number of times.
-    Raises ValueError when a shape, a label or the kernel's name is wrong.
+    Raises ValueError when a shape, a label, their dtype or the kernel's name is wrong.
     """
     _check(hidden, weight, bias, labels, kernel)
     labelled = (labels != ignored).nonzero()[:, 0] if _is_native(hidden, weight, bias, kernel) else labels[:0]
@@ -48,11 +47,13 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, kernel:
     expected = {
         "hidden": (hidden, [labels.shape[0] if labels.dim() == 1 else "N", *weight.shape[1:]]),
         "weight": (weight, [*bias.shape, "H" if weight.dim() < 2 else weight.shape[-1]]),
-        "labels": (labels, [len(hidden)]),
+        "labels": (labels, list(hidden.shape[:1])),
     }
     for name, (tensor, shape) in expected.items():
         if list(tensor.shape) != shape:
             raise ValueError(f"{name}: expected {shape}, found {list(tensor.shape)}")
+    if labels.dtype != torch.int64:  # bytes would choose as a mask does
+        raise ValueError(f"labels: expected torch.int64, found {labels.dtype}")
     if kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS}, found {kernel!r}")
 
@@ -113,7 +114,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, labels)
         ctx.padded, ctx.scores, ctx.largest, ctx.sums = padded, scores, largest, sums
         n = len(labels)
-        return (largest[:n] * math.log(2.0) - own + sums[:n].log()).sum()
+        return (largest[:n] - own + sums[:n].log()).sum()
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:

@@ -183,6 +183,18 @@ def test_what_is_not_finite_stays_so(level, where, bad, seed):
     assert all(not gradient.isfinite().all() for gradient in gradients)
 
 
+def test_no_share_is_above_one_however_large_scores_are(level, seed):
+    made, labels = inputs(20, 16, 600, seed)
+    with torch.no_grad():
+        made[1] *= 1e7
+    labels[labels == IGNORED] = 1
+    found = results(made, labels)[3]
+    scores = F.linear(*made[:2], made[2]).detach()
+    # A distance of scores is off by their roundings, some 20, so words beyond it have no share: one-hot in float64, too.
+    expected = torch.zeros(600).index_add_(0, scores.argmax(1), torch.ones(20)).index_add_(0, labels, -torch.ones(20))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 def test_a_word_that_cannot_be_has_no_share(level, seed):
     made, labels = inputs(20, 16, 600, seed)
     labels[labels == 577] = 0
@@ -208,6 +220,8 @@ def test_a_word_that_cannot_be_has_no_share(level, seed):
         ({"labels": torch.tensor([0])}, "hidden: expected \\[1, 16\\], found \\[2, 16\\]"),
         ({"hidden": torch.ones(2, 15)}, "hidden: expected \\[2, 16\\], found \\[2, 15\\]"),
         ({"bias": torch.ones(39)}, "weight: expected \\[39, 16\\], found \\[40, 16\\]"),
+        ({"hidden": torch.tensor(1.0)}, "hidden: expected \\[2, 16\\], found \\[\\]"),
+        ({"labels": torch.tensor([0, 1], dtype=torch.uint8)}, "labels: expected torch.int64, found torch.uint8"),
         ({"kernel": "fast"}, "kernel: expected one of .* found 'fast'"),
     ],
 )
