@@ -119,20 +119,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: the gradients are to be differentiated
+        # create_graph: the gradients are to be differentiated; or several are asked for at once (vmap).
+        if torch.is_grad_enabled() or differentiable.wanted():
 
             def plain(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
                 return _plain(h, w, b, labels, -1)
 
             return (*differentiable.gradients(plain, (hidden, weight, bias), dloss), None)
-        # The gradient takes the scores' place: a second pass through a graph that was kept makes them anew.
-        scores = weight @ ctx.padded.t() if ctx.scores is None else ctx.scores
-        ctx.scores = None
-        n, dbias = len(labels), torch.empty_like(bias)
-        share = F.pad(dloss / ctx.sums[:n], (0, len(ctx.padded) - n))
-        _run(scores, bias, share, ctx.largest, ctx.sums, dbias)
-        scores[labels, torch.arange(n)] -= dloss
-        dbias.index_add_(0, labels, -dloss.expand(n))
-        wanted = ctx.needs_input_grad
-        dhidden = scores.t()[:n] @ weight if wanted[0] else None
-        return dhidden, scores @ ctx.padded if wanted[1] else None, dbias if wanted[2] else None, None
+        with differentiable.without_autocast(dloss.device.type):  # it had its say in the forward pass
+            return (*_gradients(ctx, hidden, weight, bias, labels, dloss), None)
+
+
+def _gradients(
+    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, dloss: Tensor
+) -> tuple[Tensor | None, ...]:
+    # The gradient takes the scores' place: a second pass through a graph that was kept makes them anew.
+    scores = weight @ ctx.padded.t() if ctx.scores is None else ctx.scores
+    ctx.scores = None
+    n, dbias = len(labels), torch.empty_like(bias)
+    share = F.pad(dloss / ctx.sums[:n], (0, len(ctx.padded) - n))
+    _run(scores, bias, share, ctx.largest, ctx.sums, dbias)
+    scores[labels, torch.arange(n)] -= dloss
+    dbias.index_add_(0, labels, -dloss.expand(n))
+    wanted = ctx.needs_input_grad
+    dhidden = scores.t()[:n] @ weight if wanted[0] else None
+    return dhidden, scores @ ctx.padded if wanted[1] else None, dbias if wanted[2] else None
