@@ -38,7 +38,7 @@ def gradients(
     For a backward pass that is itself differentiated: `inputs` are then those of the forward pass, and dy is as its
     result. Autocast has had its say in the forward pass.
     """
-    with torch.enable_grad(), _without_autocast(dy.device.type):
+    with torch.enable_grad(), without_autocast(dy.device.type):
         # One input may be made from another, as where a layer is used twice: what goes that way is not for us to add.
         parts = [None if t is None else t.view_as(t) for t in inputs]
         y = function(*parts)
@@ -47,7 +47,8 @@ def gradients(
     return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs)
 
 
-def _without_autocast(kind: str) -> ContextManager[Any]:
+def without_autocast(kind: str) -> ContextManager[Any]:
+    """Where no product is cast, on a device of this kind: for a backward pass, as its forward pass has been cast."""
     return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 

@@ -7,7 +7,6 @@ gradient. Elsewhere, and where there is nothing to gain, torch's linear and cros
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def linear_cross_entropy(
     hidden [N, H], weight [V, H], bias [V]; labels [N] int64 in [0, V), or `ignored`: no loss and no gradient. kernel:
     one of operators.KERNELS; all but "torch" take the native one for what it supports (float32 on the CPU, outside
     autocast). 16-bit scores are summed in float32. Differentiable any number of times.
-    Raises ValueError when a shape, a label or the kernel's name is wrong.
+    Raises ValueError when a shape, a label, their dtype or the kernel's name is wrong.
     """
     _check(hidden, weight, bias, labels, kernel)
     if not _is_native(hidden, weight, bias, kernel):
@@ -53,6 +52,8 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, kernel:
     for name, tensor, of in (("bias", bias, weight), ("labels", labels, hidden)):
         if tensor.shape != of.shape[:1]:
             raise ValueError(f"{name}: expected {[len(of)]}, found {list(tensor.shape)}")
+    if labels.dtype != torch.int64:  # bytes would choose as a mask does
+        raise ValueError(f"labels: expected torch.int64, found {labels.dtype}")
     if kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS}, found {kernel!r}")
 
@@ -113,25 +114,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, labels)
         ctx.padded, ctx.scores, ctx.largest, ctx.sums = padded, scores, largest, sums
         n = len(labels)
-        return (largest[:n] * math.log(2.0) - own + sums[:n].log()).sum()
+        return (largest[:n] - own + sums[:n].log()).sum()
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: the gradients are to be differentiated
+        # create_graph: the gradients are to be differentiated; or several are asked for at once (vmap).
+        if torch.is_grad_enabled() or differentiable.wanted():
 
             def plain(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
                 return _plain(h, w, b, labels, -1)
 
             return (*differentiable.gradients(plain, (hidden, weight, bias), dloss), None)
-        # The gradient takes the scores' place: a second pass through a graph that was kept makes them anew.
-        scores = weight @ ctx.padded.t() if ctx.scores is None else ctx.scores
-        ctx.scores = None
-        n, dbias = len(labels), torch.empty_like(bias)
-        share = F.pad(dloss / ctx.sums[:n], (0, len(ctx.padded) - n))
-        _run(scores, bias, share, ctx.largest, ctx.sums, dbias)
-        scores[labels, torch.arange(n)] -= dloss
-        dbias.index_add_(0, labels, -dloss.expand(n))
-        wanted = ctx.needs_input_grad
-        dhidden = scores.t()[:n] @ weight if wanted[0] else None
-        return dhidden, scores @ ctx.padded if wanted[1] else None, dbias if wanted[2] else None, None
+        with differentiable.without_autocast(dloss.device.type):  # it had its say in the forward pass
+            return (*_gradients(ctx, hidden, weight, bias, labels, dloss), None)
+
+
+def _gradients(
+    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, dloss: Tensor
+) -> tuple[Tensor | None, ...]:
+    # The gradient takes the scores' place: a second pass through a graph that was kept makes them anew.
+    scores = weight @ ctx.padded.t() if ctx.scores is None else ctx.scores
+    ctx.scores = None
+    n, dbias = len(labels), torch.empty_like(bias)
+    share = F.pad(dloss / ctx.sums[:n], (0, len(ctx.padded) - n))
+    _run(scores, bias, share, ctx.largest, ctx.sums, dbias)
+    scores[labels, torch.arange(n)] -= dloss
+    dbias.index_add_(0, labels, -dloss.expand(n))
+    wanted = ctx.needs_input_grad
+    dhidden = scores.t()[:n] @ weight if wanted[0] else None
+    return dhidden, scores @ ctx.padded if wanted[1] else None, dbias if wanted[2] else None

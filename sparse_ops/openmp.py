@@ -58,14 +58,32 @@ def parallel_address() -> int | None:
 def give_way() -> bool:
     """From now on, look once a second whether threads wait for cores, and let them sleep instead of spin while they do.
 
-    Whether that is possible here: Linux, GNU's OpenMP, and a user who has not set OMP_WAIT_POLICY or GOMP_SPINCOUNT.
+    Whether that is possible here: Linux, GNU's OpenMP, a user who has not set OMP_WAIT_POLICY or GOMP_SPINCOUNT, and
+    room for a thread.
     """
     found = runtime()
     ours = found is not None and os.path.basename(found[0]).startswith("libgomp")
     if not ours or any(name in os.environ for name in _SET_BY_USER) or waited() is None:
         return False
+    if not can_start(1):
+        return False
     threading.Thread(target=_look_for_ever, name="give_way", daemon=True).start()
     return True
+
+
+def can_start(threads: int) -> bool:
+    """Whether the system lets this process have so many threads more, which ends or raises where it asks in vain."""
+    end, started = threading.Event(), []
+    try:
+        for _ in range(threads):
+            started.append(threading.Thread(target=end.wait, daemon=True))
+            started[-1].start()
+    except RuntimeError:
+        started.pop()
+    end.set()
+    for thread in started:
+        thread.join()
+    return len(started) == threads
 
 
 def waited() -> float | None:
@@ -110,8 +128,9 @@ def asleep() -> Iterator[None]:
 def _look_for_ever() -> None:
     while True:
         _until(crowded=True)
-        with asleep():
-            _until(crowded=False)
+        if can_start(_team()):
+            with asleep():
+                _until(crowded=False)
 
 
 def _until(crowded: bool) -> None:

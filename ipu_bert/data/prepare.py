@@ -27,6 +27,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
+from ipu_bert import sealed_json
 from ipu_bert.data import shards
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
@@ -224,7 +225,7 @@ def _write_files(
         "made_with": {"tokenizers": tokenizers.__version__, "numpy": np.__version__},
         "files": entries,
     }
-    files.write(os.path.join(folder, MANIFEST), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    files.write(os.path.join(folder, MANIFEST), sealed_json.sealed(manifest))
     return entries
 
 

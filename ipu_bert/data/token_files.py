@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from ipu_bert import sealed_json
 from ipu_bert.data.cost import read_cost
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.manifest import ids_problem, offsets_problem, problem
@@ -109,6 +110,8 @@ class TokenFiles:
         wrong = problem(manifest, [TOKENIZER, *_split_names()], TOKENIZER, SPLITS) or _sizes_problem(manifest)
         if wrong:
             raise DataError(f"{path}: {wrong}; {AGAIN}")
+        if not sealed_json.is_whole(path, manifest):
+            raise DataError(f"{path}: expected the SHA-256 that it says it has, found another one; {AGAIN}")
         for name, entry in manifest["files"].items():
             _check_size(os.path.join(directory, name), entry["bytes"])
         return cls(directory, manifest)

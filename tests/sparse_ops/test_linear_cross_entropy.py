@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Iterator
 
 import pytest
@@ -145,6 +146,26 @@ def test_a_graph_that_is_kept_gives_the_same_twice(level, seed):
     assert all(torch.equal(one, two) for one, two in zip(first, torch.autograd.grad(loss, made)))
 
 
+def test_autocast_of_the_backward_pass_changes_nothing(level, seed):
+    """Not the second time either, when scores are made anew: in bfloat16 they would be half of what is written."""
+    made, labels = inputs(20, 16, 600, seed)
+    loss = linear_cross_entropy(*made, labels, IGNORED, "auto")
+    expected = torch.autograd.grad(loss, made, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16) if level != "torch" else nullcontext():
+        for _ in range(2):
+            found = torch.autograd.grad(loss, made, retain_graph=True)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+@needs_kernels
+def test_several_gradients_at_once(seed):
+    made, labels = inputs(20, 16, 600, seed)
+    loss = linear_cross_entropy(*made, labels, IGNORED, "auto")
+    (expected,) = torch.autograd.grad(loss, made[:1], retain_graph=True)
+    found = torch.func.vmap(lambda share: torch.autograd.grad(loss, made[:1], share)[0])(torch.tensor([1.0, -2.0]))
+    assert torch.allclose(found, torch.stack([expected, -2 * expected]), atol=1e-5)
+
+
 def test_only_the_gradients_that_are_wanted(level, seed):
     made, labels = inputs(20, 16, 40, seed)
     wanted = results(made, labels)
@@ -183,6 +204,18 @@ def test_what_is_not_finite_stays_so(level, where, bad, seed):
     assert all(not gradient.isfinite().all() for gradient in gradients)
 
 
+def test_no_share_is_above_one_however_large_scores_are(level, seed):
+    made, labels = inputs(20, 16, 600, seed)
+    with torch.no_grad():
+        made[1] *= 1e7
+    labels[labels == IGNORED] = 1
+    found = results(made, labels)[3]
+    scores = F.linear(*made[:2], made[2]).detach()
+    # A distance of scores is off by their roundings, some 20, so all else has no share: one-hot in float64, too.
+    expected = torch.zeros(600).index_add_(0, scores.argmax(1), torch.ones(20)).index_add_(0, labels, -torch.ones(20))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 def test_a_word_that_cannot_be_has_no_share(level, seed):
     made, labels = inputs(20, 16, 600, seed)
     labels[labels == 577] = 0
@@ -209,6 +242,8 @@ def test_a_word_that_cannot_be_has_no_share(level, seed):
         ({"hidden": torch.ones(2, 15)}, r"hidden and weight: expected .* found \[2, 15\] and \[40, 16\]"),
         ({"weight": torch.ones(16)}, r"hidden and weight: expected .* found \[2, 16\] and \[16\]"),
         ({"bias": torch.ones(39)}, r"bias: expected \[40\], found \[39\]"),
+        ({"hidden": torch.tensor(1.0)}, r"hidden and weight: expected .* found \[\] and \[40, 16\]"),
+        ({"labels": torch.tensor([0, 1], dtype=torch.uint8)}, "labels: expected torch.int64, found torch.uint8"),
         ({"kernel": "fast"}, "kernel: expected one of .* found 'fast'"),
     ],
 )

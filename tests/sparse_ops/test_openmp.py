@@ -134,3 +134,29 @@ def test_where_nobody_counts_nothing_is_done(monkeypatch):
     monkeypatch.setattr(openmp.threading, "Thread", lambda **_: pytest.fail("a thread was started"))
     monkeypatch.setattr(openmp, "waited", lambda: None)
     assert not openmp.give_way.__wrapped__()
+
+
+def test_where_no_thread_can_be_started_none_is_asked_for(monkeypatch):
+    """GNU's runtime would end the process, which has a run to save."""
+    start, left, looked = openmp.threading.Thread.start, [2], []
+
+    def start_one_of_two(thread):
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def look(crowded):
+        looked.append(crowded)
+        if len(looked) == 2:
+            raise StopIteration
+
+    monkeypatch.setattr(openmp.threading.Thread, "start", start_one_of_two)
+    assert openmp.can_start(2)
+    assert not openmp.can_start(1)
+    assert not openmp.give_way.__wrapped__()
+    monkeypatch.setattr(openmp, "_until", look)
+    monkeypatch.setattr(openmp, "asleep", lambda: pytest.fail("a team was asked for"))
+    with pytest.raises(StopIteration):
+        openmp._look_for_ever()
+    assert looked == [True, True]

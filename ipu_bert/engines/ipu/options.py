@@ -65,6 +65,7 @@ class IpuRun:
 def training_options(poptorch: Any, run: IpuRun, base: Any) -> Any:
     """Options of the executable that trains; `base` are popdist's where it starts the instances, else None."""
     options = _common(poptorch, run, base)
+    options.Precision.enableStochasticRounding(run.stochastic_rounding and run.half)
     options.Training.gradientAccumulation(run.gradient_accumulation)
     # A sum would outgrow half precision, or need a loss too small for it; with 16-bit accumulators PopTorch keeps the
     # running mean (docs/ipu.md).
@@ -95,8 +96,13 @@ def _recomputation(run: IpuRun) -> int:
 
 
 def inference_options(poptorch: Any, run: IpuRun, base: Any) -> Any:
-    """Options of the executable that evaluates a whole batch in one call."""
-    return _common(poptorch, run, base).deviceIterations(run.gradient_accumulation)
+    """Options of the executable that evaluates a whole batch in one call.
+
+    It rounds to nearest: its generator is not in checkpoints, and losses of the same weights are to be the same.
+    """
+    options = _common(poptorch, run, base)
+    options.Precision.enableStochasticRounding(False)
+    return options.deviceIterations(run.gradient_accumulation)
 
 
 def _common(poptorch: Any, run: IpuRun, base: Any) -> Any:
@@ -108,7 +114,6 @@ def _common(poptorch: Any, run: IpuRun, base: Any) -> Any:
     options.randomSeed(run.seed)
     options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement))
     options.setAvailableMemoryProportion(_per_ipu(run.available_memory, len(run.layers_per_ipu)))
-    options.Precision.enableStochasticRounding(run.stochastic_rounding and run.half)
     options.Precision.setPartialsType(torch.float16 if run.half and run.half_partials else torch.float32)
     options._Popart.set("subgraphCopyingStrategy", _JUST_IN_TIME)
     # Before enableProfiling, which adds to them.

@@ -253,7 +253,7 @@ void cross_entropy(const CrossEntropyCall& call) {
         double largest = found[j], sum = 0;
         for (int64_t part = 1; part < parts; ++part) largest = std::max<double>(largest, found[part * 2 * n + j]);
         for (int64_t part = 0; part < parts; ++part)
-            sum += found[(part * 2 + 1) * n + j] * std::exp2(found[part * 2 * n + j] - largest);
+            sum += found[(part * 2 + 1) * n + j] * std::exp(found[part * 2 * n + j] - largest);
         call.largest[j] = (float)largest, call.sums[j] = (float)sum;
     }
 }

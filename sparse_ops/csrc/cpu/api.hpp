@@ -176,7 +176,7 @@ struct CrossEntropyCall {
     float* scores;       // [words, tokens]
     const float* bias;   // [words]
     const float* share;  // [tokens]: the gradient of its log of the sum of exponentials over that sum; null: forward
-    float* largest;      // [tokens]: the largest score, times log2 e; written forward, read backward
+    float* largest;      // [tokens]: the largest score; written forward, read backward
     float* sums;         // [tokens]: sum of exponentials of the scores' distance from it; written forward
     float* dbias;        // [words]: what has taken the scores' place, summed over tokens; written backward
     int64_t words;

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from data_corpora import corpus, prepared, random_documents
 
+from ipu_bert import sealed_json
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.manifest import COUNTS, offsets_problem
 from ipu_bert.data.prepare import prepare
@@ -39,8 +40,11 @@ def refused(own: TokenFiles) -> str:
 
 
 def edit(own: TokenFiles, **changes: Any) -> None:
+    """As versions before wrote it: without a checksum of its own."""
     path = Path(own.directory, "manifest.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    manifest = json.loads(path.read_text())
+    manifest.pop(sealed_json.KEY, None)
+    path.write_text(json.dumps({**manifest, **changes}))
 
 
 def rewrite(own: TokenFiles, name: str, array: np.ndarray, **changes: Any) -> None:
@@ -115,6 +119,16 @@ def test_offsets_are_compared_across_pieces():
 def test_a_manifest_that_prepare_did_not_write(own, changes, message):
     edit(own, **changes)
     assert message in refused(own)
+
+
+def test_a_digit_of_the_manifest_that_changed(own):
+    """Of the loss that held-out losses are judged by, say; a manifest without a checksum is as it was."""
+    path = Path(own.directory, "manifest.json")
+    entropy = repr(own.manifest["unigram"]["heldout_cross_entropy"])
+    path.write_text(path.read_text().replace(entropy, entropy[:-1] + str((int(entropy[-1]) + 1) % 10)))
+    assert "manifest.json: expected the SHA-256 that it says it has, found another one" in refused(own)
+    edit(own)
+    again(own)
 
 
 @pytest.mark.parametrize("entry", [3, {"bytes": "9", "sha256": ""}, {"bytes": -1, "sha256": ""}, {"bytes": 1}])

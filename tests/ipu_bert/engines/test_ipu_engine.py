@@ -251,13 +251,18 @@ def test_resume_repeats_dropout_and_stochastic_rounding(seed: int) -> None:
         return make_engine(sparse_model(shape, 0.5, 8, seed), run)
 
     whole = fresh()
-    expected = [whole.train_step(make_batch(seed + i)).mlm_loss for i in range(4)]
+    expected = [whole.train_step(make_batch(seed + i)).mlm_loss for i in range(3)]
+    judged = whole.eval_step(make_batch(seed))
+    assert whole.eval_step(make_batch(seed)) == judged, "nothing is drawn in an evaluation"
+    expected.append(whole.train_step(make_batch(seed + 3)).mlm_loss)
     first = fresh()
     assert [first.train_step(make_batch(seed + i)).mlm_loss for i in range(2)] == expected[:2]
     saved = copy.deepcopy(first.state())
     second = fresh()
     second.load_state(saved, 2)
-    assert [second.train_step(make_batch(seed + i)).mlm_loss for i in range(2, 4)] == expected[2:]
+    assert second.train_step(make_batch(seed + 2)).mlm_loss == expected[2]
+    assert second.eval_step(make_batch(seed)) == judged
+    assert second.train_step(make_batch(seed + 3)).mlm_loss == expected[3]
 
 
 def test_what_stands_at_pad_sends_no_gradient_to_its_embedding(seed: int) -> None:
