@@ -8,8 +8,9 @@ namespace SPARSE_OPS_LEVEL {
 
 constexpr int kWords = 8;  // a token's running maximum moves once for so many
 
-// Words [first, last): each token's largest score, and the sum of exponentials of the others' distance from it, [tokens]
-// each. That distance is exact, and only then times log2 e: so no exponential is above 1, however large scores are.
+// Words [first, last): each token's largest score, and the sum of exponentials of the others' distance from it,
+// [tokens] each. That distance is exact, and only then times log2 e: so no exponential is above 1, however large scores
+// are.
 static void cross_entropy(const CrossEntropyCall& call, int64_t first, int64_t last, float* largest, float* sums) {
     const int64_t n = call.tokens;
     for (int64_t j = 0; j < n; j += W) store(largest + j, broadcast(-__FLT_MAX__)), store(sums + j, V{});
