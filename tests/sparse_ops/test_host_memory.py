@@ -10,11 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from sparse_ops import host_memory
 from sparse_ops.host_memory import keep_freed_memory, peak_memory_bytes
-
 
 # In a process of its own: a heap that other tests have filled may find no room to grow and be mapped piece by piece.
 TEMPORARIES = """
