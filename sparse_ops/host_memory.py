@@ -21,7 +21,8 @@ def keep_freed_memory() -> bool:
     glibc maps each allocation above 32 MB anew and unmaps it when freed (not every glibc lets a higher threshold be
     set), so every activation of that size costs a page fault per 4 KB, each step. It takes some steps to settle, since
     glibc finds an aligned block again only where there is a little more room than it asks for. The process stays as
-    large as its peak was. Called once is enough; other C libraries (musl, macOS) are left as they are.
+    large as its peak was. A thread that was once refused memory and goes on has another heap, where this does not hold.
+    Called once is enough; other C libraries (musl, macOS) are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

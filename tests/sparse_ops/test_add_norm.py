@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
-from compiler import needs_kernels
+from compiler import LEVELS, needs_kernels
 from torch import Tensor
 
-from sparse_ops import native
 from sparse_ops.add_norm import add_norm
 from sparse_ops.random_bits import KEYS, kept, random_bits
 
-_BEST = native.LEVELS.index(native.level()) if native.available() else -1
 EPS, UNIT = 1e-12, 2.0**-24
-
-
-@pytest.fixture(params=["torch", *native.LEVELS[: _BEST + 1]])
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
-    else:
-        monkeypatch.setenv("SPARSE_OPS_LEVEL", request.param)
-    return request.param
 
 
 def second(made: list[Tensor], dy: Tensor, y: Tensor) -> list[Tensor]:
     """The gradients of all inputs' squared gradients, also at dy."""
     first = torch.autograd.grad(y, made, dy, create_graph=True)
     return list(torch.autograd.grad(sum(g.square().sum() for g in first), [*made[:3], dy]))
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def inputs(tokens: int, features: int, seed: int) -> tuple[list[Tensor], Tensor]:
@@ -85,7 +64,7 @@ def test_threads_levels_and_kernels_drop_the_same(two_threads, monkeypatch, seed
     torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(first, results(made, dy, 0.3, seed)))
     dropped = {"auto": first[1] == 0, "torch": results(made, dy, 0.3, seed, "torch")[1] == 0}
-    for name in native.LEVELS[: _BEST + 1]:
+    for name in LEVELS:
         monkeypatch.setenv("SPARSE_OPS_LEVEL", name)
         dropped[name] = results(made, dy, 0.3, seed)[1] == 0
     assert all(torch.equal(mask, dropped["auto"]) for mask in dropped.values())

@@ -8,7 +8,7 @@ from typing import Iterator
 import pytest
 import torch
 from attention_cases import LENGTHS, WIDTHS, Case, check_all
-from compiler import needs_kernels
+from compiler import LEVELS, needs_kernels
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,10 +17,9 @@ from sparse_ops.attention import attention
 from sparse_ops.random_bits import Dropout, kept
 
 pytestmark = needs_kernels
-_BEST = native.LEVELS.index(native.level()) if native.available() else -1
 
 
-@pytest.fixture(params=native.LEVELS[: _BEST + 1])
+@pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SPARSE_OPS_LEVEL", request.param)
     return request.param

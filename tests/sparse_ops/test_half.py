@@ -9,17 +9,7 @@ from torch import Tensor
 from sparse_ops import native
 from sparse_ops.half import PARTIAL_WIDTH, Products, dense, round_in_place, round_to_half
 
-_BEST = native.LEVELS.index(native.level()) if native.available() else -1
 KEY = 0x123456789ABCDEF
-
-
-@pytest.fixture(params=["torch", *native.LEVELS[: _BEST + 1]])
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
-    else:
-        monkeypatch.setenv("SPARSE_OPS_LEVEL", request.param)
-    return request.param
 
 
 def numbers(seed: int) -> Tensor:

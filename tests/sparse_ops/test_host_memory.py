@@ -14,7 +14,7 @@ import pytest
 from sparse_ops import host_memory
 from sparse_ops.host_memory import keep_freed_memory, peak_memory_bytes
 
-# In a process of its own: a heap that other tests have filled may find no room to grow and be mapped piece by piece.
+# In a process of its own: a thread that was once refused memory, as in tests of that, has a heap of small pieces.
 TEMPORARIES = """
 import resource, torch
 from sparse_ops.host_memory import keep_freed_memory

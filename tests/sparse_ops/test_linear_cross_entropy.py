@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Iterator
 
 import pytest
 import torch
@@ -13,29 +12,10 @@ from compiler import needs_kernels
 from torch import Tensor
 
 from sparse_ops import linear_cross_entropy as module
-from sparse_ops import native
 from sparse_ops.linear_cross_entropy import linear_cross_entropy
 
-_BEST = native.LEVELS.index(native.level()) if native.available() else -1
 UNIT, IGNORED = 2.0**-24, -100
 NAMES = ("hidden", "weight", "bias")
-
-
-@pytest.fixture(params=["torch", *native.LEVELS[: _BEST + 1]])
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
-    else:
-        monkeypatch.setenv("SPARSE_OPS_LEVEL", request.param)
-    return request.param
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def inputs(tokens: int, features: int, words: int, seed: int) -> tuple[list[Tensor], Tensor]:

@@ -10,7 +10,7 @@ from typing import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from compiler import HAS_KERNELS, needs_kernels
+from compiler import LEVELS, needs_kernels
 from native_cases import DTYPES, Case, check_all
 
 from sparse_ops import add_norm, build, linear_cross_entropy, native, native_attention, native_half, random_bits
@@ -20,11 +20,7 @@ from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 pytestmark = needs_kernels
 
 
-def _levels() -> tuple[str, ...]:
-    return native.LEVELS[: native.LEVELS.index(native.level()) + 1] if HAS_KERNELS else ()
-
-
-@pytest.fixture(params=_levels())
+@pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SPARSE_OPS_LEVEL", request.param)
     return request.param
