@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ipu_bert.cli import main
+from ipu_bert.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

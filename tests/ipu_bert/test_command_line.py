@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Callable
 
@@ -37,6 +38,26 @@ def test_readers_that_have_gone_change_nothing_of_a_run(program, tiny, tmp_path,
     assert steps(run / "checkpoints") == [2, 3]
     assert program("--dry-run") == 0
     prepare._bar("text", 1, progress=True).close()
+
+
+@pytest.mark.parametrize("moment", ["importing", "parsing"])
+def test_ctrl_c_before_the_program_has_begun_is_one_line(moment, program, monkeypatch, capsys):
+    class Stop:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "ipu_bert.cli":
+                raise KeyboardInterrupt
+
+    def parser() -> None:
+        raise KeyboardInterrupt
+
+    if moment == "importing":
+        monkeypatch.delattr("ipu_bert.cli")
+        monkeypatch.delitem(sys.modules, "ipu_bert.cli")
+        monkeypatch.setattr(sys, "meta_path", [Stop(), *sys.meta_path])
+    else:
+        monkeypatch.setattr("ipu_bert.cli._parser", parser)
+    assert program() == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_json_is_of_a_plan(program, tmp_path, capsys):
