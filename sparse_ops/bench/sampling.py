@@ -87,15 +87,20 @@ def alternate(
     patience: float = math.inf,
     minimum: int = MINIMUM,
     max_waiting: float = MAX_WAITING,
+    rehearsed: bool = False,
 ) -> dict[str, list[Sample]]:
     """Call every run once to warm up, then time each once per round, in turn, for at most twice `repeats` rounds.
+
+    rehearsed: each run is called untimed right before each of its samples, in place of the warm-up. For steps of large
+    models: in turn with others a step finds its part of the heap taken and has pages mapped anew, half a second for
+    BERT-Base, which a run that makes one step after the other does not pay.
 
     A run sits the other rounds out once it has `repeats` undisturbed samples, or `minimum` samples that took more than
     `patience` seconds together. Alternating spreads what changes slowly (clock, neighbours) over everything that is
     compared. What a run returns is kept, so one that makes large tensors should return none.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
-    for run in runs.values():
+    for run in () if rehearsed else runs.values():
         run()
     for _ in range(2 * repeats):
         for name, run in runs.items():
@@ -103,6 +108,8 @@ def alternate(
             enough = sum(s.waiting <= max_waiting for s in taken) >= repeats
             slow = len(taken) >= minimum and sum(s.seconds for s in taken) > patience
             if not (enough or slow):
+                if rehearsed:
+                    run()
                 taken.append(sample(run))
     return samples
 

@@ -66,6 +66,14 @@ def test_alternate_goes_round_and_stops_when_it_has_enough(monkeypatch):
     assert [s.waited for s in found["b"]] == [9.0, 0.0, 9.0, 9.0]
 
 
+def test_a_rehearsed_sample_is_the_second_of_two_calls(monkeypatch):
+    machine = Machine(monkeypatch)
+    runs = {name: machine.run(name, seconds=[5.0, 1.0] * 2, waited=[9.0, 0.0] * 2) for name in "ab"}
+    found = alternate(runs, repeats=2, rehearsed=True)
+    assert machine.order == "aabb" * 2
+    assert found == {name: [Sample(1.0, 0.0, name)] * 2 for name in "ab"}
+
+
 def test_slow_runs_sit_out_once_they_have_the_fewest_samples_that_count(monkeypatch):
     machine = Machine(monkeypatch)
     runs = {
