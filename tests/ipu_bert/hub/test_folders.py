@@ -33,12 +33,17 @@ def test_a_disk_without_room_is_an_error_of_the_system_that_names_the_folder(
 ) -> None:
     """safetensors and tokenizers have errors of their own, which were tracebacks."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(OSError, match=re.escape(str(tmp_path / "model"))), whole_folder(tmp_path / "model") as aside:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-        try:
-            write(aside)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def make() -> None:
+        with whole_folder(tmp_path / "model") as aside:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+            try:
+                write(aside)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "model"))):
+        make()
     assert list(tmp_path.iterdir()) == []
 
 
