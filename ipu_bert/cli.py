@@ -23,6 +23,7 @@ from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import Found, look, newest_checkpoint, settle
 from ipu_bert.signals import InterruptedRunError, raised
+from sparse_ops.ends import out_of
 from sparse_ops.files import in_words
 from sparse_ops.saying import answer, say
 
@@ -69,10 +70,12 @@ def main(argv: list[str]) -> int:
         return 130
     except OSError as error:
         return _fail(in_words(error))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # what torch raises for it
+    except BaseException as error:  # a panic of tokenizers is no Exception
+        problem = out_of(error)
+        if not problem:
             raise
-        return _fail(f"out of memory: {error}; try a smaller train.micro_batch_size or a smaller model")
+        smaller = "; try a smaller train.micro_batch_size or a smaller model"
+        return _fail(problem + smaller * problem.startswith("out of memory"))
 
 
 def _about(config: Config) -> list[str]:

@@ -21,9 +21,17 @@ def with_one_line(act: Callable[[], object]) -> int:
         problem = in_words(error)
     except (ValueError, ArithmeticError) as error:
         problem = str(error)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # what torch raises for it
+    except BaseException as error:  # a panic of tokenizers is no Exception
+        problem = out_of(error)
+        if not problem:
             raise
-        problem = f"out of memory: {error}"
     say(f"error: {' '.join(problem.splitlines())}", sys.stderr)
     return 2
+
+
+def out_of(error: BaseException) -> str:
+    """What this process was refused by the machine, memory or a thread, in words; empty for any other error."""
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):  # what torch raises for it
+        return f"out of memory: {error}"
+    lacking = any(words in str(error) for words in ("start new thread", "ThreadPoolBuildError"))
+    return f"out of threads: {error}" if lacking else ""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, fields
 
 from ipu_bert.data.errors import DataError
-from ipu_bert.json_file import is_count, read_object
+from ipu_bert.json_file import is_amount, is_count, read_object
 from sparse_ops import files
 
 COST = "cost.json"
@@ -78,4 +77,4 @@ def _is(value: object, kind: object) -> bool:
         return isinstance(value, bool)
     if kind == "int":
         return is_count(value)
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+    return is_amount(value)

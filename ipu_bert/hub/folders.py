@@ -10,7 +10,7 @@ from typing import Iterator
 
 from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import one_line
-from sparse_ops.files import sync
+from sparse_ops.files import naming, sync
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
@@ -59,7 +59,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     """A new folder beside `final` to write a model's files into; it takes the place of `final` when the block ends.
 
     When the block fails nothing is left of it. An earlier model in `final` is replaced.
-    Raises ValueError as `check_place` does, before anything is written.
+    Raises ValueError as `check_place` does, before anything is written, and OSError for a full disk.
     """
     check_place(final)
     final = _real(final)
@@ -68,7 +68,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        yield aside
+        with naming(final):
+            yield aside
         for path in aside.iterdir():
             sync(path)
         sync(aside)
@@ -76,6 +77,10 @@ def whole_folder(final: Path) -> Iterator[Path]:
             os.replace(final, old)
         os.replace(aside, final)
         sync(final.parent)
+    except Exception as error:
+        if "(os error " not in str(error):  # safetensors and tokenizers have kinds of their own for it
+            raise
+        raise OSError(f"{final}: could not be written: {one_line(error)}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         if old.exists() and not final.exists():  # the second rename failed

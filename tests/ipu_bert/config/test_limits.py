@@ -165,6 +165,15 @@ def test_memory_that_runs_out_all_the_same_is_one_line(error, monkeypatch, capsy
     assert line.endswith("; try a smaller train.micro_batch_size or a smaller model")
 
 
+def test_threads_that_run_out_are_one_line(monkeypatch, capsys):
+    def no(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("ipu_bert.cli._train", no)
+    assert run_pretraining.main(["--config", "quickstart"]) == 2
+    assert capsys.readouterr().err == "error: out of threads: can't start new thread\n"
+
+
 def test_what_is_no_lack_of_memory_is_not_hidden(monkeypatch):
     def no(*_: object) -> None:
         raise RuntimeError("a fault of ours")

@@ -67,7 +67,16 @@ def test_where_it_was_not_recorded_nothing_is_said(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "changes",
-    [{"reading": -1.0}, {"reading": "1"}, {"workers": 1.5}, {"workers": True}, {"continued": 1}, {"more": 1}, None],
+    [
+        {"reading": -1.0},
+        {"reading": "1"},
+        {"reading": 10**400},
+        {"workers": 1.5},
+        {"workers": True},
+        {"continued": 1},
+        {"more": 1},
+        None,
+    ],
 )
 def test_a_cost_that_nobody_wrote_is_refused(tmp_path: Path, changes: dict | None) -> None:
     write_cost(str(tmp_path), SPENT)

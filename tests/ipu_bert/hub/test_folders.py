@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+import re
+import resource
 from pathlib import Path
+from typing import Callable
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from ipu_bert.hub.folders import whole_folder
+
+
+def _weights(folder: Path) -> None:
+    save_file({"a": torch.zeros(1000)}, str(folder / "a"))
+
+
+def _tokenizer(folder: Path) -> None:
+    Tokenizer(models.WordPiece({"x" * 1000: 0})).save(str(folder / "a"))
+
+
+def _text(folder: Path) -> None:
+    (folder / "a").write_text("x" * 1000)
+
+
+@pytest.mark.parametrize("write", [_weights, _tokenizer, _text])
+def test_a_disk_without_room_is_an_error_of_the_system_that_names_the_folder(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """safetensors and tokenizers have errors of their own, which were tracebacks."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def make() -> None:
+        with whole_folder(tmp_path / "model") as aside:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+            try:
+                write(aside)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "model"))):
+        make()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there_once_another_is_made_is_not_replaced(tmp_path: Path) -> None:
