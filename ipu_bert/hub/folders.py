@@ -24,8 +24,8 @@ _NAMES = {WEIGHTS, CONFIG, CARD, PREDICTIONS, MEASURES, *TOKENIZER_FILES}
 def check_place(final: Path) -> None:
     """Raises ValueError where a model's folder cannot go, and OSError where none can be made, as on a read-only disk.
 
-    It cannot where `final` is a file, is below one, is not UTF-8 or holds other files than those of a whole model: a
-    README.md or vocab.txt alone is the user's. Whatever takes long to make is not begun for a place like that.
+    It cannot where `final` is a file, is below one, is a mount point, is not UTF-8 or holds other files than those of a
+    whole model: a README.md or vocab.txt alone is the user's. Whatever takes long to make is not begun for such a place.
     """
     wanted = "expected a new or empty folder or an earlier model's"
     if not is_unicode(str(final)):
@@ -40,6 +40,8 @@ def check_place(final: Path) -> None:
     others = sorted(names - _NAMES if {WEIGHTS, CONFIG} <= names else names)
     if others:
         raise ValueError(f"{final}: {wanted}, found {others[0]} in it")
+    if os.path.ismount(real):  # it would be found out when everything is done: such a folder cannot be renamed
+        raise ValueError(f"{final}: {wanted}, found the root of a disk or a volume; name a folder in it")
     trial = (real.parent if there == real else there) / _beside(real, "tmp").name
     shutil.rmtree(trial, ignore_errors=True)
     trial.mkdir()

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from ipu_bert.hub.folders import whole_folder
+from ipu_bert.hub.folders import check_place, whole_folder
 
 
 def _weights(folder: Path) -> None:
@@ -87,3 +87,11 @@ def test_what_a_killed_process_left_goes_and_the_model_that_it_had_moved_aside_c
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         [f".model.{os.getppid()}.tmp", ".model.4.tmp.txt", "model"]
     )
+
+
+def test_a_volume_is_refused_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of Docker, empty and writable: hours of fine-tuning ended with "Device or resource busy"."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path))
+    with pytest.raises(ValueError, match="found the root of a disk or a volume; name a folder in it"):
+        check_place(tmp_path)
+    check_place(tmp_path / "model")
