@@ -25,7 +25,7 @@ def check_place(final: Path) -> None:
     """Raises ValueError where a model's folder cannot go, and OSError where none can be made, as on a read-only disk.
 
     It cannot where `final` is a file, is below one, is a mount point, is not UTF-8 or holds other files than those of a
-    whole model: a README.md or vocab.txt alone is the user's. Whatever takes long to make is not begun for such a place.
+    whole model: a README.md or vocab.txt alone is the user's. Whatever takes long is not begun for such a place.
     """
     wanted = "expected a new or empty folder or an earlier model's"
     if not is_unicode(str(final)):
