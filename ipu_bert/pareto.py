@@ -32,6 +32,10 @@ def points(folders: Sequence[Path], seconds: bool) -> list[Point]:
     """A point for each run. Raises ValueError or OSError, one line, for a folder without the report of a run."""
     found = [_reported(folder) for folder in folders]
     names = _labels(folders, [config for config, _ in found])
+    texts = sorted({f"{report['heldout']['unigram_entropy']:.4f}" for _, report in found})
+    if len(texts) > 1:
+        words = f"word frequencies alone give {', '.join(texts[:4])} nats"
+        say(f"warning: these runs are of different texts ({words}): their losses do not compare", sys.stderr)
     if seconds:
         configs = {name: config for name, (config, _) in zip(names, found)}
         rows = measure_seconds(configs, REPEATS, partial(say, stream=sys.stderr)).rows
@@ -52,6 +56,8 @@ def _reported(folder: Path) -> tuple[Config, dict[str, Any]]:
         loss, words = report["heldout"]["mlm_loss"], report["model"]["vocab_size"]
         if not (is_amount(loss) and loss and is_count(words) and words):
             raise ValueError(f"expected a loss and a vocabulary above 0, found {loss!r:.40} and {words!r:.40}")
+        if not is_amount(report["heldout"]["unigram_entropy"]):
+            raise ValueError(f"expected unigram_entropy, found {report['heldout']['unigram_entropy']!r:.40}")
         if report["steps"] != config.train.last_step:
             raise ValueError("found one that has not come to its end")
         return config, report

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ipu_bert import assemble
 from ipu_bert.config import Config
+from ipu_bert.data.errors import DataError
 from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.tokenizer import Normalization, given_tokenizer, vocabulary_of
 from ipu_bert.hub.source import read_bert
 from ipu_bert.hub.start import Taken, Weights, take_weights
 from ipu_bert.hub.weights import own_weights
@@ -36,7 +38,8 @@ def start(config: Config, files: TokenFiles) -> Start:
         taken = take_weights(model, source, config.sparsity.init_pattern, config.run.seed)
     except ValueError as error:
         raise ValueError(f"model.init {where}: {error}") from None
-    return Start(model.state_dict(), (f"started from {where}{_in_words(taken, config)}", *_left(left)))
+    said = (f"started from {where}{_in_words(taken, config)}", *_left(left), *_other_words(config, files))
+    return Start(model.state_dict(), said)
 
 
 def _of_run(where: str, files: TokenFiles) -> tuple[Weights, list[str]]:
@@ -62,3 +65,21 @@ def _in_words(taken: Taken, config: Config) -> str:
 def _left(names: list[str]) -> list[str]:
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return [f"left out of it, since no model here has them: {shown}"] if names else []
+
+
+def _other_words(config: Config, files: TokenFiles) -> list[str]:
+    """A line where the user's tokenizer has other words for the ids than the one beside the model's weights.
+
+    A run's is the same: `_of_run`.
+    """
+    where, mine = config.model.init, config.data.tokenizer
+    if is_run(where) or where in (mine, str(Path(mine).parent)):
+        return []
+    try:
+        own = vocabulary_of(given_tokenizer(where, Normalization(None, None, None)))
+    except DataError:  # it has none
+        return []
+    other = sum(one != word for one, word in zip(own, files.vocabulary()))
+    if not other:
+        return []
+    return [f"{other:,} ids stand for other words in {mine} than in {where}, whose weights they begin with"]

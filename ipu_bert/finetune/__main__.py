@@ -12,7 +12,7 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Start, Training
 from ipu_bert.settings import MOST_STEPS, SparsitySettings
@@ -20,6 +20,7 @@ from sparse_ops.bench.arguments import MOST_THREADS, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.files import there
 from sparse_ops.pattern import BLOCK_SIZES
+from sparse_ops.saying import say
 
 
 def main(argv: list[str]) -> int:
@@ -33,9 +34,24 @@ def main(argv: list[str]) -> int:
             import torch
 
             torch.set_num_threads(options.threads)
+        for line in _no_effect(options):
+            say(f"no effect: {line}", sys.stderr)
         fine_tune(_options(options), Path(options.folder), options.sparse)
 
     return with_one_line(act)
+
+
+def _no_effect(found: argparse.Namespace) -> Iterator[str]:
+    """What was asked for and does nothing beside the other options."""
+    idle = {
+        "block_size": (found.sparsity is None, "--sparsity was not given"),
+        "pruning_ratio": (found.updates < 2, "--updates moves no block"),
+        "validation_share": (found.validation is not None, "--validation was given"),
+    }
+    for name, (is_idle, since) in idle.items():
+        value = getattr(found, name)
+        if is_idle and value != _parser().get_default(name):
+            yield f"--{name.replace('_', '-')} {value}, since {since}"
 
 
 def _options(found: argparse.Namespace) -> Options:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
+
+import psutil
 
 from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import one_line
@@ -21,8 +24,8 @@ _NAMES = {WEIGHTS, CONFIG, CARD, PREDICTIONS, MEASURES, *TOKENIZER_FILES}
 def check_place(final: Path) -> None:
     """Raises ValueError where a model's folder cannot go, and OSError where none can be made, as on a read-only disk.
 
-    It cannot where `final` is a file, is below one, is not UTF-8 or holds other files than those of a model. Whatever
-    takes long to make is not begun for a place like that.
+    It cannot where `final` is a file, is below one, is a mount point, is not UTF-8 or holds other files than those of a
+    whole model: a README.md or vocab.txt alone is the user's. Whatever takes long is not begun for such a place.
     """
     wanted = "expected a new or empty folder or an earlier model's"
     if not is_unicode(str(final)):
@@ -33,9 +36,12 @@ def check_place(final: Path) -> None:
         where = "a file" if there == real else f"{there}, which is no folder"
         raise ValueError(f"{final}: {wanted}, found {where}")
     # Of the real one: `new/../old` is not there before `new` is, but is `old`.
-    others = sorted(path.name for path in real.iterdir() if path.name not in _NAMES) if real.exists() else []
+    names = {path.name for path in real.iterdir()} if real.exists() else set()
+    others = sorted(names - _NAMES if {WEIGHTS, CONFIG} <= names else names)
     if others:
         raise ValueError(f"{final}: {wanted}, found {others[0]} in it")
+    if os.path.ismount(real):  # it would be found out when everything is done: such a folder cannot be renamed
+        raise ValueError(f"{final}: {wanted}, found the root of a disk or a volume; name a folder in it")
     trial = (real.parent if there == real else there) / _beside(real, "tmp").name
     shutil.rmtree(trial, ignore_errors=True)
     trial.mkdir()
@@ -54,6 +60,17 @@ def _beside(final: Path, end: str) -> Path:
     return final.with_name(f".{final.name}.{os.getpid()}.{end}")
 
 
+def _settle(final: Path) -> None:
+    """Undo what processes that were killed had half done: an earlier model gets its name back, the rest is removed."""
+    others = {*psutil.pids()} - {os.getpid()}
+    for path in final.parent.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(final.name)}\.(\d+)\.(tmp|old)", path.name)
+        if match and int(match[1]) not in others:
+            if match[2] == "old" and not final.exists():
+                os.replace(path, final)
+            shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A new folder beside `final` to write a model's files into; it takes the place of `final` when the block ends.
@@ -64,6 +81,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     check_place(final)
     final = _real(final)
     final.parent.mkdir(parents=True, exist_ok=True)
+    _settle(final)
     aside, old = _beside(final, "tmp"), _beside(final, "old")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()

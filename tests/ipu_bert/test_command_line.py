@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Callable
@@ -41,23 +42,29 @@ def test_readers_that_have_gone_change_nothing_of_a_run(program, tiny, tmp_path,
 
 
 @pytest.mark.parametrize("moment", ["importing", "parsing"])
-def test_ctrl_c_before_the_program_has_begun_is_one_line(moment, program, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "status", "line"), [("SIGINT", 130, "stopped"), ("SIGUSR1", 75, "stopped by SIGUSR1;")]
+)
+def test_a_signal_before_the_program_has_begun_is_one_line(moment, name, status, line, program, monkeypatch, capsys):
+    """A scheduler's ended it with 138, which no job that waits for 75 is begun again by."""
+
     class Stop:
-        def find_spec(self, name: str, *_: object) -> None:
-            if name == "ipu_bert.cli":
-                raise KeyboardInterrupt
+        def find_spec(self, module: str, *_: object) -> None:
+            if module == "ipu_bert.cli":
+                signal.raise_signal(signal.Signals[name])
 
     def parser() -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.Signals[name])
 
     if moment == "importing":
-        monkeypatch.delattr("ipu_bert.cli")
-        monkeypatch.delitem(sys.modules, "ipu_bert.cli")
+        monkeypatch.delattr("ipu_bert.cli", raising=False)
+        monkeypatch.delitem(sys.modules, "ipu_bert.cli", raising=False)
         monkeypatch.setattr(sys, "meta_path", [Stop(), *sys.meta_path])
     else:
         monkeypatch.setattr("ipu_bert.cli._parser", parser)
-    assert program() == 130
-    assert capsys.readouterr().err == "stopped\n"
+    assert program() == status
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(line)
 
 
 def test_json_is_of_a_plan(program, tmp_path, capsys):

@@ -131,6 +131,7 @@ def test_the_earlier_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp
     folder, replace = tmp_path / "model", export_run.files.os.replace
     folder.mkdir()
     (folder / "config.json").write_text("old")
+    (folder / "model.safetensors").write_text("old")
 
     def failing(source: Path, target: Path) -> None:
         if str(source).endswith(".tmp") and Path(source).is_dir():

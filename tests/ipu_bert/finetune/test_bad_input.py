@@ -240,3 +240,17 @@ def test_a_model_that_cannot_answer_in_its_labels_units():
     torch.nn.init.constant_(model.classifier.weight, 2.0)
     with pytest.raises(ValueError, match="expected labels that float32 can answer in"):
         in_units_of(Labels((), 0.0, 3e38), model)
+
+
+def test_an_option_that_does_nothing_beside_the_others_is_told(tmp_path, capsys):
+    """Blocks stayed as they were with --block-size alone, and nothing said so."""
+    idle = ["--block-size", "8", "--updates", "1", "--pruning-ratio", "0.3"]
+    rows = ["--validation", str(tmp_path / "b.csv"), "--validation-share", "0.2"]
+    assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", *idle, *rows) == 2
+    assert capsys.readouterr().err.splitlines()[:-1] == [
+        "no effect: --block-size 8, since --sparsity was not given",
+        "no effect: --pruning-ratio 0.3, since --updates moves no block",
+        "no effect: --validation-share 0.2, since --validation was given",
+    ]
+    assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", *idle, "--sparsity", "0.5", "--updates", "2") == 2
+    assert "no effect" not in capsys.readouterr().err

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Callable
 
@@ -12,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from ipu_bert.hub.folders import whole_folder
+from ipu_bert.hub.folders import check_place, whole_folder
 
 
 def _weights(folder: Path) -> None:
@@ -55,3 +58,40 @@ def test_a_folder_that_is_there_once_another_is_made_is_not_replaced(tmp_path: P
     with pytest.raises(ValueError, match=message), whole_folder(tmp_path / "new" / ".." / "old"):
         pass
     assert (tmp_path / "old" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["README.md", "vocab.txt", "predictions.csv", "config.json"])
+def test_a_file_of_the_users_that_a_model_would_have_too_is_not_replaced(name: str, tmp_path: Path) -> None:
+    """A folder with nothing but a README.md was taken for an earlier model's, and removed."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"expected a new or empty folder .*, found {name} in it"), whole_folder(
+        tmp_path
+    ):
+        pass
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_what_a_killed_process_left_goes_and_the_model_that_it_had_moved_aside_comes_back(tmp_path: Path) -> None:
+    """Killed between the renames, it left no model under the name; killed while it wrote, gigabytes for ever."""
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (tmp_path / f".model.{killed.pid}.old").mkdir()
+    (tmp_path / f".model.{killed.pid}.old" / "config.json").write_text("old")
+    (tmp_path / f".model.{killed.pid}.tmp").mkdir()
+    (tmp_path / f".model.{os.getpid()}.tmp").mkdir()  # in a container all have one number
+    (tmp_path / f".model.{os.getppid()}.tmp").mkdir()  # of one that runs
+    (tmp_path / ".model.4.tmp.txt").write_text("mine")
+    with pytest.raises(OSError, match="full"), whole_folder(tmp_path / "model"):
+        raise OSError(28, "full")
+    assert (tmp_path / "model" / "config.json").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [f".model.{os.getppid()}.tmp", ".model.4.tmp.txt", "model"]
+    )
+
+
+def test_a_volume_is_refused_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of Docker, empty and writable: hours of fine-tuning ended with "Device or resource busy"."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path))
+    with pytest.raises(ValueError, match="found the root of a disk or a volume; name a folder in it"):
+        check_place(tmp_path)
+    check_place(tmp_path / "model")

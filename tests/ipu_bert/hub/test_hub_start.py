@@ -228,6 +228,20 @@ def test_another_engine_starts_from_a_run(finished, tiny):
         assert torch.equal(tensor.half(), expected[name].half() if tensor.is_floating_point() else tensor), name
 
 
+def test_a_tokenizer_with_other_words_for_the_ids_is_told(bert, tiny, finished, tmp_path):
+    """Each word silently began with the embedding of another."""
+    folder, words = bert("BertModel"), load_model(finished).text.vocabulary()
+    for name, mine, said in (
+        ("same.txt", words, []),
+        ("other.txt", [*words[:5], *words[:4:-1]], ["ids stand for other words in"]),
+    ):
+        (tmp_path / name).write_text("\n".join(mine) + "\n", encoding="utf-8")
+        _, lines = model_of(of_model(tiny, folder, DENSE, f"data.tokenizer={tmp_path / name}"))
+        assert [x for x in said if any(x in line for line in lines)] == said
+        assert any("other words" in line for line in lines) == bool(said)
+    assert f"{sum(a != b for a, b in zip(words, mine)):,} ids" in lines[-1]
+
+
 def message_of(tiny: Any, init: Path | str, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         of_model(tiny, init, *overrides)

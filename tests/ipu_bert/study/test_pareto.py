@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,25 @@ def test_a_sparse_run_is_read_against_the_dense_ones(runs, tmp_path, capsys):
     assert picture.read_text().startswith("<?xml")
     assert pareto.main(runs) == 0
     assert "| sparse | 5.9000 |" in capsys.readouterr().out
+
+
+def test_runs_of_different_texts_are_told(runs, capsys):
+    """Their losses stood in one table, and nothing said so."""
+    assert pareto.main(runs) == 0
+    assert not capsys.readouterr().err
+    path = Path(runs[1]) / "report.json"
+    report = json.loads(path.read_text())
+    report["heldout"]["unigram_entropy"] += 0.1
+    path.write_text(json.dumps(report))
+    assert pareto.main(runs) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: these runs are of different texts")
+    report["heldout"]["unigram_entropy"] = "x"
+    path.write_text(json.dumps(report))
+    assert pareto.main(runs) == 2
+    assert (
+        capsys.readouterr().err == f"error: {path}: expected the report of a run: expected unigram_entropy, found 'x'\n"
+    )
 
 
 def test_without_dense_runs_the_line_is_the_papers(runs, capsys):
