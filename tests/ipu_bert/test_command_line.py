@@ -62,7 +62,11 @@ def test_a_signal_before_the_program_has_begun_is_one_line(moment, name, status,
         monkeypatch.setattr(sys, "meta_path", [Stop(), *sys.meta_path])
     else:
         monkeypatch.setattr("ipu_bert.cli._parser", parser)
-    assert program() == status
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
+    try:
+        assert program() == status
+    finally:
+        signal.signal(signal.SIGINT, before)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(line)
 
