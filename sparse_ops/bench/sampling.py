@@ -92,8 +92,8 @@ def alternate(
     """Call every run once to warm up, then time each once per round, in turn, for at most twice `repeats` rounds.
 
     rehearsed: each run is called untimed right before each of its samples, in place of the warm-up. For steps of large
-    models: in turn with others a step finds its part of the heap taken and has pages mapped anew, half a second for
-    BERT-Base, which a run that makes one step after the other does not pay.
+    models: in turn with others a step finds its part of the heap taken and has pages mapped anew, 0.9 s of
+    system time for BERT-Base, which a run that makes one step after the other does not pay.
 
     A run sits the other rounds out once it has `repeats` undisturbed samples, or `minimum` samples that took more than
     `patience` seconds together. Alternating spreads what changes slowly (clock, neighbours) over everything that is
