@@ -11,18 +11,18 @@ def main(argv: list[str]) -> int:
     """Run the program; its exit status.
 
     Importing it takes seconds: who stops it then reads one line, as does who lacks what the application needs; a
-    scheduler is given the status that it may go by.
+    scheduler is given the status that it may go by. Not while ranks wait for each other: a handler would wait, too, for
+    a call of torch that takes as long as a rank is missing.
     """
     try:
-        with raised():
-            try:
+        try:
+            with raised():
                 from ipu_bert import cli
-            except ModuleNotFoundError as missing:
-                how = "pip install 'ipu-bert-dynsparse[quickstart]', in a checkout -r requirements.txt"
-                needed = f"ipu-bert needs the package {missing.name}, which is not installed: {how}"
-                print(f"error: {needed}", file=sys.stderr)
-                return 2
-            return cli.main(argv)
+        except ModuleNotFoundError as missing:
+            how = "pip install 'ipu-bert-dynsparse[quickstart]', in a checkout -r requirements.txt"
+            print(f"error: ipu-bert needs the package {missing.name}, which is not installed: {how}", file=sys.stderr)
+            return 2
+        return cli.main(argv)
     except InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return stop.status

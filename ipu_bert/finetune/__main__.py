@@ -48,9 +48,10 @@ def _no_effect(found: argparse.Namespace) -> Iterator[str]:
         "pruning_ratio": (found.updates < 2, "--updates moves no block"),
         "validation_share": (found.validation is not None, "--validation was given"),
     }
+    parser = _parser()
     for name, (is_idle, since) in idle.items():
         value = getattr(found, name)
-        if is_idle and value != _parser().get_default(name):
+        if is_idle and value != parser.get_default(name):
             yield f"--{name.replace('_', '-')} {value}, since {since}"
 
 

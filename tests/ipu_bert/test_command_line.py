@@ -41,9 +41,13 @@ def test_readers_that_have_gone_change_nothing_of_a_run(program, tiny, tmp_path,
     prepare._bar("text", 1, progress=True).close()
 
 
-@pytest.mark.parametrize("moment", ["importing", "parsing"])
 @pytest.mark.parametrize(
-    ("name", "status", "line"), [("SIGINT", 130, "stopped"), ("SIGUSR1", 75, "stopped by SIGUSR1;")]
+    ("moment", "name", "status", "line"),
+    [
+        ("importing", "SIGINT", 130, "stopped"),
+        ("importing", "SIGUSR1", 75, "stopped by SIGUSR1;"),
+        ("parsing", "SIGINT", 130, "stopped"),
+    ],
 )
 def test_a_signal_before_the_program_has_begun_is_one_line(moment, name, status, line, program, monkeypatch, capsys):
     """A scheduler's ended it with 138, which no job that waits for 75 is begun again by."""
@@ -69,6 +73,19 @@ def test_a_signal_before_the_program_has_begun_is_one_line(moment, name, status,
         signal.signal(signal.SIGINT, before)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(line)
+
+
+def test_who_waits_for_other_ranks_ends_by_a_signal_at_once(program, monkeypatch):
+    """A handler in Python runs once torch's call is over: SIGTERM was not heard for as long as a rank was missing."""
+    found = []
+
+    def join() -> None:
+        found.append(signal.getsignal(signal.SIGTERM))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ipu_bert.cli.join", join)
+    assert program() == 130
+    assert found == [signal.SIG_DFL]
 
 
 def test_json_is_of_a_plan(program, tmp_path, capsys):
