@@ -19,6 +19,7 @@ from sparse_ops import files
 # Okabe and Ito's, for sparse rows; dense ones are grey to black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00")
 _GREYS = ("#000000", "#595959", "#8C8C8C", "#B0B0B0")
+_LETTERS, _HANDLE = 90, 7  # that fit into the width of a legend, and what a line and the space beside it take of them
 _LOSS = "held-out masked-LM loss [nats]"
 
 
@@ -144,5 +145,6 @@ def _finished(figure: Figure, axes: Axes, x: str, y: str) -> Figure:
         axes.spines[side].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        columns = max(1, min(4, _LETTERS // (max(map(len, labels)) + _HANDLE)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure

@@ -7,8 +7,10 @@ import random
 import statistics
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ipu_bert.study.definition import Row, Study
+from ipu_bert.study.figures import steps_figure
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.groups import Group, group
 from ipu_bert.study.report import compared
@@ -107,3 +109,14 @@ def test_only_dense_runs_that_nothing_beats_make_the_line():
     assert not lost.inside
     assert "loses by 2.00, beyond the dense runs" in table("FLOPs", [lost])[-2]
     assert match([Point("sparse", 2.0, 5.0, False)], [a, b]) == []
+
+
+@pytest.mark.parametrize("letters", [5, 15, 16, 17, 25, 33, 60])
+def test_a_legend_stays_within_its_figure(letters):
+    """Four long labels in one line were cut off on both sides."""
+    figure = steps_figure([row(f"{i} {'n' * (letters - 2)}", {"0": 6.0}) for i in range(6)], 6.6)
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    shown = legend.get_window_extent()
+    assert figure.bbox.x0 <= shown.x0
+    assert shown.x1 <= figure.bbox.x1
