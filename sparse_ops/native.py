@@ -7,8 +7,9 @@ MemoryError when memory for its workspace runs out.
 Determinism: equal inputs give bit-equal results for a given thread count and instruction level. `forward` and
 `grad_input` are also equal across thread counts; `grad_values` is not, since each thread sums its own tokens.
 
-Environment: SPARSE_OPS_LEVEL (avx512_bf16 | avx512 | avx2 | portable) forces a lower instruction level; the default is
-the best that the processor has. Threads are torch's own (its OpenMP runtime, torch.get_num_threads() of them).
+Environment: SPARSE_OPS_LEVEL (avx512_bf16 | avx512 | avx2 | portable) names an instruction level; the default is the
+best that the processor has, on Intel's at most avx512. Threads are torch's own (its OpenMP runtime,
+torch.get_num_threads() of them).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def supports(x: Tensor, block_size: int) -> bool:
 
 
 def level() -> str:
-    """The instruction level in use: the processor's best, or a lower one named by SPARSE_OPS_LEVEL.
+    """The instruction level in use: the processor's fastest, or the one named by SPARSE_OPS_LEVEL.
 
     Raises ValueError when the name is unknown or the processor does not have it.
     """
@@ -333,9 +334,9 @@ def _library() -> Any:
 
 @functools.lru_cache(maxsize=None)
 def _level(named: str) -> int:
-    best = _library().sparse_ops_best_level()
     if not named:
-        return int(best)
+        return int(_library().sparse_ops_default_level())
+    best = _library().sparse_ops_best_level()
     if named not in LEVELS or LEVELS.index(named) > best:
         raise ValueError(f"SPARSE_OPS_LEVEL: expected one of {LEVELS[: best + 1]} on this processor, found {named!r}")
     return LEVELS.index(named)

@@ -20,4 +20,4 @@ HAS_KERNELS = HAS_COMPILER or native.available()  # which a wheel may have broug
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler here")
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="no C++ compiler here")
 # The instruction levels that can be tried here, the processor's best last.
-LEVELS = native.LEVELS[: native.LEVELS.index(native.level()) + 1] if HAS_KERNELS else ()
+LEVELS = native.LEVELS[: native._library().sparse_ops_best_level() + 1] if HAS_KERNELS else ()

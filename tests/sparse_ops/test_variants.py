@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import pytest
 import torch
-from compiler import HAS_KERNELS, needs_kernels
+from compiler import LEVELS, needs_kernels
 from native_cases import DTYPES, check_variants
 
 from sparse_ops import native, tune
@@ -19,7 +19,6 @@ from sparse_ops.variants import DEFAULT, PRODUCTS, Choice, Choices, Work
 
 pytestmark = needs_kernels
 
-LEVELS = native.LEVELS[: native.LEVELS.index(native.level()) + 1] if HAS_KERNELS else ()
 WORK = Work("forward", out=96, inp=64, block=16, blocks=12, tokens=100, half=False, threads=1, level=0)
 
 

@@ -15,7 +15,7 @@ from native_cases import DTYPES, check_all, check_variants
 from sparse_ops import build, native
 from sparse_ops.files import lock
 from sparse_ops.pattern import BLOCK_SIZES
-from sparse_ops.variants import Choices
+from sparse_ops.variants import Choices, Work
 
 pytestmark = [needs_compiler, pytest.mark.skipif(not build._X86, reason="not x86-64")]
 
@@ -73,6 +73,14 @@ def test_all_ways_of_sixteen_lanes_give_the_same_bits(
     monkeypatch.setattr(native, "_level", lambda named: native.LEVELS.index(level))
     monkeypatch.setattr(native, "choices", lambda: chosen)
     check_variants(b, dtype, seed)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_tokens_are_the_default_of_sixteen_lanes(half: bool, wide_library: ctypes.CDLL, tmp_path: Path) -> None:
+    """They were faster on each processor that has been measured (docs/kernels.md)."""
+    choices = Choices(tmp_path, wide_library, "a processor")
+    work = Work("forward", out=96, inp=64, block=16, blocks=12, tokens=100, half=half, threads=1, level=2)
+    assert choices.names(work)[choices.default(work)] == "tokens"
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -194,6 +194,9 @@ extern "C" {
 // that this processor and its operating system run.
 EXPORT int sparse_ops_best_level();
 
+// The level that is taken where none is named: the best one, or a lower one that is faster on this processor.
+EXPORT int sparse_ops_default_level();
+
 // The name of a product's, or a gradient's, variant with this number, from 0 on; null: there are no more. All variants
 // of a call give the same bits.
 EXPORT const char* sparse_ops_product_variant(int level, bool half, int64_t block, int64_t number);

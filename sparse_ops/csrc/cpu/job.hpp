@@ -62,7 +62,6 @@ struct ProductVariant {
     int64_t panel;    // tokens in a panel
     int64_t chunk;    // features in a chunk, at most; 0: of all there are
     int64_t spacing;  // floats from an input to the next as a panel has them: `panel`, or 1 in rows of X
-    bool streams;     // whole lines of results go past the caches, where the level can do that
     void (*gather)(const Product&, int64_t first, int64_t last);  // the weights of block rows [first, last)
     void (*run)(const Product&);                                  // draws jobs until none is left
 };
@@ -73,7 +72,6 @@ struct Product : ProductCall {
     int64_t panel;     // tokens in a panel
     int64_t chunk;     // features in a chunk, a multiple of 16; the last may have fewer
     int64_t n_chunks;  // of n_in features
-    bool streams;      // as of the variant
     // The blocks' weights in the order of the visits: for every block row and every chunk of it, a few outputs of all
     // blocks as [block][input][outputs], then the next few outputs. float32; in a level that takes pairs bfloat16, as
     // [block][input / 2][outputs][2]. Not of 1x1 blocks.

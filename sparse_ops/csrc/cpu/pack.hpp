@@ -34,10 +34,7 @@ static void pack(const T* x, int64_t stride, int64_t first, int64_t last, int64_
     }
 }
 
-// Results are written in whole cache lines of floats: past the caches, if wanted, where a vector is a line.
-constexpr int kLine = 16;
-template <class T>
-constexpr bool kCanStream = W == kLine && std::is_same<T, float>::value;
+constexpr int kLine = 16;  // floats of a cache line, in which results are written
 
 // Where results go: y [tokens][stride], and with `gelu` the GELU of them, its derivative going to `slope` unless null.
 template <class T>
@@ -46,15 +43,9 @@ struct Target {
     T* slope = nullptr;
     int64_t stride = 0;
     bool gelu = false;
-    bool streams = false;
 
     Target() = default;
-    explicit Target(const Product& job)
-        : y((T*)job.y),
-          slope((T*)job.slope),
-          stride(job.n_out),
-          gelu(job.gelu),
-          streams(kCanStream<T> && job.streams) {}
+    explicit Target(const Product& job) : y((T*)job.y), slope((T*)job.slope), stride(job.n_out), gelu(job.gelu) {}
     Target at(int64_t token, int64_t feature) const {
         int64_t offset = token * stride + feature;
         Target there = *this;
@@ -64,7 +55,6 @@ struct Target {
     }
     // Ask for the lines that will be written for tokens [first, last): a store that misses holds up all after it.
     void claim(int64_t first, int64_t last) const {
-        if (streams) return;
         for (int64_t t = first; t < last; ++t) {
             __builtin_prefetch(y + t * stride, 1, 3);
             if (slope) __builtin_prefetch(slope + t * stride, 1, 3);
@@ -74,14 +64,8 @@ struct Target {
 
 template <class T>
 INLINE void write_rows(T* row, const Target<T>& to, const V (&a)[W]) {
-    const int64_t stride = to.stride;
-    if (kCanStream<T> && to.streams && ((uintptr_t)row | (stride * sizeof(T))) % 64 == 0) {
 #pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) stream(row + i * stride, a[i]);
-    } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) store(row + i * stride, a[i]);
-    }
+    for (int i = 0; i < W; ++i) store(row + i * to.stride, a[i]);
 }
 
 // Not inlined: a compiler may round what it puts together in one place otherwise than in the other.

@@ -229,19 +229,17 @@ static void product_blocks(const Product& job) {
                                 share.last_row, ahead, packed, panel, sums, stage);
         last_panel = share.index;
     }
-    stream_end();
 }
 
 // NV vectors of tokens, and a chunk of them of so many KB.
 template <int B, int NV, class T>
-constexpr ProductVariant tokens_as_lanes(const char* name, int64_t longest, int64_t chunk, bool streams) {
+constexpr ProductVariant tokens_as_lanes(const char* name, int64_t longest, int64_t chunk) {
     constexpr int64_t P = NV * W;
     return {name,
             longest,
             P,
             (chunk << 10) / (P * 4) / kLine * kLine,
             P,
-            streams,
             gather<B, kOutputs<B>, kPairs<T>, T>,
             product_blocks<B, NV, T>};
 }

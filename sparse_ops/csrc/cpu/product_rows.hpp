@@ -9,25 +9,17 @@ namespace SPARSE_OPS_LEVEL {
 
 constexpr int kLineVectors = kLine / W;
 
-// Tokens at a time, times kLineVectors sums. With sixteen lanes all of these in rows would need more addresses than
-// there are registers for; in a panel they lie at known distances, and as many sums as fill the registers can be made.
-template <bool PACKED>
-constexpr int kTokens = W == 16  ? (PACKED ? 24 : 8)
-                        : W == 8 ? 6
-                                 : 2;
+// Tokens at a time, times kLineVectors sums: more of sixteen lanes would need more addresses than there are registers.
+constexpr int kTokens = W == 16 ? 8 : W == 8 ? 6 : 2;
 
 // Tokens of a panel: more would push the weights and the next tokens out of L2.
 template <bool PACKED>
-constexpr int64_t kRowPanel = PACKED && W < 16 ? 4 * kTokens<PACKED> : 2 * kTokens<PACKED>;
+constexpr int64_t kRowPanel = (PACKED ? 4 : 2) * kTokens;
 
 template <class T>
-INLINE void write_line(T* line, const Target<T>& to, const V* a) {
-    if (kCanStream<T> && to.streams && (uintptr_t)line % 64 == 0) {
-        stream(line, a[0]);
-    } else {
+INLINE void write_line(T* line, const V* a) {
 #pragma GCC unroll 4
-        for (int v = 0; v < kLineVectors; ++v) store(line + v * W, a[v]);
-    }
+    for (int v = 0; v < kLineVectors; ++v) store(line + v * W, a[v]);
 }
 
 // The sums of some tokens, or their GELU; the sums are spoilt.
@@ -35,8 +27,8 @@ template <class T>
 static __attribute__((noinline)) void write_lines(V* sums, V* slopes, int64_t tokens, const Target<T>& to) {
     if (to.gelu) gelu_all(sums, slopes, (int)tokens * kLineVectors);
     for (int64_t t = 0; t < tokens; ++t) {
-        write_line(to.y + t * to.stride, to, sums + t * kLineVectors);
-        if (to.slope) write_line(to.slope + t * to.stride, to, slopes + t * kLineVectors);
+        write_line(to.y + t * to.stride, sums + t * kLineVectors);
+        if (to.slope) write_line(to.slope + t * to.stride, slopes + t * kLineVectors);
     }
 }
 
@@ -94,7 +86,7 @@ static __attribute__((noinline)) void row_tile(const Product& job, int64_t row, 
         write_lines(sums, slopes, PACKED ? tokens : R, to);
     } else {
 #pragma GCC unroll 24
-        for (int r = 0; r < R; ++r) write_line(to.y + r * to.stride, to, acc[r]);
+        for (int r = 0; r < R; ++r) write_line(to.y + r * to.stride, acc[r]);
     }
 }
 
@@ -123,7 +115,7 @@ static void product_rows(const Product& job) {
         const int64_t first = share.first, tokens = share.tokens, ahead_first = share.ahead_first();
         Ahead ahead;
         ahead.set(all_x, job.n_in, ahead_first, share.end(ahead_first));
-        int64_t lines = ahead.lines() / ((share.last_row - share.row) * (tokens / kTokens<PACKED>)+1) + 1;
+        int64_t lines = ahead.lines() / ((share.last_row - share.row) * (tokens / kTokens) + 1) + 1;
         const T* rows = all_x + first * job.n_in;
         if constexpr (PACKED)
             pack<W>(rows, job.n_in, 0, job.n_in, tokens, PANEL, panel);
@@ -132,20 +124,18 @@ static void product_rows(const Product& job) {
         const float* x = COPIED ? panel : (const float*)(const void*)rows;
         for (int64_t row = share.row; row < share.last_row; ++row) {
             Target<T> to = all.at(first, row * kLine), next = row + 1 < share.last_row ? to.at(0, kLine) : to;
-            row_tiles<kTokens<PACKED>, PACKED, T>(job, row, 0, tokens, x, to, next, ahead, lines);
+            row_tiles<kTokens, PACKED, T>(job, row, 0, tokens, x, to, next, ahead, lines);
         }
     }
-    stream_end();
 }
 
 template <bool PACKED, class T>
-constexpr ProductVariant outputs_as_lanes(const char* name, int64_t longest, bool streams) {
+constexpr ProductVariant outputs_as_lanes(const char* name, int64_t longest) {
     return {name,
             longest,
             kRowPanel<PACKED>,
             0,
             PACKED ? kRowPanel<PACKED> : 1,
-            streams,
             gather<kLine, kLine, 1, T>,
             product_rows<PACKED, T>};
 }

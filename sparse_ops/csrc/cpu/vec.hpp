@@ -107,22 +107,6 @@ INLINE void store(bf16* p, V v) {  // to nearest, ties to even; a NaN stays a Na
     *(HU*)p = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), HU);
 }
 
-// A store of a whole cache line that does not read it first.
-INLINE void stream(float* p, V v) {
-#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
-    __builtin_ia32_movntps512(p, v);
-#else
-    store(p, v);
-#endif
-}
-INLINE void stream(bf16* p, V v) { store(p, v); }
-// Before another thread may read what was streamed.
-INLINE void stream_end() {
-#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
-    __builtin_ia32_sfence();
-#endif
-}
-
 // Half a vector from each of two places, and back.
 INLINE V load_halves(const float* low, const float* high) {
 #if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
