@@ -24,6 +24,7 @@ from ipu_bert.study.results import ANEW, Results, collect, deciding, other_setti
 
 _POLL, _TELL = 1.0, 300.0  # seconds between looks at the runs, and between lines about them
 _STOP = 60.0  # seconds that a run has to save when the study is stopped
+PROGRAM = ("-m", "ipu_bert")  # what is run; another one with the same command line, of an example, can take its place
 
 
 @dataclass
@@ -103,7 +104,7 @@ def _other_run(cell: Cell, folder: Path) -> str:
 def _start(cell: Cell, runs: Path) -> _Running:
     folder = runs / cell.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "ipu_bert", "--config", cell.base, "--resume", "auto"]
+    command = [sys.executable, *PROGRAM, "--config", cell.base, "--resume", "auto"]
     arguments = [*command, *cell.overrides, f"run.dir={folder}"]
     with open(_log(folder), "ab") as log:
         process = subprocess.Popen(
