@@ -17,6 +17,7 @@ from ipu_bert.data.errors import DataError, one_line
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 2000  # pieces that are single letters: so many, or half of a larger vocabulary
+_MARK = "\ufeff"  # a byte order mark
 MAX_LETTERS = 100  # a longer word is [UNK], as in BERT
 _LONG = re.compile(rf"\S{{{MAX_LETTERS + 1},}}")
 
@@ -131,6 +132,8 @@ def given_tokenizer(name: str, wanted: Normalization) -> Tokenizer:
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
         raise DataError(f"{name}: expected the special tokens {' '.join(SPECIAL_TOKENS)}, missing {' '.join(missing)}")
+    if any(f"{_MARK}{token}" in vocab for token in SPECIAL_TOKENS):  # transformers would add a second [PAD]
+        raise DataError(f"{name}: expected no byte order mark, found one as part of the first piece of its vocabulary")
     if len(vocab) == len(SPECIAL_TOKENS):
         raise DataError(f"{name}: expected word pieces beside the special tokens, found none")
     ids = sorted(vocab.values())
@@ -184,7 +187,7 @@ def tokenizer_from_vocab(path: str, wanted: Normalization) -> Tokenizer:
     Raises DataError if the file is missing, lists a piece twice, or lacks one of BERT's five special tokens.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # a byte order mark is no piece
             pieces = file.read().rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a vocabulary: {error}") from error

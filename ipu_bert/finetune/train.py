@@ -64,8 +64,7 @@ def fit(
 
     Raises NonFiniteError where loss or gradient is not finite.
     """
-    steps = training.epochs * math.ceil(len(train.labels) / training.batch_size)
-    stepper = _Stepper(model, training, steps)
+    stepper = _Stepper(model, training, steps_of(len(train.labels), training))
     target = train.labels if labels.classes else (train.labels - labels.mean) / labels.spread
     found: list[Measures] = []
     best = 0
@@ -85,6 +84,11 @@ def fit(
             break
     model.load_state_dict(kept)
     return Fitted(tuple(found), best, stepper.moved)
+
+
+def steps_of(rows: int, training: Training) -> int:
+    """Steps of a training on so many rows that nothing ends before its last epoch."""
+    return training.epochs * math.ceil(rows / training.batch_size)
 
 
 @torch.no_grad()

@@ -70,6 +70,17 @@ def test_settings_mean_what_they_mean_in_transformers(tmp_path: Path, kind: str,
     assert pieces(given_tokenizer(str(given), wanted)) == pieces(theirs.backend_tokenizer)
 
 
+def test_a_byte_order_mark_is_no_piece(tmp_path: Path) -> None:
+    """As in text; it was a part of [PAD], which was missing then."""
+    path = vocabulary(tmp_path, "cats", "sat")
+    plain = given_tokenizer(str(path), AS_FOUND).to_str()
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert given_tokenizer(str(path), AS_FOUND).to_str() == plain
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(DataError, match="expected no byte order mark, found one"):
+        given_tokenizer(str(tmp_path), AS_FOUND)  # as transformers reads it, with a second [PAD] at the end
+
+
 def test_truncation_and_padding_of_a_given_tokenizer_are_not_kept(tmp_path: Path) -> None:
     saved = BertTokenizerFast(str(vocabulary(tmp_path, "a"))).backend_tokenizer
     saved.enable_truncation(3)

@@ -51,6 +51,7 @@ BAD = {
     "beyond float32": ("a.csv", GOOD + "war,1e39\n", ["--regression"], "expected a finite number as label"),
     "encoding of nothing": ("a.csv", GOOD, ["--encoding", "undefined"], "a.csv: expected text in undefined"),
     "encoding in bytes": ("a.csv", GOOD, ["--encoding", "\udcff"], "expected one that Python knows"),
+    "more updates than steps": ("a.csv", GOOD, ["--updates", "3", "--batch-size", "9"], "makes 2 step(s), found 3"),
     "too few": ("a.csv", "text,label\na,0\nb,1\nc,0\n", [], "expected rows enough to hold out 0.1"),
 }  # fmt: skip
 
@@ -84,6 +85,12 @@ def test_one_line_and_nothing_written(name, finished, tmp_path, capsys):
     assert expected in line
     assert "--encoding" in line or file in line
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_as_many_updates_as_steps_are_made(finished, tmp_path):
+    """One fewer than asked: the first part of a run begins with the patterns of its start."""
+    (tmp_path / "a.csv").write_text(GOOD)
+    assert run(finished, tmp_path / "out", tmp_path / "a.csv", "--updates", "2", "--batch-size", "9") == 0
 
 
 def test_labels_that_training_has_not(finished, tmp_path, capsys):
