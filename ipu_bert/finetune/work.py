@@ -34,7 +34,9 @@ def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
     wanted = labels.numbers(test) if test is not None and test.labels else None
     updates, steps = options.training.updates, steps_of(len(train.texts), options.training)
     if updates > steps:
-        raise ValueError(f"--updates: expected at most one per step, {train.file} makes {steps} step(s), found {updates}")
+        raise ValueError(
+            f"--updates: expected at most one per step, {train.file} makes {steps} step(s), found {updates}"
+        )
     source = read_source(options.start, options.training.seed)
     if not sparse_layers(source.model) and (sparse or options.training.updates):
         option = "--sparse" if sparse else "--updates"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ipu_bert.study.frontier import Point, undominated
-from ipu_bert.study.groups import Group
+from ipu_bert.study.groups import Group, timed
 from ipu_bert.study.seconds import MachineSeconds
 from ipu_bert.study.statistics import Mean
 from sparse_ops import files
@@ -36,10 +36,11 @@ def steps_figure(groups: Sequence[Group], entropy: float) -> Figure:
 
 def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: float) -> Figure:
     """Loss over seconds of training on one machine: losses by step, and seconds a step measured apart."""
-    timed = [group for group in groups if group.row.label in seconds.rows]
+    found = timed(groups, seconds)
+    per_step = {group.label: row.per_step for group, row in found}
     return _curves(
-        timed,
-        lambda group, step: step * seconds.rows[group.row.label].per_step,
+        [group for group, _ in found],
+        lambda group, step: step * per_step[group.label],
         f"seconds of training, {seconds.threads} threads of {seconds.machine}",
         entropy,
     )

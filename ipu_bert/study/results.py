@@ -83,12 +83,16 @@ def deciding(config: Config) -> dict[str, Any]:
     return {**identity(config), **{f"{section}.{key}": plain[section][key] for section, key in _BESIDES}}
 
 
+def first_other(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """The first setting that has another value; those that are not found, as in an older release's, are left out."""
+    return next((key for key, value in wanted.items() if key in found and found[key] != value), None)
+
+
 def other_settings(cell: Cell, found: Mapping[str, Any]) -> str:
-    """The first setting in which those of a run differ from a cell's, in words; those it does not have are left out."""
-    for key, value in deciding(cell.config).items():
-        if key in found and found[key] != value:
-            return f"expected {key}={value}, found a run with {key}={found[key]}"
-    return ""
+    """The first setting in which those of a run differ from a cell's, in words."""
+    wanted = deciding(cell.config)
+    key = first_other(wanted, found)
+    return f"expected {key}={wanted[key]}, found a run with {key}={found[key]}" if key else ""
 
 
 def _same_text(one: RunResult, other: RunResult) -> bool:

@@ -17,7 +17,7 @@ from ipu_bert.study import __main__ as command
 from ipu_bert.study.definition import MOST_BYTES, read_study
 from ipu_bert.study.results import Evaluation, Results, RunResult, Update
 from ipu_bert.study.run import _finish, _Running
-from ipu_bert.study.seconds import read_seconds
+from ipu_bert.study.seconds import read_seconds, timed_settings
 
 STUDY = """
 base: quickstart
@@ -29,7 +29,8 @@ grid: {run.seed: [0]}
 """
 MANY = ", ".join(f"run.x{i}: [{', '.join(map(str, range(100)))}]" for i in range(10))
 SUMMARY = {"seconds": 1.0, "low": 0.9, "high": 1.1, "best": 0.9, "kept": 5, "discarded": 0, "disturbed": False}
-ROW = {"step": {**SUMMARY, "waiting": 0.0}, "update": 0.1, "updates": 4, "steps": 50}
+OLD_ROW = {"step": {**SUMMARY, "waiting": 0.0}, "update": 0.1, "updates": 4, "steps": 50}
+ROW = {**OLD_ROW, "settings": {"sparsity.method": "dense"}}
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,9 @@ def test_results_of_one_run_twice(finished_study):
         ("rows.dense.step.seconds", None),
         ("rows.dense.step.low", "x"),
         ("rows.dense.step", {}),
+        ("rows.dense", OLD_ROW),
+        ("rows.dense.settings", {}),
+        ("rows.dense.settings", None),
     ],
 )
 def test_seconds_of_another_kind(path, value, tmp_path):
@@ -145,6 +149,30 @@ def test_seconds_of_another_kind(path, value, tmp_path):
     (tmp_path / "seconds.json").write_text(json.dumps({"machines": [machine]}))
     with pytest.raises(ValueError, match=r"seconds\.json: expected seconds by machine, found"):
         read_seconds(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "left_out"),
+    [("sparsity.block_size", 16, True), ("engine.kernel", "torch", True), ("train.steps", 40, True),
+     ("optim.lr", 3.0, False), ("run.seed", 5, False)],
+)  # fmt: skip
+def test_seconds_of_a_row_that_was_edited_since(key, value, left_out, finished_study, capsys):
+    """They were shown as the row's own: what a step takes hangs on its settings, not on its label."""
+    configs = read_study("mine.yaml").configs
+    rows = {label: {**OLD_ROW, "settings": timed_settings(config)} for label, config in configs.items()}
+    rows["sparse"]["settings"][key] = value
+    for name, found in (("results", {"runs": finished_study}),
+                        ("seconds", {"machines": [{"machine": "cpu", "threads": 2, "rows": rows}]})):  # fmt: skip
+        Path(f"results/mine/{name}.json").write_text(json.dumps(found))
+    assert command.main(["mine.yaml", "--report"]) == 0
+    now = timed_settings(configs["sparse"]).get(key)
+    line = (
+        f"left out: results/mine/seconds.json: cpu, 2 threads: sparse: timed with {key}={value}, which is {now} now; "
+    )
+    assert capsys.readouterr().err == (f"{line}--time measures it again\n" if left_out else "")
+    table = Path("results/mine/report.md").read_text().partition("Seconds a step")[2]
+    assert "| dense | 1.000 |" in table
+    assert ("| sparse | 1.000 |" in table) != left_out
 
 
 def test_a_run_whose_records_are_none_does_not_end_the_study(finished_study, tmp_path):
