@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -11,7 +12,7 @@ from typing import Any, Mapping, Sequence
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, identity
-from ipu_bert.json_file import as_list, as_record, read_object
+from ipu_bert.json_file import as_list, as_record, is_count, is_line, read_object
 from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.shape import bert_shape
@@ -21,6 +22,13 @@ from sparse_ops import files
 RESULTS_FILE = "results.json"
 # What decides a result and is none of the run's identity: a run may go on with another value of these.
 _BESIDES = (("model", "init"), ("sparsity", "init_pattern"), ("eval", "batches"), ("engine", "name"))
+# What a page has of settings and machine.
+_READ = (
+    ("settings", "sparsity.method", is_line),
+    ("settings", "data.source", is_line),
+    ("settings", "data.sequence_length", is_count),
+    ("machine", "processor", is_line),
+)
 _SAME = 1e-6  # of two entropies of the same text, rounded by two machines
 
 
@@ -112,7 +120,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.path = folder / RESULTS_FILE
         self.by_key: dict[str, RunResult] = {}
-        if self.path.exists():
+        if os.path.lexists(self.path):  # a link to what is gone, as on a drive that is not there, is not nothing
             try:
                 found = [_from_dict(run) for run in as_list(read_object(self.path)["runs"])]
                 self.by_key = {run.key: run for run in found}
@@ -159,9 +167,10 @@ def _from_dict(run: Mapping[str, Any]) -> RunResult:
     found = as_record(RunResult, run, evaluations=evaluations, updates=updates)
     if not evaluations or evaluations[-1].step != found.steps:
         raise ValueError(f"expected an evaluation after step {found.steps}, the last, found none")
-    for name, values, key in (("settings", found.settings, "sparsity.method"), ("machine", found.machine, "processor")):
-        if not isinstance(values.get(key), str):
-            raise ValueError(f"{name}: expected {key}, found {values.get(key)!r:.60}")
+    for name, key, is_right in _READ:
+        value = getattr(found, name).get(key)
+        if not is_right(value):
+            raise ValueError(f"{name}: expected {key}, found {value!r:.60}")
     return found
 
 

@@ -5,6 +5,7 @@ Runs of a study stand on different days, processors and neighbours; their own se
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Mapping
@@ -97,10 +98,13 @@ def read_seconds(folder: Path) -> list[MachineSeconds]:
     Raises ValueError that names the file for one that is damaged, or of a release that did not say what was timed.
     """
     path = folder / SECONDS_FILE
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to what is gone is not nothing
         return []
     try:
-        return [_from_dict(one) for one in as_list(read_object(path)["machines"])]
+        found = [_from_dict(one) for one in as_list(read_object(path)["machines"])]
+        if len({(one.machine, one.threads) for one in found}) < len(found):
+            raise ValueError("a machine twice")
+        return found
     except (KeyError, TypeError, ValueError) as error:
         problem = f"expected seconds by machine, found {error!r}"
         raise ValueError(f"{path}: {problem}; once the file is gone, --time measures anew") from None

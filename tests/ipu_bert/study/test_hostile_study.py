@@ -100,9 +100,12 @@ def finished_study(tmp_path, monkeypatch):
         ("updates.0.explored_dof", "x"),
         ("settings", None),
         ("settings", {}),
+        ("settings", {"sparsity.method": "dense", "data.source": "sotu"}),
         ("machine", [1]),
+        ("machine.processor", "a\n| b |"),
         ("machine", {}),
         ("revision", None),
+        ("revision", "\ud800"),
         ("key", None),
         ("extra", 1),
         ("updates", None),
@@ -129,6 +132,8 @@ def test_results_of_one_run_twice(finished_study):
     ("path", "value"),
     [
         ("machine", None),
+        ("machine", "a\n| b |"),
+        ("machine", "\ud800"),
         ("threads", "x"),
         *(("rows", value) for value in (None, "x", 5, [1])),
         *((f"rows.dense.{key}", value) for key in ("update", "updates", "steps") for value in (None, "x", -1, [1])),
@@ -173,6 +178,35 @@ def test_seconds_of_a_row_that_was_edited_since(key, value, left_out, finished_s
     table = Path("results/mine/report.md").read_text().partition("Seconds a step")[2]
     assert "| dense | 1.000 |" in table
     assert ("| sparse | 1.000 |" in table) != left_out
+
+
+def test_seconds_of_one_machine_twice(tmp_path):
+    """The page had both tables and one of the two figures."""
+    machine = {"machine": "cpu", "threads": 2, "rows": {"dense": ROW}}
+    (tmp_path / "seconds.json").write_text(json.dumps({"machines": [machine, {**machine, "threads": 4}]}))
+    assert len(read_seconds(tmp_path)) == 2
+    (tmp_path / "seconds.json").write_text(json.dumps({"machines": [machine, machine]}))
+    with pytest.raises(ValueError, match="a machine twice"):
+        read_seconds(tmp_path)
+
+
+def test_dollars_in_a_label_are_no_formula(finished_study, capsys):
+    """Two of them ended a study whose runs were done in an error of matplotlib's, at every report."""
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    Path("mine.yaml").write_text(STUDY.replace("sparse:", "'a $x^$ b':") + "figures: [steps, flops, explored]\n")
+    assert command.main(["mine.yaml", "--report"]) == 0
+    assert "| a $x^$ b |" in Path("results/mine/report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["results.json", "seconds.json"])
+def test_a_link_to_what_is_gone_is_not_nothing(name, finished_study, capsys):
+    """As with a drive that is not there: all runs were begun again, and the link replaced."""
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    path = Path("results/mine") / name
+    path.unlink(missing_ok=True)
+    path.symlink_to("/nowhere/there")
+    assert command.main(["mine.yaml", "--report"]) == 2
+    assert capsys.readouterr().err == f"error: {path}: No such file or directory\n"
 
 
 def test_a_run_whose_records_are_none_does_not_end_the_study(finished_study, tmp_path):
