@@ -13,6 +13,7 @@ from typing import Callable, Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from ipu_bert.data.errors import DataError, one_line
+from sparse_ops.files import plain
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
@@ -187,7 +188,7 @@ def tokenizer_from_vocab(path: str, wanted: Normalization) -> Tokenizer:
     Raises DataError if the file is missing, lists a piece twice, or lacks one of BERT's five special tokens.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:  # a byte order mark is no piece
+        with open(plain(path), encoding="utf-8-sig") as file:  # a byte order mark is no piece
             pieces = file.read().rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a vocabulary: {error}") from error
@@ -212,7 +213,7 @@ def _written_beside(path: str) -> Normalization:
     """What a tokenizer_config.json in the vocabulary's folder says, as transformers writes it."""
     config = os.path.join(os.path.dirname(path), "tokenizer_config.json")
     try:
-        with open(config, encoding="utf-8") as file:
+        with open(plain(config), encoding="utf-8") as file:
             found = json.load(file)
         return Normalization(*(found.get(key) for key in vars(TRAINED)))
     except FileNotFoundError:
@@ -237,7 +238,7 @@ def _wordpiece(pieces: list[str], normalization: Normalization) -> Tokenizer:
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises DataError if the file is not one."""
     try:
-        return Tokenizer.from_file(os.fspath(path))
+        return Tokenizer.from_file(os.fspath(plain(path)))
     except Exception as error:  # tokenizers raises a bare Exception
         raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from error
 

@@ -95,9 +95,14 @@ def steps_of(rows: int, training: Training) -> int:
 def predict(
     model: SparseBertForSequenceClassification, text: Encoded, labels: Labels, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Without dropout: classes int64 [rows] and their probabilities, or numbers float64 [rows] in both."""
+    """Without dropout: classes int64 [rows] and their probabilities, or numbers float64 [rows] in both.
+
+    Raises NonFiniteError where the model has no answer: the last step's loss is that before it, and says nothing of it.
+    """
     model.eval()
     logits = torch.cat([_logits(model, text, numbers) for numbers in torch.arange(len(text.ids)).split(batch_size)])
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFiniteError("the model's answers became infinite or no numbers; a smaller --lr may help", False)
     if not labels.classes:
         values = logits.squeeze(-1).double() * labels.spread + labels.mean
         return values.numpy(), values.numpy()

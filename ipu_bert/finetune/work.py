@@ -72,6 +72,9 @@ def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
 def _rows(options: Options) -> tuple[Rows, Rows, Rows | None]:
     """Rows to train on, to validate by, and to predict."""
     files = options.files
+    names = [name for name in (files.columns.text, files.columns.pair, files.columns.label) if name is not None]
+    if len(set(names)) < len(names):  # a label among the text is learned at once, and of no use
+        raise ValueError(f"--text, --pair, --label: expected different columns, found {', '.join(map(repr, names))}")
     train = read_rows(files.train, files.columns, files.encoding, labelled=True)
     test = None if files.test is None else read_rows(files.test, files.columns, files.encoding, labelled=False)
     if files.validation is not None:
