@@ -119,15 +119,19 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RESULTS_FILE
-        self.by_key: dict[str, RunResult] = {}
-        if os.path.lexists(self.path):  # a link to what is gone, as on a drive that is not there, is not nothing
-            try:
-                found = [_from_dict(run) for run in as_list(read_object(self.path)["runs"])]
-                self.by_key = {run.key: run for run in found}
-                if len(self.by_key) < len(found):
-                    raise ValueError("a run twice")
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{self.path}: expected the results of a study, found {error!r}") from None
+        self.by_key = self._read()
+
+    def _read(self) -> dict[str, RunResult]:
+        if not os.path.lexists(self.path):  # a link to what is gone, as on a drive that is not there, is not nothing
+            return {}
+        try:
+            found = [_from_dict(run) for run in as_list(read_object(self.path)["runs"])]
+            by_key = {run.key: run for run in found}
+            if len(by_key) < len(found):
+                raise ValueError("a run twice")
+            return by_key
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}: expected the results of a study, found {error!r}") from None
 
     def finished(self, cells: Sequence[Cell]) -> dict[str, RunResult]:
         """Those of these cells that came to the cell's last step, by key.
@@ -155,8 +159,11 @@ class Results:
         return {cell.key: run for cell, run in found}
 
     def add(self, result: RunResult) -> None:
-        """Keep one more, in the place of an older one of its key."""
-        self.by_key[result.key] = result
+        """Keep one more, in the place of an older one of its key, beside what others have put there since it was read.
+
+        Raises ValueError, and writes nothing, where the file has been damaged since.
+        """
+        self.by_key = {**self.by_key, **self._read(), result.key: result}
         text = dumps({"runs": [asdict(run) for run in self.by_key.values()]}, indent=1)
         files.write(self.path, text + "\n")
 

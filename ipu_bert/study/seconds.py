@@ -50,7 +50,7 @@ class RowSeconds:
         """A setting that has changed since, in words; empty where none has that these depend on."""
         wanted = timed_settings(config)
         key = first_other(wanted, self.settings)
-        return f"timed with {key}={self.settings[key]}, which is {wanted[key]} now" if key else ""
+        return f"timed with {key}={self.settings[key]!r:.60}, which is {wanted[key]!r:.60} now" if key else ""
 
 
 @dataclass(frozen=True)

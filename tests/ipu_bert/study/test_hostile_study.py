@@ -14,9 +14,10 @@ import pytest
 from ipu_bert.config import ConfigError, identity
 from ipu_bert.record.metrics import dumps
 from ipu_bert.study import __main__ as command
+from ipu_bert.study import run as runner
 from ipu_bert.study.definition import MOST_BYTES, read_study
 from ipu_bert.study.results import Evaluation, Results, RunResult, Update
-from ipu_bert.study.run import _finish, _Running
+from ipu_bert.study.run import _finish, _Running, run_cells
 from ipu_bert.study.seconds import read_seconds, timed_settings
 
 STUDY = """
@@ -158,7 +159,7 @@ def test_seconds_of_another_kind(path, value, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value", "left_out"),
-    [("sparsity.block_size", 16, True), ("engine.kernel", "torch", True), ("train.steps", 40, True),
+    [("sparsity.block_size", 16, True), ("engine.kernel", "to\nrch", True), ("train.steps", 40, True),
      ("optim.lr", 3.0, False), ("run.seed", 5, False)],
 )  # fmt: skip
 def test_seconds_of_a_row_that_was_edited_since(key, value, left_out, finished_study, capsys):
@@ -171,13 +172,53 @@ def test_seconds_of_a_row_that_was_edited_since(key, value, left_out, finished_s
         Path(f"results/mine/{name}.json").write_text(json.dumps(found))
     assert command.main(["mine.yaml", "--report"]) == 0
     now = timed_settings(configs["sparse"]).get(key)
-    line = (
-        f"left out: results/mine/seconds.json: cpu, 2 threads: sparse: timed with {key}={value}, which is {now} now; "
-    )
+    line = f"left out: results/mine/seconds.json: cpu, 2 threads: sparse: timed with {key}={value!r}, which is {now!r} now; "
     assert capsys.readouterr().err == (f"{line}--time measures it again\n" if left_out else "")
     table = Path("results/mine/report.md").read_text().partition("Seconds a step")[2]
     assert "| dense | 1.000 |" in table
     assert ("| sparse | 1.000 |" in table) != left_out
+
+
+def test_results_that_others_put_there_while_runs_go_on_stay(finished_study):
+    """As those that `git pull` brings, or that are copied by hand: the next run that ended wrote over them."""
+    folder, other = Path("results/mine"), Path("results/other")
+    other.mkdir()
+    (other / "results.json").write_text(json.dumps({"runs": finished_study}))
+    first, second = Results(other).by_key.values()
+    study = Results(folder)
+    (folder / "results.json").write_text(json.dumps({"runs": finished_study[:1]}))
+    study.add(second)
+    assert Results(folder).by_key == study.by_key == {first.key: first, second.key: second}
+    (folder / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="expected the results of a study"):
+        study.add(second)
+    assert (folder / "results.json").read_text() == "{"
+
+
+def test_a_run_that_cannot_begin_does_not_end_the_others(finished_study, monkeypatch):
+    """A folder in the place of its log, no room for it: all that went on was stopped."""
+    cells = read_study("mine.yaml").cells
+    for cell in cells:
+        (Path("runs") / f"{cell.folder}.log").mkdir(parents=True)
+    failed = run_cells(cells, Results(Path("results/mine")), Path("runs"), 2, lambda _: None)
+    problem = "expected a file, found a folder, a pipe or a device"
+    assert failed == {cell.title: f"runs/{cell.folder}.log: {problem}" for cell in cells}
+
+
+def test_a_result_that_has_no_room_does_not_end_the_others(finished_study, monkeypatch):
+    """The run stays, so that its result is taken when the study is started again."""
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    study, cells = Results(Path("results/mine")), read_study("mine.yaml").cells
+    monkeypatch.setattr(runner, "collect", lambda cell, _: study.by_key[cell.key])
+
+    def full(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ipu_bert.study.results.files.write", full)
+        found = _finish(_Running(cells[0], Path("run"), SimpleNamespace(returncode=0)), study, cells)
+    assert found == "results/mine/results.json: No space left on device"
+    assert _finish(_Running(cells[0], Path("run"), SimpleNamespace(returncode=0)), study, cells) == ""
 
 
 def test_seconds_of_one_machine_twice(tmp_path):
