@@ -40,9 +40,14 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
 def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path: Path) -> None:
     """As in a folder that nobody may write to any more, or that is gone: the message was about the file aside."""
     (tmp_path / "a").write_text("old")
-    with pytest.raises(OSError, match="No space left"), files.replacing(tmp_path / "a") as aside:
-        aside.mkdir()
-        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with files.replacing(tmp_path / "a") as aside:
+            aside.mkdir()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
     assert (tmp_path / "a").read_text() == "old"
 
 

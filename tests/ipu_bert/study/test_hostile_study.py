@@ -172,8 +172,9 @@ def test_seconds_of_a_row_that_was_edited_since(key, value, left_out, finished_s
         Path(f"results/mine/{name}.json").write_text(json.dumps(found))
     assert command.main(["mine.yaml", "--report"]) == 0
     now = timed_settings(configs["sparse"]).get(key)
-    line = f"left out: results/mine/seconds.json: cpu, 2 threads: sparse: timed with {key}={value!r}, which is {now!r} now; "
-    assert capsys.readouterr().err == (f"{line}--time measures it again\n" if left_out else "")
+    line = f"timed with {key}={value!r}, which is {now!r} now; --time measures it again\n"
+    said = f"left out: results/mine/seconds.json: cpu, 2 threads: sparse: {line}"
+    assert capsys.readouterr().err == (said if left_out else "")
     table = Path("results/mine/report.md").read_text().partition("Seconds a step")[2]
     assert "| dense | 1.000 |" in table
     assert ("| sparse | 1.000 |" in table) != left_out
