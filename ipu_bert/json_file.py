@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import fields
 from typing import Any, Callable, TypeVar, cast
 
@@ -12,6 +13,7 @@ from sparse_ops.files import plain
 
 MOST_BYTES = 64 << 20
 Record = TypeVar("Record")
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # what no line has, and what no UTF-8 has
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -42,8 +44,13 @@ def is_amount(value: Any) -> bool:
     return is_count(value) or (type(value) is float and 0 <= value < math.inf)
 
 
+def is_line(value: Any) -> bool:
+    """Whether a value is text that can be written as a line, or into a table."""
+    return isinstance(value, str) and not _UNPRINTED.search(value)
+
+
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "str": ("text", lambda value: isinstance(value, str)),
+    "str": ("a line of text", lambda value: is_line(value)),
     "int": ("a whole number from 0 on", is_count),
     "float": ("a finite number from 0 on", is_amount),
     "float | None": ("a finite number from 0 on, or null", lambda value: value is None or is_amount(value)),

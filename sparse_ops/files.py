@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, TextIO
 
@@ -57,7 +57,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync(aside)
         os.replace(aside, final)
     finally:
-        if aside.exists():
+        with suppress(OSError):  # gone where all went well; else what went wrong before is what is told
             aside.unlink()
     sync(final.parent)
 

@@ -13,10 +13,12 @@ from typing import Callable, Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from ipu_bert.data.errors import DataError, one_line
+from sparse_ops.files import plain
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 2000  # pieces that are single letters: so many, or half of a larger vocabulary
+_MARK = "\ufeff"  # a byte order mark
 MAX_LETTERS = 100  # a longer word is [UNK], as in BERT
 _LONG = re.compile(rf"\S{{{MAX_LETTERS + 1},}}")
 
@@ -131,6 +133,8 @@ def given_tokenizer(name: str, wanted: Normalization) -> Tokenizer:
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
         raise DataError(f"{name}: expected the special tokens {' '.join(SPECIAL_TOKENS)}, missing {' '.join(missing)}")
+    if any(f"{_MARK}{token}" in vocab for token in SPECIAL_TOKENS):  # transformers would add a second [PAD]
+        raise DataError(f"{name}: expected no byte order mark, found one as part of the first piece of its vocabulary")
     if len(vocab) == len(SPECIAL_TOKENS):
         raise DataError(f"{name}: expected word pieces beside the special tokens, found none")
     ids = sorted(vocab.values())
@@ -184,7 +188,7 @@ def tokenizer_from_vocab(path: str, wanted: Normalization) -> Tokenizer:
     Raises DataError if the file is missing, lists a piece twice, or lacks one of BERT's five special tokens.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(plain(path), encoding="utf-8-sig") as file:  # a byte order mark is no piece
             pieces = file.read().rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a vocabulary: {error}") from error
@@ -209,7 +213,7 @@ def _written_beside(path: str) -> Normalization:
     """What a tokenizer_config.json in the vocabulary's folder says, as transformers writes it."""
     config = os.path.join(os.path.dirname(path), "tokenizer_config.json")
     try:
-        with open(config, encoding="utf-8") as file:
+        with open(plain(config), encoding="utf-8") as file:
             found = json.load(file)
         return Normalization(*(found.get(key) for key in vars(TRAINED)))
     except FileNotFoundError:
@@ -234,7 +238,7 @@ def _wordpiece(pieces: list[str], normalization: Normalization) -> Tokenizer:
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises DataError if the file is not one."""
     try:
-        return Tokenizer.from_file(os.fspath(path))
+        return Tokenizer.from_file(os.fspath(plain(path)))
     except Exception as error:  # tokenizers raises a bare Exception
         raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from error
 

@@ -76,7 +76,7 @@ def _in_order(label: str) -> tuple[float, str]:
 def _number(rows: Rows, i: int) -> float:
     assert rows.labels is not None
     try:
-        value = float(rows.labels[i])
+        value = math.nan if "_" in rows.labels[i] else float(rows.labels[i])  # 1_0 is Python's 10, and nobody else's
     except ValueError:
         value = math.nan
     if not abs(value) <= LARGEST_FLOAT32:

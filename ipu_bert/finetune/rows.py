@@ -13,6 +13,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import DataError, one_line
 from ipu_bert.finetune.options import Columns
+from sparse_ops.files import plain
 
 _KINDS = (".csv", ".tsv", ".jsonl")
 
@@ -44,7 +45,7 @@ def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Ro
         )
     texts, labels, kinds = [], [], set()
     try:
-        with open(file, encoding=encoding, newline="") as stream:
+        with open(plain(file), encoding=encoding, newline="") as stream:
             read = _json_rows if file.suffix == ".jsonl" else _table_rows
             for number, row in read(file, _without_mark(stream)):
                 place = f"{file}, row {number}"

@@ -64,8 +64,7 @@ def fit(
 
     Raises NonFiniteError where loss or gradient is not finite.
     """
-    steps = training.epochs * math.ceil(len(train.labels) / training.batch_size)
-    stepper = _Stepper(model, training, steps)
+    stepper = _Stepper(model, training, steps_of(len(train.labels), training))
     target = train.labels if labels.classes else (train.labels - labels.mean) / labels.spread
     found: list[Measures] = []
     best = 0
@@ -87,13 +86,23 @@ def fit(
     return Fitted(tuple(found), best, stepper.moved)
 
 
+def steps_of(rows: int, training: Training) -> int:
+    """Steps of a training on so many rows that nothing ends before its last epoch."""
+    return training.epochs * math.ceil(rows / training.batch_size)
+
+
 @torch.no_grad()
 def predict(
     model: SparseBertForSequenceClassification, text: Encoded, labels: Labels, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Without dropout: classes int64 [rows] and their probabilities, or numbers float64 [rows] in both."""
+    """Without dropout: classes int64 [rows] and their probabilities, or numbers float64 [rows] in both.
+
+    Raises NonFiniteError where the model has no answer: the last step's loss is that before it, and says nothing of it.
+    """
     model.eval()
     logits = torch.cat([_logits(model, text, numbers) for numbers in torch.arange(len(text.ids)).split(batch_size)])
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFiniteError("the model's answers became infinite or no numbers; a smaller --lr may help", False)
     if not labels.classes:
         values = logits.squeeze(-1).double() * labels.spread + labels.mean
         return values.numpy(), values.numpy()

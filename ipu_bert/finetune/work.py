@@ -13,7 +13,7 @@ from ipu_bert.finetune.options import LEAST_LENGTH, Options
 from ipu_bert.finetune.result import Result, write_result
 from ipu_bert.finetune.rows import Rows, read_rows
 from ipu_bert.finetune.start import Source, classifier, read_source
-from ipu_bert.finetune.train import Examples, fit, in_units_of, predict
+from ipu_bert.finetune.train import Examples, fit, in_units_of, predict, steps_of
 from ipu_bert.hub.folders import check_place
 from ipu_bert.model import sparse_layers
 from sparse_ops.host_memory import keep_freed_memory
@@ -32,6 +32,11 @@ def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
     labels = Labels.of(train, options.regression)
     targets = {"train": labels.numbers(train), "validation": labels.numbers(validation)}
     wanted = labels.numbers(test) if test is not None and test.labels else None
+    updates, steps = options.training.updates, steps_of(len(train.texts), options.training)
+    if updates > steps:
+        raise ValueError(
+            f"--updates: expected at most one per step, {train.file} makes {steps} step(s), found {updates}"
+        )
     source = read_source(options.start, options.training.seed)
     if not sparse_layers(source.model) and (sparse or options.training.updates):
         option = "--sparse" if sparse else "--updates"
@@ -67,6 +72,9 @@ def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
 def _rows(options: Options) -> tuple[Rows, Rows, Rows | None]:
     """Rows to train on, to validate by, and to predict."""
     files = options.files
+    names = [name for name in (files.columns.text, files.columns.pair, files.columns.label) if name is not None]
+    if len(set(names)) < len(names):  # a label among the text is learned at once, and of no use
+        raise ValueError(f"--text, --pair, --label: expected different columns, found {', '.join(map(repr, names))}")
     train = read_rows(files.train, files.columns, files.encoding, labelled=True)
     test = None if files.test is None else read_rows(files.test, files.columns, files.encoding, labelled=False)
     if files.validation is not None:

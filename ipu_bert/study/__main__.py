@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Sequence, TextIO
@@ -57,13 +58,14 @@ def _act(options: argparse.Namespace) -> int:
     tell = partial(say, stream=sys.stderr)
     failed: dict[str, str] = {}
     if not options.report:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        runs = options.runs / study.name
+        with ExitStack() as stack:
+            for held in (folder,) if options.time else (folder, runs):
+                stack.enter_context(_only_one(held))
             if options.time:
                 read_seconds(folder)  # where it is damaged, before anything is measured
                 write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
             else:
-                runs = options.runs / study.name
                 failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
     for title, problem in failed.items():
         say(f"failed: {title}: {problem}", sys.stderr)
@@ -74,10 +76,12 @@ def _act(options: argparse.Namespace) -> int:
 
 
 def _only_one(folder: Path) -> TextIO:
-    """Hold the folder of results, so that a study is run or timed once at a time; its runs hold it with this process.
+    """Hold a folder of results or of runs, made if missing, so that a study is run or timed once at a time; its runs
+    hold it with this process.
 
     Raises ValueError where another process has it, or a run that has outlived a study that was killed.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = files.lock(folder / ".lock", wait=False)
     except BlockingIOError:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ipu_bert.study.frontier import Point, undominated
-from ipu_bert.study.groups import Group
+from ipu_bert.study.groups import Group, timed
 from ipu_bert.study.seconds import MachineSeconds
 from ipu_bert.study.statistics import Mean
 from sparse_ops import files
@@ -29,6 +29,11 @@ def save_svg(figure: Figure, path: Path) -> None:
         figure.savefig(aside, format="svg", metadata={"Date": None}, facecolor="white")
 
 
+def _literal(text: str) -> str:
+    """A name as it is written: what stands between two dollars would be a formula."""
+    return text.replace("$", r"\$")
+
+
 def steps_figure(groups: Sequence[Group], entropy: float) -> Figure:
     """Loss over training steps; a band from the least to the largest seed."""
     return _curves(groups, lambda group, step: float(step), "training step", entropy)
@@ -36,11 +41,12 @@ def steps_figure(groups: Sequence[Group], entropy: float) -> Figure:
 
 def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: float) -> Figure:
     """Loss over seconds of training on one machine: losses by step, and seconds a step measured apart."""
-    timed = [group for group in groups if group.row.label in seconds.rows]
+    found = timed(groups, seconds)
+    per_step = {group.label: row.per_step for group, row in found}
     return _curves(
-        timed,
-        lambda group, step: step * seconds.rows[group.row.label].per_step,
-        f"seconds of training, {seconds.threads} threads of {seconds.machine}",
+        [group for group, _ in found],
+        lambda group, step: step * per_step[group.label],
+        _literal(f"seconds of training, {seconds.threads} threads of {seconds.machine}"),
         entropy,
     )
 
@@ -52,7 +58,9 @@ def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str
         curve = [(x(group, step), loss) for step, loss in group.curve() if step]
         places, losses = [place for place, _ in curve], [loss for _, loss in curve]
         style = "--" if group.first.settings["sparsity.method"] == "static" else "-"
-        axes.plot(places, [loss.value for loss in losses], style, color=colour, linewidth=1.8, label=group.label)
+        axes.plot(
+            places, [loss.value for loss in losses], style, color=colour, linewidth=1.8, label=_literal(group.label)
+        )
         _band(axes, places, losses, colour)
         lowest = min([lowest, *(loss.value for loss in losses)])
     axes.axhline(entropy, color="black", linestyle=":", linewidth=1.0)
@@ -81,7 +89,7 @@ def cost_figure(points: Sequence[Point], errors: Sequence[float | None], family:
     for point, error in zip(points, errors):
         colour = "black" if point.dense else "#0072B2"
         axes.errorbar(point.cost, point.loss, yerr=error, color=colour, fmt="s" if point.dense else "o", capsize=3)
-        axes.annotate(point.label, (point.cost, point.loss), (6, 5), textcoords="offset points", fontsize=9)
+        axes.annotate(_literal(point.label), (point.cost, point.loss), (6, 5), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
@@ -98,7 +106,9 @@ def explored_figure(groups: Sequence[Group]) -> Figure:
     for group, colour in _coloured(moving):
         updates = group.first.updates
         steps = [update.step for update in updates]
-        top.plot(steps, [update.explored_dof for update in updates], color=colour, linewidth=1.8, label=group.label)
+        top.plot(
+            steps, [update.explored_dof for update in updates], color=colour, linewidth=1.8, label=_literal(group.label)
+        )
         removed = [np.nan if update.removed_new is None else update.removed_new for update in updates]
         bottom.plot(steps, removed, color=colour, linewidth=1.4)
     for axes, name in ((top, "explored DOF"), (bottom, "removed-new ratio")):
@@ -120,7 +130,7 @@ def grid_figure(groups: Sequence[Group], key: str) -> Figure:
             color=colour,
             marker="o",
             capsize=3,
-            label=row,
+            label=_literal(row),
         )
     axes.set_xscale("log")
     return _finished(figure, axes, key, _LOSS)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 
+from ipu_bert.config import Config
 from ipu_bert.study.definition import SEED, Cell, Row, Study
 from ipu_bert.study.results import RunResult
+from ipu_bert.study.seconds import MachineSeconds, RowSeconds
 from ipu_bert.study.statistics import Mean, mean
 
 
 @dataclass(frozen=True)
 class Group:
-    """grid: without the seed. runs: by seed, at least one; cells: how many the study has."""
+    """config: of its first cell. grid: without the seed. runs: by seed, at least one; cells: how many the study has."""
 
     row: Row
+    config: Config
     grid: Mapping[str, str]
     runs: Mapping[str, RunResult]
     cells: int
@@ -67,9 +70,22 @@ def group(study: Study, results: Mapping[str, RunResult]) -> list[Group]:
     return [one for one in found if one.runs]
 
 
+def timed(groups: Sequence[Group], machine: MachineSeconds) -> list[tuple[Group, RowSeconds]]:
+    """Those whose row was timed on a machine, with all settings of the group that a step's time depends on."""
+    found = [(one, machine.rows[one.row.label]) for one in groups if one.row.label in machine.rows]
+    return [(one, row) for one, row in found if not row.other_setting(one.config)]
+
+
+def outdated(groups: Sequence[Group], machine: MachineSeconds) -> dict[str, str]:
+    """The others whose row was timed, by label: what has changed since."""
+    found = {one.label: (one, machine.rows[one.row.label]) for one in groups if one.row.label in machine.rows}
+    problems = {label: row.other_setting(one.config) for label, (one, row) in found.items()}
+    return {label: problem for label, problem in problems.items() if problem}
+
+
 def _group(cells: Sequence[Cell], results: Mapping[str, RunResult]) -> Group:
     runs = {cell.grid.get(SEED, "0"): results[cell.key] for cell in cells if cell.key in results}
-    return Group(cells[0].row, _without_seed(cells[0].grid), runs, len(cells))
+    return Group(cells[0].row, cells[0].config, _without_seed(cells[0].grid), runs, len(cells))
 
 
 def _without_seed(grid: Mapping[str, str]) -> dict[str, str]:

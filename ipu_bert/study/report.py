@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
 from matplotlib.figure import Figure
 
@@ -11,11 +12,12 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.study import figures
 from ipu_bert.study.definition import SEED, Study
 from ipu_bert.study.frontier import Matched, Point, match, table
-from ipu_bert.study.groups import Group, group
+from ipu_bert.study.groups import Group, group, outdated, timed
 from ipu_bert.study.results import Results, RunResult
-from ipu_bert.study.seconds import MachineSeconds, read_seconds
+from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
 from ipu_bert.study.statistics import Difference, difference
 from sparse_ops import files
+from sparse_ops.saying import say
 
 REPORT_FILE, NUMBERS_FILE = "report.md", "report.json"
 
@@ -23,12 +25,13 @@ REPORT_FILE, NUMBERS_FILE = "report.md", "report.json"
 def write_report(study: Study, folder: Path) -> Path:
     """Write report.md, report.json and the figures into a folder of results; returns the page.
 
+    Rows that were timed before they were edited are told, and have no seconds on it.
     Raises ValueError where nothing has finished yet, or a file there is damaged.
     """
     groups = group(study, Results(folder).finished(study.cells))
     if not groups:
         raise ValueError(f"{folder}: expected the result of at least one run of {study.name}, found none")
-    seconds = read_seconds(folder)
+    seconds = _of_now(folder, groups)
     drawn = _draw(study, groups, seconds)
     for name, figure in drawn.items():
         figures.save_svg(figure, folder / f"{name}.svg")
@@ -56,10 +59,19 @@ def over_flops(groups: Sequence[Group]) -> list[Point]:
 def over_seconds(groups: Sequence[Group], machine: MachineSeconds) -> list[Point]:
     """A point for each group that was timed, over the seconds of its runs on a machine."""
     return [
-        Point(one.label, machine.rows[one.row.label].per_step * one.first.steps, one.loss.value, one.is_dense)
-        for one in groups
-        if one.row.label in machine.rows
+        Point(one.label, row.per_step * one.first.steps, one.loss.value, one.is_dense)
+        for one, row in timed(groups, machine)
     ]
+
+
+def _of_now(folder: Path, groups: Sequence[Group]) -> list[MachineSeconds]:
+    """The machines on which something was timed that the study still has."""
+    found = read_seconds(folder)
+    for machine in found:
+        for label, problem in outdated(groups, machine).items():
+            where = f"{folder / SECONDS_FILE}: {machine.machine}, {machine.threads} threads: {label}"
+            say(f"left out: {where}: {problem}; --time measures it again", sys.stderr)
+    return [machine for machine in found if timed(groups, machine)]
 
 
 def _matched(points: Sequence[Point]) -> list[Matched]:
@@ -188,15 +200,14 @@ def _comparison(found: Sequence[tuple[str, str, Difference]]) -> list[str]:
 
 
 def _seconds_table(groups: Sequence[Group], machine: MachineSeconds) -> list[str]:
-    labels: Mapping[str, None] = dict.fromkeys(one.row.label for one in groups if one.row.label in machine.rows)
+    rows = {one.row.label: row for one, row in timed(groups, machine)}
     lines = [
         f"Seconds a step, all in turn in one process, {machine.threads} threads of {machine.machine}.",
         "",
         "| | median | quartiles | an update | updates |",
         "|---|---|---|---|---|",
     ]
-    for label in labels:
-        row = machine.rows[label]
+    for label, row in rows.items():
         lines.append(
             f"| {label} | {row.step.seconds:.3f} | {row.step.low:.3f} - {row.step.high:.3f} | {row.update:.3f} "
             f"| {row.updates} of {row.steps} steps |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -11,7 +12,7 @@ from typing import Any, Mapping, Sequence
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, identity
-from ipu_bert.json_file import as_list, as_record, read_object
+from ipu_bert.json_file import as_list, as_record, is_count, is_line, read_object
 from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.shape import bert_shape
@@ -21,6 +22,13 @@ from sparse_ops import files
 RESULTS_FILE = "results.json"
 # What decides a result and is none of the run's identity: a run may go on with another value of these.
 _BESIDES = (("model", "init"), ("sparsity", "init_pattern"), ("eval", "batches"), ("engine", "name"))
+# What a page has of settings and machine.
+_READ = (
+    ("settings", "sparsity.method", is_line),
+    ("settings", "data.source", is_line),
+    ("settings", "data.sequence_length", is_count),
+    ("machine", "processor", is_line),
+)
 _SAME = 1e-6  # of two entropies of the same text, rounded by two machines
 
 
@@ -83,12 +91,16 @@ def deciding(config: Config) -> dict[str, Any]:
     return {**identity(config), **{f"{section}.{key}": plain[section][key] for section, key in _BESIDES}}
 
 
+def first_other(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """The first setting that has another value; those that are not found, as in an older release's, are left out."""
+    return next((key for key, value in wanted.items() if key in found and found[key] != value), None)
+
+
 def other_settings(cell: Cell, found: Mapping[str, Any]) -> str:
-    """The first setting in which those of a run differ from a cell's, in words; those it does not have are left out."""
-    for key, value in deciding(cell.config).items():
-        if key in found and found[key] != value:
-            return f"expected {key}={value}, found a run with {key}={found[key]}"
-    return ""
+    """The first setting in which those of a run differ from a cell's, in words."""
+    wanted = deciding(cell.config)
+    key = first_other(wanted, found)
+    return f"expected {key}={wanted[key]}, found a run with {key}={found[key]}" if key else ""
 
 
 def _same_text(one: RunResult, other: RunResult) -> bool:
@@ -107,15 +119,19 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RESULTS_FILE
-        self.by_key: dict[str, RunResult] = {}
-        if self.path.exists():
-            try:
-                found = [_from_dict(run) for run in as_list(read_object(self.path)["runs"])]
-                self.by_key = {run.key: run for run in found}
-                if len(self.by_key) < len(found):
-                    raise ValueError("a run twice")
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{self.path}: expected the results of a study, found {error!r}") from None
+        self.by_key = self._read()
+
+    def _read(self) -> dict[str, RunResult]:
+        if not os.path.lexists(self.path):  # a link to what is gone, as on a drive that is not there, is not nothing
+            return {}
+        try:
+            found = [_from_dict(run) for run in as_list(read_object(self.path)["runs"])]
+            by_key = {run.key: run for run in found}
+            if len(by_key) < len(found):
+                raise ValueError("a run twice")
+            return by_key
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}: expected the results of a study, found {error!r}") from None
 
     def finished(self, cells: Sequence[Cell]) -> dict[str, RunResult]:
         """Those of these cells that came to the cell's last step, by key.
@@ -143,8 +159,11 @@ class Results:
         return {cell.key: run for cell, run in found}
 
     def add(self, result: RunResult) -> None:
-        """Keep one more, in the place of an older one of its key."""
-        self.by_key[result.key] = result
+        """Keep one more, in the place of an older one of its key, beside what others have put there since it was read.
+
+        Raises ValueError, and writes nothing, where the file has been damaged since.
+        """
+        self.by_key = {**self.by_key, **self._read(), result.key: result}
         text = dumps({"runs": [asdict(run) for run in self.by_key.values()]}, indent=1)
         files.write(self.path, text + "\n")
 
@@ -155,9 +174,10 @@ def _from_dict(run: Mapping[str, Any]) -> RunResult:
     found = as_record(RunResult, run, evaluations=evaluations, updates=updates)
     if not evaluations or evaluations[-1].step != found.steps:
         raise ValueError(f"expected an evaluation after step {found.steps}, the last, found none")
-    for name, values, key in (("settings", found.settings, "sparsity.method"), ("machine", found.machine, "processor")):
-        if not isinstance(values.get(key), str):
-            raise ValueError(f"{name}: expected {key}, found {values.get(key)!r:.60}")
+    for name, key, is_right in _READ:
+        value = getattr(found, name).get(key)
+        if not is_right(value):
+            raise ValueError(f"{name}: expected {key}, found {value!r:.60}")
     return found
 
 

@@ -21,6 +21,7 @@ from ipu_bert.sizes.flops import sequence_flops
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.definition import Cell
 from ipu_bert.study.results import ANEW, Results, collect, deciding, other_settings
+from sparse_ops import files
 
 _POLL, _TELL = 1.0, 300.0  # seconds between looks at the runs, and between lines about them
 _STOP = 60.0  # seconds that a run has to save when the study is stopped
@@ -65,13 +66,12 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                problem = _other_run(cell, runs / cell.folder)
+                problem = _other_run(cell, runs / cell.folder) or _start(cell, runs, running)
                 if problem:
                     progress.leaves_out(cell)
                     failed[cell.title] = problem
                     say(f"FAILED: {cell.title}: {problem}")
                     continue
-                running.append(_start(cell, runs))
                 progress.begins(cell, running[-1].folder)
                 say(f"starts: {cell.title}")
             for run in [run for run in running if run.process.poll() is not None]:
@@ -101,21 +101,26 @@ def _other_run(cell: Cell, folder: Path) -> str:
     return f"{folder / CONFIG_FILE}: {problem}; {ANEW}" if problem else ""
 
 
-def _start(cell: Cell, runs: Path) -> _Running:
+def _start(cell: Cell, runs: Path, running: list[_Running]) -> str:
+    """Begin a run, one more of `running`; what went wrong in one line, or nothing."""
     folder = runs / cell.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, *PROGRAM, "--config", cell.base, "--resume", "auto"]
     arguments = [*command, *cell.overrides, f"run.dir={folder}"]
-    with open(_log(folder), "ab") as log:
-        process = subprocess.Popen(
-            arguments,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env=_environment(),
-            close_fds=False,  # the lock of the results, until the run has ended, too
-        )
-    return _Running(cell, folder, process)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(files.plain(_log(folder)), "ab") as log:
+            process = subprocess.Popen(
+                arguments,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=_environment(),
+                close_fds=False,  # the lock of the results, until the run has ended, too
+            )
+    except OSError as error:  # of this run alone: the others go on
+        return files.in_words(error)
+    running.append(_Running(cell, folder, process))
+    return ""
 
 
 def _environment() -> dict[str, str]:
@@ -139,9 +144,11 @@ def _finish(run: _Running, results: Results, cells: Sequence[Cell]) -> str:
             said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
             return f"exit status {status}: {said.strip()[:300]} (all it said: {run.log})"
         results.check(result, cells)
-    except (OSError, ValueError) as error:  # of this run alone: the others go on
+        results.add(result)
+    except OSError as error:  # of this run alone: the others go on, and who starts the study again has its result
+        return files.in_words(error)
+    except ValueError as error:
         return str(error)
-    results.add(result)
     return ""
 
 

@@ -37,6 +37,20 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path: Path) -> None:
+    """As in a folder that nobody may write to any more, or that is gone: the message was about the file aside."""
+    (tmp_path / "a").write_text("old")
+
+    def write() -> None:
+        with files.replacing(tmp_path / "a") as aside:
+            aside.mkdir()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert (tmp_path / "a").read_text() == "old"
+
+
 def test_an_error_that_names_no_file_gets_its_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left.*data\.bin"), files.naming(tmp_path / "data.bin"):
         raise OSError(errno.ENOSPC, "No space left on device")

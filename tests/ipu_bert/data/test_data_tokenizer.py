@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,27 @@ def test_settings_mean_what_they_mean_in_transformers(tmp_path: Path, kind: str,
         given = given / "tokenizer.json" if kind == "tokenizer.json" else given
     wanted = Normalization(*({**vars(AS_FOUND), **asked}.values()))
     assert pieces(given_tokenizer(str(given), wanted)) == pieces(theirs.backend_tokenizer)
+
+
+def test_a_byte_order_mark_is_no_piece(tmp_path: Path) -> None:
+    """As in text; it was a part of [PAD], which was missing then."""
+    path = vocabulary(tmp_path, "cats", "sat")
+    plain = given_tokenizer(str(path), AS_FOUND).to_str()
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert given_tokenizer(str(path), AS_FOUND).to_str() == plain
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(DataError, match="expected no byte order mark, found one"):
+        given_tokenizer(str(tmp_path), AS_FOUND)  # as transformers reads it, with a second [PAD] at the end
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    """Nobody may ever write into it."""
+    path = vocabulary(tmp_path, "cats", "sat")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="expected a file, found a folder, a pipe or a device"):
+        given_tokenizer(str(path if name == "tokenizer_config.json" else tmp_path / name), AS_FOUND)
 
 
 def test_truncation_and_padding_of_a_given_tokenizer_are_not_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,9 +49,11 @@ BAD = {
     "a class written twice": ("a.csv", GOOD + "war,1.0\n", [], "found '1' and '1.0'"),
     "half a pair": ("a.jsonl", '{"text": "a\\ud800", "label": 1}\n', [], "found half of a surrogate pair"),
     "half a pair as label": ("a.jsonl", '{"text": "a", "label": "\\ud800"}\n', [], "found half of a surrogate pair"),
+    "a number that is only Python's": ("a.csv", GOOD + "war,1_0\n", ["--regression"], "as label, found '1_0'"),
     "beyond float32": ("a.csv", GOOD + "war,1e39\n", ["--regression"], "expected a finite number as label"),
     "encoding of nothing": ("a.csv", GOOD, ["--encoding", "undefined"], "a.csv: expected text in undefined"),
     "encoding in bytes": ("a.csv", GOOD, ["--encoding", "\udcff"], "expected one that Python knows"),
+    "more updates than steps": ("a.csv", GOOD, ["--updates", "3", "--batch-size", "9"], "makes 2 step(s), found 3"),
     "too few": ("a.csv", "text,label\na,0\nb,1\nc,0\n", [], "expected rows enough to hold out 0.1"),
 }  # fmt: skip
 
@@ -86,6 +89,21 @@ def test_one_line_and_nothing_written(name, finished, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
+def test_as_many_updates_as_steps_are_made(finished, tmp_path):
+    """One fewer than asked: the first part of a run begins with the patterns of its start."""
+    (tmp_path / "a.csv").write_text(GOOD)
+    assert run(finished, tmp_path / "out", tmp_path / "a.csv", "--updates", "2", "--batch-size", "9") == 0
+
+
+@pytest.mark.parametrize("option", ["--train", "--validation", "--test"])
+def test_a_pipe_is_not_waited_for(option, tmp_path, capsys):
+    """Nobody may ever write into it."""
+    (tmp_path / "a.csv").write_text(GOOD)
+    os.mkfifo(tmp_path / "b.csv")
+    assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", option, str(tmp_path / "b.csv")) == 2
+    assert one_line(capsys) == f"error: {tmp_path / 'b.csv'}: expected a file, found a folder, a pipe or a device"
+
+
 def test_labels_that_training_has_not(finished, tmp_path, capsys):
     for name, text in (("a.csv", GOOD), ("b.csv", GOOD + "war,7\n")):
         (tmp_path / name).write_text(text)
@@ -101,6 +119,13 @@ def test_labels_that_training_has_not(finished, tmp_path, capsys):
         (["--sparse"], "--sparse: expected a start with block-sparse weights"),
         (["--sparsity", "0.9999"], "leaves no"),
         (["--lr", "1e30", "--dropout", "0"], "a smaller --lr may help"),
+        (
+            ["--lr", "1e30", "--batch-size", "32"],
+            "the model's answers became infinite or no numbers",
+        ),  # in its only step
+        (["--lr", "1e30", "--batch-size", "32", "--regression"], "the model's answers became infinite or no numbers"),
+        (["--lr", "1", "--text", "label"], "expected different columns, found 'label', 'label'"),
+        (["--lr", "1", "--pair", "label"], "expected different columns, found 'text', 'label', 'label'"),
     ],
 )
 def test_options_that_a_start_cannot_have(options, expected, finished, tmp_path, capsys):

@@ -14,10 +14,11 @@ import pytest
 from ipu_bert.config import ConfigError, identity
 from ipu_bert.record.metrics import dumps
 from ipu_bert.study import __main__ as command
+from ipu_bert.study import run as runner
 from ipu_bert.study.definition import MOST_BYTES, read_study
 from ipu_bert.study.results import Evaluation, Results, RunResult, Update
-from ipu_bert.study.run import _finish, _Running
-from ipu_bert.study.seconds import read_seconds
+from ipu_bert.study.run import _finish, _Running, run_cells
+from ipu_bert.study.seconds import read_seconds, timed_settings
 
 STUDY = """
 base: quickstart
@@ -29,7 +30,8 @@ grid: {run.seed: [0]}
 """
 MANY = ", ".join(f"run.x{i}: [{', '.join(map(str, range(100)))}]" for i in range(10))
 SUMMARY = {"seconds": 1.0, "low": 0.9, "high": 1.1, "best": 0.9, "kept": 5, "discarded": 0, "disturbed": False}
-ROW = {"step": {**SUMMARY, "waiting": 0.0}, "update": 0.1, "updates": 4, "steps": 50}
+OLD_ROW = {"step": {**SUMMARY, "waiting": 0.0}, "update": 0.1, "updates": 4, "steps": 50}
+ROW = {**OLD_ROW, "settings": {"sparsity.method": "dense"}}
 
 
 @pytest.mark.parametrize(
@@ -99,9 +101,12 @@ def finished_study(tmp_path, monkeypatch):
         ("updates.0.explored_dof", "x"),
         ("settings", None),
         ("settings", {}),
+        ("settings", {"sparsity.method": "dense", "data.source": "sotu"}),
         ("machine", [1]),
+        ("machine.processor", "a\n| b |"),
         ("machine", {}),
         ("revision", None),
+        ("revision", "\ud800"),
         ("key", None),
         ("extra", 1),
         ("updates", None),
@@ -128,6 +133,8 @@ def test_results_of_one_run_twice(finished_study):
     ("path", "value"),
     [
         ("machine", None),
+        ("machine", "a\n| b |"),
+        ("machine", "\ud800"),
         ("threads", "x"),
         *(("rows", value) for value in (None, "x", 5, [1])),
         *((f"rows.dense.{key}", value) for key in ("update", "updates", "steps") for value in (None, "x", -1, [1])),
@@ -135,6 +142,9 @@ def test_results_of_one_run_twice(finished_study):
         ("rows.dense.step.seconds", None),
         ("rows.dense.step.low", "x"),
         ("rows.dense.step", {}),
+        ("rows.dense", OLD_ROW),
+        ("rows.dense.settings", {}),
+        ("rows.dense.settings", None),
     ],
 )
 def test_seconds_of_another_kind(path, value, tmp_path):
@@ -145,6 +155,100 @@ def test_seconds_of_another_kind(path, value, tmp_path):
     (tmp_path / "seconds.json").write_text(json.dumps({"machines": [machine]}))
     with pytest.raises(ValueError, match=r"seconds\.json: expected seconds by machine, found"):
         read_seconds(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "left_out"),
+    [("sparsity.block_size", 16, True), ("engine.kernel", "to\nrch", True), ("train.steps", 40, True),
+     ("optim.lr", 3.0, False), ("run.seed", 5, False)],
+)  # fmt: skip
+def test_seconds_of_a_row_that_was_edited_since(key, value, left_out, finished_study, capsys):
+    """They were shown as the row's own: what a step takes hangs on its settings, not on its label."""
+    configs = read_study("mine.yaml").configs
+    rows = {label: {**OLD_ROW, "settings": timed_settings(config)} for label, config in configs.items()}
+    rows["sparse"]["settings"][key] = value
+    for name, found in (("results", {"runs": finished_study}),
+                        ("seconds", {"machines": [{"machine": "cpu", "threads": 2, "rows": rows}]})):  # fmt: skip
+        Path(f"results/mine/{name}.json").write_text(json.dumps(found))
+    assert command.main(["mine.yaml", "--report"]) == 0
+    now = timed_settings(configs["sparse"]).get(key)
+    line = f"timed with {key}={value!r}, which is {now!r} now; --time measures it again\n"
+    said = f"left out: results/mine/seconds.json: cpu, 2 threads: sparse: {line}"
+    assert capsys.readouterr().err == (said if left_out else "")
+    table = Path("results/mine/report.md").read_text().partition("Seconds a step")[2]
+    assert "| dense | 1.000 |" in table
+    assert ("| sparse | 1.000 |" in table) != left_out
+
+
+def test_results_that_others_put_there_while_runs_go_on_stay(finished_study):
+    """As those that `git pull` brings, or that are copied by hand: the next run that ended wrote over them."""
+    folder, other = Path("results/mine"), Path("results/other")
+    other.mkdir()
+    (other / "results.json").write_text(json.dumps({"runs": finished_study}))
+    first, second = Results(other).by_key.values()
+    study = Results(folder)
+    (folder / "results.json").write_text(json.dumps({"runs": finished_study[:1]}))
+    study.add(second)
+    assert Results(folder).by_key == study.by_key == {first.key: first, second.key: second}
+    (folder / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="expected the results of a study"):
+        study.add(second)
+    assert (folder / "results.json").read_text() == "{"
+
+
+def test_a_run_that_cannot_begin_does_not_end_the_others(finished_study, monkeypatch):
+    """A folder in the place of its log, no room for it: all that went on was stopped."""
+    cells = read_study("mine.yaml").cells
+    for cell in cells:
+        (Path("runs") / f"{cell.folder}.log").mkdir(parents=True)
+    failed = run_cells(cells, Results(Path("results/mine")), Path("runs"), 2, lambda _: None)
+    problem = "expected a file, found a folder, a pipe or a device"
+    assert failed == {cell.title: f"runs/{cell.folder}.log: {problem}" for cell in cells}
+
+
+def test_a_result_that_has_no_room_does_not_end_the_others(finished_study, monkeypatch):
+    """The run stays, so that its result is taken when the study is started again."""
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    study, cells = Results(Path("results/mine")), read_study("mine.yaml").cells
+    monkeypatch.setattr(runner, "collect", lambda cell, _: study.by_key[cell.key])
+
+    def full(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ipu_bert.study.results.files.write", full)
+        found = _finish(_Running(cells[0], Path("run"), SimpleNamespace(returncode=0)), study, cells)
+    assert found == "results/mine/results.json: No space left on device"
+    assert _finish(_Running(cells[0], Path("run"), SimpleNamespace(returncode=0)), study, cells) == ""
+
+
+def test_seconds_of_one_machine_twice(tmp_path):
+    """The page had both tables and one of the two figures."""
+    machine = {"machine": "cpu", "threads": 2, "rows": {"dense": ROW}}
+    (tmp_path / "seconds.json").write_text(json.dumps({"machines": [machine, {**machine, "threads": 4}]}))
+    assert len(read_seconds(tmp_path)) == 2
+    (tmp_path / "seconds.json").write_text(json.dumps({"machines": [machine, machine]}))
+    with pytest.raises(ValueError, match="a machine twice"):
+        read_seconds(tmp_path)
+
+
+def test_dollars_in_a_label_are_no_formula(finished_study, capsys):
+    """Two of them ended a study whose runs were done in an error of matplotlib's, at every report."""
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    Path("mine.yaml").write_text(STUDY.replace("sparse:", "'a $x^$ b':") + "figures: [steps, flops, explored]\n")
+    assert command.main(["mine.yaml", "--report"]) == 0
+    assert "| a $x^$ b |" in Path("results/mine/report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["results.json", "seconds.json"])
+def test_a_link_to_what_is_gone_is_not_nothing(name, finished_study, capsys):
+    """As with a drive that is not there: all runs were begun again, and the link replaced."""
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    path = Path("results/mine") / name
+    path.unlink(missing_ok=True)
+    path.symlink_to("/nowhere/there")
+    assert command.main(["mine.yaml", "--report"]) == 2
+    assert capsys.readouterr().err == f"error: {path}: No such file or directory\n"
 
 
 def test_a_run_whose_records_are_none_does_not_end_the_study(finished_study, tmp_path):

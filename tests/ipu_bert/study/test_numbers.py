@@ -9,6 +9,7 @@ import statistics
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from ipu_bert.settings import Config
 from ipu_bert.study.definition import Row, Study
 from ipu_bert.study.figures import steps_figure
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
@@ -39,7 +40,7 @@ def result(loss: float, seed: str = "0", method: str = "dense", steps: tuple[int
 
 
 def row(label: str, losses: dict[str, float]) -> Group:
-    return Group(Row(label, None), {}, {seed: result(loss, seed) for seed, loss in losses.items()}, 3)
+    return Group(Row(label, None), Config(), {}, {seed: result(loss, seed) for seed, loss in losses.items()}, 3)
 
 
 def test_the_mean_of_three_and_its_standard_error():
@@ -71,7 +72,7 @@ def test_equal_seeds_are_paired_and_others_are_not(seed):
 
 def test_a_curve_is_over_the_steps_that_all_seeds_have():
     runs = {"0": result(5.0, "0"), "1": result(6.0, "1", steps=(0, 5, 10))}
-    curve = Group(Row("a", None), {}, runs, 2).curve()
+    curve = Group(Row("a", None), Config(), {}, runs, 2).curve()
     assert [(step, loss.value) for step, loss in curve] == [(0, 6.5), (10, 5.5)]
 
 

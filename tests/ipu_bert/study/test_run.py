@@ -133,16 +133,30 @@ def test_a_run_that_outlives_its_study_keeps_another_from_being_begun(study, tmp
     lock = command._only_one(results)
     with monkeypatch.context() as patch:
         patch.setattr(runner.sys, "executable", str(program))
-        left = runner._start(read_study(str(study)).cells[0], tmp_path / "runs")
+        begun: list[runner._Running] = []
+        assert runner._start(read_study(str(study)).cells[0], tmp_path / "runs", begun) == ""
+        (left,) = begun
     try:
         lock.close()
-        assert command.main([str(study), *option, "--results", str(results.parent)]) == 2
+        assert (
+            command.main([str(study), *option, "--results", str(results.parent), "--runs", str(tmp_path / "no")]) == 2
+        )
         expected = f"error: {results}: another process runs this study, or a run that it began goes on\n"
         assert capsys.readouterr().err == expected
     finally:
         left.process.kill()
         left.process.wait()
     command._only_one(results).close()
+
+
+def test_two_studies_do_not_share_their_runs(study, tmp_path, capsys):
+    """Each run of the second failed, and its last words were those of the first one's, in a log that both wrote."""
+    with command._only_one(tmp_path / "runs" / "trial"):
+        assert command.main([str(study), "--results", str(tmp_path / "b"), "--runs", str(tmp_path / "runs")]) == 2
+    folder = tmp_path / "runs" / "trial"
+    line = f"error: {folder}: another process runs this study, or a run that it began goes on\n"
+    assert capsys.readouterr().err == line
+    assert {path.name for path in folder.iterdir()} == {".lock"}
 
 
 def test_what_an_earlier_process_left_is_not_the_result_of_a_run_that_failed(study, finished, tmp_path):
