@@ -137,7 +137,7 @@ def _numbers(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSec
 def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds], drawn: Sequence[str]) -> str:
     runs = [run for one in groups for run in one.runs.values()]
     lines = [f"# {study.name}", "", study.about, ""]
-    lines += [f"{len(runs)} of {len(study.cells)} runs have finished. {_setting(runs)}", ""]
+    lines += [f"{len(runs)} of {len(study.cells)} runs have finished. {made_of(runs)}", ""]
     lines += _table(groups)
     lines += _comparison(compared(study, groups))
     lines += table("FLOPs", _matched(over_flops(groups)))
@@ -151,16 +151,27 @@ def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
     return "\n".join(lines)
 
 
-def _setting(runs: Sequence[RunResult]) -> str:
-    """What the runs have in common, in a sentence."""
-    machines = sorted({str(run.machine["processor"]) for run in runs})
-    revisions = sorted({run.revision for run in runs})
-    settings = runs[0].settings
-    return (
-        f"{runs[0].sequences:,} sequences of {settings['data.sequence_length']} tokens of {settings['data.source']}; "
-        f"word frequencies alone: {runs[0].unigram_entropy:.3f} nats. "
-        f"Run on {', '.join(machines)}, at {', '.join(revisions)}."
+def made_of(runs: Sequence[RunResult]) -> str:
+    """What the runs were made of, in a sentence; where they differ, from the least to the most."""
+    machines, revisions, sources = (
+        ", ".join(sorted(set(names)))
+        for names in (
+            (str(run.machine["processor"]) for run in runs),
+            (run.revision for run in runs),
+            (str(run.settings["data.source"]) for run in runs),
+        )
     )
+    return (
+        f"{_span([run.sequences for run in runs], ',')} sequences of "
+        f"{_span([run.settings['data.sequence_length'] for run in runs], ',')} tokens of {sources}; "
+        f"word frequencies alone: {_span([run.unigram_entropy for run in runs], '.3f')} nats. "
+        f"Run on {machines}, at {revisions}."
+    )
+
+
+def _span(numbers: Sequence[float], form: str) -> str:
+    least, most = (format(number, form) for number in (min(numbers), max(numbers)))
+    return least if least == most else f"{least} to {most}"
 
 
 def _table(groups: Sequence[Group]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,7 +15,7 @@ from ipu_bert.study.definition import Row, Study
 from ipu_bert.study.figures import steps_figure
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.groups import Group, group
-from ipu_bert.study.report import compared
+from ipu_bert.study.report import compared, made_of
 from ipu_bert.study.results import Evaluation, RunResult
 from ipu_bert.study.statistics import difference, mean
 
@@ -83,6 +84,17 @@ def test_rows_are_compared_as_the_study_says():
     assert (first, second) == ("dynamic", "static")
     assert found.value == pytest.approx(-0.1)
     assert found.error == pytest.approx(0.01 / math.sqrt(3))
+
+
+def test_what_runs_were_made_of_is_told_of_all_of_them():
+    """Not of the first one alone: rows may have steps, lengths and machines of their own."""
+    data = {"data.source": "mix", "data.sequence_length": 64}
+    runs = [replace(result(6.0), settings=data, sequences=1000), replace(result(6.0), settings=data, sequences=4000)]
+    assert made_of(runs[:1]).startswith("1,000 sequences of 64 tokens of mix; word frequencies alone: 6.400 nats.")
+    other = replace(runs[1], settings={**data, "data.sequence_length": 128}, revision="b", unigram_entropy=6.5)
+    told = made_of([runs[0], other])
+    assert told.startswith("1,000 to 4,000 sequences of 64 to 128 tokens of mix; word frequencies alone: 6.400 to 6.500")
+    assert told.endswith("Run on none, at b, none.")
 
 
 def test_results_of_other_settings_are_left_out():
