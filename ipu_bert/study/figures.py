@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -19,6 +20,7 @@ from sparse_ops import files
 # Okabe and Ito's, for sparse rows; dense ones are grey to black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00")
 _GREYS = ("#000000", "#595959", "#8C8C8C", "#B0B0B0")
+_MARKERS = ("", "o", "^", "s", "D")  # of the lines that have a colour after the first
 _LETTERS, _HANDLE = 90, 7  # that fit into the width of a legend, and what a line and the space beside it take of them
 _LOSS = "held-out masked-LM loss [nats]"
 
@@ -54,12 +56,19 @@ def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: fl
 def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str, entropy: float) -> Figure:
     figure, axes = _figure()
     lowest = entropy
-    for group, colour in _coloured(groups):
+    for group, colour, marker in _marked(groups):
         curve = [(x(group, step), loss) for step, loss in group.curve() if step]
         places, losses = [place for place, _ in curve], [loss for _, loss in curve]
         style = "--" if group.first.settings["sparsity.method"] == "static" else "-"
         axes.plot(
-            places, [loss.value for loss in losses], style, color=colour, linewidth=1.8, label=_literal(group.label)
+            places,
+            [loss.value for loss in losses],
+            style,
+            color=colour,
+            marker=marker,
+            markersize=4.0,
+            linewidth=1.8,
+            label=_literal(group.label),
         )
         _band(axes, places, losses, colour)
         lowest = min([lowest, *(loss.value for loss in losses)])
@@ -103,14 +112,14 @@ def explored_figure(groups: Sequence[Group]) -> Figure:
     figure = Figure(figsize=(8.0, 6.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     moving = [group for group in groups if group.first.updates]
-    for group, colour in _coloured(moving):
+    for group, colour, marker in _marked(moving):
         updates = group.first.updates
         steps = [update.step for update in updates]
-        top.plot(
-            steps, [update.explored_dof for update in updates], color=colour, linewidth=1.8, label=_literal(group.label)
-        )
+        look = {"color": colour, "marker": marker, "markersize": 4.0, "markevery": 0.1}
+        explored = [update.explored_dof for update in updates]
+        top.plot(steps, explored, linewidth=1.8, label=_literal(group.label), **look)
         removed = [np.nan if update.removed_new is None else update.removed_new for update in updates]
-        bottom.plot(steps, removed, color=colour, linewidth=1.4)
+        bottom.plot(steps, removed, linewidth=1.4, **look)
     for axes, name in ((top, "explored DOF"), (bottom, "removed-new ratio")):
         axes.set_ylim(0, 1.02)
         _finished(figure, axes, "training step" if axes is bottom else "", name)
@@ -136,9 +145,11 @@ def grid_figure(groups: Sequence[Group], key: str) -> Figure:
     return _finished(figure, axes, key, _LOSS)
 
 
-def _coloured(groups: Sequence[Group]) -> list[tuple[Group, str]]:
-    greys, colours = list(_GREYS * len(groups)), list(_COLOURS * len(groups))
-    return [(group, (greys if group.is_dense else colours).pop(0)) for group in groups]
+def _marked(groups: Sequence[Group]) -> list[tuple[Group, str, str]]:
+    """A colour and a marker for each, no two alike while there are any."""
+    greys, colours = (itertools.cycle(itertools.product(_MARKERS, few)) for few in (_GREYS, _COLOURS))
+    looks = ((group, next(greys if group.is_dense else colours)) for group in groups)
+    return [(group, colour, marker) for group, (marker, colour) in looks]
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -86,6 +86,14 @@ def test_rows_are_compared_as_the_study_says():
     assert found.error == pytest.approx(0.01 / math.sqrt(3))
 
 
+@pytest.mark.parametrize("method", ["dense", "dynsparse"])
+def test_no_two_lines_of_a_figure_are_alike(method):
+    groups = [Group(Row(str(n), None), Config(), {}, {"0": result(6.0, method=method)}, 3) for n in range(20)]
+    lines = steps_figure(groups, 6.5).axes[0].get_lines()[:20]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
+    assert len({line.get_color() for line in lines}) >= 4
+
+
 def test_what_runs_were_made_of_is_told_of_all_of_them():
     """Not of the first one alone: rows may have steps, lengths and machines of their own."""
     data = {"data.source": "mix", "data.sequence_length": 64}
@@ -93,7 +101,7 @@ def test_what_runs_were_made_of_is_told_of_all_of_them():
     assert made_of(runs[:1]).startswith("1,000 sequences of 64 tokens of mix; word frequencies alone: 6.400 nats.")
     other = replace(runs[1], settings={**data, "data.sequence_length": 128}, revision="b", unigram_entropy=6.5)
     told = made_of([runs[0], other])
-    assert told.startswith("1,000 to 4,000 sequences of 64 to 128 tokens of mix; word frequencies alone: 6.400 to 6.500")
+    assert told.startswith("1,000 to 4,000 sequences of 64 to 128 tokens of mix; word frequencies alone: 6.400 to 6.5")
     assert told.endswith("Run on none, at b, none.")
 
 
