@@ -18,7 +18,8 @@ from sparse_ops import files
 def save_pretrained(model: BertForPreTraining, folder: str | Path, pad_token_id: int) -> None:
     """Write config.json and model.safetensors, which transformers' `BertForPreTraining.from_pretrained` loads.
 
-    pad_token_id: of the tokenizer that the model's ids come from. Each file is written aside, synced and renamed, the weights first.
+    pad_token_id: of the tokenizer that the model's ids come from. Each file is written aside, synced and renamed, the
+    weights first.
     """
     write_dense(model, hugging_face_config(model.shape, pad_token_id), Path(folder))
 
