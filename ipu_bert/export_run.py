@@ -28,13 +28,14 @@ from sparse_ops.saying import say
 
 def export(trained: TrainedModel, folder: Path, sparse: bool) -> None:
     """Write model, tokenizer and card; sparse: in blocks. Raises ValueError or OSError as `whole_folder` does."""
+    pad = trained.text.special_ids()["[PAD]"]
     with whole_folder(folder) as aside:
         if sparse:
             from ipu_bert.hub.auto import save_sparse  # a second to import, which the dense form need not wait for
 
-            save_sparse(trained.model, aside)
+            save_sparse(trained.model, aside, pad)
         else:
-            save_pretrained(trained.model, aside)
+            save_pretrained(trained.model, aside, pad)
         save_tokenizer(trained.text, trained.config.data.sequence_length, aside)
         files.write(aside / CARD, render_card(_facts(trained, sparse)))
 

@@ -75,8 +75,8 @@ class Embeddings(nn.Module):
 
     def __init__(self, shape: BertShape) -> None:
         super().__init__()
-        # As in Hugging Face, looking up [PAD] (id 0) sends no gradient to its row; the tied decoder still does.
-        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size, padding_idx=0)
+        # No padding_idx: what stands at [PAD], whatever id that is, is masked, so looking it up sends no gradient.
+        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.position_embeddings = nn.Embedding(shape.max_positions, shape.hidden_size)
         self.token_type_embeddings = nn.Embedding(shape.type_vocab, shape.hidden_size)
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)

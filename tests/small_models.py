@@ -126,5 +126,6 @@ def make_peer(shape: BertShape) -> Any:
             hidden_dropout_prob=shape.dropout,
             attention_probs_dropout_prob=shape.attention_dropout,
             layer_norm_eps=shape.layer_norm_eps,
+            pad_token_id=None,  # id 0 may be any word
         )
     )

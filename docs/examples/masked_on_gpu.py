@@ -5,7 +5,7 @@ PYTHONPATH=. python docs/examples/masked_on_gpu.py study NAME_or_FILE --jobs 8
 
 It saves neither time nor memory, and is no engine of the product: it says which loss a model will reach in more steps
 than a CPU takes in a night (docs/study.md). Start, data, schedule, pattern updates, evaluation and records are the
-product's own; the step is a CUDA graph, its products are TF32. No growth by the gradient, group lasso or dropout.
+product's own; the step is a CUDA graph, its products are TF32. What it has not is refused (ONLY).
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ from ipu_bert.study import run
 from sparse_ops.linear import BlockSparseLinear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ONLY = {
+    "model.dropout": 0.0,
+    "model.attention_dropout": 0.0,
+    "sparsity.growth": "random",
+    "optim.group_lasso": 0.0,
+    "precision.compute": "float32",
+    "engine.name": "torch",
+}
 
 
 def scattered(layer: BlockSparseLinear, values: Tensor) -> Tensor:
@@ -109,7 +117,7 @@ class MaskedEngine:
             dense = parameter.detach().cpu()
             twins[name].copy_(dense if layer is None else gathered(layer, dense))
             for key in MOMENTS:
-                moment = self._optimizer.state[parameter][key].cpu()
+                moment = self._optimizer.state[parameter][key].to("cpu", copy=True)
                 moments[key][name] = moment if layer is None else gathered(layer, moment)
         return moments
 
@@ -142,9 +150,13 @@ class MaskedEngine:
     def load_state(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         self.twin.load_state_dict(groups["model"])
         self._push({key: {n: groups["optimizer"][f"{key}.{n}"] for n, _, _ in self._pairs()} for key in MOMENTS})
-        for state in self._optimizer.state.values():
-            state["step"].fill_(step)
+        self._count(step)
         self._step = step
+
+    def _count(self, steps: int) -> None:
+        """So many steps have been made, which AdamW corrects its bias by."""
+        for state in self._optimizer.state.values():
+            state["step"].fill_(steps)
 
     def digests(self) -> dict[str, str]:
         return {}
@@ -188,12 +200,10 @@ class MaskedEngine:
         with torch.cuda.graph(self._graph):
             self._out = self._work(self._static, self._labels, self._static.input_ids.shape[0])
         self._push(moments)
-        for state in self._optimizer.state.values():
-            state["step"].zero_()
+        self._count(self._step - 1)
 
     def train_step(self, batch: Batch, gradient_counts: Any = None) -> StepResult:
-        if gradient_counts is not None:
-            raise ValueError("growth by the gradient: not here")
+        assert gradient_counts is None
         self._step += 1
         self.model.train()
         lr = self._optimization.lr * self._optimization.schedule(self._step - 1)
@@ -241,9 +251,11 @@ class MaskedEngine:
 
 def make_engine(config: Any, vocab_size: int, timer: Any, ranks: Any = None) -> MaskedEngine:
     """In the place of assemble.make_engine. Raises ValueError for what is not here."""
-    for value, name in ((config.model.dropout, "model.dropout"), (config.optim.group_lasso, "optim.group_lasso")):
-        if value:
-            raise ValueError(f"{name}: expected 0, as masked_on_gpu.py has none, found {value}")
+    for name, expected in ONLY.items():
+        section, _, key = name.partition(".")
+        found = getattr(getattr(config, section), key)
+        if found != expected:
+            raise ValueError(f"{name}: expected {expected}, as masked_on_gpu.py has nothing else, found {found}")
     assemble.use_threads(config)
     return MaskedEngine(assemble.make_model(config, vocab_size), assemble.optimization(config))
 

@@ -171,7 +171,7 @@ class TransformersTrainer:
         from transformers import BertForPreTraining as Peer
 
         torch.manual_seed(0)
-        self.model = Peer(BertConfig.from_dict(hugging_face_config(shape))).train()
+        self.model = Peer(BertConfig.from_dict(hugging_face_config(shape, pad_token_id=0))).train()
         self._optimizer = adamw(self.model, OPTIMIZATION)
         self._timer = timer
 

@@ -12,7 +12,7 @@ from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.encoding import encode_documents, split_documents
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.kept_text import KeptText, count_ids
-from ipu_bert.data.shards import bounded, unigram_baseline
+from ipu_bert.data.shards import bounded, told_empty, unigram_baseline
 from ipu_bert.data.source import make_source
 from ipu_bert.data.token_files import OFFSETS, Split, token_dtype
 from ipu_bert.data.tokenizer import NOT_PREDICTED
@@ -33,8 +33,9 @@ class TextFiles:
         self._kept = kept
         self.directory = ", ".join(paths)
         source = make_source(replace(corpus, source="files", paths=tuple(paths)), workers=1)
-        self.notes = list(source.notes)
-        self._split = self._tokenized(source.documents(), corpus)
+        counts = {False: 0, True: 0}  # documents, by whether they are empty
+        self._split = self._tokenized(_counted(source.documents(), counts), corpus)
+        self.notes = [*source.notes, *told_empty(counts[True], sum(counts.values()), corpus.column)]
         mine, special = count_ids(self._split.tokens, len(kept.seen)), self.special_ids()
         baseline = unigram_baseline(kept.seen, mine, [special[token] for token in NOT_PREDICTED])
         self.unigram_entropy = baseline["heldout_cross_entropy"]
@@ -65,6 +66,12 @@ class TextFiles:
         if len(counts) == 1:
             raise DataError(f"{self.directory}: expected text, found no word")
         return Split(np.concatenate(tokens), np.cumsum(lengths, dtype=OFFSETS), np.cumsum(counts, dtype=OFFSETS))
+
+
+def _counted(texts: Iterable[str], counts: dict[bool, int]) -> Iterator[str]:
+    for text in texts:
+        counts[not text.strip()] += 1
+        yield text
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -173,7 +173,8 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
     times.append(time.perf_counter())
     result = os.path.join(aside, "result")
     found = shards.token_facts(token_shards)
-    entries = _write_files(request, result, token_shards, tokenizer_path, found, progress)
+    notes = shards.told_empty(*shards.empty_documents(text_shards), corpus.column)
+    entries = _write_files(request, result, token_shards, tokenizer_path, found, notes, progress)
     times.append(time.perf_counter())
     reading, vocabulary, tokenizing, writing = (end - start for start, end in zip(times, times[1:]))
     cost = Cost(
@@ -198,9 +199,10 @@ def _write_files(
     token_shards: list[str],
     tokenizer_path: str,
     found: shards.TokenFacts,
+    notes: list[str],
     progress: bool,
 ) -> dict[str, dict[str, Any]]:
-    """All files of `folder` but the cost; returns what the manifest says of each."""
+    """All files of `folder` but the cost; returns what the manifest says of each. notes: of the text that was read."""
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left of this stage
     os.makedirs(folder)
     shutil.copyfile(tokenizer_path, os.path.join(folder, TOKENIZER))
@@ -221,7 +223,7 @@ def _write_files(
             unigrams["train"], unigrams["heldout"], [vocab[token] for token in NOT_PREDICTED]
         ),
         "rules": found.rules,
-        "notes": [*request.source.notes, *_foreign(request.corpus, found)],
+        "notes": [*request.source.notes, *notes, *_foreign(request.corpus, found)],
         "made_with": {"tokenizers": tokenizers.__version__, "numpy": np.__version__},
         "files": entries,
     }

@@ -46,8 +46,7 @@ def parquet_texts(path: str, column: str) -> Iterator[str]:
             raise _no_column(path, column, file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             for number, value in enumerate(batch.column(0).to_pylist()):
-                if value is not None:
-                    yield _text(path, column, number, value)
+                yield _text(path, column, number, value)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as parquet: {one_line(error)}") from error
 
@@ -96,11 +95,13 @@ def _texts(path: str, column: str, rows: Iterator[Any]) -> Iterator[str]:
             raise DataError(f"{path}: row {number}: expected an object, found {type(row).__name__}")
         if number == 0 and column not in row:
             raise _no_column(path, column, row)
-        if row.get(column) is not None:
-            yield _text(path, column, number, row[column])
+        yield _text(path, column, number, row.get(column))
 
 
 def _text(path: str, column: str, number: int, value: Any) -> str:
+    """The text of a row, empty where it has none: such documents are counted."""
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise DataError(f"{path}: row {number}: expected text in column {column!r}, found {type(value).__name__}")
     return value.encode("utf-8", "replace").decode()  # JSON can have halves of surrogate pairs

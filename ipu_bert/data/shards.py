@@ -66,10 +66,11 @@ def spool(documents: Iterable[str], folder: str, progress: Progress) -> list[str
     paths, already = [], 0
     for number in itertools.count():
         path = _shard(folder, number)
-        if not os.path.exists(path + ".json"):
+        facts = _read_json(path + ".json") if os.path.exists(path + ".json") else {}
+        if not facts or ("empty" not in facts and not os.path.exists(finished)):  # older releases passed over some rows
             break
         paths.append(path)
-        already += _read_json(path + ".json")["read"]
+        already += facts["read"]
     if os.path.exists(finished):
         return paths
     progress(already)
@@ -88,11 +89,12 @@ def _spool_one(documents: Iterator[str], path: str, progress: Progress) -> bool:
     first = next(documents, None)
     if first is None:
         return False
-    read = kept = size = 0
+    read = empty = kept = size = 0
     ends = _Ends()
     with files.replacing(path) as aside, files.naming(path), open(aside, "wb") as file:
         for document in itertools.chain([first], documents):
             read += 1
+            empty += not document.strip()
             progress(1)
             for text in bounded(document):
                 line = json.dumps(text).encode() + b"\n"
@@ -102,9 +104,23 @@ def _spool_one(documents: Iterator[str], path: str, progress: Progress) -> bool:
                 size += len(line)
             if size >= SHARD_BYTES:
                 break
-    facts = {"read": read, "documents": kept, "bytes": size, "lowest": ends.lowest, "highest": ends.highest}
+    counts = {"read": read, "empty": empty, "documents": kept, "bytes": size}
+    facts = {**counts, "lowest": ends.lowest, "highest": ends.highest}
     files.write(path + ".json", json.dumps(facts))
     return True
+
+
+def empty_documents(text_shards: list[str]) -> tuple[int, int]:
+    """How many documents of the source have no text, and how many it has."""
+    facts = [_read_json(path + ".json") for path in text_shards]
+    return sum(each.get("empty", 0) for each in facts), sum(each["read"] for each in facts)
+
+
+def told_empty(empty: int, read: int, column: str) -> list[str]:
+    """A note where some of a source's documents have no text."""
+    if not empty:
+        return []
+    return [f"{empty:,} of {read:,} documents have no text (rows: in column {column!r}) and are left out"]
 
 
 def bounded(document: str) -> Iterator[str]:

@@ -45,6 +45,7 @@ def _no_effect(found: argparse.Namespace) -> Iterator[str]:
     """What was asked for and does nothing beside the other options."""
     idle = {
         "block_size": (found.sparsity is None, "--sparsity was not given"),
+        "updates": (found.updates == 1, "patterns change once less"),
         "pruning_ratio": (found.updates < 2, "--updates moves no block"),
         "validation_share": (found.validation is not None, "--validation was given"),
     }

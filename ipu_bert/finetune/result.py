@@ -65,9 +65,9 @@ def write_result(
     """Write the folder, whole or not at all; sparse: blocks stay blocks. Raises ValueError as `whole_folder` does."""
     with whole_folder(folder) as aside:
         if sparse:
-            write_sparse(model, _config(model, result.labels), aside)
+            write_sparse(model, _config(model, tokenizer, result.labels), aside)
         else:
-            write_dense(model, _config(model, result.labels), aside)
+            write_dense(model, _config(model, tokenizer, result.labels), aside)
         tokenizer.model_max_length = result.max_length
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.save_pretrained(aside)
@@ -76,10 +76,10 @@ def write_result(
         files.write(aside / CARD, _card(result, sparse))
 
 
-def _config(model: SparseBertForSequenceClassification, labels: Labels) -> dict[str, Any]:
+def _config(model: SparseBertForSequenceClassification, tokenizer: Any, labels: Labels) -> dict[str, Any]:
     names = labels.classes or ("LABEL_0",)
     return {
-        **hugging_face_config(model.config.shape),
+        **hugging_face_config(model.config.shape, tokenizer.pad_token_id),
         "architectures": ["BertForSequenceClassification"],
         "problem_type": "single_label_classification" if labels.classes else "regression",
         "id2label": {str(number): name for number, name in enumerate(names)},

@@ -23,7 +23,7 @@ from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import read_object
 from ipu_bert.model import BertForPreTraining, dense_linear, sparse_layers, sparse_linear, truncated_normal_
 from ipu_bert.settings import SparsitySettings
-from ipu_bert.sizes.config_json import hugging_face_config, shape_from_config
+from ipu_bert.sizes.config_json import shape_from_config, sizes
 from ipu_bert.sizes.weights import encoder_weights
 from ipu_bert.trained import is_run, load_model
 from sparse_ops.pattern import named_generator
@@ -63,7 +63,7 @@ def classifier(source: BertForPreTraining, outputs: int, training: Training) -> 
     """The encoder with a new linear layer over the pooled first token; dropout is that of the fine-tuning."""
     shape = replace(source.shape, dropout=training.dropout, attention_dropout=training.dropout)
     blocks = {name: [layer.block_size, layer.values.shape[0]] for name, layer in sparse_layers(source)}
-    config = SparseBertConfig(blocks=blocks, num_labels=outputs, **_sizes(shape))
+    config = SparseBertConfig(blocks=blocks, num_labels=outputs, **sizes(shape))
     with torch.random.fork_rng(devices=[]):  # weights that are replaced below
         model = SparseBertForSequenceClassification(config)
     model.bert.load_state_dict(source.bert.state_dict())
@@ -71,12 +71,6 @@ def classifier(source: BertForPreTraining, outputs: int, training: Training) -> 
     truncated_normal_(model.classifier.weight, shape.initializer_range, generator)
     torch.nn.init.zeros_(model.classifier.bias)
     return model
-
-
-def _sizes(shape: Any) -> dict[str, Any]:
-    return {
-        key: value for key, value in hugging_face_config(shape).items() if key not in ("model_type", "architectures")
-    }
 
 
 def _of_run(where: str) -> Source:

@@ -248,10 +248,10 @@ class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-def save_sparse(model: BertForPreTraining, folder: Path) -> None:
-    """Write config.json and model.safetensors of the sparse form of a pre-trained model."""
-    sizes = {**hugging_face_config(model.shape), "architectures": [SparseBertForMaskedLM.__name__]}
-    write_sparse(model, sizes, folder)
+def save_sparse(model: BertForPreTraining, folder: Path, pad_token_id: int) -> None:
+    """Write config.json and model.safetensors of the sparse form of a pre-trained model; pad_token_id: its [PAD]'s."""
+    config = hugging_face_config(model.shape, pad_token_id)
+    write_sparse(model, {**config, "architectures": [SparseBertForMaskedLM.__name__]}, folder)
 
 
 def write_sparse(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:

@@ -15,12 +15,13 @@ from ipu_bert.sizes.config_json import hugging_face_config, shape_from_config
 from sparse_ops import files
 
 
-def save_pretrained(model: BertForPreTraining, folder: str | Path) -> None:
+def save_pretrained(model: BertForPreTraining, folder: str | Path, pad_token_id: int) -> None:
     """Write config.json and model.safetensors, which transformers' `BertForPreTraining.from_pretrained` loads.
 
-    Each file is written aside, synced and renamed, the weights first.
+    pad_token_id: of the tokenizer that the model's ids come from. Each file is written aside, synced and renamed, the
+    weights first.
     """
-    write_dense(model, hugging_face_config(model.shape), Path(folder))
+    write_dense(model, hugging_face_config(model.shape, pad_token_id), Path(folder))
 
 
 def write_dense(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:

@@ -39,7 +39,6 @@ _MOST_LABELS = 2**20  # transformers gives each a name, as soon as it reads the 
 FIXED_CONFIG = {
     "model_type": "bert",
     "hidden_act": "gelu",
-    "pad_token_id": 0,
     "tie_word_embeddings": True,
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -57,10 +56,18 @@ LEFT_OUT = {
 }
 
 
-def hugging_face_config(shape: BertShape) -> dict[str, Any]:
-    """What transformers' config.json says for this shape."""
-    sizes = {theirs: getattr(shape, ours) for ours, theirs in CONFIG_KEYS.items()}
-    return {"architectures": ["BertForPreTraining"], **FIXED_CONFIG, **sizes}
+def sizes(shape: BertShape) -> dict[str, Any]:
+    """The shape by the keys of transformers' config.json."""
+    return {theirs: getattr(shape, ours) for ours, theirs in CONFIG_KEYS.items()}
+
+
+def hugging_face_config(shape: BertShape, pad_token_id: int | None) -> dict[str, Any]:
+    """What transformers' config.json says for this shape.
+
+    pad_token_id: [PAD]'s, as transformers trains no row of the word embedding where it is looked up by that id.
+    """
+    fixed = {**FIXED_CONFIG, "pad_token_id": pad_token_id}
+    return {"architectures": ["BertForPreTraining"], **fixed, **sizes(shape)}
 
 
 def shape_from_config(config: Mapping[str, Any]) -> BertShape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer, BertForPreTraining, pipeline
 from ipu_bert import assemble, checkpoint, export_run
 from ipu_bert.hub.folders import TOKENIZER_FILES, check_place, whole_folder
 from ipu_bert.record.metrics import read_metrics
+from ipu_bert.sizes.config_json import shape_from_config
 from ipu_bert.trained import load_model
 
 TEXT = "The people of these United States; Café, and peace."
@@ -81,6 +83,22 @@ def test_vocab_txt_gives_the_same_words_to_transformers_bert_tokenizer(finished,
     rules = {key: settings[key] for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
     theirs = BertTokenizer(vocab=str(folder / "vocab.txt"), **rules)
     assert theirs(TEXT).input_ids == AutoTokenizer.from_pretrained(folder)(TEXT).input_ids
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_padding_is_known_by_the_id_that_it_has(finished, tmp_path, sparse):
+    """transformers trains no row of the embedding where it is looked up by pad_token_id."""
+    trained = load_model(finished)
+    tokenizer = json.loads(trained.text.tokenizer_json)
+    vocab = tokenizer["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    vocab["[PAD]"], vocab[last] = vocab[last], vocab["[PAD]"]
+    next(token for token in tokenizer["added_tokens"] if token["content"] == "[PAD]")["id"] = vocab["[PAD]"]
+    text = replace(trained.text, tokenizer_json=json.dumps(tokenizer).encode())
+    export_run.export(replace(trained, text=text), tmp_path / "exported", sparse)
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert config["pad_token_id"] == AutoTokenizer.from_pretrained(tmp_path / "exported").pad_token_id == vocab["[PAD]"]
+    assert shape_from_config({**config, "model_type": "bert"}) == trained.model.shape  # taken as model.init
 
 
 def test_the_card_says_what_was_recorded(finished, tmp_path):

@@ -269,6 +269,18 @@ def test_dropout_of_attention_follows_from_torch_s_generator(seed: int) -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_each_id_learns_from_being_looked_up_but_where_it_is_padding() -> None:
+    """Also the first one, which is [PAD] in BERT's vocabulary and a word in others."""
+    model = dense_model(SHAPE)
+    ids, types, mask, positions, _, following = random_batch(0)
+    ids, padding = ids.clamp(max=SHAPE.vocab_size - 2), SHAPE.vocab_size - 1
+    ids[:, 1] = 0
+    _, nsp = model(ids.where(mask, torch.tensor(padding)), types, mask, positions)
+    torch.nn.functional.cross_entropy(nsp, following).backward()  # no decoder in it
+    learns = model.bert.embeddings.word_embeddings.weight.grad.any(1)
+    assert sorted(set(ids[mask].tolist())) == learns.nonzero().flatten().tolist()
+
+
 def test_padding_changes_nothing(seed: int) -> None:
     model = dense_model(SHAPE).double()
     ids, types, mask, positions, _, _ = random_batch(seed)

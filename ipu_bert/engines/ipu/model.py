@@ -86,8 +86,6 @@ class IpuBert(nn.Module):
         for module in copied.modules():
             if isinstance(module, nn.GELU):
                 module.approximate = "tanh"  # what PopTorch computes whatever is asked for
-        # TiedGather drops it. It changes nothing: what stands at [PAD] is masked, so its gradient is 0 all the same.
-        copied.bert.embeddings.word_embeddings.padding_idx = None
         self.bert, self.cls = copied.bert, copied.cls
         self.to(run.dtype)
         self._stages, self._poptorch, self._run = tuple(pipeline_stages(run.layers_per_ipu)), poptorch, run

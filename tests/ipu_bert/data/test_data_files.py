@@ -91,7 +91,7 @@ def test_broken_json_is_refused_by_row(tmp_path: Path, text: str) -> None:
 def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
     found = [{"text": "a", "x": 1}, {"x": "one", "text": "b"}, {"text": None, "x": []}, {"x": {}}, {"text": "\ud800c"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, found)))
-    assert documents(tmp_path / "a.jsonl") == ["a", "b", "?c"]  # half a surrogate pair is no text
+    assert documents(tmp_path / "a.jsonl") == ["a", "b", "", "", "?c"]  # half a surrogate pair is no text
 
 
 def test_files_are_read_whatever_they_are_called_when_named(tmp_path: Path) -> None:

@@ -18,13 +18,17 @@ from pathlib import Path
 
 import data_corpora
 import numpy as np
+import pyarrow
 import pytest
 from data_corpora import AS_FOUND, corpus, prepared, random_documents, texts, use_source
+from pyarrow import parquet
 
 from ipu_bert.data import prepare as prepare_module
 from ipu_bert.data import shards
 from ipu_bert.data.cost import COST
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.kept_text import KeptText
+from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.source import make_source
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
@@ -49,6 +53,34 @@ def vocab_file(tmp_path: Path) -> str:
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(VOCAB) + "\n", encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_rows_without_text_are_told(tmp_path: Path, ending: str) -> None:
+    """They were left out, and nobody heard of it: as of a file whose rows have their text in two columns."""
+    rows = [{"text": text} for text in random_documents(3, 8)] + [{"text": None}, {"body": "text"}, {"text": " "}]
+    path, lines = tmp_path / f"rows.{ending}", "\n".join(map(json.dumps, rows))
+    if ending == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist([{"text": row.get("text")} for row in rows]), path)
+    else:
+        path.write_text(lines)
+    found = prepare(corpus(source="files", paths=(str(path),)), str(tmp_path / "out"), workers=1, progress=False)
+    assert found.notes == ["3 of 11 documents have no text (rows: in column 'text') and are left out"]
+    assert sum(size["documents"] for size in found.manifest["splits"].values()) == 8
+    judged = TextFiles(KeptText.of(found, True), [str(path)], corpus(source="files"))
+    assert judged.notes == found.notes
+
+
+def test_a_text_that_an_older_release_had_half_read_is_read_anew(tmp_path: Path) -> None:
+    """It did not count rows without text among those it had read."""
+    documents = random_documents(4, 30)
+    shards.spool(documents[:20], str(tmp_path), lambda _: None)
+    (tmp_path / "finished.json").unlink()
+    facts = tmp_path / "00000.jsonl.json"
+    facts.write_text(json.dumps({key: value for key, value in json.loads(facts.read_text()).items() if key != "empty"}))
+    (path,) = shards.spool(["", *documents], str(tmp_path), lambda _: None)
+    assert list(shards.read_shard(path)) == documents
+    assert shards.empty_documents([path]) == (1, 31)
 
 
 def test_ids_and_offsets_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vocab_file: str) -> None:

@@ -266,7 +266,7 @@ def test_resume_repeats_dropout_and_stochastic_rounding(seed: int) -> None:
 
 
 def test_what_stands_at_pad_sends_no_gradient_to_its_embedding(seed: int) -> None:
-    """So it does not matter that TiedGather drops padding_idx."""
+    """So no padding_idx is needed, which TiedGather would drop."""
     engine, batch = make_engine(make_model(seed), make_run()), make_batch(seed)
     found: list[Tensor] = []
     words = engine._device_model.bert.embeddings.word_embeddings
@@ -279,7 +279,6 @@ def test_what_stands_at_pad_sends_no_gradient_to_its_embedding(seed: int) -> Non
     loss.backward()
     (gradient,) = found
     padding = ~batch.attention_mask
-    assert words.padding_idx is None
     assert padding.any()
     assert not gradient[padding].any()
     assert gradient[batch.attention_mask].any()

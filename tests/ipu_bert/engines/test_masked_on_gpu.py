@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -55,3 +57,43 @@ def test_masked_steps_are_the_products(example: Any, tiny: Callable[..., Config]
             assert torch.equal(states[1][name], tensor), name
     losses = [engine.eval_step(stream.batch(9)).means()["mlm_loss"] for engine in engines]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_run_that_goes_on_corrects_its_bias_by_the_steps_it_has_made(
+    example: Any, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's first step in a process is recorded after some that are undone; here it is recorded by nothing."""
+    config = tiny("model.dropout=0", "model.attention_dropout=0", "train.steps=9")
+    files = assemble.open_data(config, progress=False)
+    stream = assemble.make_stream(config, files, "train")
+    whole, later = (example.make_engine(config, files.vocab_size, Stopwatch()) for _ in range(2))
+    for step in range(3):
+        whole.train_step(stream.batch(step))
+    later.load_state(whole.state(), 3)
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
+    monkeypatch.setattr(later, "_static", stream.batch(3))
+    later._labels = torch.tensor(1.0)
+    later._step += 1
+    later._capture()
+    later._step -= 1
+    for step in (3, 4, 5):
+        assert later.train_step(stream.batch(step)) == whole.train_step(stream.batch(step))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.dropout=0.1",
+        "model.attention_dropout=0.1",
+        "optim.group_lasso=1",
+        "precision.compute=bfloat16",
+        "sparsity.growth=gradient",
+    ],
+)
+def test_what_the_masked_engine_has_not_is_refused(example: Any, tiny: Callable[..., Config], setting: str) -> None:
+    config = tiny("model.dropout=0", "model.attention_dropout=0", setting)
+    with pytest.raises(ValueError, match=f"{setting.partition('=')[0]}: expected"):
+        example.make_engine(config, 300, Stopwatch())

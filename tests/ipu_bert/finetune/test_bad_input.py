@@ -274,6 +274,7 @@ def test_an_option_that_does_nothing_beside_the_others_is_told(tmp_path, capsys)
     assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", *idle, *rows) == 2
     assert capsys.readouterr().err.splitlines()[:-1] == [
         "no effect: --block-size 8, since --sparsity was not given",
+        "no effect: --updates 1, since patterns change once less",
         "no effect: --pruning-ratio 0.3, since --updates moves no block",
         "no effect: --validation-share 0.2, since --validation was given",
     ]

@@ -54,7 +54,7 @@ def logits(model: BertForPreTraining, ids: torch.Tensor) -> tuple[torch.Tensor, 
 @pytest.mark.parametrize("block", [0, 1, 4, 16])
 def test_transformers_loads_what_we_save(block: int, seed: int, tmp_path: Path) -> None:
     model = make(block, seed)
-    save_pretrained(model, tmp_path / "out")
+    save_pretrained(model, tmp_path / "out", pad_token_id=0)
     peer, info = transformers.BertForPreTraining.from_pretrained(
         tmp_path / "out", local_files_only=True, output_loading_info=True
     )
@@ -158,7 +158,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         from_hugging_face(model, state, outside="keep")
     with pytest.raises(ValueError, match=r"found no config\.json"):
         load_pretrained(tmp_path)
-    save_pretrained(model, tmp_path)
+    save_pretrained(model, tmp_path, pad_token_id=0)
     config = json.loads((tmp_path / "config.json").read_text())
     assert shape_from_config(config) == SHAPE
     with pytest.raises(ValueError, match="expected hidden_act 'gelu', found 'relu'"):
@@ -169,7 +169,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_pretrained(make(0, 0), tmp_path)
+    save_pretrained(make(0, 0), tmp_path, pad_token_id=0)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fail(*_: object, **__: object) -> None:
@@ -177,5 +177,5 @@ def test_a_broken_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("ipu_bert.hub.dense.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_pretrained(make(0, 1), tmp_path)
+        save_pretrained(make(0, 1), tmp_path, pad_token_id=0)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -20,7 +20,7 @@ NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sparse")
-    save_sparse(sparse_model(make_shape(hidden_size=64, intermediate_size=128), 0.8, 8), folder)
+    save_sparse(sparse_model(make_shape(hidden_size=64, intermediate_size=128), 0.8, 8), folder, pad_token_id=0)
     return folder
 
 

@@ -94,8 +94,8 @@ def test_the_encoder_takes_about_its_density(block_size, most, tmp_path):
     """0.9 sparse: a byte of position for each block's values (4 bytes at 1x1: 0.125 of dense), and biases and norms."""
     shape = make_shape(layers=2, hidden_size=160, heads=2, intermediate_size=640, vocab_size=8, max_positions=8)
     model = sparse_model(shape, 0.9, block_size)
-    save_sparse(model, tmp_path / "sparse")
-    save_pretrained(model, tmp_path / "dense")
+    save_sparse(model, tmp_path / "sparse", pad_token_id=0)
+    save_pretrained(model, tmp_path / "dense", pad_token_id=0)
     sparse, dense = (load_file(tmp_path / kind / "model.safetensors") for kind in ("sparse", "dense"))
     sizes = [
         sum(t.numel() * t.element_size() for name, t in tensors.items() if "encoder" in name)
@@ -108,7 +108,7 @@ def test_the_encoder_takes_about_its_density(block_size, most, tmp_path):
 def test_places_come_back_from_the_file_however_far_apart(sparsity, tmp_path, seed):
     shape = make_shape(hidden_size=160, intermediate_size=640)
     model = sparse_model(shape, sparsity, 1, seed=seed)
-    save_sparse(model, tmp_path)
+    save_sparse(model, tmp_path, pad_token_id=0)
     steps = [t for name, t in load_file(tmp_path / "model.safetensors").items() if name.endswith("steps")]
     assert {t.dtype for t in steps} == {torch.uint8}
     layers = [layer for _, layer in sparse_layers(model)]
