@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Sequence, TextIO
 
+from ipu_bert.machine import processor
 from ipu_bert.record.console import format_duration
 from ipu_bert.signals import InterruptedRunError, raised
 from ipu_bert.study.definition import Cell, Study, read_study
@@ -97,9 +98,10 @@ def _jobs(cells: Sequence[Cell]) -> int:
 
 
 def _plan(study: Study, results: Results, jobs: int | None) -> None:
-    """Each cell, what it costs, and hours by how fast finished runs were here, if any."""
+    """Each cell, what it costs, and hours by how fast finished runs were on such a machine, if any."""
     jobs = jobs or _jobs(study.cells)
-    rates = [run.executed_flops * run.sequences / run.seconds for run in results.by_key.values() if run.seconds]
+    mine = [run for run in results.by_key.values() if run.seconds and run.machine["processor"] == processor()]
+    rates = [run.executed_flops * run.sequences / run.seconds for run in mine]
     rate = sum(rates) / len(rates) if rates else None
     total, finished = 0.0, results.finished(study.cells)
     lines = [study.about]
@@ -123,7 +125,9 @@ def _guess(flops: float) -> str:
     from ipu_bert.bench.parts import ceilings
 
     rate = ceilings().product
-    return f"at least {flops / rate / 3600:.1f} h at this machine's {1e-9 * rate:.0f} GFLOP/s; none has finished yet"
+    return (
+        f"at least {flops / rate / 3600:.1f} h at this machine's {1e-9 * rate:.0f} GFLOP/s; none has finished here yet"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from ipu_bert.config import ConfigError, identity
+from ipu_bert.machine import processor
 from ipu_bert.record.metrics import dumps
 from ipu_bert.study import __main__ as command
 from ipu_bert.study import run as runner
@@ -118,6 +119,16 @@ def test_results_of_another_kind(path, value, finished_study, capsys):
     assert command.main(["mine.yaml", "--report"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: results/mine/results.json: expected the results of a study, found")
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_hours_are_those_of_such_a_machine(here, finished_study, capsys):
+    """Runs that another one has made, as a GPU, say nothing of how long the rest takes."""
+    for run in finished_study:
+        put(run, "machine.processor", processor() if here else "another")
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study[:1]}))
+    assert command.main(["mine.yaml", "--dry-run"]) == 0
+    assert ("at the speed of those that finished" in capsys.readouterr().out) == here
 
 
 def test_results_of_one_run_twice(finished_study):

@@ -100,7 +100,7 @@ def test_a_plan_says_what_waits_and_a_damaged_result_is_named(study, tmp_path, m
     out = capsys.readouterr().out
     assert out.count("waits    ") == 3
     assert "3 runs," in out
-    assert "none has finished yet" in out
+    assert "none has finished here yet" in out
     assert not (tmp_path / "results").exists()
     assert command.main([str(study), "--report"]) == 2
     assert "expected the result of at least one run of trial, found none" in capsys.readouterr().err
