@@ -249,15 +249,18 @@ def _run(commands: Iterable[list[str]]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Compile ahead and print where; exit status 1 and the reason when that fails."""
-    parser = argparse.ArgumentParser(prog="python -m sparse_ops.build", description="Compile native code ahead.")
-    parser.add_argument("target", nargs="?", choices=("cpu", "ipu", "wheel"), default="cpu", help="default: cpu")
+    """Compile ahead and print where; exit status 1 and the reason when that fails, 130 after Ctrl-C."""
     try:
+        parser = argparse.ArgumentParser(prog="python -m sparse_ops.build", description="Compile native code ahead.")
+        parser.add_argument("target", nargs="?", choices=("cpu", "ipu", "wheel"), default="cpu", help="default: cpu")
         path = {"cpu": build, "ipu": build_ipu.build, "wheel": build_for_wheel}[parser.parse_args(argv).target]()
         answer(str(path))
     except (RuntimeError, OSError) as error:
         say(f"sparse_ops: {in_words(error) if isinstance(error, OSError) else error}", sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        say("stopped", sys.stderr)
+        return 130
     return 0
 
 

@@ -80,6 +80,17 @@ def test_no_compiler_means_one_warning_and_the_torch_path(
     assert "no C++ compiler: expected g++, clang++ or c++" in capsys.readouterr().err
 
 
+def test_ctrl_c_while_it_compiles_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "build", stopped)
+    assert build.main([]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 @pytest.mark.parametrize("what", _BROKEN)
 def test_a_compiler_that_fails_means_one_warning_and_the_torch_path(what: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
