@@ -9,6 +9,7 @@ the order of the sha256 of their path until there are MEGABYTES (10^6 bytes) of 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import html
 import os
@@ -65,14 +66,14 @@ def is_prose(lines: list[str]) -> bool:
 
 def main(repository: str, out: str, megabytes: float) -> None:
     """Write the books of a clone to a new folder."""
-    os.makedirs(out, exist_ok=True)
-    if os.listdir(out):
-        sys.exit(f"{out} is not empty")
     found = []
     for row in git(repository, "ls-tree", "-r", "-z", COMMIT).decode().split("\0")[:-1]:
         about, path = row.split("\t")
         if path.endswith(".md") and "/" in path and path not in COPIES and not path.startswith(YOUNG_TRANSLATIONS):
             found.append((hashlib.sha256(path.encode()).hexdigest(), path, about.split()[2]))
+    os.makedirs(out, exist_ok=True)
+    if os.listdir(out):
+        sys.exit(f"{out}: expected a new folder, found one with files")
     fit = total = taken = all_bytes = 0
     for _, path, blob in sorted(found):
         try:
@@ -98,4 +99,14 @@ def main(repository: str, out: str, megabytes: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 86.0)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("repository", help="a clone of classic-books-markdown")
+    parser.add_argument("out", help="a new folder")
+    parser.add_argument("megabytes", nargs="?", type=float, default=86.0, help="of text, at most (default: 86)")
+    options = parser.parse_args()
+    try:
+        main(options.repository, options.out, options.megabytes)
+    except subprocess.CalledProcessError:
+        sys.exit(f"{options.repository}: expected a clone with commit {COMMIT}, found none")
+    except OSError as error:
+        sys.exit(str(error))
