@@ -262,10 +262,9 @@ class BlockSparseLinear(nn.Module):
     def to_dense(self) -> Tensor:
         """The dense weight [out, in] of the values' dtype; for export and tests, never while training."""
         self._check_placed()
-        n_rows, n_cols = self.index.grid
-        dense = self.values.new_zeros(n_rows, n_cols, self.block_size, self.block_size)
-        dense[self.rows.long(), self.cols.long()] = self.values
-        return dense.transpose(1, 2).reshape(self.out_features, self.in_features)
+        dense = self.values.new_zeros(self.out_features, self.in_features)
+        as_blocks(dense, self.block_size)[self.rows.long(), self.cols.long()] = self.values
+        return dense
 
     @torch.no_grad()
     def from_dense(self, weight: Tensor) -> None:
@@ -276,7 +275,7 @@ class BlockSparseLinear(nn.Module):
         self._check_placed()
         if tuple(weight.shape) != (self.out_features, self.in_features):
             raise ValueError(f"weight: expected [{self.out_features}, {self.in_features}], found {list(weight.shape)}")
-        self.values.copy_(_blocks(weight, self.block_size)[self.rows.long(), self.cols.long()])
+        self.values.copy_(as_blocks(weight, self.block_size)[self.rows.long(), self.cols.long()])
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
@@ -302,8 +301,8 @@ def _problems(name: str, found: Any, mine: Tensor, assign: bool) -> list[str]:
     return []
 
 
-def _blocks(weight: Tensor, b: int) -> Tensor:
-    """A dense weight [out, in] as blocks [R, C, b, b]."""
+def as_blocks(weight: Tensor, b: int) -> Tensor:
+    """A dense weight [out, in] as blocks [out / b, in / b, b, b]: a view of it where it is contiguous."""
     return weight.reshape(weight.shape[0] // b, b, weight.shape[1] // b, b).transpose(1, 2)
 
 
@@ -311,7 +310,7 @@ def _largest_blocks(weight: Tensor, block_size: int, sparsity: float, segments: 
     """The positions of the blocks of largest L1 norm in each segment of a dense weight [out, in]."""
     shape = (weight.shape[0], weight.shape[1])
     count = block_count(shape, block_size, sparsity, segments)
-    norms = block_norm(_blocks(weight, block_size), 1.0).cpu()
+    norms = block_norm(as_blocks(weight, block_size), 1.0).cpu()
     n_cols, of_segment = norms.shape[1], norms.reshape(segments, -1)
     best = of_segment.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
     keys = (best + torch.arange(segments).unsqueeze(1) * of_segment.shape[1]).flatten()

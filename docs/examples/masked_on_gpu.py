@@ -29,7 +29,7 @@ from ipu_bert.model import pretraining_losses, sparse_layers
 from ipu_bert.optim import adamw
 from ipu_bert.study import __main__ as study
 from ipu_bert.study import run
-from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.linear import BlockSparseLinear, as_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ONLY = {
@@ -44,17 +44,14 @@ ONLY = {
 
 def scattered(layer: BlockSparseLinear, values: Tensor) -> Tensor:
     """Values [nnz, b, b] of the layer's blocks as a dense weight."""
-    rows, columns, b = layer.out_features // layer.block_size, layer.in_features // layer.block_size, layer.block_size
-    dense = values.new_zeros(rows, columns, b, b)
-    dense[layer.rows.long(), layer.cols.long()] = values
-    return dense.transpose(1, 2).reshape(layer.out_features, layer.in_features)
+    dense = values.new_zeros(layer.out_features, layer.in_features)
+    as_blocks(dense, layer.block_size)[layer.rows.long(), layer.cols.long()] = values
+    return dense
 
 
 def gathered(layer: BlockSparseLinear, dense: Tensor) -> Tensor:
     """The layer's blocks [nnz, b, b] of a dense weight."""
-    b = layer.block_size
-    blocks = dense.reshape(layer.out_features // b, b, layer.in_features // b, b).transpose(1, 2)
-    return blocks[layer.rows.long(), layer.cols.long()]
+    return as_blocks(dense, layer.block_size)[layer.rows.long(), layer.cols.long()]
 
 
 class MaskedLinear(nn.Module):

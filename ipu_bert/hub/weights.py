@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ipu_bert.model import BertForPreTraining
-from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.linear import BlockSparseLinear, as_blocks
 
 QKV_PARTS = ("query", "key", "value")
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -118,9 +118,8 @@ def _check(name: str, source: Tensor, target: Tensor | BlockSparseLinear, outsid
     if tuple(source.shape) != expected:
         raise ValueError(f"{name}: expected shape {list(expected)}, found {list(source.shape)}")
     if isinstance(target, BlockSparseLinear) and outside == "refuse":
-        b = target.block_size
-        blocks = source.reshape(expected[0] // b, b, expected[1] // b, b).transpose(1, 2)
-        kept = blocks[target.rows.long().to(source.device), target.cols.long().to(source.device)]
+        rows, cols = (at.long().to(source.device) for at in (target.rows, target.cols))
+        kept = as_blocks(source, target.block_size)[rows, cols]
         lost = int(source.count_nonzero()) - int(kept.count_nonzero())
         if lost:
             raise ValueError(f"{name}: expected zeros outside the {target.rows.numel()} blocks, found {lost} others")
