@@ -20,9 +20,11 @@ template <bool dropout>
 static void add_norm_rows(const AddNormCall& call, int64_t first, int64_t last) {
     const int64_t n = call.features;
     const float share = 1.0f / (float)n;
+    const bool past = streamed(call.y, n, call.tokens * n) && streamed(call.sum, n, call.tokens * n);
+    float* sum = (float*)thread_workspace(n * sizeof(float));  // of a row, in L1
     for (int64_t row = first; row < last; ++row) {
         const float *x = call.x + row * n, *residual = call.residual + row * n;
-        float *sum = call.sum + row * n, *y = call.y + row * n;
+        float *kept_sum = call.sum + row * n, *y = call.y + row * n;
         V total = {}, squares = {};
         for (int64_t j = 0; j < n; j += W) {
             V s = load(residual + j) + kept<dropout>(call.dropout, row * n + j) * load(x + j);
@@ -35,8 +37,11 @@ static void add_norm_rows(const AddNormCall& call, int64_t first, int64_t last) 
             squares += centred * centred;
         }
         const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) * share + call.eps);
-        for (int64_t j = 0; j < n; j += W)
-            store(y + j, (load(sum + j) - mean) * scale * load(call.weight + j) + load(call.bias + j));
+        for (int64_t j = 0; j < n; j += W) {
+            const V s = load(sum + j);
+            put(kept_sum + j, s, past);
+            put(y + j, (s - mean) * scale * load(call.weight + j) + load(call.bias + j), past);
+        }
         call.statistics[2 * row] = mean, call.statistics[2 * row + 1] = scale;
     }
 }
@@ -51,6 +56,7 @@ static void add_norm_gradient_rows(const AddNormGradientCall& call, int64_t firs
                                    float* dbias) {
     const int64_t n = call.features;
     const float share = 1.0f / (float)n;
+    const bool past = streamed(call.dresidual, n, call.tokens * n) && streamed(call.dx, n, call.tokens * n);
     for (int64_t row = first; row < last; ++row) {
         const float *dy = call.dy + row * n, *sum = call.sum + row * n;
         float* dresidual = call.dresidual + row * n;
@@ -67,8 +73,8 @@ static void add_norm_gradient_rows(const AddNormGradientCall& call, int64_t firs
         for (int64_t j = 0; j < n; j += W) {
             const V normed = (load(sum + j) - mean) * scale;
             const V ds = (load(dy + j) * load(call.weight + j) - g_mean - normed * g_along) * scale;
-            store(dresidual + j, ds);
-            if constexpr (dropout) store(call.dx + row * n + j, ds * kept<true>(call.dropout, row * n + j));
+            put(dresidual + j, ds, past);
+            if constexpr (dropout) put(call.dx + row * n + j, ds * kept<true>(call.dropout, row * n + j), past);
         }
     }
 }

@@ -43,9 +43,15 @@ struct Target {
     T* slope = nullptr;
     int64_t stride = 0;
     bool gelu = false;
+    bool past = false;  // the caches
 
     Target() = default;
-    explicit Target(const Product& job) : y((T*)job.y), slope((T*)job.slope), stride(job.n_out), gelu(job.gelu) {}
+    explicit Target(const Product& job)
+        : y((T*)job.y),
+          slope((T*)job.slope),
+          stride(job.n_out),
+          gelu(job.gelu),
+          past(streamed(y, stride, job.tokens * stride) && streamed(slope, stride, job.tokens * stride)) {}
     Target at(int64_t token, int64_t feature) const {
         int64_t offset = token * stride + feature;
         Target there = *this;
@@ -55,6 +61,7 @@ struct Target {
     }
     // Ask for the lines that will be written for tokens [first, last): a store that misses holds up all after it.
     void claim(int64_t first, int64_t last) const {
+        if (past) return;
         for (int64_t t = first; t < last; ++t) {
             __builtin_prefetch(y + t * stride, 1, 3);
             if (slope) __builtin_prefetch(slope + t * stride, 1, 3);
@@ -65,7 +72,7 @@ struct Target {
 template <class T>
 INLINE void write_rows(T* row, const Target<T>& to, const V (&a)[W]) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) store(row + i * to.stride, a[i]);
+    for (int i = 0; i < W; ++i) put(row + i * to.stride, a[i], to.past);
 }
 
 // Not inlined: a compiler may round what it puts together in one place otherwise than in the other.
