@@ -111,12 +111,16 @@ static void gradient_row(const Gradient& job, int64_t row, const float* panel, c
     }
 }
 
-// Copy `width` <= kLine features of the streamed side as [tokens][kLine].
+// Streamed features that are fetched at a time: every row lies in a page of its own.
+constexpr int64_t kStreamedFeatures = 4 * kLine;
+
+// Copy `width` <= kStreamedFeatures features of the streamed side as [width / kLine][panel][kLine].
 template <class T>
-static void copy_line(const T* d, int64_t stride, int64_t width, int64_t tokens, float* out) {
+static void copy_lines(const T* d, int64_t stride, int64_t width, int64_t tokens, int64_t panel, float* out) {
     for (int64_t t = 0; t < tokens; ++t, d += stride, out += kLine)
         for (int64_t f = 0; f < width; f += W)
-            store(out + f, f + W <= width ? load(d + f) : load_some(d + f, (int)(width - f)));
+            store(out + f / kLine * (kLine * panel) + f % kLine,
+                  f + W <= width ? load(d + f) : load_some(d + f, (int)(width - f)));
 }
 
 template <int B>
@@ -125,17 +129,26 @@ INLINE void spread_block(const float* d, int64_t tokens, float* out) {
     for (int64_t t = 0; t < tokens; t += K, d += W, out += B * W) spread<B, 0>(load(d), out, Lanes{});
 }
 
-// Add rows [0, tokens) of d [tokens][n] to sums [n]: a panel that is still in the cache.
+// Add rows [0, tokens) of d [tokens][n] to sums [n]: a panel that is still in the cache. Some vectors at a time, since
+// one would wait for its own sum.
+constexpr int kSummed = 8;
 template <class T>
 static void add_rows(const T* d, int64_t n, int64_t tokens, float* sums) {
-    for (int64_t f = 0; f < n; f += W) {
-        int width = (int)smaller(W, n - f);
+    int64_t f = 0;
+    for (; f + kSummed * W <= n; f += kSummed * W) {
+        V sum[kSummed];
+#pragma GCC unroll 8
+        for (int v = 0; v < kSummed; ++v) sum[v] = load(sums + f + v * W);
+        for (int64_t t = 0; t < tokens; ++t)
+#pragma GCC unroll 8
+            for (int v = 0; v < kSummed; ++v) sum[v] += load(d + t * n + f + v * W);
+#pragma GCC unroll 8
+        for (int v = 0; v < kSummed; ++v) store(sums + f + v * W, sum[v]);
+    }
+    for (; f < n; f += W) {
+        const int width = (int)smaller(W, n - f);
         V sum = load_some(sums + f, width);
-        const T* at = d + f;
-        if (width == W)
-            for (int64_t t = 0; t < tokens; ++t, at += n) sum += load(at);
-        else
-            for (int64_t t = 0; t < tokens; ++t, at += n) sum += load_some(at, width);
+        for (int64_t t = 0; t < tokens; ++t) sum += load_some(d + t * n + f, width);
         store_some(sums + f, sum, width);
     }
 }
@@ -146,7 +159,7 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
     constexpr int B = U::B, K = U::K;
     int64_t P = job.panel, n_resident = round_up(job.n_resident, W), n_streamed = job.n_streamed;
     // `panel` has something on both sides, as blend_halves looks there.
-    int64_t sizes[] = {kLine * P, n_resident * P, K > 1 ? BLOCK * W * P / K : W};
+    int64_t sizes[] = {kStreamedFeatures * P, n_resident * P, K > 1 ? BLOCK * W * P / K : W};
     float* line = (float*)thread_workspace((sizes[0] + sizes[1] + sizes[2]) * sizeof(float));
     float *panel = line + sizes[0], *wide = panel + sizes[1];
     int64_t groups = (n_streamed + kLine - 1) / kLine;
@@ -160,19 +173,19 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
         ahead.resident_lines = ahead.resident.lines() / calls + 1;
         ahead.streamed_lines = tokens * groups / calls + 1;
         const T* streamed = (const T*)job.streamed + t * n_streamed;
-        for (int64_t f = 0; f < n_streamed; f += kLine) {
-            int64_t end = smaller(f + kLine, n_streamed);
+        for (int64_t f = 0; f < n_streamed; f += kStreamedFeatures) {
+            int64_t end = smaller(f + kStreamedFeatures, n_streamed);
             if (end < n_streamed)
-                ahead.streamed.set(streamed + end, n_streamed, smaller(kLine, n_streamed - end), tokens);
+                ahead.streamed.set(streamed + end, n_streamed, smaller(kStreamedFeatures, n_streamed - end), tokens);
             else
-                ahead.streamed.set(streamed + tokens * n_streamed, n_streamed, smaller(kLine, n_streamed), next_tokens);
+                ahead.streamed.set(streamed + tokens * n_streamed, n_streamed, smaller(kStreamedFeatures, n_streamed), next_tokens);
             if (job.unit_ptr[f / BLOCK] == job.unit_ptr[end / BLOCK]) continue;
             if constexpr (K == 1)
-                copy_line(streamed + f, n_streamed, end - f, tokens, line);
+                copy_lines(streamed + f, n_streamed, end - f, tokens, P, line);
             else
                 pack<B>(streamed, n_streamed, f, end, tokens, P, line);
             for (int64_t o = f; o < end; o += BLOCK) {
-                const float* d = line + (K == 1 ? o - f : (o - f) * P);
+                const float* d = line + (K == 1 ? (o - f) / kLine * (kLine * P) + (o - f) % kLine : (o - f) * P);
                 if constexpr (K > 1) {
                     spread_block<B>(d, round_up(tokens, K), wide);
                     d = wide;
