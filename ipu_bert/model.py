@@ -17,9 +17,11 @@ from ipu_bert.sizes.shape import BertShape
 from ipu_bert.sizes.weights import EncoderWeight
 from sparse_ops.add_norm import add_norm
 from sparse_ops.attention import attention
+from sparse_ops.feed_forward import feed_forward
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.linear_cross_entropy import linear_cross_entropy
 from sparse_ops.pattern import BlockPattern, named_generator
+from sparse_ops.sparsify import hooked
 
 # (name, in_features, out_features, segments) -> a module that maps [*, in] to [*, out] and has a bias.
 LinearFactory = Callable[[str, int, int, int], nn.Module]
@@ -115,7 +117,10 @@ class Projection(nn.Module):
         self.dropout, self.kernel = shape.dropout, kernel
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
-        norm, x = self.LayerNorm, self.dense(inner).to(residual.dtype)
+        return self.end(self.dense(inner), residual)
+
+    def end(self, projected: Tensor, residual: Tensor) -> Tensor:
+        norm, x = self.LayerNorm, projected.to(residual.dtype)
         dropout = self.dropout if self.training else 0.0
         return add_norm(x, residual, norm.weight, norm.bias, norm.eps, dropout, dropout_key(dropout), self.kernel)
 
@@ -136,8 +141,12 @@ class Intermediate(nn.Module):
         self.dense = linear(f"{name}.dense", shape.hidden_size, shape.intermediate_size, 1)
         self.gelu = nn.GELU()
 
+    @property
+    def exact(self) -> bool:
+        return self.gelu.approximate == "none"
+
     def forward(self, hidden: Tensor) -> Tensor:
-        if isinstance(self.dense, BlockSparseLinear) and self.gelu.approximate == "none":
+        if isinstance(self.dense, BlockSparseLinear) and self.exact:
             return self.dense(hidden, gelu=True)
         activated: Tensor = self.gelu(self.dense(hidden))
         return activated
@@ -154,6 +163,10 @@ class EncoderLayer(nn.Module):
 
     def forward(self, hidden: Tensor, key_mask: Tensor) -> Tensor:
         attended = self.attention(hidden, key_mask)
+        inner, outer = self.intermediate.dense, self.output.dense
+        passed = self.intermediate.exact and not (hooked(self.intermediate) or hooked(self.output))
+        if passed and isinstance(inner, BlockSparseLinear) and isinstance(outer, BlockSparseLinear):
+            return self.output.end(feed_forward(attended, inner, outer), attended)
         return self.output(self.intermediate(attended), attended)
 
 

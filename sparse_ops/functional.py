@@ -73,6 +73,22 @@ def observe_gradients(observer: Callable[[BlockIndex, Tensor, Tensor], None]) ->
 _observers: list[Callable[[BlockIndex, Tensor, Tensor], None]] = []
 
 
+def observed(index: list[Tensor], x: Tensor, dy: Tensor) -> None:
+    """What a backward pass calls before it computes a product's gradients."""
+    for observer in _observers:
+        observer(BlockIndex(*index), x, dy)
+
+
+def weight_gradients(
+    x: Tensor, dy: Tensor, index: list[Tensor], values: Tensor, kernel: str, needs_values: bool, needs_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a product's values and bias, None where none is needed."""
+    if not needs_values:
+        return None, dy.sum(0) if needs_bias else None
+    dw, db = OPERATORS.grad_values(x, dy, index, values.shape[-1], kernel, needs_bias)
+    return dw, db if needs_bias else None
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for, if it is on; torch 2.0, which has no name for it, only runs on the IPU."""
     kind = x.device.type
@@ -129,16 +145,10 @@ def _backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         return (*found, _PRODUCTS.index_gradient(len(index)), *rest)
     needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
     dy = dy.contiguous() if slope is None else dy * slope
-    for observer in _observers:
-        observer(BlockIndex(*index), x, dy)
+    observed(index, x, dy)
     dx = OPERATORS.grad_input(dy, values, index, ctx.kernel) if needs_x else None
-    dw = db = None
-    needs_bias = ctx.has_bias and needs_bias
-    if needs_values:
-        dw, db = OPERATORS.grad_values(x, dy, index, values.shape[-1], ctx.kernel, needs_bias)
-    elif needs_bias:
-        db = dy.sum(0)
-    return (dx, dw, db if needs_bias else None, _PRODUCTS.index_gradient(len(index)), *rest)
+    dw, db = weight_gradients(x, dy, index, values, ctx.kernel, needs_values, ctx.has_bias and needs_bias)
+    return (dx, dw, db, _PRODUCTS.index_gradient(len(index)), *rest)
 
 
 class _BlockLinear(torch.autograd.Function):

@@ -114,12 +114,15 @@ def _new_output(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | Non
     return x.new_empty(x.shape[0], n_rows * block)
 
 
-def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
-    """dX = dY W: [T, in]. Raises ValueError when a shape, dtype or device is wrong."""
+def grad_input(dy: Tensor, values: Tensor, index: BlockIndex, slope: Tensor | None = None) -> Tensor:
+    """dX = dY W, times `slope` [T, in] where there is one: [T, in]. Raises ValueError as `forward`."""
     block = _check_values(values, index)
     n_rows, n_cols = index.grid
     _check("dy", dy, (dy.shape[0], n_rows * block), values)
-    return _product(dy, values, index, dy.new_empty(dy.shape[0], n_cols * block), transposed=True)
+    if slope is not None:
+        _check("slope", slope, (dy.shape[0], n_cols * block), values)
+        slope = contiguous(slope)
+    return _product(dy, values, index, dy.new_empty(dy.shape[0], n_cols * block), slope=slope, transposed=True)
 
 
 def grad_values(

@@ -44,8 +44,8 @@ def _forward_gelu(
     return select(kernel, x, values.shape[-1]).forward_gelu(x, values, BlockIndex(*index), bias, with_slope)
 
 
-def _grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str) -> Tensor:
-    return select(kernel, dy, values.shape[-1]).grad_input(dy, values, BlockIndex(*index))
+def _grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str, slope: Tensor | None = None) -> Tensor:
+    return select(kernel, dy, values.shape[-1]).grad_input(dy, values, BlockIndex(*index), slope)
 
 
 def _grad_values(
@@ -73,7 +73,9 @@ def registered() -> Operators:
     forward = define("block_linear", _forward, f"({product}) -> Tensor")
     forward_gelu = define("block_linear_gelu", _forward_gelu, f"({product}, bool with_slope) -> (Tensor, Tensor)")
     grad_input = define(
-        "block_linear_grad_input", _grad_input, "(Tensor dy, Tensor values, Tensor[] index, str kernel) -> Tensor"
+        "block_linear_grad_input",
+        _grad_input,
+        "(Tensor dy, Tensor values, Tensor[] index, str kernel, Tensor? slope=None) -> Tensor",
     )
     grad_values = define(
         "block_linear_grad_values",
@@ -93,7 +95,9 @@ def registered() -> Operators:
         return y, torch.empty_like(y) if with_slope else y.new_empty(0)
 
     @grad_input.register_fake
-    def fake_grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str) -> Tensor:
+    def fake_grad_input(
+        dy: Tensor, values: Tensor, index: list[Tensor], kernel: str, slope: Tensor | None = None
+    ) -> Tensor:
         return dy.new_empty(dy.shape[0], BlockIndex(*index).grid[1] * values.shape[-1])
 
     @grad_values.register_fake
@@ -117,13 +121,13 @@ def _register_flops() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
     def product(x: Tensor, values: Tensor, bias: Any, index: list[Tensor], kernel: str, *_: Any, out_val: Any) -> int:
-        return _flops(x, BlockIndex(*index), values.shape[-1], kernel)
+        return product_flops(x, BlockIndex(*index), values.shape[-1], kernel)
 
-    def grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str, out_val: Any) -> int:
-        return _flops(dy, BlockIndex(*index), values.shape[-1], kernel)
+    def grad_input(dy: Tensor, values: Tensor, index: list[Tensor], kernel: str, *_: Any, out_val: Any) -> int:
+        return product_flops(dy, BlockIndex(*index), values.shape[-1], kernel)
 
     def grad_values(x: Tensor, dy: Tensor, index: list[Tensor], b: int, kernel: str, _: bool, out_val: Any) -> int:
-        return _flops(x, BlockIndex(*index), b, kernel)
+        return product_flops(x, BlockIndex(*index), b, kernel)
 
     known = torch.ops.sparse_ops
     register_flop_formula([known.block_linear, known.block_linear_gelu], get_raw=True)(product)
@@ -131,7 +135,7 @@ def _register_flops() -> None:
     register_flop_formula(known.block_linear_grad_values, get_raw=True)(grad_values)
 
 
-def _flops(x: Tensor, index: BlockIndex, block_size: int, kernel: str) -> int:
+def product_flops(x: Tensor, index: BlockIndex, block_size: int, kernel: str) -> int:
     """Two for each multiply-add of a token and a weight that exists; plain torch multiplies with the others, too."""
     blocks = index.rows.numel()
     if not x.is_meta and select(kernel, x, block_size) is reference:

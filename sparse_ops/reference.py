@@ -45,12 +45,12 @@ def forward_gelu(
     return F.gelu(y), torch.ops.aten.gelu_backward(torch.ones_like(y), y)
 
 
-def grad_input(dy: Tensor, values: Tensor, index: BlockIndex) -> Tensor:
-    """dX = dY W: [T, in]."""
+def grad_input(dy: Tensor, values: Tensor, index: BlockIndex, slope: Tensor | None = None) -> Tensor:
+    """dX = dY W, times `slope` [T, in] where there is one: [T, in]."""
     dx = dy.new_zeros(dy.shape[0], index.grid[1] * values.shape[-1])
     for strip in strips(index, values.shape[-1]):
         dx.addmm_(dy[:, strip.outputs], _dense_strip(values, index, strip))
-    return dx
+    return dx if slope is None else dx.mul_(slope)
 
 
 def grad_values(

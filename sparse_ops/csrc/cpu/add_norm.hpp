@@ -56,7 +56,6 @@ static void add_norm_gradient_rows(const AddNormGradientCall& call, int64_t firs
                                    float* dbias) {
     const int64_t n = call.features;
     const float share = 1.0f / (float)n;
-    const bool past = streamed(call.dresidual, n, call.tokens * n) && streamed(call.dx, n, call.tokens * n);
     for (int64_t row = first; row < last; ++row) {
         const float *dy = call.dy + row * n, *sum = call.sum + row * n;
         float* dresidual = call.dresidual + row * n;
@@ -73,8 +72,8 @@ static void add_norm_gradient_rows(const AddNormGradientCall& call, int64_t firs
         for (int64_t j = 0; j < n; j += W) {
             const V normed = (load(sum + j) - mean) * scale;
             const V ds = (load(dy + j) * load(call.weight + j) - g_mean - normed * g_along) * scale;
-            put(dresidual + j, ds, past);
-            if constexpr (dropout) put(call.dx + row * n + j, ds * kept<true>(call.dropout, row * n + j), past);
+            store(dresidual + j, ds);
+            if constexpr (dropout) store(call.dx + row * n + j, ds * kept<true>(call.dropout, row * n + j));
         }
     }
 }

@@ -22,7 +22,8 @@ struct BlockIndex {
 struct ProductCall {
     const void* x;       // [tokens, n_in]
     void* y;             // [tokens, n_out]
-    void* slope;         // [tokens, n_out]: with `gelu` its derivative at X W^T + bias; null: not wanted
+    void* slope;         // [tokens, n_out]: with `gelu` its derivative at X W^T + bias, or null: not wanted; without
+                         // it what y is multiplied by before it is written, or null: nothing
     const float* bias;   // [n_out], float32 always; null: none
     const void* values;  // [nnz, block, block]: blocks of W in slot order, as they stand in it
     BlockIndex index;    // of W

@@ -231,7 +231,6 @@ static void gradient_head(const Head& head) {
     const int64_t length = job.length, width = job.width, lines = job.heads * width;
     const float factor = job.dropout.scale * head.scale();
     float* const out = job.out + head.offset(3);
-    const bool past = streamed(job.out, head.row, job.batch * length * head.row);
     pack_transposed(head.rows_of(1, 0, length), head.scale() * kLog2e, head.keys_t);
     pack_panels(head.rows_of(1, 0, length), head.k_panels);
     pack_transposed(head.rows_of(2, 0, length), 1, head.v);
@@ -251,10 +250,10 @@ static void gradient_head(const Head& head) {
         multiply<Lies::kColumns>({ds, head.stride, head.q_panels, head.dk, width, first > 0 ? head.dk : nullptr, width,
                                   length, vectors, count});
         multiply<Lies::kRows>({ds, head.stride, head.k_panels, head.dq, width, nullptr, 0, count, vectors, length});
-        unpack(head.dq, &factor, 0, count, width, out + first * head.row, head.row, past);
+        unpack(head.dq, &factor, 0, count, width, out + first * head.row, head.row, false);
     }
-    unpack(head.dk, &factor, 0, length, width, out + lines, head.row, past);
-    unpack(head.dv, &job.dropout.scale, 0, length, width, out + 2 * lines, head.row, past);
+    unpack(head.dk, &factor, 0, length, width, out + lines, head.row, false);
+    unpack(head.dv, &job.dropout.scale, 0, length, width, out + 2 * lines, head.row, false);
 }
 
 static void attention(const Attention& job) {

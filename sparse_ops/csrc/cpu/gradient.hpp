@@ -178,7 +178,8 @@ static void gradient_blocks(const Gradient& job, int64_t first, int64_t last, fl
             if (end < n_streamed)
                 ahead.streamed.set(streamed + end, n_streamed, smaller(kStreamedFeatures, n_streamed - end), tokens);
             else
-                ahead.streamed.set(streamed + tokens * n_streamed, n_streamed, smaller(kStreamedFeatures, n_streamed), next_tokens);
+                ahead.streamed.set(streamed + tokens * n_streamed, n_streamed, smaller(kStreamedFeatures, n_streamed),
+                                   next_tokens);
             if (job.unit_ptr[f / BLOCK] == job.unit_ptr[end / BLOCK]) continue;
             if constexpr (K == 1)
                 copy_lines(streamed + f, n_streamed, end - f, tokens, P, line);

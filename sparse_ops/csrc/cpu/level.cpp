@@ -33,7 +33,7 @@ constexpr int64_t kAny = INT64_MAX;
 template <int B>
 constexpr int kVectors = B == 1 || (kWide && B == 4) ? 4 : 3;
 template <int B>
-constexpr int64_t kChunk = B == 1 ? 24 : (kWide ? 256 : 76);
+constexpr int64_t kChunk = B == 1 ? (kWide ? 40 : 24) : (kWide ? 256 : 76);
 
 template <int B, class T>
 constexpr ProductVariant kVariants[] = {
@@ -52,9 +52,7 @@ constexpr ProductVariant kVariants<4, float>[] = {
 template <>
 constexpr ProductVariant kVariants<1, float>[] = {
     tokens_as_lanes<1, kVectors<1>, float>("tokens", kAny, kChunk<1>),
-    // In L1 a row has ten blocks of a chunk, of a tenth, and then a branch that was foretold wrong and sums that go and
-    // come.
-    tokens_as_lanes<1, kVectors<1>, float>("tokens, in L2", kAny, 256),
+    tokens_as_lanes<1, kVectors<1>, float>("tokens, 24 KB", kAny, 24),  // of an L1 of 32 KB in place of one of 48
 };
 #endif
 

@@ -36,7 +36,8 @@ static void pack(const T* x, int64_t stride, int64_t first, int64_t last, int64_
 
 constexpr int kLine = 16;  // floats of a cache line, in which results are written
 
-// Where results go: y [tokens][stride], and with `gelu` the GELU of them, its derivative going to `slope` unless null.
+// Where results go: y [tokens][stride]. With `gelu` the GELU of them, its derivative going to `slope` unless null; else
+// they are multiplied by what is there.
 template <class T>
 struct Target {
     T* y = nullptr;
@@ -51,7 +52,8 @@ struct Target {
           slope((T*)job.slope),
           stride(job.n_out),
           gelu(job.gelu),
-          past(streamed(y, stride, job.tokens * stride) && streamed(slope, stride, job.tokens * stride)) {}
+          past(!job.transposed && streamed(y, stride, job.tokens * stride) &&
+               streamed(slope, stride, job.tokens * stride)) {}
     Target at(int64_t token, int64_t feature) const {
         int64_t offset = token * stride + feature;
         Target there = *this;
@@ -59,7 +61,8 @@ struct Target {
         if (slope) there.slope += offset;
         return there;
     }
-    // Ask for the lines that will be written for tokens [first, last): a store that misses holds up all after it.
+    // Ask for the lines that will be written or read for tokens [first, last): a store that misses holds up all after
+    // it.
     void claim(int64_t first, int64_t last) const {
         if (past) return;
         for (int64_t t = first; t < last; ++t) {
@@ -95,6 +98,10 @@ INLINE void write_tile(const float* in, int64_t panel, const Target<T>& to) {
     V a[W];
     if (to.gelu) return write_gelu_tile(in, panel, to);
     load_transposed<1>(in, panel, a);
+    if (to.slope) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) a[i] *= load(to.slope + i * to.stride);
+    }
     write_rows(to.y, to, a);
 }
 
@@ -121,8 +128,9 @@ struct Results {
         load_transposed<1>(tile, panel, a);
         if (to.gelu) gelu_all(a, slope, W);
         for (int64_t i = 0; i < rows; ++i) {
+            if (at.slope && !to.gelu) a[i] *= load_some(at.slope + i * at.stride, width);
             store_some(at.y + i * at.stride, a[i], width);
-            if (at.slope) store_some(at.slope + i * at.stride, slope[i], width);
+            if (at.slope && to.gelu) store_some(at.slope + i * at.stride, slope[i], width);
         }
     }
 };

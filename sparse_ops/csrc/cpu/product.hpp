@@ -98,7 +98,7 @@ static __attribute__((noinline)) void scalar_rows(const float* panel, const int3
             pin(entry);
             const float* x = panel + (uint32_t)entry;
             pin(x);
-            V w = broadcast(from_bits((uint32_t)(entry >> 32)));
+            V w = broadcast_bits((uint32_t)(entry >> 32));
             pin(w);
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], x + v * W, w);

@@ -30,9 +30,10 @@ struct bf16 {
 INLINE V load(const float* p) { return *(const VU*)p; }
 INLINE void store(float* p, V v) { *(VU*)p = v; }
 
-// Results that no cache will still hold when they are read go past the caches, where a vector is a whole cache line: the
-// line is then not fetched before it is written, which takes two thirds of the time of writing (Emerald Rapids: 13
-// against 39 GB/s). Those of fewer floats than this do not.
+// Results of a forward pass, which are kept for the backward pass, go past the caches where a vector is a whole cache
+// line: the line is then not fetched before it is written, which takes two thirds of the time of writing (Emerald
+// Rapids: 13 against 39 GB/s). Those of fewer floats than this do not, as they may still be in a cache when they are
+// read.
 constexpr int64_t kStreamed = 2 << 20;
 constexpr bool kStreams = W == 16;
 // Whether `count` floats from p on, in rows `stride` apart, do so; of null there is nothing to write.
@@ -54,6 +55,13 @@ INLINE float from_bits(uint32_t bits) {
     float s;
     memcpy(&s, &bits, sizeof(s));
     return s;
+}
+INLINE V broadcast_bits(uint32_t bits) {
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
+    return (V)_mm512_set1_epi32((int)bits);  // in one instruction from where it is
+#else
+    return broadcast(from_bits(bits));
+#endif
 }
 
 // Keep a value in a register here. GCC otherwise folds one load into several multiply-adds, each of which then loads
@@ -217,6 +225,21 @@ INLINE void load_transposed(const T* p, int64_t stride, V (&a)[W / B]) {
         transpose<1, 2>(a);
         return;
     }
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
+    if constexpr (B == 1 && std::is_same<T, float>::value) {
+        // Likewise two of four steps: quarters of four rows are put together as they are loaded.
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+            const float* at = p + i % 4 * stride + i / 4 * 4;
+            __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(at));
+            v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(at + 4 * stride));
+            v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(at + 8 * stride));
+            a[i] = (V)_mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(at + 12 * stride));
+        }
+        transpose<1, 2>(a);
+        return;
+    }
+#endif
 #pragma GCC unroll 16
     for (int i = 0; i < W / B; ++i) a[i] = load(p + i * stride);
     transpose<B>(a);
