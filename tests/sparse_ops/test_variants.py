@@ -191,7 +191,7 @@ def test_the_fastest_is_chosen_where_it_is_faster_than_the_default(
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_the_ways_that_are_compared_run(product: str, choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the library is called, and of more tokens than are measured, too; they leave nothing behind."""
-    work, ran, call = dataclasses.replace(WORK, product=product, level=len(LEVELS) - 1), [], native.run
+    work, ran, call = dataclasses.replace(WORK, product=product, level=native._level_now()), [], native.run
     monkeypatch.setattr(native, "run", lambda function, c: (ran.append((c.variant, c.tokens)), call(function, c)))
     monkeypatch.setattr(tune, "MOST_TOKENS", 64)
     for tokens, measured in ((50, 50), (1000, 64)):
