@@ -135,6 +135,17 @@ def test_a_feature_that_no_block_has_touches_no_output(seed: int) -> None:
         assert torch.equal(native.forward(case.x, case.values, case.index, case.bias), clean)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_gelu_of_the_largest_numbers(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overflow stays one, and is not taken for another fault."""
+    monkeypatch.setenv("SPARSE_OPS_LEVEL", level)
+    pattern = BlockPattern((4, 4), 4, torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+    bias = torch.tensor([float("inf"), 3e38, 1e30, 1e15])
+    y, slope = native.forward_gelu(torch.zeros(2, 4), torch.eye(4)[None], pattern.index(), bias, True)
+    assert torch.equal(y, bias.expand(2, 4))
+    assert not slope.isnan().any()
+
+
 def test_gelu_far_out_and_without_its_slope() -> None:
     """x itself, or zero, where Phi is one or zero; a NaN stays one; y does not depend on the slope."""
     pattern = BlockPattern((4, 4), 4, torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))

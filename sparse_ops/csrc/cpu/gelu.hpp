@@ -20,9 +20,10 @@ INLINE V exp_minus(V z) {
     return (V)((I)p + (__builtin_convertvector(n, I) << 23));
 }
 
-// 1 / x of x >= 1, to one unit in the last place.
+// 1 / x of x >= 1, to one unit in the last place; 1e-30 from 1e30 on, where GELU has no use for it.
 INLINE V reciprocal(V x) {
 #if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
+    x = (V)_mm512_min_ps(_mm512_set1_ps(1e30f), (__m512)x);  // infinity times 0 would be NaN below; NaN stays
     V r = (V)_mm512_rcp14_ps((__m512)x);  // to 14 bits, which a step of Newton's doubles; a division takes 16 cycles
     return r + r * (1.0f - x * r);
 #else

@@ -33,7 +33,7 @@ INLINE void store(float* p, V v) { *(VU*)p = v; }
 // Results of a forward pass, which are kept for the backward pass, go past the caches where a vector is a whole cache
 // line: the line is then not fetched before it is written, which takes two thirds of the time of writing (Emerald
 // Rapids: 13 against 39 GB/s). Those of fewer floats than this do not, as they may still be in a cache when they are
-// read.
+// read. What orders them before all that follows is the locked instruction with which a thread draws its next part.
 constexpr int64_t kStreamed = 2 << 20;
 constexpr bool kStreams = W == 16;
 // Whether `count` floats from p on, in rows `stride` apart, do so; of null there is nothing to write.
