@@ -27,11 +27,12 @@ fuzz: $(VENV)/ready
 
 # The native kernels under AddressSanitizer, given EXAMPLES of indices that no pattern has, and their other tests. Its
 # runtime has to be loaded before Python, and libstdc++ with it, whose exceptions it wraps; nothing of it is in the build.
-KERNELS := $(patsubst %,tests/sparse_ops/test_%.py,native variants attention add_norm linear_cross_entropy)
+KERNELS := $(patsubst %,tests/sparse_ops/test_%.py,native variants streamed feed_forward attention add_norm \
+    linear_cross_entropy)
 SANITIZED := CXX="g++ -fsanitize=address" SPARSE_OPS_CACHE=build/sanitized
 sanitize: $(VENV)/ready
 	$(SANITIZED) $(RUN) -m sparse_ops.build
-	$(SANITIZED) FUZZ=$(EXAMPLES) ASAN_OPTIONS=detect_leaks=0 \
+	$(SANITIZED) FUZZ=$(EXAMPLES) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	    $(RUN) -m pytest -s -n 0 tests/attack/test_attack_index.py $(KERNELS) -k "not lay_structures and not no_memory"
 
