@@ -17,7 +17,11 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 def hooked(module: nn.Module) -> bool:
     """Whether something is to be told when this module runs, or all modules."""
     everywhere = getattr(torch.nn.modules.module, "_has_any_global_hook", None)
-    return any(getattr(module, kind) for kind in _HOOKS) or (everywhere is not None and bool(everywhere()))
+    return _has_hooks(module) or (everywhere is not None and bool(everywhere()))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, kind) for kind in _HOOKS)
 
 
 def sparsify(
@@ -55,7 +59,7 @@ def sparsify(
             block_count((linear.out_features, linear.in_features), block_size, sparsity)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; exclude it") from None
-        if hooked(linear):
+        if _has_hooks(linear):
             raise ValueError(f"{name}: expected no hooks, found some, which would be lost; remove them or exclude it")
         others = [n for n, m in model.named_modules() if m is not linear and _holds(m, linear.weight)]
         if others:
