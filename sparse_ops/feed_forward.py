@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_ops import differentiable
-from sparse_ops.functional import autocast_dtype, observed, weight_gradients
+from sparse_ops.functional import autocast_dtype, check, from_parts, observed, weight_gradients
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.operators import OPERATORS, product_flops
 from sparse_ops.pattern import BlockIndex
@@ -30,6 +29,8 @@ def feed_forward(x: Tensor, first: BlockSparseLinear, second: BlockSparseLinear)
     if not _together(x, first, second):
         result: Tensor = second(first(x, gelu=True))
         return result
+    check(x, first.values, first.index, first.bias, first.kernel)
+    check(x.new_empty(0, first.out_features), second.values, second.index, second.bias, second.kernel)
     parts = [(layer.values, layer.bias, list(layer.index)) for layer in (first, second)]
     y = torch.ops.sparse_ops.block_linear_feed_forward(x.reshape(-1, x.shape[-1]), *parts[0], *parts[1], first.kernel)
     return y[0].reshape(*x.shape[:-1], second.out_features)
@@ -44,10 +45,8 @@ def _together(x: Tensor, first: BlockSparseLinear, second: BlockSparseLinear) ->
     if differentiable.compiling() or differentiable.wanted() or autocast_dtype(x) is not None:
         return False
     parts = [x, *(part for layer in layers for part in (layer.values, layer.bias) if part is not None)]
-    fit = x.dim() > 0 and x.shape[-1] == first.in_features and first.out_features == second.in_features
-    # What does not fit is refused by the layers, in their words.
-    alike = all(part.dtype == x.dtype and part.device == x.device and not part.is_meta for part in parts)
-    return fit and alike and first.kernel == second.kernel and any(part.requires_grad for part in parts)
+    trained = any(part.requires_grad for part in parts) and not any(part.is_meta for part in parts)
+    return trained and first.kernel == second.kernel
 
 
 def _forward(
@@ -81,11 +80,11 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         found: tuple[Tensor | None, ...] = (None,) * len(needs)
     elif torch.is_grad_enabled():  # create_graph: the gradients are to be differentiated
 
-        def plain(*parts: Any) -> Tensor:
-            hidden = differentiable.product(parts[0], parts[1], BlockIndex(*index), ctx.kernel, values.shape[-1])
-            hidden = F.gelu(hidden if bias is None else hidden + parts[2])
-            y = differentiable.product(hidden, parts[3], BlockIndex(*out_index), ctx.kernel, out_values.shape[-1])
-            return y if out_bias is None else y + parts[4]
+        def plain(
+            x: Tensor, values: Tensor, bias: Tensor | None, out_values: Tensor, out_bias: Tensor | None
+        ) -> Tensor:
+            inner = from_parts(x, values, bias, BlockIndex(*index), ctx.kernel, True)
+            return from_parts(inner, out_values, out_bias, BlockIndex(*out_index), ctx.kernel, False)
 
         found = differentiable.gradients(plain, (x, values, bias, out_values, out_bias), dy)
     else:

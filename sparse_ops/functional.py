@@ -37,10 +37,10 @@ def block_linear(
     if dtype is not None:
         x, values = _cast(x, dtype), _cast(values, dtype)
         bias = None if bias is None else _cast(bias, dtype)
-    _check(x, values, index, bias, kernel)
+    check(x, values, index, bias, kernel)
     tokens = x.reshape(-1, x.shape[-1])
     if differentiable.wanted():
-        y = _from_parts(tokens, values, bias, index, kernel, gelu)
+        y = from_parts(tokens, values, bias, index, kernel, gelu)
     elif gelu:
         trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, bias))
         y, _ = _PRODUCTS.forward_gelu(tokens, values, bias, list(index), kernel, trained)
@@ -49,7 +49,7 @@ def block_linear(
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _from_parts(x: Tensor, values: Tensor, bias: Tensor | None, index: BlockIndex, kernel: str, gelu: bool) -> Tensor:
+def from_parts(x: Tensor, values: Tensor, bias: Tensor | None, index: BlockIndex, kernel: str, gelu: bool) -> Tensor:
     """x [T, in] -> [T, out] from parts that can be differentiated in every way, any number of times."""
     y = differentiable.product(x, values, index, kernel, values.shape[-1])
     y = y if bias is None else y + bias
@@ -74,7 +74,7 @@ _observers: list[Callable[[BlockIndex, Tensor, Tensor], None]] = []
 
 
 def observed(index: list[Tensor], x: Tensor, dy: Tensor) -> None:
-    """What a backward pass calls before it computes a product's gradients."""
+    """What a backward pass calls before it computes a product's gradients: x [T, in], dy [T, out]."""
     for observer in _observers:
         observer(BlockIndex(*index), x, dy)
 
@@ -82,7 +82,7 @@ def observed(index: list[Tensor], x: Tensor, dy: Tensor) -> None:
 def weight_gradients(
     x: Tensor, dy: Tensor, index: list[Tensor], values: Tensor, kernel: str, needs_values: bool, needs_bias: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a product's values and bias, None where none is needed."""
+    """From x [T, in] and dy [T, out] the gradients of values [nnz, b, b] and bias [out], None where none is needed."""
     if not needs_values:
         return None, dy.sum(0) if needs_bias else None
     dw, db = OPERATORS.grad_values(x, dy, index, values.shape[-1], kernel, needs_bias)
@@ -102,7 +102,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
-def _check(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, kernel: str) -> None:
+def check(x: Tensor, values: Tensor, index: BlockIndex, bias: Tensor | None, kernel: str) -> None:
+    """Raise block_linear's errors for x [*, in], values [nnz, b, b] and bias [out]."""
     n_rows, n_cols = index.grid
     b = values.shape[-1] if values.dim() == 3 else 0
     nnz = index.rows.numel()
@@ -140,7 +141,7 @@ def _backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
     if dy is None:  # nobody wants the gradient of a result that has a slope
         return (None, None, None, _PRODUCTS.index_gradient(len(index)), *rest)
     if torch.is_grad_enabled():  # create_graph: the gradients are to be differentiated
-        plain = partial(_from_parts, index=BlockIndex(*index), kernel=ctx.kernel, gelu=slope is not None)
+        plain = partial(from_parts, index=BlockIndex(*index), kernel=ctx.kernel, gelu=slope is not None)
         found = differentiable.gradients(plain, (x, values, bias), dy)
         return (*found, _PRODUCTS.index_gradient(len(index)), *rest)
     needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
