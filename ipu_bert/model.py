@@ -120,6 +120,7 @@ class Projection(nn.Module):
         return self.end(self.dense(inner), residual)
 
     def end(self, projected: Tensor, residual: Tensor) -> Tensor:
+        """LayerNorm(residual + dropout(projected)), all [B, S, H]."""
         norm, x = self.LayerNorm, projected.to(residual.dtype)
         dropout = self.dropout if self.training else 0.0
         return add_norm(x, residual, norm.weight, norm.bias, norm.eps, dropout, dropout_key(dropout), self.kernel)
@@ -143,6 +144,7 @@ class Intermediate(nn.Module):
 
     @property
     def exact(self) -> bool:
+        """Whether GELU is the exact one, which sparse products apply as they write."""
         return self.gelu.approximate == "none"
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def floats() -> int:
     """From so many on a result goes past the caches."""
-    found = re.search(r"kStreamed = (\d+) << (\d+);", SOURCE.read_text(encoding="utf-8"))
+    found = re.search(r"kPastCaches = (\d+) << (\d+);", SOURCE.read_text(encoding="utf-8"))
     assert found is not None
     return int(found[1]) << int(found[2])
 

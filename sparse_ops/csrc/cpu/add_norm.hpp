@@ -20,7 +20,8 @@ template <bool dropout>
 static void add_norm_rows(const AddNormCall& call, int64_t first, int64_t last) {
     const int64_t n = call.features;
     const float share = 1.0f / (float)n;
-    const bool past = streamed(call.y, n, call.tokens * n) && streamed(call.sum, n, call.tokens * n);
+    const bool past_caches =
+        goes_past_caches(call.y, n, call.tokens * n) && goes_past_caches(call.sum, n, call.tokens * n);
     float* sum = (float*)thread_workspace(n * sizeof(float));  // of a row, in L1
     for (int64_t row = first; row < last; ++row) {
         const float *x = call.x + row * n, *residual = call.residual + row * n;
@@ -39,8 +40,8 @@ static void add_norm_rows(const AddNormCall& call, int64_t first, int64_t last) 
         const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) * share + call.eps);
         for (int64_t j = 0; j < n; j += W) {
             const V s = load(sum + j);
-            put(kept_sum + j, s, past);
-            put(y + j, (s - mean) * scale * load(call.weight + j) + load(call.bias + j), past);
+            put(kept_sum + j, s, past_caches);
+            put(y + j, (s - mean) * scale * load(call.weight + j) + load(call.bias + j), past_caches);
         }
         call.statistics[2 * row] = mean, call.statistics[2 * row + 1] = scale;
     }

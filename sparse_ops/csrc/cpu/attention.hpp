@@ -80,10 +80,10 @@ static void pack_transposed(const Rows& from, float factor, float* to) {
 
 // Back to memory, each row times factor[row * step].
 static void unpack(const float* from, const float* factor, int64_t step, int64_t count, int64_t width, float* to,
-                   int64_t stride, bool past) {
+                   int64_t stride, bool past_caches) {
     for (int64_t r = 0; r < count; ++r)
         for (int64_t d = 0; d < width; d += W)
-            put(to + r * stride + d, load(from + r * width + d) * factor[r * step], past);
+            put(to + r * stride + d, load(from + r * width + d) * factor[r * step], past_caches);
 }
 
 // What a thread needs for a head, and where it is.
@@ -173,7 +173,7 @@ template <bool DROPOUT>
 static void attention_head(const Head& head) {
     const Attention& job = head.job;
     const int64_t length = job.length, width = job.width, lines = job.heads * width;
-    const bool past = streamed(job.out, lines, job.batch * length * lines);
+    const bool past_caches = goes_past_caches(job.out, lines, job.batch * length * lines);
     pack_transposed(head.rows_of(1, 0, length), head.scale() * kLog2e, head.keys_t);
     pack_panels(head.rows_of(2, 0, length), head.v);
     for (int64_t first = 0; first < length; first += kQueries) {
@@ -185,7 +185,7 @@ static void attention_head(const Head& head) {
         softmax_rows<DROPOUT>(head, head.number * length + first, count, kept);
         for (int64_t i = 0; i < count; ++i) factors[i] = kept[2 * i + 1] * job.dropout.scale;
         multiply<Lies::kRows>({head.scores, head.stride, head.v, head.dq, width, nullptr, 0, count, width / W, length});
-        unpack(head.dq, factors, 1, count, width, job.out + head.offset(1) + first * lines, lines, past);
+        unpack(head.dq, factors, 1, count, width, job.out + head.offset(1) + first * lines, lines, past_caches);
     }
 }
 

@@ -37,37 +37,41 @@ static void pack(const T* x, int64_t stride, int64_t first, int64_t last, int64_
 constexpr int kLine = 16;  // floats of a cache line, in which results are written
 
 // Where results go: y [tokens][stride]. With `gelu` the GELU of them, its derivative going to `slope` unless null; else
-// they are multiplied by what is there.
+// what they are multiplied by is at `factor`, unless null.
 template <class T>
 struct Target {
     T* y = nullptr;
     T* slope = nullptr;
+    const T* factor = nullptr;
     int64_t stride = 0;
     bool gelu = false;
-    bool past = false;  // the caches
+    bool past_caches = false;
 
     Target() = default;
     explicit Target(const Product& job)
         : y((T*)job.y),
-          slope((T*)job.slope),
+          slope(job.gelu ? (T*)job.slope : nullptr),
+          factor(job.gelu ? nullptr : (const T*)job.slope),
           stride(job.n_out),
           gelu(job.gelu),
-          past(!job.transposed && streamed(y, stride, job.tokens * stride) &&
-               streamed(slope, stride, job.tokens * stride)) {}
+          past_caches(!job.transposed && goes_past_caches(y, stride, job.tokens * stride) &&
+                      goes_past_caches(slope, stride, job.tokens * stride)) {}
     Target at(int64_t token, int64_t feature) const {
         int64_t offset = token * stride + feature;
         Target there = *this;
         there.y += offset;
         if (slope) there.slope += offset;
+        if (factor) there.factor += offset;
         return there;
     }
     // Ask for the lines that will be written or read for tokens [first, last): a store that misses holds up all after
     // it.
     void claim(int64_t first, int64_t last) const {
-        if (past) return;
+        if (past_caches) return;
         for (int64_t t = first; t < last; ++t) {
             __builtin_prefetch(y + t * stride, 1, 3);
             if (slope) __builtin_prefetch(slope + t * stride, 1, 3);
+            if (factor) __builtin_prefetch(factor + t * stride, 0, 3);
         }
     }
 };
@@ -75,7 +79,7 @@ struct Target {
 template <class T>
 INLINE void write_rows(T* row, const Target<T>& to, const V (&a)[W]) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) put(row + i * to.stride, a[i], to.past);
+    for (int i = 0; i < W; ++i) put(row + i * to.stride, a[i], to.past_caches);
 }
 
 // Not inlined: a compiler may round what it puts together in one place otherwise than in the other.
@@ -98,9 +102,9 @@ INLINE void write_tile(const float* in, int64_t panel, const Target<T>& to) {
     V a[W];
     if (to.gelu) return write_gelu_tile(in, panel, to);
     load_transposed<1>(in, panel, a);
-    if (to.slope) {
+    if (to.factor) {
 #pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) a[i] *= load(to.slope + i * to.stride);
+        for (int i = 0; i < W; ++i) a[i] *= load(to.factor + i * to.stride);
     }
     write_rows(to.y, to, a);
 }
@@ -128,9 +132,9 @@ struct Results {
         load_transposed<1>(tile, panel, a);
         if (to.gelu) gelu_all(a, slope, W);
         for (int64_t i = 0; i < rows; ++i) {
-            if (at.slope && !to.gelu) a[i] *= load_some(at.slope + i * at.stride, width);
+            if (at.factor) a[i] *= load_some(at.factor + i * at.stride, width);
             store_some(at.y + i * at.stride, a[i], width);
-            if (at.slope && to.gelu) store_some(at.slope + i * at.stride, slope[i], width);
+            if (at.slope) store_some(at.slope + i * at.stride, slope[i], width);
         }
     }
 };

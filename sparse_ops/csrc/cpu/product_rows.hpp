@@ -22,15 +22,15 @@ INLINE void write_line(T* line, const V* a) {
     for (int v = 0; v < kLineVectors; ++v) store(line + v * W, a[v]);
 }
 
-// The sums of some tokens, or their GELU, or their products with `slope`; the sums are spoilt.
+// The sums of some tokens, or their GELU, or their products with `factor`; the sums are spoilt.
 template <class T>
 static __attribute__((noinline)) void write_lines(V* sums, V* slopes, int64_t tokens, const Target<T>& to) {
     if (to.gelu) gelu_all(sums, slopes, (int)tokens * kLineVectors);
     for (int64_t t = 0; t < tokens; ++t) {
-        for (int v = 0; to.slope && !to.gelu && v < kLineVectors; ++v)
-            sums[t * kLineVectors + v] *= load(to.slope + t * to.stride + v * W);
+        for (int v = 0; to.factor && v < kLineVectors; ++v)
+            sums[t * kLineVectors + v] *= load(to.factor + t * to.stride + v * W);
         write_line(to.y + t * to.stride, sums + t * kLineVectors);
-        if (to.slope && to.gelu) write_line(to.slope + t * to.stride, slopes + t * kLineVectors);
+        if (to.slope) write_line(to.slope + t * to.stride, slopes + t * kLineVectors);
     }
 }
 
@@ -79,7 +79,7 @@ static __attribute__((noinline)) void row_tile(const Product& job, int64_t row, 
             }
         }
     }
-    if (to.gelu || to.slope || (PACKED && tokens < R)) {
+    if (to.gelu || to.factor || (PACKED && tokens < R)) {
         V sums[R * kLineVectors], slopes[R * kLineVectors];  // acc itself, were its address taken, would live in memory
 #pragma GCC unroll 24
         for (int r = 0; r < R; ++r)

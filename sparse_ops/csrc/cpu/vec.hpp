@@ -34,19 +34,19 @@ INLINE void store(float* p, V v) { *(VU*)p = v; }
 // line: the line is then not fetched before it is written, which takes two thirds of the time of writing (Emerald
 // Rapids: 13 against 39 GB/s). Those of fewer floats than this do not, as they may still be in a cache when they are
 // read. What orders them before all that follows is the locked instruction with which a thread draws its next part.
-constexpr int64_t kStreamed = 2 << 20;
-constexpr bool kStreams = W == 16;
+constexpr int64_t kPastCaches = 2 << 20;
+constexpr bool kVectorIsLine = W == 16;
 // Whether `count` floats from p on, in rows `stride` apart, do so; of null there is nothing to write.
 template <class T>
-INLINE bool streamed(const T* p, int64_t stride, int64_t count) {
-    return kStreams && std::is_same<T, float>::value && count >= kStreamed && (uintptr_t)p % 64 == 0 &&
+INLINE bool goes_past_caches(const T* p, int64_t stride, int64_t count) {
+    return kVectorIsLine && std::is_same<T, float>::value && count >= kPastCaches && (uintptr_t)p % 64 == 0 &&
            stride % 16 == 0;
 }
-INLINE void put(float* p, V v, bool past) {
+INLINE void put(float* p, V v, bool past_caches) {
 #if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
-    if (past) return _mm512_stream_ps(p, (__m512)v);
+    if (past_caches) return _mm512_stream_ps(p, (__m512)v);
 #endif
-    (void)past;
+    (void)past_caches;
     store(p, v);
 }
 
