@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import shutil
 from pathlib import Path
 
 import pytest
+from full_disk import needs_full_disk
 
 from ipu_bert import assemble, checkpoint, cli, evaluate, export_run
 from ipu_bert.sealed_json import sealed
@@ -64,7 +64,7 @@ def test_a_checkpoint_that_lies_about_its_size_is_refused_before_a_model_is_buil
     assert f"error: checkpoint {path}: model.safetensors: expected the " in line
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+@needs_full_disk
 @pytest.mark.parametrize("command", ["evaluate", "dry run", "config"])
 def test_half_an_answer_is_none(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str

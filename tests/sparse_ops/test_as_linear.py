@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from compiler import HAS_KERNELS
+from compiler import needs_kernels
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -239,11 +239,9 @@ def test_forward_mode(layer):
     close(torch.func.jacfwd(layer)(x[0]), layer.to_dense())
 
 
-@pytest.mark.parametrize("kernel", ["native", "torch"])
+@pytest.mark.parametrize("kernel", [pytest.param("native", marks=needs_kernels), "torch"])
 def test_flops_are_those_executed(layer, kernel):
     """Two a multiply-add: of existing weights in native code, of all in plain torch; thrice with gradients."""
-    if kernel == "native" and not HAS_KERNELS:
-        pytest.skip("no C++ compiler here")
     layer.float().kernel = kernel
     weights = layer.values.numel() if kernel == "native" else IN * OUT
     x = inputs().float().requires_grad_()

@@ -10,6 +10,7 @@ from typing import Callable, TextIO
 
 import pytest
 from compiler import needs_kernels
+from full_disk import needs_full_disk
 
 from sparse_ops import build, native, saying, tune
 from sparse_ops.bench import products
@@ -51,7 +52,7 @@ def test_a_process_without_the_stream_says_nothing() -> None:
     say("text", None)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+@needs_full_disk
 def test_what_was_asked_for_and_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two lines or two megabytes: what is left in buffers fails as well. Text along the way fails nothing."""
     for text in ("a", "a" * 2_000_000):
@@ -63,7 +64,7 @@ def test_what_was_asked_for_and_cannot_be_written_is_an_error(monkeypatch: pytes
             say(text, full)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+@needs_full_disk
 @needs_kernels
 @pytest.mark.parametrize(("main", "status"), [(build.main, 1), (tune.main, 2)])
 def test_a_command_whose_answer_is_lost_fails(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from full_disk import needs_full_disk
 from metric_records import EVAL, UPDATE, train
 
 from ipu_bert.record.metrics import (
@@ -256,7 +257,7 @@ def test_a_record_that_no_run_writes_is_named(line, message, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@needs_full_disk
 def test_a_full_disk_is_named():
     with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
         JsonlSink("/dev/full", None).write({"kind": "start", "step": 0})
