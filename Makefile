@@ -27,7 +27,7 @@ fuzz: $(VENV)/ready
 
 # The native kernels under AddressSanitizer, given EXAMPLES of indices that no pattern has, and their other tests. Its
 # runtime has to be loaded before Python, and libstdc++ with it, whose exceptions it wraps; nothing of it is in the build.
-KERNELS := $(patsubst %,tests/sparse_ops/test_%.py,native variants streamed feed_forward attention add_norm \
+KERNELS := $(patsubst %,tests/sparse_ops/test_%.py,native variants past_caches feed_forward attention add_norm \
     linear_cross_entropy)
 SANITIZED := CXX="g++ -fsanitize=address" SPARSE_OPS_CACHE=build/sanitized
 sanitize: $(VENV)/ready

@@ -28,7 +28,7 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SPARSE_OPS_LEVEL", request.param)
 
 
-def floats() -> int:
+def least_floats() -> int:
     """From so many on a result goes past the caches."""
     found = re.search(r"kPastCaches = (\d+) << (\d+);", SOURCE.read_text(encoding="utf-8"))
     assert found is not None
@@ -38,7 +38,7 @@ def floats() -> int:
 def check(large: Callable[..., list[Tensor]], inputs: list[Tensor]) -> None:
     """large(*inputs) over all rows, and over a quarter of them at a time."""
     found = large(*inputs)
-    assert all(floats() <= made.numel() < PARTS * floats() for made in found)
+    assert all(least_floats() <= made.numel() < PARTS * least_floats() for made in found)
     parts = [large(*(t.chunk(PARTS)[p].contiguous() for t in inputs)) for p in range(PARTS)]
     for made, expected in zip(found, zip(*parts)):
         assert torch.equal(made, torch.cat(expected))
@@ -51,7 +51,7 @@ def test_products(b: int, features: int, seed: int) -> None:
     pattern = BlockPattern.random((features, features), b, 0.96, generator)
     values, bias = torch.randn(pattern.nnz, b, b, generator=generator), torch.randn(features, generator=generator)
     index = pattern.index()
-    x = torch.randn(floats() // 512 + 32, features, generator=generator)
+    x = torch.randn(least_floats() // 512 + 32, features, generator=generator)
     check(lambda x: [native.forward(x, values, index, bias)], [x])
     check(lambda x: list(native.forward_gelu(x, values, index, bias, True)), [x])
     check(lambda dy: [native.grad_input(dy, values, index)], [x])
@@ -59,7 +59,7 @@ def test_products(b: int, features: int, seed: int) -> None:
 
 def test_the_end_of_a_layer(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x, residual, dy = (torch.randn(floats() // 512 + 32, 512, generator=generator) for _ in range(3))
+    x, residual, dy = (torch.randn(least_floats() // 512 + 32, 512, generator=generator) for _ in range(3))
     weight, bias = torch.randn(512, generator=generator), torch.randn(512, generator=generator)
 
     def results(x: Tensor, residual: Tensor, dy: Tensor, dropout: float = 0.0) -> list[Tensor]:
@@ -74,7 +74,7 @@ def test_the_end_of_a_layer(seed: int) -> None:
 
 def test_attention(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    sequences = PARTS * (floats() // (16 * 512 * PARTS) + 1)
+    sequences = PARTS * (least_floats() // (16 * 512 * PARTS) + 1)
     qkv = torch.randn(sequences, 16, 3 * 512, generator=generator)
     dout = torch.randn(sequences, 16, 512, generator=generator)
 
