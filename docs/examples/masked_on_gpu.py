@@ -172,10 +172,10 @@ class MaskedEngine:
         )
         mlm, nsp = losses.mlm_sum / labels, losses.nsp_sum / sequences
         (mlm + nsp).backward()
-        for linear in self.masked.values():
-            assert linear.weight.grad is not None
-            linear.weight.grad.mul_(linear.mask)
         gradients = [p.grad for p in self._named.values() if p.grad is not None]
+        masks = [linear.mask for linear in self.masked.values()]
+        if masks:
+            torch._foreach_mul_([linear.weight.grad for linear in self.masked.values()], masks)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         factor = ((self._optimization.clip_norm or math.inf) / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, factor)
@@ -216,12 +216,18 @@ class MaskedEngine:
                 self._labels = torch.zeros((), device=DEVICE)
                 self._labels.fill_(labels)
                 self._capture()
+                self._read = torch.empty_like(self._out, device="cpu", pin_memory=True)
+                # Waits asleep: more runs than cores, each of them waiting awake, would take the cores from each other.
+                self._done = torch.cuda.Event(blocking=True)
             for field in batch.__dataclass_fields__:
                 getattr(self._static, field).copy_(getattr(batch, field))
             self._labels.fill_(labels)
             self._lr.fill_(lr)
             self._graph.replay()
-            out = self._out
+            self._read.copy_(self._out, non_blocking=True)
+            self._done.record()
+            self._done.synchronize()
+            out = self._read
         mlm, nsp, norm = out.tolist()
         if not math.isfinite(mlm + nsp + norm):
             raise NonFiniteError(f"loss became {mlm + nsp}, gradient norm {norm}", weights_kept=False)
