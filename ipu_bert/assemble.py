@@ -60,18 +60,25 @@ def open_data(config: Config, progress: bool, ranks: Ranks = ALONE) -> TokenFile
     return found
 
 
-def _multiplies_natively(config: Config) -> bool:
-    """Whether native code multiplies sparse weights where it can be had."""
+def _computes_natively(config: Config) -> bool:
+    """Whether native code takes part in a step where it can be had."""
     engine = config.engine
-    return engine.name == "torch" and engine.kernel != "torch" and config.sparsity.method != "dense"
+    covered = config.sparsity.method != "dense" or config.precision.compute == "float32"
+    return engine.name == "torch" and engine.kernel != "torch" and covered
 
 
 def compile_kernels(config: Config, ranks: Ranks) -> None:
-    """Compile what multiplies sparse weights, where it is native: the first rank of each machine, and then the rest."""
-    if _multiplies_natively(config) and ranks.count > 1:
+    """Compile native kernels where they take part: the first rank of each machine, and then the rest.
+
+    Raises ValueError where SPARSE_OPS_LEVEL names none of their levels, and where `engine.kernel` is native and they
+    cannot be had.
+    """
+    if _computes_natively(config):
+        if config.engine.kernel == "native" and native.why_not():
+            raise ValueError(f"engine.kernel: expected auto or torch here, found native: {native.why_not()}")
         for now in (True, False):
-            if (ranks.local_index == 0) == now:
-                native.available()
+            if (ranks.local_index == 0) == now and native.available():
+                native.level()
             ranks.meet()
 
 
@@ -80,7 +87,8 @@ def choose_variants(config: Config, ranks: Ranks) -> None:
 
     The first rank of each machine does. All ways give the same bits, so machines, and a resumed run, may differ.
     """
-    if not _multiplies_natively(config) or config.train.last_step < MEASURED_FROM:
+    products = _computes_natively(config) and config.sparsity.method != "dense"
+    if not products or config.train.last_step < MEASURED_FROM:
         return
     if ranks.local_index == 0 and native.available():
         assert config.train.micro_batch_size is not None

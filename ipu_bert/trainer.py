@@ -54,6 +54,7 @@ class Trainer:
         self.timer = Stopwatch(info.get("seconds"))
         if not config.data.tokenizer:  # else the vocabulary's size is known when the text is there
             check_memory(config, config.data.vocab_size, total_memory_bytes() // ranks.local_count)
+        assemble.compile_kernels(config, ranks)  # before the text: what is wrong with them is told within seconds
         self.data = assemble.open_data(config, progress=True, ranks=ranks)
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")

@@ -20,8 +20,9 @@ def select(kernel: str, x: Tensor, block_size: int) -> Any:
     if native.supports(x, block_size) and native.available():
         return native
     if kernel == "native":
-        wanted = "a C++ compiler and float32 or bfloat16 on the CPU"
-        raise ValueError(f"kernel native: expected {wanted}, found {x.dtype} on {x.device}")
+        if native.supports(x, block_size):
+            raise ValueError(f"kernel native: expected native kernels, found none: {native.why_not()}")
+        raise ValueError(f"kernel native: expected float32 or bfloat16 on the CPU, found {x.dtype} on {x.device}")
     return reference
 
 

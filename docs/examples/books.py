@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import html
+import math
 import os
 import re
 import subprocess
@@ -64,6 +65,13 @@ def is_prose(lines: list[str]) -> bool:
     return long >= 0.8 and common >= 0.12 and sum(ord(c) > 127 for c in text) <= 0.01 * size
 
 
+def positive(text: str) -> float:
+    """A number above 0, as argparse reads it."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return float(text)
+
+
 def main(repository: str, out: str, megabytes: float) -> None:
     """Write the books of a clone to a new folder."""
     found = []
@@ -102,7 +110,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("repository", help="a clone of classic-books-markdown")
     parser.add_argument("out", help="a new folder")
-    parser.add_argument("megabytes", nargs="?", type=float, default=86.0, help="of text, at most (default: 86)")
+    parser.add_argument("megabytes", nargs="?", type=positive, default=86.0, help="of text, at most (default: 86)")
     options = parser.parse_args()
     try:
         main(options.repository, options.out, options.megabytes)

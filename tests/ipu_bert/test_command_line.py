@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from compiler import needs_kernels
 from run_history import SHORT, steps
 
 import run_pretraining
 from ipu_bert import checkpoint
 from ipu_bert.config import Config
 from ipu_bert.data import prepare
+from sparse_ops import native
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -147,3 +149,16 @@ def test_ranks_that_cannot_be_are_one_line(program, monkeypatch, capsys, name, v
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize("wrong", [pytest.param("level", marks=needs_kernels), "native"])
+def test_kernels_that_cannot_be_had_are_told_before_the_text_is_prepared(program, monkeypatch, tmp_path, capsys, wrong):
+    if wrong == "level":
+        monkeypatch.setenv("SPARSE_OPS_LEVEL", "mmx")
+        said = "SPARSE_OPS_LEVEL: expected one of "
+    else:
+        monkeypatch.setattr(native, "why_not", lambda: "no C++ compiler")
+        said = "engine.kernel: expected auto or torch here, found native: no C++ compiler"
+    assert program("engine.kernel=native", f"data.dir={tmp_path / 'text'}") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {said}")
+    assert not (tmp_path / "text").exists()

@@ -15,6 +15,7 @@ from native_cases import DTYPES, Case, check_all
 
 from sparse_ops import add_norm, build, linear_cross_entropy, native, native_attention, native_half, random_bits
 from sparse_ops.functional import block_linear
+from sparse_ops.operators import select
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern
 
 pytestmark = needs_kernels
@@ -290,6 +291,15 @@ def test_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_OPS_LEVEL", "mmx")
     with pytest.raises(ValueError, match="SPARSE_OPS_LEVEL: expected one of"):
         native.level()
+
+
+def test_native_kernels_that_are_not_there_are_refused_by_their_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "why_not", lambda: "no C++ compiler")
+    with pytest.raises(ValueError, match=r"kernel native: expected native kernels, found none: no C\+\+ compiler"):
+        select("native", torch.zeros(1, 8), 8)
+    with pytest.raises(ValueError, match=r"expected float32 or bfloat16 on the CPU, found torch.float64 on cpu"):
+        select("native", torch.zeros(1, 8, dtype=torch.float64), 8)
 
 
 @pytest.mark.parametrize("b", BLOCK_SIZES)
