@@ -9,9 +9,18 @@ if sys.argv[:1] == ["-m"]:  # of `python -m sparse_ops.tune`, for as long as thi
     )
 
 from sparse_ops.functional import block_linear
+from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.norms import block_norm
 from sparse_ops.pattern import BlockIndex, BlockPattern
 from sparse_ops.sparsify import sparsify
 
-__all__ = ["BlockIndex", "BlockPattern", "BlockSparseLinear", "block_linear", "block_norm", "sparsify"]
+__all__ = [
+    "BlockIndex",
+    "BlockPattern",
+    "BlockSparseLinear",
+    "block_linear",
+    "block_norm",
+    "keep_freed_memory",
+    "sparsify",
+]

@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparse_ops import sparsify
+from sparse_ops import keep_freed_memory, sparsify
 from sparse_ops.dynsparse.gradients import record_gradient_blocks
 from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.moments import moments_of
@@ -11,6 +11,7 @@ from sparse_ops.dynsparse.schedules import cosine
 from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
 from sparse_ops.norms import l1
 
+keep_freed_memory()
 torch.manual_seed(0)
 sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 model = LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=32, **sizes))
