@@ -73,13 +73,13 @@ def compile_kernels(config: Config, ranks: Ranks) -> None:
     Raises ValueError where SPARSE_OPS_LEVEL names none of their levels, and where `engine.kernel` is native and they
     cannot be had.
     """
-    if _computes_natively(config):
-        if config.engine.kernel == "native" and native.why_not():
-            raise ValueError(f"engine.kernel: expected auto or torch here, found native: {native.why_not()}")
-        for now in (True, False):
-            if (ranks.local_index == 0) == now and native.available():
-                native.level()
-            ranks.meet()
+    natively = _computes_natively(config)
+    if natively and config.engine.kernel == "native" and native.why_not():
+        raise ValueError(f"engine.kernel: expected auto or torch here, found native: {native.why_not()}")
+    for now in (True, False):
+        if natively and (ranks.local_index == 0) == now and native.available():
+            native.level()
+        ranks.meet()  # also where this rank has no part in it, as another's engine.kernel may differ
 
 
 def choose_variants(config: Config, ranks: Ranks) -> None:
@@ -88,9 +88,8 @@ def choose_variants(config: Config, ranks: Ranks) -> None:
     The first rank of each machine does. All ways give the same bits, so machines, and a resumed run, may differ.
     """
     products = _computes_natively(config) and config.sparsity.method != "dense"
-    if not products or config.train.last_step < MEASURED_FROM:
-        return
-    if ranks.local_index == 0 and native.available():
+    repaid = config.train.last_step >= MEASURED_FROM
+    if products and repaid and ranks.local_index == 0 and native.available():
         assert config.train.micro_batch_size is not None
         tokens = config.train.micro_batch_size * config.data.sequence_length
         dtype = getattr(torch, config.precision.compute)

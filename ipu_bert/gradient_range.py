@@ -138,11 +138,15 @@ def measure(config: Config, run: Path | None, count: int) -> dict[str, Magnitude
 
     Raises ValueError where they are another model's, or where `model.init` cannot be taken.
     """
+    if run is not None and config.model.init:
+        raise ValueError(f"--run: expected no model.init beside it, since a run has weights, found {config.model.init}")
     files = assemble.open_data(config, progress=True)
     model = assemble.make_model(config, files.vocab_size)
     if run is not None:
-        _, groups, _ = checkpoint.load_newest(run)
+        _, groups, info = checkpoint.load_newest(run)
         check_model(model, groups)
+        if info["identity"].get("tokenizer") != files.identity["tokenizer"]:
+            raise ValueError(f"{run}: expected a run on text in the words of {files.directory}, found other ones")
         model.load_state_dict(groups["model"])
     elif config.model.init:
         model.load_state_dict(starting.start(config, files).state)

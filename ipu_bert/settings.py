@@ -194,7 +194,9 @@ class TrainSettings:
 class EvalSettings:
     """Evaluation on held-out text."""
 
-    every: int = setting(500, "steps between evaluations; 0: only at the end", low=0, high=MOST_STEPS)
+    every: int = setting(
+        500, "steps between evaluations; 0: only before the first step and at the end", low=0, high=MOST_STEPS
+    )
     batches: int = setting(16, "batches of one evaluation, always the same ones", low=1, high=1_000_000)
 
 

@@ -182,6 +182,7 @@ def build() -> Path:
         writable = False
     try:
         if not writable:  # for this process only: a folder that others can write is no place to load code from
+            say(f"sparse_ops: {path.parent} cannot be written: kernels are made for this process alone", sys.stderr)
             path = Path(_own_folder()) / path.name
         with lock(path.with_suffix(".lock"), wait=True):
             if not is_whole(path):  # another process may have made it while this one waited

@@ -52,10 +52,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
-        with naming(aside):
+        with naming(final):
             yield aside
         sync(aside)
         os.replace(aside, final)
+    except OSError as error:
+        if error.filename == os.fspath(aside):
+            error.filename = os.fspath(final)  # what was asked for: nobody knows the file aside
+        raise
     finally:
         with suppress(OSError):  # gone where all went well; else what went wrong before is what is told
             aside.unlink()

@@ -161,7 +161,8 @@ class BlockSparseLinear(nn.Module):
                 self._place(BlockPattern.of_count(shape, self.block_size, count, source, self.segments))
         blocks = torch.diff(self.row_ptr)
         fan_in = torch.where(blocks > 0, blocks * self.block_size, self.in_features)
-        bound = fan_in.to(self.values.dtype).rsqrt()
+        wide = torch.promote_types(self.values.dtype, torch.float32)  # a fan-in is out of float16's range
+        bound = fan_in.to(wide).rsqrt().to(self.values.dtype)
         self.values.uniform_(-1.0, 1.0, generator=generator)
         self.values.mul_(bound[self.rows.long()].view(nnz, 1, 1))
         if self.bias is not None:
@@ -172,9 +173,14 @@ class BlockSparseLinear(nn.Module):
     def reallocate(self, slots: Tensor, rows: Tensor, cols: Tensor) -> None:
         """Move `slots` to the block positions (rows, cols), integers [n] each, and zero their values, in place.
 
-        Raises ValueError, and changes nothing, when a position is taken or lies outside the slot's segment.
+        Raises ValueError, and changes nothing, when a position is taken or lies outside the slot's segment, when an
+        argument is not of whole numbers or names a slot twice, and where values are no parameter but made of one, as by
+        pruning: then what makes them would bring the old ones back.
         """
+        if "values" not in self._parameters:
+            raise ValueError("reallocate: expected values that are a parameter, found ones that something makes anew")
         pattern = self.pattern
+        _check_moves(slots, rows, cols, pattern)
         before = pattern.slot_segments()[slots]
         pattern.rows[slots], pattern.cols[slots] = rows.int(), cols.int()
         moved = BlockPattern(pattern.shape, pattern.block_size, pattern.rows, pattern.cols, pattern.segments)
@@ -199,6 +205,8 @@ class BlockSparseLinear(nn.Module):
         """Positions outlive whatever is done to all tensors, to_empty too, but not the meta device."""
         before = self.pattern if self._placed else None
         super()._apply(fn, *args, **options)
+        for name in BlockIndex._fields:
+            self._buffers[name] = getattr(self, name).to(torch.int32)  # `.type` changes buffers of every kind
         self._placed = False
         if before is not None and not self.rows.is_meta:
             self._place(before)
@@ -210,8 +218,9 @@ class BlockSparseLinear(nn.Module):
         Raises RuntimeError for other keys (if strict) or shapes, as torch does; ValueError, as BlockPattern does, for
         positions that a pattern cannot have, and where values come without their positions or positions without values.
         """
-        if strict and state_dict.keys() != self._state().keys():
-            expected, found = sorted(self._state()), sorted(state_dict)
+        mine = self.state_dict()
+        if strict and state_dict.keys() != mine.keys():
+            expected, found = sorted(mine), sorted(state_dict)
             raise RuntimeError(f"state dict of BlockSparseLinear: expected the keys {expected}, found {found}")
         return super().load_state_dict(state_dict, strict, *args, **options)
 
@@ -283,6 +292,24 @@ class BlockSparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, block_size={self.block_size}, "
             f"blocks={self.values.shape[0]}, segments={self.segments}, bias={self.bias is not None}"
         )
+
+
+def _check_moves(slots: Tensor, rows: Tensor, cols: Tensor, pattern: BlockPattern) -> None:
+    """Raises ValueError where these are no moves of a pattern's slots; whether places are free is seen later."""
+    limits = {"slots": pattern.nnz, "rows": pattern.grid[0], "cols": pattern.grid[1]}
+    for (name, limit), found in zip(limits.items(), (slots, rows, cols)):
+        if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool or found.dim() != 1:
+            raise ValueError(
+                f"reallocate: expected {name} of whole numbers [n], found {found.dtype} {list(found.shape)}"
+            )
+        if found.numel() != slots.numel():
+            raise ValueError(f"reallocate: expected {slots.numel()} {name}, found {found.numel()}")
+        if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < limit:
+            raise ValueError(
+                f"reallocate: expected {name} of 0 to {limit - 1}, found {int(found.min())} to {int(found.max())}"
+            )
+    if slots.unique().numel() != slots.numel():
+        raise ValueError("reallocate: expected every slot once, found one twice")
 
 
 def _problems(name: str, found: Any, mine: Tensor, assign: bool) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparse_ops.linear import PATTERNS, BlockSparseLinear
 from sparse_ops.pattern import block_count
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -21,7 +22,8 @@ def hooked(module: nn.Module) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, kind) for kind in _HOOKS)
+    """Hooks, or a `forward` of the module's own in the place of its class's, which is how accelerate hooks."""
+    return any(getattr(module, kind) for kind in _HOOKS) or "forward" in vars(module)
 
 
 def sparsify(
@@ -37,40 +39,65 @@ def sparsify(
 
     Each becomes `BlockSparseLinear.from_linear` of itself; a layer that stands in several places is replaced in all.
     Subclasses of nn.Linear are left alone: what makes them so may need their dense weight. Returns the new layers by
-    name, in order of definition. Raises ValueError, and replaces nothing, when no layer matches, when one does not
-    divide into blocks or keeps none, when its weight is tied to another module's, or when it has hooks, which would be
-    lost: those of torch's older weight_norm and spectral_norm and of its pruning make the weight.
+    name, in order of definition. Raises ValueError, and replaces nothing, when no layer matches, when a pattern is the
+    name of no module at all, when a layer is in several places that do not all match, when one does not divide into
+    blocks or keeps none, when its weight is of no usual dtype, when weight or bias is tied to another module's, or when
+    it has hooks, buffers or children, which would be lost: hooks of torch's older weight_norm and spectral_norm and of
+    its pruning make the weight.
     """
     if pattern not in PATTERNS:
         raise ValueError(f"pattern: expected one of {PATTERNS}, found {pattern!r}")
-    places = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if type(module) is nn.Linear
-        and any(fnmatchcase(name, wanted) for wanted in include)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for what, wanted in (("include", include), ("exclude", exclude)):
+        _check_names(what, wanted, modules)
+    linears = {name: module for name, module in modules.items() if type(module) is nn.Linear}
+    places = {
+        name: module
+        for name, module in linears.items()
+        if any(fnmatchcase(name, wanted) for wanted in include)
         and not any(fnmatchcase(name, unwanted) for unwanted in exclude)
-    ]
+    }
     if not places:
         raise ValueError(f"sparsify: expected an nn.Linear whose name matches {list(include)}, found none")
-    for name, linear in places:
+    for name, linear in places.items():
         if not name:
             raise ValueError("sparsify: expected a model that holds linear layers, found one: use from_linear")
+        apart = [other for other, module in linears.items() if module is linear and other not in places]
+        if apart:
+            raise ValueError(f"{name}: expected all places of this layer to match, found {apart[0]}, which does not")
+        if linear.weight.dtype not in DTYPES:
+            raise ValueError(f"{name}: expected a weight of {DTYPES}, found {linear.weight.dtype}; exclude it")
         try:
             block_count((linear.out_features, linear.in_features), block_size, sparsity)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; exclude it") from None
         if _has_hooks(linear):
             raise ValueError(f"{name}: expected no hooks, found some, which would be lost; remove them or exclude it")
-        others = [n for n, m in model.named_modules() if m is not linear and _holds(m, linear.weight)]
-        if others:
-            raise ValueError(f"{name}: expected a weight of its own, found it tied to {others[0]}'s; exclude it")
+        more = [key for key in linear.state_dict() if key not in ("weight", "bias")]
+        if more:
+            raise ValueError(
+                f"{name}: expected weight and bias alone, found {more[0]}, which would be lost; exclude it"
+            )
+        for what, mine in linear.named_parameters():
+            others = [n for n, m in model.named_modules() if m is not linear and _holds(m, mine)]
+            if others:
+                raise ValueError(f"{name}: expected a {what} of its own, found it tied to {others[0]}'s; exclude it")
     made: dict[nn.Linear, BlockSparseLinear] = {}
-    for name, linear in places:
+    for linear in places.values():
         if linear not in made:
             made[linear] = BlockSparseLinear.from_linear(linear, block_size, sparsity, pattern, generator=generator)
+    for name, linear in places.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made[linear])
     return {name: layer for name, layer in model.named_modules() if any(layer is new for new in made.values())}
+
+
+def _check_names(what: str, wanted: Sequence[str], modules: Mapping[str, nn.Module]) -> None:
+    if isinstance(wanted, str):
+        raise ValueError(f"{what}: expected a list of names, found the text {wanted!r}")
+    for name in wanted:
+        if not any(fnmatchcase(module, name) for module in modules):
+            raise ValueError(f"{what}: expected names of modules, found {name!r}, which is none's")
 
 
 def _holds(module: nn.Module, parameter: Tensor) -> bool:

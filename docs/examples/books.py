@@ -10,6 +10,7 @@ the order of the sha256 of their path until there are MEGABYTES (10^6 bytes) of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import html
 import math
@@ -65,11 +66,12 @@ def is_prose(lines: list[str]) -> bool:
     return long >= 0.8 and common >= 0.12 and sum(ord(c) > 127 for c in text) <= 0.01 * size
 
 
-def positive(text: str) -> float:
+def above_zero(text: str) -> float:
     """A number above 0, as argparse reads it."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
-    return float(text)
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
 
 
 def main(repository: str, out: str, megabytes: float) -> None:
@@ -110,7 +112,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("repository", help="a clone of classic-books-markdown")
     parser.add_argument("out", help="a new folder")
-    parser.add_argument("megabytes", nargs="?", type=positive, default=86.0, help="of text, at most (default: 86)")
+    parser.add_argument("megabytes", nargs="?", type=above_zero, default=86.0, help="of text, at most (default: 86)")
     options = parser.parse_args()
     try:
         main(options.repository, options.out, options.megabytes)

@@ -52,6 +52,11 @@ def row(path: Path) -> str:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("languages.py: expected TEXT..., found none")
     print(f"| {HEAD} |\n|{' --- |' * (HEAD.count('|') + 1)}")
     for argument in sys.argv[1:]:
-        print(row(Path(argument)), flush=True)
+        try:
+            print(row(Path(argument)), flush=True)
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.returncode)  # it has said what is wrong

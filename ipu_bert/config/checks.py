@@ -128,10 +128,8 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
         if sparsity.start >= sparsity.stop:
             yield f"sparsity.start: expected less than sparsity.stop {sparsity.stop}, found {sparsity.start}"
         elif sparsity.updates > steps_to_update(config):
-            yield (
-                f"sparsity.updates: expected at most one per step, {config.train.steps} step(s) from start to stop, "
-                f"found {sparsity.updates}"
-            )
+            found = f"{steps_to_update(config)} step(s) from start to stop, found {sparsity.updates}"
+            yield f"sparsity.updates: expected at most one per step, {found}"
 
 
 def _sparse_weight_checks(config: Config) -> Iterator[str]:

@@ -14,8 +14,15 @@ def moments_of(optimizer: torch.optim.Optimizer, layers: Mapping[str, BlockSpars
     """Per layer every state tensor [nnz, b, b] that the optimizer keeps of its values; none before the first step.
 
     Numbers that are not kept per element, as counts of steps, are left out. Raises ValueError for an optimizer that
-    does not hold a layer's values, and for one whose state is neither per element nor one number, as Adafactor's.
+    does not hold a layer's values, and for one whose state is neither per element nor one number, as Adafactor's and
+    LBFGS's, or begins at another number than zero, as Rprop's.
     """
+    if isinstance(optimizer, (torch.optim.LBFGS, torch.optim.Rprop)):
+        raise ValueError(
+            f"moments_of: expected state per element that begins at zero, found {type(optimizer).__name__}"
+        )
+    if any(group.get("initial_accumulator_value") for group in optimizer.param_groups):
+        raise ValueError("moments_of: expected state that begins at zero, found another initial_accumulator_value")
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     found: dict[str, list[Tensor]] = {}
     for name, layer in layers.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Sequence
 
@@ -76,11 +77,11 @@ class PatternUpdater:
     """Decides when patterns change and changes them; the same on every rank for the same (seed, step, layer name)."""
 
     def __init__(self, plan: UpdatePlan) -> None:
+        """Raises ValueError for a plan that cannot be kept."""
+        _check(plan)
         self.plan = plan
-        first, span = plan.start * plan.total_steps, (plan.stop - plan.start) * plan.total_steps
         self.ratios = {  # step after which an update happens -> pr(t)
-            round(first + k * span / plan.updates): plan.pruning_ratio * plan.schedule(k / plan.updates)
-            for k in range(1, plan.updates)
+            step: plan.pruning_ratio * plan.schedule(k / plan.updates) for k, step in enumerate(_steps(plan), start=1)
         }
         self.done = 0
         self._previous_step = 0
@@ -134,9 +135,16 @@ class PatternUpdater:
         Where several processes train one model, one of them decides for all: which norms are smallest rests on how the
         last bit of each was rounded.
         """
+        update = f"pattern update after step {step}"
+        if not self.is_due(step):
+            raise ValueError(f"{update}: expected a step of the plan, {sorted(self.ratios)}, found another one")
         for name, layer in layers.items():
             if not bool(torch.isfinite(layer.values).all()):
-                raise ValueError(f"pattern update after step {step}: {name}.values: expected finite, found NaN or inf")
+                raise ValueError(f"{update}: {name}.values: expected finite, found NaN or inf")
+            if self.plan.growth.needs_gradient and (gradients is None or name not in gradients):
+                raise ValueError(f"{update}: {name}: expected the dense gradient's largest blocks, found none")
+            if gradients is not None and not all(bool(x.isfinite().all()) for x in gradients[name][2:]):
+                raise ValueError(f"{update}: {name}: expected a finite dense gradient, found NaN or inf")
         moves = {}
         for name, layer in layers.items():
             gradient = gradients[name] if gradients is not None else None
@@ -152,7 +160,18 @@ class PatternUpdater:
         step: int,
         moves: Moves,
     ) -> UpdateReport:
-        """Carry out what was decided for the update after `step`."""
+        """Carry out what was decided for the update after `step`.
+
+        Raises ValueError, and changes nothing, for a layer that is not tracked or whose moments or moves are not there.
+        """
+        for name, layer in layers.items():
+            for what, known in (("track", self._history), ("moments", moments), ("moves", moves)):
+                if name not in known:
+                    raise ValueError(
+                        f"pattern update after step {step}: {name}: expected it in {what}, found it left out"
+                    )
+            if any(moment.shape != layer.values.shape for moment in moments[name]):
+                raise ValueError(f"pattern update after step {step}: {name}: expected moments of its values' shape")
         reports = {}
         for name, layer in layers.items():
             slots, keys = moves[name]["slots"], moves[name]["keys"]
@@ -227,6 +246,26 @@ class PatternUpdater:
         for name, record in records.items():
             self._history[name].load_state_dict(record)
         self.done, self._previous_step = int(state["done"]), int(state["previous_step"])
+
+
+def _check(plan: UpdatePlan) -> None:
+    if not 0.0 <= plan.start < plan.stop <= 1.0:
+        raise ValueError(f"start, stop: expected 0 <= start < stop <= 1, found {plan.start} and {plan.stop}")
+    if not 0.0 <= plan.pruning_ratio <= 1.0:
+        raise ValueError(f"pruning_ratio: expected a share of 0 to 1, found {plan.pruning_ratio}")
+    most = max(1, int(round((plan.stop - plan.start) * plan.total_steps, 6)))
+    if not 1 <= plan.updates <= most:
+        raise ValueError(f"updates: expected 1 to {most}, one per step at most, found {plan.updates}")
+
+
+def _steps(plan: UpdatePlan) -> list[int]:
+    """The steps after which a plan's updates happen, each another one, ascending."""
+    first, span = plan.start * plan.total_steps, (plan.stop - plan.start) * plan.total_steps
+    at = [first + k * span / plan.updates for k in range(1, plan.updates)]
+    steps = [round(place) for place in at]
+    if len(set(steps)) < len(steps):  # of two halves a step apart both can be rounded to the even step between them
+        steps = [math.floor(round(place, 6) + 0.5) for place in at]
+    return steps
 
 
 def _context(

@@ -81,6 +81,8 @@ def _work(index: int, path: str, folder: str) -> None:
             os.environ["SPARSE_OPS_LEVEL"] = "portable"
         single = config([*LONG, f"run.dir={out / 'levels'}"])
         Trainer(single, None, ranks).run()
+        mine = ["engine.kernel=torch"] if index == 1 else []
+        Trainer(config([*LONG, *mine, f"run.dir={out / 'kernels'}", "train.stop_at=2"]), None, ranks).run()
         _differ(config, ranks, out)
         patch.setattr(assemble, "make_model", doubled)
         for name, settings in RUNS.items():

@@ -174,3 +174,15 @@ def test_what_does_not_fit_is_named(seed):
     ):
         with pytest.raises(ValueError, match=said):
             add_norm(*arguments)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", LEVELS)
+def test_squares_that_overflow_are_no_number(name, monkeypatch):
+    """Not the bias alone, with no gradient, behind which a run that diverges would look well."""
+    monkeypatch.setenv("SPARSE_OPS_LEVEL", name)
+    x, residual = torch.randn(2, 32), torch.zeros(2, 32)
+    x[1] *= 1e20
+    y = add_norm(x, residual, torch.ones(32), torch.zeros(32), EPS, 0.0, 0, "auto")
+    assert bool(y[0].isfinite().all())
+    assert bool(y[1].isnan().all())

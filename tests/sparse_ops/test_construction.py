@@ -119,8 +119,15 @@ def test_sparsify_refuses_and_replaces_nothing():
     model = model_of_linears()
     with pytest.raises(ValueError, match=r"^head: weight \[10, 16\]: expected rows in a multiple .*; exclude it$"):
         sparsify(model, 8, 0.5)
-    with pytest.raises(ValueError, match=r"expected an nn.Linear whose name matches \['nothing'\], found none"):
-        sparsify(model, 8, 0.5, include=["nothing"])
+    with pytest.raises(ValueError, match=r"expected an nn.Linear whose name matches \['words'\], found none"):
+        sparsify(model, 8, 0.5, include=["words"])
+    for what in ("include", "exclude"):
+        with pytest.raises(ValueError, match=f"{what}: expected names of modules, found 'haed', which is none's"):
+            sparsify(model, 8, 0.5, **{what: ["head", "haed"]})
+        with pytest.raises(ValueError, match=f"{what}: expected a list of names, found the text 'head'"):
+            sparsify(model, 8, 0.5, **{what: "head"})
+    with pytest.raises(ValueError, match="first: expected all places of this layer to match, found again, which does"):
+        sparsify(model, 8, 0.5, include=["first", "inner.0"])
     with pytest.raises(ValueError, match="pattern: expected one of"):
         sparsify(model, 8, 0.5, pattern="best")
     with pytest.raises(ValueError, match="use from_linear"):
@@ -128,15 +135,45 @@ def test_sparsify_refuses_and_replaces_nothing():
     model["head"].weight = model["words"].weight
     with pytest.raises(ValueError, match="head: expected a weight of its own, found it tied to words's; exclude it"):
         sparsify(model, 1, 0.5)
+    model["inner"][2].bias = shared_bias = model["first"].bias
+    with pytest.raises(ValueError, match=r"expected a bias of its own, found it tied to inner\.2's; exclude it"):
+        sparsify(model, 1, 0.5, exclude=["head"])
+    assert model["first"].bias is shared_bias
     assert not any(isinstance(module, BlockSparseLinear) for module in model.modules())
 
 
 def test_a_layer_with_hooks_is_refused_since_they_would_be_lost() -> None:
-    hooked, pruned = nn.Linear(16, 16), nn.Linear(16, 16)
+    hooked, pruned, replaced = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+    replaced.forward = lambda x: 2 * x  # as accelerate does
     hooked.register_forward_hook(lambda _module, _inputs, output: 2 * output)
     prune.l1_unstructured(pruned, "weight", 0.5)
-    for layer in (hooked, pruned):
+    for layer in (hooked, pruned, replaced):
         model = nn.Sequential(nn.Linear(16, 16), layer)
         with pytest.raises(ValueError, match="1: expected no hooks, found some, which would be lost"):
             sparsify(model, 4, 0.5)
         assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("what", ["buffer", "child", "int8", "float8"])
+def test_what_a_layer_has_besides_and_other_numbers_are_refused_by_name(what: str) -> None:
+    odd = nn.Linear(16, 16)
+    if what == "buffer":
+        odd.register_buffer("scale", torch.ones(1))
+    elif what == "child":
+        odd.lora = nn.Linear(2, 2)
+    else:
+        number = torch.int8 if what == "int8" else torch.float8_e4m3fn
+        odd.weight = nn.Parameter(torch.zeros(16, 16).to(number), requires_grad=False)
+    model = nn.Sequential(nn.Linear(16, 16), odd)
+    with pytest.raises(ValueError, match=r"^1(\.lora)?: expected "):
+        sparsify(model, 1, 0.5)
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_half_precision_start_with_more_inputs_than_float16_counts(seed) -> None:
+    torch.manual_seed(seed)
+    layer = BlockSparseLinear(81920, 16, 16, 0.0, dtype=torch.float16)
+    bound = 81920**-0.5
+    assert 0.9 * bound < layer.values.abs().max() <= bound * (1 + 2**-10)
+    assert layer.bias is not None
+    assert bool(layer.bias.any())

@@ -233,3 +233,13 @@ def test_what_does_not_fit_is_refused(seed: int) -> None:
     empty = BlockSparseLinear(128, 48, 8, 0.75, device="meta").to_empty(device="cpu")
     with pytest.raises(ValueError, match="expected positions, found none"):
         feed_forward(x, first, empty)
+
+
+def test_a_forward_of_the_layers_own_is_called(seed: int) -> None:
+    """accelerate hooks a layer so."""
+    first, second, x, _ = make(seed, 8, torch.float32)
+    plain = first.forward
+    first.forward = lambda x, gelu=False: 2 * plain(x, gelu)  # type: ignore[method-assign]
+    found = feed_forward(x, first, second)
+    assert torch.equal(found, second(2 * plain(x, True)))
+    assert not is_together(found)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
-from sparse_ops import BlockPattern, BlockSparseLinear
+from sparse_ops import BlockIndex, BlockPattern, BlockSparseLinear
 
 
 def layer_of(seed: int, segments: int = 1) -> BlockSparseLinear:
@@ -60,6 +61,55 @@ def test_a_block_may_not_leave_its_segment(seed):
     row, col = free_position(layer, segment=1)
     with pytest.raises(ValueError, match="stay in its segment"):
         layer.reallocate(torch.tensor([slot]), torch.tensor([row]), torch.tensor([col]))
+
+
+@pytest.mark.parametrize(
+    ("slots", "rows", "cols", "said"),
+    [
+        ([0], [3.9], [2.9], "expected rows of whole numbers"),
+        ([0], [2**32 + 3], [2], "expected rows of 0 to 5, found 4294967299"),
+        ([0], [-1], [2], "expected rows of 0 to 5, found -1"),
+        ([-1], [3], [2], "expected slots of 0 to "),
+        ([0, 0], [3, 4], [2, 2], "expected every slot once"),
+        ([0, 1], [3], [2], "expected 2 rows, found 1"),
+    ],
+)
+def test_what_is_no_move_is_refused_and_nothing_changes(slots, rows, cols, said, seed):
+    layer = layer_of(seed)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    with pytest.raises(ValueError, match=f"reallocate: {said}"):
+        layer.reallocate(torch.tensor(slots), torch.tensor(rows), torch.tensor(cols))
+    assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
+
+
+def test_a_block_whose_values_something_makes_anew_cannot_be_moved(seed):
+    """Pruning makes `values` of `values_orig` at every forward pass, so zeros would not stay."""
+    layer = layer_of(seed)
+    prune.l1_unstructured(layer, "values", 0.5)
+    row, col = free_position(layer)
+    with pytest.raises(ValueError, match="reallocate: expected values that are a parameter"):
+        layer.reallocate(torch.tensor([0]), torch.tensor([row]), torch.tensor([col]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_type_leaves_positions_whole_numbers(dtype, seed):
+    layer, x = layer_of(seed), torch.randn(3, 32, dtype=dtype)
+    before = layer.to_dense().to(dtype)
+    layer.type(dtype)
+    assert {name: tensor.dtype for name, tensor in layer.named_buffers()} == dict.fromkeys(
+        BlockIndex._fields, torch.int32
+    )
+    torch.testing.assert_close(layer(x), x @ before.T + layer.bias, rtol=1e-5, atol=1e-5)
+    layer.load_state_dict(layer.state_dict())
+
+
+def test_a_layer_takes_its_own_state_dict_whatever_was_put_on_it(seed):
+    layer = layer_of(seed)
+    layer.register_buffer("scale", torch.ones(1))
+    layer.lora = torch.nn.Linear(2, 2)
+    layer.load_state_dict(layer.state_dict())
+    with pytest.raises(RuntimeError, match="expected the keys"):
+        layer.load_state_dict({**layer.state_dict(), "other": torch.ones(1)})
 
 
 def test_state_dict_carries_the_pattern(seed):

@@ -37,7 +37,9 @@ static void add_norm_rows(const AddNormCall& call, int64_t first, int64_t last) 
             V centred = load(sum + j) - mean;
             squares += centred * centred;
         }
-        const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) * share + call.eps);
+        const float variance = sum_of(squares) * share;
+        // Infinite where squares overflow: 0 would hide a run that diverges behind the bias.
+        const float scale = variance <= __FLT_MAX__ ? 1.0f / __builtin_sqrtf(variance + call.eps) : __builtin_nanf("");
         for (int64_t j = 0; j < n; j += W) {
             const V s = load(sum + j);
             put(kept_sum + j, s, past_caches);

@@ -156,7 +156,7 @@ def test_one_change_may_bring_about_several():
         ),
         (
             ["sparsity.start=0.9999"],  # no step is left, so no number of updates fits
-            "sparsity.updates: expected at most one per step, 600 step(s) from start to stop, found 12",
+            "sparsity.updates: expected at most one per step, 0 step(s) from start to stop, found 12",
         ),
         (
             ["data.sequence_length=16", "data.max_predictions=20"],

@@ -56,6 +56,63 @@ def test_start_and_stop_bound_the_updates():
     assert changer.ratios == pytest.approx({15: 0.375, 20: 0.25, 25: 0.125})
 
 
+def test_no_update_is_lost_where_there_is_one_a_step(seed):
+    """By hand: 12.5 + k of steps 13.5, 14.5, ..., which rounding to even puts on 14 twice. Then at random."""
+    changer = updater(updates=25, total_steps=50, start=0.25, stop=0.75)
+    assert list(changer.ratios) == list(range(14, 38))
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(2000):
+        low, high, steps = torch.randint(1, 1001, (3,), generator=random).tolist()
+        start, stop = sorted((low / 1000, high / 1000))
+        most = int(round((stop - start) * steps, 6))
+        if most >= 1:
+            updates = most if steps % 2 else max(1, most // 2)
+            ratios = updater(updates=updates, total_steps=steps, start=start, stop=stop).ratios
+            assert len(ratios) == updates - 1, (start, stop, steps, updates)
+            assert list(ratios) == sorted(ratios)
+            assert all(start * steps - 1 <= step <= stop * steps + 1 for step in ratios)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"updates": 41}, "updates: expected 1 to 40, one per step at most, found 41"),
+        ({"updates": 0}, "updates: expected 1 to 40"),
+        ({"start": 0.9, "stop": 0.1}, "expected 0 <= start < stop <= 1, found 0.9 and 0.1"),
+        ({"stop": 2.0}, "expected 0 <= start < stop <= 1"),
+        ({"pruning_ratio": 1.5}, "pruning_ratio: expected a share of 0 to 1, found 1.5"),
+    ],
+)
+def test_a_plan_that_cannot_be_kept_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        updater(**changes)
+
+
+@pytest.mark.parametrize("wrong", ["step", "track", "moments", "shape", "gradient", "nan"])
+def test_an_update_that_cannot_be_made_changes_nothing(wrong, seed):
+    layers = {"one": random_layer(seed), "two": random_layer(seed + 1)}
+    rule = GROW_RULES["gradient" if wrong in ("gradient", "nan") else "random"]
+    changer = updater(growth=rule)
+    changer.track({"one": layers["one"]} if wrong == "track" else layers)
+    moments = {name: [torch.ones_like(layer.values)] for name, layer in layers.items()}
+    if wrong == "moments":
+        del moments["two"]
+    if wrong == "shape":
+        moments["two"] = [torch.ones(3)]
+    gradients = None
+    if wrong == "nan":
+        none = torch.zeros(0, dtype=torch.int64)
+        gradients = {
+            name: GradientBlocks(none, none, torch.zeros(0), torch.full((layer.values.shape[0],), math.nan))
+            for name, layer in layers.items()
+        }
+    before = {name: layer.pattern.keys() for name, layer in layers.items()}
+    with pytest.raises(ValueError, match="pattern update after step"):
+        changer.update(layers, moments, 11 if wrong == "step" else 10, gradients)
+    assert all(torch.equal(before[name], layer.pattern.keys()) for name, layer in layers.items())
+    assert changer.done == 0
+
+
 def test_the_paper_has_159_updates_of_160_parts():
     changer = updater(updates=160, total_steps=757000, schedule=cosine)
     assert len(changer.ratios) == 159

@@ -53,3 +53,19 @@ def test_an_optimizer_without_state_per_element_is_refused(seed):
     with pytest.raises(ValueError, match=r"other\.values: expected a parameter of the optimizer"):
         moments_of(optimizer, {"other": other})
     assert moments_of(torch.optim.AdamW(other.parameters()), {"other": other}) == {"other": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("LBFGS", {}, "found LBFGS"),
+        ("Rprop", {}, "found Rprop"),
+        ("Adagrad", {"initial_accumulator_value": 0.1}, "found another initial_accumulator_value"),
+    ],
+)
+def test_an_optimizer_whose_state_of_a_new_block_is_not_zero_is_refused(name, options, said):
+    dense, layer = torch.nn.Linear(64, 64), BlockSparseLinear(64, 32, 8, 0.5)
+    parameters = [*dense.parameters(), *layer.parameters()]
+    optimizer = getattr(torch.optim, name)(parameters, lr=0.01, **options)
+    with pytest.raises(ValueError, match=f"moments_of: expected .* begins at zero, {said}"):
+        moments_of(optimizer, {"layer": layer})
