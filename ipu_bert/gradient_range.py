@@ -138,8 +138,6 @@ def measure(config: Config, run: Path | None, count: int) -> dict[str, Magnitude
 
     Raises ValueError where they are another model's, or where `model.init` cannot be taken.
     """
-    if run is not None and config.model.init:
-        raise ValueError(f"--run: expected no model.init beside it, since a run has weights, found {config.model.init}")
     files = assemble.open_data(config, progress=True)
     model = assemble.make_model(config, files.vocab_size)
     if run is not None:

@@ -181,6 +181,7 @@ class BlockSparseLinear(nn.Module):
             raise ValueError("reallocate: expected values that are a parameter, found ones that something makes anew")
         pattern = self.pattern
         _check_moves(slots, rows, cols, pattern)
+        slots = slots.long()  # torch takes other whole numbers for a mask, or not at all
         before = pattern.slot_segments()[slots]
         pattern.rows[slots], pattern.cols[slots] = rows.int(), cols.int()
         moved = BlockPattern(pattern.shape, pattern.block_size, pattern.rows, pattern.cols, pattern.segments)

@@ -13,6 +13,12 @@ from sparse_ops.pattern import block_count
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 def hooked(module: nn.Module) -> bool:
@@ -24,6 +30,20 @@ def hooked(module: nn.Module) -> bool:
 def _has_hooks(module: nn.Module) -> bool:
     """Hooks, or a `forward` of the module's own in the place of its class's, which is how accelerate hooks."""
     return any(getattr(module, kind) for kind in _HOOKS) or "forward" in vars(module)
+
+
+def _would_lose(linear: nn.Linear) -> str:
+    """What of a layer its sparse form would not have; empty where there is nothing."""
+    of_tensors = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    if (
+        _has_hooks(linear)
+        or any(getattr(linear, kind, None) for kind in _STATE_HOOKS)
+        or any(getattr(tensor, kind, None) for tensor in linear.parameters() for kind in of_tensors)
+    ):
+        return "hooks"
+    if any(True for _ in linear.buffers()) or any(True for _ in linear.children()):
+        return "buffers or children"
+    return ""
 
 
 def sparsify(
@@ -48,9 +68,13 @@ def sparsify(
     if pattern not in PATTERNS:
         raise ValueError(f"pattern: expected one of {PATTERNS}, found {pattern!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    for what, wanted in (("include", include), ("exclude", exclude)):
-        _check_names(what, wanted, modules)
     linears = {name: module for name, module in modules.items() if type(module) is nn.Linear}
+    include, exclude = _names("include", include, modules), _names("exclude", exclude, modules)
+    for unwanted in exclude:
+        holders = [f"{name}." for name in modules if name not in linears and fnmatchcase(name, unwanted)]
+        held = [name for name in linears if name.startswith(tuple(holders))]
+        if held and not any(fnmatchcase(name, unwanted) for name in linears):
+            raise ValueError(f"exclude: expected names of layers, found {unwanted!r}, which holds {held[0]}: add .*")
     places = {
         name: module
         for name, module in linears.items()
@@ -71,13 +95,9 @@ def sparsify(
             block_count((linear.out_features, linear.in_features), block_size, sparsity)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; exclude it") from None
-        if _has_hooks(linear):
-            raise ValueError(f"{name}: expected no hooks, found some, which would be lost; remove them or exclude it")
-        more = [key for key in linear.state_dict() if key not in ("weight", "bias")]
+        more = _would_lose(linear)
         if more:
-            raise ValueError(
-                f"{name}: expected weight and bias alone, found {more[0]}, which would be lost; exclude it"
-            )
+            raise ValueError(f"{name}: expected no {more}, found some, which would be lost; remove them or exclude it")
         for what, mine in linear.named_parameters():
             others = [n for n, m in model.named_modules() if m is not linear and _holds(m, mine)]
             if others:
@@ -92,12 +112,14 @@ def sparsify(
     return {name: layer for name, layer in model.named_modules() if any(layer is new for new in made.values())}
 
 
-def _check_names(what: str, wanted: Sequence[str], modules: Mapping[str, nn.Module]) -> None:
+def _names(what: str, wanted: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
     if isinstance(wanted, str):
         raise ValueError(f"{what}: expected a list of names, found the text {wanted!r}")
-    for name in wanted:
+    names = list(wanted)  # an iterator gives them once
+    for name in names:
         if not any(fnmatchcase(module, name) for module in modules):
             raise ValueError(f"{what}: expected names of modules, found {name!r}, which is none's")
+    return names
 
 
 def _holds(module: nn.Module, parameter: Tensor) -> bool:

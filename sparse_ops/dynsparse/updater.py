@@ -141,14 +141,14 @@ class PatternUpdater:
         for name, layer in layers.items():
             if not bool(torch.isfinite(layer.values).all()):
                 raise ValueError(f"{update}: {name}.values: expected finite, found NaN or inf")
-            if self.plan.growth.needs_gradient and (gradients is None or name not in gradients):
+            gradient = (gradients or {}).get(name)
+            if gradient is None and self.plan.growth.needs_gradient:
                 raise ValueError(f"{update}: {name}: expected the dense gradient's largest blocks, found none")
-            if gradients is not None and not all(bool(x.isfinite().all()) for x in gradients[name][2:]):
+            if gradient is not None and not all(bool(x.isfinite().all()) for x in gradient[2:]):
                 raise ValueError(f"{update}: {name}: expected a finite dense gradient, found NaN or inf")
         moves = {}
         for name, layer in layers.items():
-            gradient = gradients[name] if gradients is not None else None
-            slots, keys = self._choose(name, layer, step, gradient)
+            slots, keys = self._choose(name, layer, step, (gradients or {}).get(name))
             moves[name] = {"slots": slots, "keys": keys}
         return moves
 

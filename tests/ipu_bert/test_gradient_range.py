@@ -57,8 +57,6 @@ def test_the_command_prints_the_worst_and_all(
 
 
 def test_a_run_on_other_words_is_refused(tiny: Callable[..., Config], finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected no model\.init beside it"):
-        measure(tiny(f"model.init={finished}"), finished, 1)
     config = tiny("data.do_lower_case=false", f"data.dir={tmp_path / 'prepared'}")  # as many words, and other ones
     with pytest.raises(ValueError, match=r"expected a run on text in the words of .*, found other ones"):
         measure(config, finished, 1)

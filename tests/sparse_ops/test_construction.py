@@ -115,8 +115,16 @@ def test_sparsify_replaces_what_matches(seed):
     assert torch.equal(dense, before["inner.0.weight"] * (dense != 0))
 
 
+def test_names_may_come_from_an_iterator():
+    model = model_of_linears()
+    names = (name for name in ["words", "inner.2", "first", "again"])
+    assert list(sparsify(model, 1, 0.5, exclude=names)) == ["inner.0", "head"]
+
+
 def test_sparsify_refuses_and_replaces_nothing():
     model = model_of_linears()
+    with pytest.raises(ValueError, match=r"exclude: expected names of layers, found 'inner', which holds inner\.0"):
+        sparsify(model, 1, 0.5, exclude=["inner"])
     with pytest.raises(ValueError, match=r"^head: weight \[10, 16\]: expected rows in a multiple .*; exclude it$"):
         sparsify(model, 8, 0.5)
     with pytest.raises(ValueError, match=r"expected an nn.Linear whose name matches \['words'\], found none"):
@@ -154,18 +162,21 @@ def test_a_layer_with_hooks_is_refused_since_they_would_be_lost() -> None:
         assert type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize("what", ["buffer", "child", "int8", "float8"])
+@pytest.mark.parametrize("what", ["buffer", "passing buffer", "child", "weight hook", "state hook", "int8"])
 def test_what_a_layer_has_besides_and_other_numbers_are_refused_by_name(what: str) -> None:
     odd = nn.Linear(16, 16)
-    if what == "buffer":
-        odd.register_buffer("scale", torch.ones(1))
+    if "buffer" in what:
+        odd.register_buffer("scale", torch.ones(1), persistent=what == "buffer")
     elif what == "child":
-        odd.lora = nn.Linear(2, 2)
+        odd.act = nn.ReLU()
+    elif what == "weight hook":
+        odd.weight.register_hook(lambda gradient: 0 * gradient)
+    elif what == "state hook":
+        odd._register_state_dict_hook(lambda *_: None)
     else:
-        number = torch.int8 if what == "int8" else torch.float8_e4m3fn
-        odd.weight = nn.Parameter(torch.zeros(16, 16).to(number), requires_grad=False)
+        odd.weight = nn.Parameter(torch.zeros(16, 16, dtype=torch.int8), requires_grad=False)
     model = nn.Sequential(nn.Linear(16, 16), odd)
-    with pytest.raises(ValueError, match=r"^1(\.lora)?: expected "):
+    with pytest.raises(ValueError, match="^1: expected a weight of " if what == "int8" else "^1: .* would be lost"):
         sparsify(model, 1, 0.5)
     assert type(model[0]) is nn.Linear
 

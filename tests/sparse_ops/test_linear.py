@@ -39,6 +39,14 @@ def test_reallocate_moves_in_place_and_zeroes(seed):
         assert torch.equal(mine, rebuilt)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
+def test_any_whole_numbers_name_slots(dtype, seed):
+    layer = layer_of(seed)
+    row, col = free_position(layer)
+    layer.reallocate(*(torch.tensor([number], dtype=dtype) for number in (2, row, col)))
+    assert (int(layer.rows[2]), int(layer.cols[2])) == (row, col)
+
+
 def test_two_slots_may_swap_positions(seed):
     layer = layer_of(seed)
     slots = torch.tensor([0, 1])

@@ -113,6 +113,12 @@ def test_an_update_that_cannot_be_made_changes_nothing(wrong, seed):
     assert changer.done == 0
 
 
+def test_a_rule_that_needs_no_gradient_takes_what_is_recorded_without_one(seed):
+    """record_gradient_blocks gives an empty dict where nothing was asked for."""
+    layer = random_layer(seed)
+    assert run_update(updater(), layer, 10, gradients={})[0].moved > 0
+
+
 def test_the_paper_has_159_updates_of_160_parts():
     changer = updater(updates=160, total_steps=757000, schedule=cosine)
     assert len(changer.ratios) == 159
