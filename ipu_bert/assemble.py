@@ -260,7 +260,7 @@ def check_share(config: Config, ranks: Ranks) -> None:
 
 
 def make_engine(config: Config, vocab_size: int, timer: Stopwatch, ranks: Ranks = ALONE) -> Engine:
-    """The engine that the config names, with a model at its start."""
+    """The engine that the config names, with a model at its start; `compile_kernels` comes before it."""
     use_threads(config)
     check_share(config, ranks)
     if config.engine.name == "ipu":
@@ -270,7 +270,6 @@ def make_engine(config: Config, vocab_size: int, timer: Stopwatch, ranks: Ranks 
         return build_ipu_engine(config, make_model(config, vocab_size), optimization(config), timer, ranks)
     from ipu_bert.engines.torch_engine import TorchEngine
 
-    compile_kernels(config, ranks)
     assert config.train.micro_batch_size is not None
     return TorchEngine(
         make_model(config, vocab_size),

@@ -26,8 +26,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
 from sparse_ops.bench.arguments import whole_number
 from sparse_ops.ends import with_one_line
-from sparse_ops.host_memory import keep_freed_memory
-from sparse_ops.openmp import give_way
+from sparse_ops.process import make_ready
 from sparse_ops.saying import answer
 
 ENTROPY = (
@@ -67,8 +66,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
 
     texts: files, folders or globs; none: the run's held-out text. Raises ValueError for text that cannot be used.
     """
-    keep_freed_memory()
-    give_way()
+    make_ready()
     config, kept = trained.config, trained.text
     assemble.use_threads(config)
     files = TextFiles(kept, texts, assemble.corpus(config)) if texts else open_text(trained)

@@ -26,6 +26,7 @@ from ipu_bert.record.metrics import dumps
 from sparse_ops.bench.arguments import whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.linear import BlockSparseLinear
+from sparse_ops.process import make_ready
 from sparse_ops.saying import answer
 
 LOWEST, HIGHEST = -100, 100  # exponents that are told apart
@@ -138,6 +139,8 @@ def measure(config: Config, run: Path | None, count: int) -> dict[str, Magnitude
 
     Raises ValueError where they are another model's, or where `model.init` cannot be taken.
     """
+    make_ready()
+    assemble.use_threads(config)
     files = assemble.open_data(config, progress=True)
     model = assemble.make_model(config, files.vocab_size)
     if run is not None:

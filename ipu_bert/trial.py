@@ -52,6 +52,7 @@ class Trial:
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         ranks.connect(config.engine.patience)
+        assemble.compile_kernels(config, ranks)
         _, files = assemble.find_data(config)
         data, size = config.data, config.train.batch_size
         shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparse_ops.linear import PATTERNS, BlockSparseLinear
 from sparse_ops.pattern import block_count
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -70,11 +70,7 @@ def sparsify(
     modules = dict(model.named_modules(remove_duplicate=False))
     linears = {name: module for name, module in modules.items() if type(module) is nn.Linear}
     include, exclude = _names("include", include, modules), _names("exclude", exclude, modules)
-    for unwanted in exclude:
-        holders = [f"{name}." for name in modules if name not in linears and fnmatchcase(name, unwanted)]
-        held = [name for name in linears if name.startswith(tuple(holders))]
-        if held and not any(fnmatchcase(name, unwanted) for name in linears):
-            raise ValueError(f"exclude: expected names of layers, found {unwanted!r}, which holds {held[0]}: add .*")
+    _check_holders(exclude, modules, linears)
     places = {
         name: module
         for name, module in linears.items()
@@ -89,19 +85,7 @@ def sparsify(
         apart = [other for other, module in linears.items() if module is linear and other not in places]
         if apart:
             raise ValueError(f"{name}: expected all places of this layer to match, found {apart[0]}, which does not")
-        if linear.weight.dtype not in DTYPES:
-            raise ValueError(f"{name}: expected a weight of {DTYPES}, found {linear.weight.dtype}; exclude it")
-        try:
-            block_count((linear.out_features, linear.in_features), block_size, sparsity)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}; exclude it") from None
-        more = _would_lose(linear)
-        if more:
-            raise ValueError(f"{name}: expected no {more}, found some, which would be lost; remove them or exclude it")
-        for what, mine in linear.named_parameters():
-            others = [n for n, m in model.named_modules() if m is not linear and _holds(m, mine)]
-            if others:
-                raise ValueError(f"{name}: expected a {what} of its own, found it tied to {others[0]}'s; exclude it")
+        _check(name, linear, model, block_size, sparsity)
     made: dict[nn.Linear, BlockSparseLinear] = {}
     for linear in places.values():
         if linear not in made:
@@ -120,6 +104,32 @@ def _names(what: str, wanted: Sequence[str], modules: Mapping[str, nn.Module]) -
         if not any(fnmatchcase(module, name) for module in modules):
             raise ValueError(f"{what}: expected names of modules, found {name!r}, which is none's")
     return names
+
+
+def _check_holders(exclude: Sequence[str], modules: Mapping[str, nn.Module], linears: Mapping[str, nn.Linear]) -> None:
+    """ValueError for a name of what holds layers, and of none of them: it would exclude nothing."""
+    for unwanted in exclude:
+        holders = [f"{name}." for name in modules if name not in linears and fnmatchcase(name, unwanted)]
+        held = [name for name in linears if name.startswith(tuple(holders))]
+        if held and not any(fnmatchcase(name, unwanted) for name in linears):
+            raise ValueError(f"exclude: expected names of layers, found {unwanted!r}, which holds {held[0]}: add .*")
+
+
+def _check(name: str, linear: nn.Linear, model: nn.Module, block_size: int, sparsity: float) -> None:
+    """ValueError where a layer cannot be replaced, or would lose something."""
+    if linear.weight.dtype not in _DTYPES:
+        raise ValueError(f"{name}: expected a weight of {_DTYPES}, found {linear.weight.dtype}; exclude it")
+    try:
+        block_count((linear.out_features, linear.in_features), block_size, sparsity)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; exclude it") from None
+    more = _would_lose(linear)
+    if more:
+        raise ValueError(f"{name}: expected no {more}, found some, which would be lost; remove them or exclude it")
+    for what, mine in linear.named_parameters():
+        others = [n for n, m in model.named_modules() if m is not linear and _holds(m, mine)]
+        if others:
+            raise ValueError(f"{name}: expected a {what} of its own, found it tied to {others[0]}'s; exclude it")
 
 
 def _holds(module: nn.Module, parameter: Tensor) -> bool:

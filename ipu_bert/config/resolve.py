@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipu_bert.lr_schedules import LR_SCHEDULES
 from ipu_bert.settings import Config
 from ipu_bert.sizes.shape import FamilySize
+from sparse_ops.dynsparse.updater import steps_between
 
 PAPER_WARMUP = 10_000  # steps, Appendix A
 
@@ -40,8 +41,7 @@ def longest_warmup(config: Config) -> int:
 
 def steps_to_update(config: Config) -> int:
     """Whole steps between the start and the stop of pattern updates."""
-    share = config.sparsity.stop - config.sparsity.start
-    return int(round(share * config.train.steps, 6))  # 0.1 of 60 steps is 6, and 5.999999999999999 in floats
+    return steps_between(config.sparsity.start, config.sparsity.stop, config.train.steps)
 
 
 def in_steps(config: Config, warmup: float) -> float:

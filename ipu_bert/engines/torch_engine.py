@@ -31,10 +31,9 @@ from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.distributed import digest
 from sparse_ops.dynsparse.gradients import GradientSearch
-from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.norms import BlockNorm
-from sparse_ops.openmp import give_way
 from sparse_ops.pattern import named_generator
+from sparse_ops.process import make_ready
 
 
 class TorchEngine:
@@ -58,8 +57,7 @@ class TorchEngine:
         timer: Stopwatch,
         ranks: Ranks = ALONE,
     ) -> None:
-        keep_freed_memory()
-        give_way()
+        make_ready()
         self.transfers: TransferRecord | None = None
         self.model = model
         self._layers = dict(sparse_layers(model))

@@ -16,15 +16,13 @@ from ipu_bert.finetune.start import Source, classifier, read_source
 from ipu_bert.finetune.train import Examples, fit, in_units_of, predict, steps_of
 from ipu_bert.hub.folders import check_place
 from ipu_bert.model import sparse_layers
-from sparse_ops.host_memory import keep_freed_memory
-from sparse_ops.openmp import give_way
+from sparse_ops.process import make_ready
 from sparse_ops.saying import say
 
 
 def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
     """Fine-tune and write `folder`. Raises ValueError or OSError with one line; then `folder` is as it was."""
-    keep_freed_memory()
-    give_way()
+    make_ready()
     check_place(folder)
     if Path(options.start.where).resolve() == folder.resolve():
         raise ValueError(f"{folder}: expected another folder than the start's, which it would replace, found the same")

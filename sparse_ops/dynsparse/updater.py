@@ -248,12 +248,17 @@ class PatternUpdater:
         self.done, self._previous_step = int(state["done"]), int(state["previous_step"])
 
 
+def steps_between(start: float, stop: float, total_steps: int) -> int:
+    """Whole steps between two shares of a run: so many updates fit there."""
+    return int(round((stop - start) * total_steps, 6))  # 0.1 of 60 steps is 6, and 5.999999999999999 in floats
+
+
 def _check(plan: UpdatePlan) -> None:
     if not 0.0 <= plan.start < plan.stop <= 1.0:
         raise ValueError(f"start, stop: expected 0 <= start < stop <= 1, found {plan.start} and {plan.stop}")
     if not 0.0 <= plan.pruning_ratio <= 1.0:
         raise ValueError(f"pruning_ratio: expected a share of 0 to 1, found {plan.pruning_ratio}")
-    most = max(1, int(round((plan.stop - plan.start) * plan.total_steps, 6)))
+    most = max(1, steps_between(plan.start, plan.stop, plan.total_steps))
     if not 1 <= plan.updates <= most:
         raise ValueError(f"updates: expected 1 to {most}, one per step at most, found {plan.updates}")
 
@@ -263,7 +268,9 @@ def _steps(plan: UpdatePlan) -> list[int]:
     first, span = plan.start * plan.total_steps, (plan.stop - plan.start) * plan.total_steps
     at = [first + k * span / plan.updates for k in range(1, plan.updates)]
     steps = [round(place) for place in at]
-    if len(set(steps)) < len(steps):  # of two halves a step apart both can be rounded to the even step between them
+    # Of two halves a step apart both can be rounded to the even step between them. Where none are, all stays so: runs that
+    # go on have made their first updates by it.
+    if len(set(steps)) < len(steps):
         steps = [math.floor(round(place, 6) + 0.5) for place in at]
     return steps
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from ipu_bert import gradient_range
 from ipu_bert.config import Config, as_dict
 from ipu_bert.gradient_range import magnitudes, main, measure
 
@@ -54,6 +55,14 @@ def test_the_command_prints_the_worst_and_all(
     assert all(0.0 <= row["lost"] + row["coarse"] + row["over"] <= 1.0 for row in found["tensors"].values())
     assert main(["--config", str(path), "--run", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_process_has_the_configs_threads(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(gradient_range, "make_ready", lambda: asked.append("ready"))
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    measure(tiny("engine.threads=3"), None, 1)
+    assert asked == ["ready", 3]
 
 
 def test_a_run_on_other_words_is_refused(tiny: Callable[..., Config], finished: Path, tmp_path: Path) -> None:
