@@ -104,7 +104,9 @@ def test_a_compiler_that_fails_means_one_warning_and_the_torch_path(what: str, t
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"], "nothing else is left"
 
 
-def test_a_cache_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_made_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Root may write anywhere, so the folder's parent is a file: that stops everyone."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path / "file" / "cache"))
@@ -114,6 +116,7 @@ def test_a_cache_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(build.atexit, "register", lambda *call, **more: at_the_end.append(partial(*call, **more)))
     path = build.build()
     assert path.read_bytes() == b"library"
+    assert f"{tmp_path / 'file' / 'cache'} cannot be written" in capsys.readouterr().err
     assert tmp_path not in path.parents
     (end,) = at_the_end
     end()

@@ -51,6 +51,13 @@ def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path: Path) ->
     assert (tmp_path / "a").read_text() == "old"
 
 
+def test_an_error_of_the_file_aside_names_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250)  # the file aside, whose name is longer, cannot be made
+    with pytest.raises(OSError, match="name too long") as caught:
+        files.write(path, "")
+    assert caught.value.filename == str(path)
+
+
 def test_an_error_that_names_no_file_gets_its_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left.*data\.bin"), files.naming(tmp_path / "data.bin"):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -18,7 +18,9 @@ from sparse_ops import openmp
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 
 SPINNING = """
-import contextlib, time, torch
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # which two threads fill
+import time, torch
 from sparse_ops.openmp import asleep
 torch.set_num_threads(2)
 numbers = torch.ones(1 << 20)
@@ -38,7 +40,7 @@ print(first, within, spent())
 """
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) != 2, reason="two threads fill two cores")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_threads_sleep_at_the_end_of_a_region_only_within_asleep():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
