@@ -268,8 +268,8 @@ def _steps(plan: UpdatePlan) -> list[int]:
     first, span = plan.start * plan.total_steps, (plan.stop - plan.start) * plan.total_steps
     at = [first + k * span / plan.updates for k in range(1, plan.updates)]
     steps = [round(place) for place in at]
-    # Of two halves a step apart both can be rounded to the even step between them. Where none are, all stays so: runs that
-    # go on have made their first updates by it.
+    # Of two halves a step apart both can be rounded to the even step between them. Where none are, all stays so: runs
+    # that go on have made their first updates by it.
     if len(set(steps)) < len(steps):
         steps = [math.floor(round(place, 6) + 0.5) for place in at]
     return steps
