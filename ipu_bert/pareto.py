@@ -64,7 +64,7 @@ def _reported(folder: Path) -> tuple[Config, dict[str, Any]]:
     except FileNotFoundError:
         raise ValueError(f"{folder}: expected the folder of a run that has come to its end, found no report") from None
     except (KeyError, TypeError, ValueError) as error:
-        problem = "; ".join(str(error).splitlines())
+        problem = f"found no {error} in it" if isinstance(error, KeyError) else "; ".join(str(error).splitlines())
         raise ValueError(f"{path}: expected the report of a run: {problem}") from None
 
 

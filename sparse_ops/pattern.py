@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -137,6 +138,10 @@ class BlockPattern:
 def check_grid(shape: tuple[int, int], block_size: int, segments: int = 1) -> tuple[int, int]:
     """Block rows and columns (R, C) of a weight [out, in]. Raises ValueError that says what does not divide."""
     out_features, in_features = shape
+    sizes = {"block size": block_size, "segments": segments, "outputs": out_features, "inputs": in_features}
+    for name, size in sizes.items():  # 8.0 and True are equal to numbers that would do
+        if not isinstance(size, Integral) or isinstance(size, bool):
+            raise ValueError(f"{name}: expected a whole number, found {size!r}")
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block size: expected one of {BLOCK_SIZES}, found {block_size}")
     if segments < 1 or out_features % (segments * block_size) or out_features < 1:
@@ -158,8 +163,8 @@ def block_count(shape: tuple[int, int], block_size: int, sparsity: float, segmen
     Raises ValueError for a sparsity outside [0, 1) or one that leaves no block, and as `check_grid` does.
     """
     n_rows, n_cols = check_grid(shape, block_size, segments)
-    if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity: expected a number in [0, 1), found {sparsity}")
+    if not isinstance(sparsity, Real) or not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity: expected a number in [0, 1), found {sparsity!r}")
     positions = n_rows // segments * n_cols
     count = int((1.0 - sparsity) * positions + 0.5)
     if count < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -113,6 +114,29 @@ def test_sparsify_replaces_what_matches(seed):
     assert type(model["inner"][2]) is type(model["head"]) is nn.Linear
     dense = layers["inner.0"].to_dense()
     assert torch.equal(dense, before["inner.0.weight"] * (dense != 0))
+
+
+@pytest.mark.parametrize(
+    ("block_size", "sparsity", "said"),
+    [
+        (8.0, 0.5, "block size: expected a whole number, found 8.0"),
+        (True, 0.5, "block size: expected a whole number, found True"),
+        ("8", 0.5, "block size: expected a whole number, found '8'"),
+        (8, "0.5", r"sparsity: expected a number in \[0, 1\), found '0.5'"),
+    ],
+)
+def test_what_only_looks_like_a_size_is_refused(block_size, sparsity, said):
+    with pytest.raises(ValueError, match=said):
+        BlockSparseLinear(32, 32, block_size, sparsity)
+    with pytest.raises(ValueError, match=f"^0: {said}; exclude it"):
+        sparsify(nn.Sequential(nn.Linear(32, 32)), block_size, sparsity)
+
+
+def test_numpys_numbers_are_sizes_too():
+    layer = BlockSparseLinear(np.int64(32), np.int32(16), np.int64(8), np.float32(0.5))
+    assert layer(torch.randn(3, 32)).shape == (3, 16)
+    with pytest.raises(ValueError, match=r"inputs: expected a whole number, found 32\.0"):
+        BlockSparseLinear(32.0, 16, 8, 0.5)
 
 
 def test_names_may_come_from_an_iterator():

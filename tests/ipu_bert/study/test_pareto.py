@@ -108,3 +108,11 @@ def test_what_was_found_is_shown_where_the_picture_cannot_be_written(runs, tmp_p
     out, err = capsys.readouterr()
     assert out.startswith("The line: the dense runs among these.")
     assert err == "error: pareto.svg: No space left on device\n"
+
+
+def test_another_report_than_a_runs_is_told_by_what_it_has_not(tmp_path, capsys):
+    """As a study's, which lies in results/."""
+    (tmp_path / "report.json").write_text('{"about": "x"}')
+    assert pareto.main([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {tmp_path}/report.json: expected the report of a run: found no 'config' in it"
