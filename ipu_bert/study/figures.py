@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from ipu_bert.study.frontier import Point, undominated
 from ipu_bert.study.groups import Group, timed
@@ -22,6 +23,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _GREYS = ("#000000", "#595959", "#8C8C8C", "#B0B0B0")
 _MARKERS = ("", "o", "^", "s", "D")  # of the lines that have a colour after the first
 _LETTERS, _HANDLE = 90, 7  # that fit into the width of a legend, and what a line and the space beside it take of them
+# Of a point's name, in points: its size, about how wide and high a letter is, and where it is from the point.
+_FONT, _LETTER, _BESIDE = 9, (5.0, 10.0), (6.0, 5.0)
 _LOSS = "held-out masked-LM loss [nats]"
 
 
@@ -71,7 +74,7 @@ def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str
             label=_literal(group.label),
         )
         _band(axes, places, losses, colour)
-        lowest = min([lowest, *(loss.value for loss in losses)])
+        lowest = min([lowest, *(loss.spread[0] for loss in losses)])
     axes.axhline(entropy, color="black", linestyle=":", linewidth=1.0)
     axes.annotate(
         "word frequencies alone", (0.99, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom"
@@ -98,13 +101,28 @@ def cost_figure(points: Sequence[Point], errors: Sequence[float | None], family:
     for point, error in zip(points, errors):
         colour = "black" if point.dense else "#0072B2"
         axes.errorbar(point.cost, point.loss, yerr=error, color=colour, fmt="s" if point.dense else "o", capsize=3)
-        axes.annotate(_literal(point.label), (point.cost, point.loss), (6, 5), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     axes.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
     axes.margins(x=0.15, y=0.1)
-    return _finished(figure, axes, name, _LOSS)
+    _finished(figure, axes, name, _LOSS)
+    _name_points(figure, axes, points)
+    return figure
+
+
+def _name_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    """Each point's name beside it, from the highest loss down, so much lower that none is over another."""
+    figure.draw_without_rendering()  # fixes the limits
+    taken: list[Bbox] = []
+    for point in sorted(points, key=lambda point: -point.loss):
+        x, y = axes.transData.transform((point.cost, point.loss)) * 72.0 / figure.dpi  # in points
+        width, height = _LETTER[0] * len(point.label), _LETTER[1]
+        boxes = (Bbox.from_bounds(x + _BESIDE[0], y + _BESIDE[1] - down, width, height) for down in itertools.count())
+        box = next(box for box in boxes if not box.count_overlaps(taken))
+        taken.append(box)
+        offset, at = (_BESIDE[0], box.y0 - y), (point.cost, point.loss)
+        axes.annotate(_literal(point.label), at, offset, textcoords="offset points", fontsize=_FONT)
 
 
 def explored_figure(groups: Sequence[Group]) -> Figure:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ipu_bert.settings import Config
 from ipu_bert.study.definition import Row, Study
-from ipu_bert.study.figures import steps_figure
+from ipu_bert.study.figures import cost_figure, steps_figure
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.groups import Group, group
 from ipu_bert.study.report import compared, made_of
@@ -141,3 +143,19 @@ def test_a_legend_stays_within_its_figure(letters):
     shown = legend.get_window_extent()
     assert figure.bbox.x0 <= shown.x0
     assert shown.x1 <= figure.bbox.x1
+
+
+def test_bands_and_names_can_be_read(seed):
+    """A band was cut off below the lowest mean, and names of equal costs lay on each other."""
+    figure = steps_figure([row("wide", {"0": 6.0, "1": 4.0}), row("narrow", {"0": 5.9})], 6.6)
+    assert figure.axes[0].get_ylim()[0] < 4.0
+    losses = 6.1 + 0.01 * torch.rand(8, generator=torch.Generator().manual_seed(seed))
+    points = [Point(f"row {n}", 1e13, loss, False) for n, loss in enumerate(losses.tolist())]
+    figure = cost_figure(points, [None] * 8, [Point("dense", 9e12, 6.2, True), Point("larger", 4e13, 6.0, True)], "x")
+    FigureCanvasAgg(figure).draw()
+    names = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
+    assert len(names) == 8
+    for one, other in itertools.combinations(names.values(), 2):
+        assert not one.overlaps(other)
+    lower = sorted(points, key=lambda point: point.loss)
+    assert sorted(names, key=lambda name: names[name].y0) == [point.label for point in lower]
