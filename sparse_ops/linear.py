@@ -12,6 +12,7 @@ from sparse_ops.norms import block_norm
 from sparse_ops.pattern import BlockIndex, BlockPattern, block_count, check_grid
 
 PATTERNS = ("random", "magnitude")
+_SIZES = "block_sparse_sizes"  # of a layer, [out, in], in a state dict's metadata
 
 
 class BlockSparseLinear(nn.Module):
@@ -225,6 +226,12 @@ class BlockSparseLinear(nn.Module):
             raise RuntimeError(f"state dict of BlockSparseLinear: expected the keys {expected}, found {found}")
         return super().load_state_dict(state_dict, strict, *args, **options)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None:  # where torch keeps a module's version: the keys are as ever
+            metadata.setdefault(prefix[:-1], {})[_SIZES] = [self.out_features, self.in_features]
+
     def _state(self) -> dict[str, Tensor]:
         parameters = {name: p for name, p in self._parameters.items() if p is not None}
         return {**parameters, "rows": self.rows, "cols": self.cols}
@@ -244,6 +251,9 @@ class BlockSparseLinear(nn.Module):
         found = {name: state_dict[prefix + name] for name in mine if prefix + name in state_dict}
         assign = local_metadata.get("assign_to_params_buffers", False)
         wrong = [x for name, tensor in found.items() for x in _problems(prefix + name, tensor, mine[name], assign)]
+        sizes = [self.out_features, self.in_features]
+        if "rows" in found and local_metadata.get(_SIZES, sizes) != sizes:  # as many blocks, and they may fit
+            wrong.append(f"{prefix}rows: expected those of a layer {sizes}, found those of {local_metadata[_SIZES]}")
         if wrong:
             error_msgs += wrong
             return

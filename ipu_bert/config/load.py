@@ -12,7 +12,7 @@ from ipu_bert.config.give_way import give_way
 from ipu_bert.config.initial import follow_initial
 from ipu_bert.config.no_effect import no_effect
 from ipu_bert.config.resolve import resolve
-from ipu_bert.config.written import ConfigError, config_path, keys_of, read
+from ipu_bert.config.written import ConfigError, config_path, keys_of, read, shortened
 from ipu_bert.settings import Config
 from sparse_ops.files import there
 
@@ -37,10 +37,17 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
     if not errors:
         written, followed = follow_initial(config, written)
         config = build(written.tree, errors)
-        config.gave_way = [*followed, *give_way(config, written)]
+        config.gave_way = [*_said_again(overrides), *followed, *give_way(config, written)]
     config = _checked(config, path.stem, errors, written.users)
     config.no_effect = no_effect(config, users)
     return config
+
+
+def _said_again(overrides: Sequence[str]) -> list[str]:
+    """A line for each override that a later one of its key takes the place of, as where a script adds its caller's."""
+    last = {override.partition("=")[0]: override for override in overrides}
+    lost = [override for override in dict.fromkeys(overrides) if override != last[override.partition("=")[0]]]
+    return [f"{shortened(one)}, since {shortened(last[one.partition('=')[0]])} comes after it" for one in lost]
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:

@@ -6,8 +6,8 @@ python -m ipu_bert.study dynamic_or_static --time           seconds a step of ea
 python -m ipu_bert.study dynamic_or_static --report         the page alone, from the results that are there
 
 Results, page and figures are in results/NAME/, the runs themselves in runs/studies/NAME/. A run that has finished in
-either is not repeated: `--results mine --runs mine_runs` begins anew. Exit status: 0 done; 1 some runs failed, their
-lines say why; 2 something is wrong; 75 or 130 stopped, the same command goes on.
+either, or in another study's results, is not repeated: `--results mine --runs mine_runs` begins anew. Exit status: 0
+done; 1 some runs failed, their lines say why; 2 something is wrong; 75 or 130 stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _plan(study: Study, results: Results, jobs: int | None) -> None:
     mine = [run for run in results.by_key.values() if run.seconds and run.machine["processor"] == processor()]
     rates = [run.executed_flops * run.sequences / run.seconds for run in mine]
     rate = sum(rates) / len(rates) if rates else None
-    total, finished = 0.0, results.finished(study.cells)
+    total, finished = 0.0, {**results.finished(study.cells), **results.of_other_studies(study.cells)}
     lines = [study.about]
     for cell in study.cells:
         flops, state = cell_flops(cell), "finished" if cell.key in finished else "waits"

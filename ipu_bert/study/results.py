@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -140,6 +141,27 @@ class Results:
         settings: a table of both would compare what cannot be compared.
         """
         return self._checked(cells, self.by_key)
+
+    def of_other_studies(self, cells: Sequence[Cell]) -> dict[str, RunResult]:
+        """Those of these cells that are not here and that a study in a folder beside this one has finished, by key.
+
+        What is damaged there, or would not go together with what is here, is left there.
+        """
+        found: dict[str, RunResult] = {}
+        for path in sorted(self.path.parent.parent.glob(f"*/{RESULTS_FILE}")):
+            if path.parent.name == self.path.parent.name:
+                continue
+            try:
+                theirs = Results(path.parent).by_key
+            except (OSError, ValueError):
+                continue
+            for cell in cells:
+                if cell.key in theirs and cell.key not in self.by_key and cell.key not in found:
+                    run = replace(theirs[cell.key], row=cell.row.label, grid=dict(cell.grid))
+                    with suppress(ValueError):
+                        if cell.key in self._checked(cells, {**self.by_key, **found, cell.key: run}):
+                            found[cell.key] = run
+        return found
 
     def check(self, result: RunResult, cells: Sequence[Cell]) -> None:
         """Raises ValueError, as `finished`, where the results with this one would not go together."""

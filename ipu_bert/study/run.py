@@ -50,11 +50,14 @@ def cell_flops(cell: Cell) -> float:
 def run_cells(
     cells: Sequence[Cell], results: Results, runs: Path, jobs: int, say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Run what is not in `results` yet; returns what went wrong, a line for the title of each failed cell.
+    """Run what is neither in `results` yet nor in those of a study beside it; returns what went wrong, a line for the
+    title of each failed cell.
 
     A run that was interrupted goes on from its newest checkpoint. However this function is left, no run stays behind:
     each is asked to stop, saves, and goes on when the study is started again.
     """
+    for taken in results.of_other_studies(cells).values():
+        results.add(taken)
     finished = results.finished(cells)
     waiting = [cell for cell in cells if cell.key not in finished]
     say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished; {jobs} at a time")

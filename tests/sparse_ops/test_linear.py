@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from torch.nn.utils import prune
@@ -168,6 +171,30 @@ def test_a_refused_state_dict_changes_nothing(seed, what, assign):
         layer.load_state_dict({k: v for k, v in state.items() if v is not None}, assign=assign)
     assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
     assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, torch.nn.Sequential], ids=["alone", "in a model"])
+def test_blocks_of_a_layer_of_other_sizes_are_refused_though_they_fit(seed, wrap):
+    generator = torch.Generator().manual_seed(seed)
+    rows, cols = (i.flatten().int() for i in torch.meshgrid(torch.arange(4), torch.arange(2), indexing="ij"))
+    wide, high = (
+        wrap(BlockSparseLinear.from_pattern(BlockPattern(shape, 4, rows, cols), bias=False))
+        for shape in ((16, 32), (32, 16))
+    )
+    file = io.BytesIO()
+    torch.save(wide.state_dict(), file)
+    before = {name: tensor.clone() for name, tensor in high.state_dict().items()}
+    file.seek(0)
+    with pytest.raises(RuntimeError, match=r"rows: expected those of a layer \[32, 16\], found those of \[16, 32\]"):
+        high.load_state_dict(torch.load(file, weights_only=True))
+    assert all(torch.equal(before[name], tensor) for name, tensor in high.state_dict().items())
+    again = copy.deepcopy(wide)
+    torch.nn.init.zeros_(next(again.parameters()))
+    file.seek(0)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    x = torch.randn(3, 32, generator=generator)
+    assert torch.equal(again(x), wide(x))
+    high.load_state_dict(dict(wide.state_dict()))  # without metadata, as from an older release, nothing tells
 
 
 def test_values_are_not_loaded_without_their_positions(seed):

@@ -239,6 +239,13 @@ def test_a_resolved_config_is_strict():
         from_dict(tree)
 
 
+def test_of_one_key_the_last_override_counts_and_a_line_says_so():
+    config = load_config("quickstart", ["train.steps=40", "run.seed=7", "train.steps=50", "run.seed=7"])
+    assert config.train.steps == 50
+    assert config.gave_way[0] == "'train.steps=40', since 'train.steps=50' comes after it"
+    assert not any("seed" in line for line in config.gave_way)  # the same value twice is what was asked for
+
+
 def test_what_gave_way_is_no_setting():
     config = load_config("quickstart", ["train.steps=40"])
     written_out = load_config("quickstart", ["train.steps=40", "optim.warmup_steps=4"])

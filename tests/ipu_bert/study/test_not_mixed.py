@@ -91,6 +91,32 @@ def test_results_of_other_settings_are_refused_and_of_fewer_steps_are_not_finish
     assert len(older.finished(cells(tmp_path, **{"eval.batches": "3"}))) == 2, "it was not kept, and is not known"
 
 
+def test_what_another_study_has_finished_is_not_run_again(made, tmp_path, monkeypatch):
+    dense, dynamic = found = cells(tmp_path)
+    theirs, damaged = Results(tmp_path / "theirs"), tmp_path / "a damaged one"
+    theirs.add(replace(made["Dense"], row="their name of it", grid={"a": "1"}))
+    theirs.add(replace(made["dynamic"], steps=3, evaluations=(replace(made["dynamic"].evaluations[-1], step=3),)))
+    damaged.mkdir()
+    (damaged / "results.json").write_text("{")
+    mine = Results(tmp_path / "mine")
+    assert mine.of_other_studies(found) == {dense.key: made["Dense"]}, (
+        "under this study's name, and finished ones alone"
+    )
+    assert not mine.path.exists()
+    started, said = [], []
+    monkeypatch.setattr(runner, "_start", lambda cell, *_: started.append(cell) or "not this time")
+    runner.run_cells(found, mine, tmp_path / "runs", 1, said.append)
+    assert (started, said[0]) == ([dynamic], "1 of 2 runs are finished; 1 at a time")
+    assert Results(mine.path.parent).by_key == {dense.key: made["Dense"]}
+
+
+def test_what_another_study_has_of_another_text_is_left_there(made, tmp_path):
+    theirs, mine = Results(tmp_path / "theirs"), Results(tmp_path / "mine")
+    theirs.add(replace(made["Dense"], settings={**made["Dense"].settings, "text": "0" * 64}))
+    mine.add(made["dynamic"])
+    assert mine.of_other_studies(cells(tmp_path)) == {}
+
+
 @pytest.mark.parametrize("change", [{"eval": {"batches": 7}}, {"model": {"init": "other"}}, None])
 def test_a_folder_with_the_run_of_other_settings_is_not_gone_on_in(tiny, tmp_path, monkeypatch, change):
     tiny()
