@@ -61,7 +61,7 @@ def _reported(folder: Path) -> tuple[Config, dict[str, Any]]:
         if report["steps"] != config.train.last_step:
             raise ValueError("found one that has not come to its end")
         return config, report
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: expected the folder of a run that has come to its end, found no report") from None
     except (KeyError, TypeError, ValueError) as error:
         problem = f"found no {error} in it" if isinstance(error, KeyError) else "; ".join(str(error).splitlines())

@@ -23,7 +23,7 @@ def jsonl_texts(path: str, column: str, encoding: str) -> Iterator[str]:
 
 
 def json_texts(path: str, column: str, encoding: str) -> Iterator[str]:
-    """An array of JSON objects, or one object a line. Memory: one row and a MB."""
+    """Arrays of JSON objects one after the other, or one object a line. Memory: one row and a MB."""
     with open_text(path, encoding) as file:
         yield from _texts(path, column, _elements(path, file))
 
@@ -71,7 +71,12 @@ def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
         between = _BETWEEN.match(text, place)
         place = between.end() if between else place
         if is_array and text.startswith("]", place):
-            return
+            text, place = _after(file, text[place + 1 :]), 1
+            if not text:
+                return
+            if not text.startswith("["):
+                raise _unreadable(path, number, ValueError(f"expected the end or another array, found {text[:20]!r}"))
+            continue
         try:
             value, place = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
@@ -87,6 +92,15 @@ def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
             raise _unreadable(path, number, error) from error
         number += 1
         yield value
+
+
+def _after(file: io.TextIOWrapper, text: str) -> str:
+    """What follows in the file, from its first character that is no white space on; nothing at its end."""
+    while not (found := text.lstrip()):
+        text = file.read(_READ)
+        if not text:
+            break
+    return found
 
 
 def _texts(path: str, column: str, rows: Iterator[Any]) -> Iterator[str]:

@@ -141,6 +141,8 @@ def given_tokenizer(name: str, wanted: Normalization) -> Tokenizer:
     if ids != list(range(len(ids))):
         wrong = ids[-1] if ids[-1] >= len(ids) else f"{next(a for a, b in zip(ids, ids[1:]) if a == b)} twice"
         raise DataError(f"{name}: expected ids 0 to {len(ids) - 1}, found {wrong}")
+    if model.unk_token != "[UNK]":  # which is what is counted as unknown, and never asked for
+        raise DataError(f"{name}: expected [UNK] for what is unknown, found {model.unk_token}")
     if model.unk_token not in tokenizer.get_vocab(with_added_tokens=False):
         raise DataError(
             f"{name}: expected {model.unk_token} among the word pieces, found it nowhere or as an added token"

@@ -67,6 +67,8 @@ def _act(options: argparse.Namespace) -> int:
                 read_seconds(folder)  # where it is damaged, before anything is measured
                 write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
             else:
+                for line in study.no_effect:
+                    tell(line)
                 failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
     for title, problem in failed.items():
         say(f"failed: {title}: {problem}", sys.stderr)
@@ -117,7 +119,11 @@ def _plan(study: Study, results: Results, jobs: int | None) -> None:
     hours = (
         f"about {format_duration(total / rate / jobs)} at the speed of those that finished" if rate else _guess(total)
     )
-    answer("\n".join([*lines, f"{len(study.cells)} runs, {total:.3g} FLOPs to do, {jobs} at a time: {hours}"]))
+    answer(
+        "\n".join(
+            [*lines, *study.no_effect, f"{len(study.cells)} runs, {total:.3g} FLOPs to do, {jobs} at a time: {hours}"]
+        )
+    )
 
 
 def _guess(flops: float) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from ipu_bert.config import CONFIG_DIR, Config, ConfigError, config_hash, load_config
-from ipu_bert.config.written import config_path
+from ipu_bert.config.written import config_path, shortened
 from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
 
 STUDY_DIR = CONFIG_DIR / "studies"
@@ -89,6 +89,16 @@ class Study:
         """Of each row the first cell's."""
         return {cell.row.label: cell.config for cell in reversed(self.cells)}
 
+    @property
+    def no_effect(self) -> list[str]:
+        """A line for each setting in which runs differ and that does nothing in a row."""
+        common = set.intersection(*(set(cell.overrides) for cell in self.cells))
+        lines = []
+        for cell in self.cells:
+            own = {override.partition("=")[0] for override in cell.overrides if override not in common}
+            lines += [f"no effect: {cell.row.label}: {x}" for x in cell.config.no_effect if x.partition("=")[0] in own]
+        return list(dict.fromkeys(lines))
+
 
 def read_study(name_or_file: str) -> Study:
     """A study of configs/studies/ or of a YAML file. Raises ConfigError with all that is wrong."""
@@ -113,7 +123,7 @@ def read_study(name_or_file: str) -> Study:
         grid=grid,
         cells=tuple(cells),
         compare=tuple(_pair(path, pair, rows) for pair in _pairs(path, tree.get("compare"))),
-        figures=_figures(path, tree.get("figures") or []),
+        figures=_figures(path, tree.get("figures") or [], grid),
     )
     twice = _twice(cells)
     errors += [f"study {path}: {a} and {b} are the same run: expected settings that differ" for a, b in twice]
@@ -156,12 +166,14 @@ def _cells(
     if math.prod(map(len, grid.values())) * len(rows) > MOST_CELLS:
         raise ConfigError([f"study {path}: expected at most {MOST_CELLS:,} runs, found more"])
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-    cells, errors = [], []
+    cells, errors = [], _both(path, "settings", common, grid)
     for combination in combinations:
         for label, row in rows.items():
             row = _mapping(path, f"rows: {label}", row)
             _only(path, row, _ROW_KEYS, f"rows: {label}: ")
-            settings = {**common, **_settings(path, f"rows: {label}: settings", row.get("settings")), **combination}
+            own = _settings(path, f"rows: {label}: settings", row.get("settings"))
+            errors += _both(path, f"rows: {label}: settings", own, grid)
+            settings = {**common, **own, **combination}
             overrides = tuple(f"{key}={value}" for key, value in settings.items())
             try:
                 config = load_config(base, overrides)
@@ -171,6 +183,11 @@ def _cells(
             except ConfigError as error:
                 errors += [f"study {path}: {label}: {line}" for line in error.errors]
     return cells, list(dict.fromkeys(errors))
+
+
+def _both(path: Path, where: str, settings: Mapping[str, str], grid: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each setting that the grid has, too: its value would never be run."""
+    return [f"study {path}: {where}: {key}: expected it here or in grid, found both" for key in settings if key in grid]
 
 
 def _base(path: Path, tree: Mapping[str, Any]) -> str:
@@ -200,11 +217,22 @@ def _pair(path: Path, pair: Any, rows: Mapping[str, Any]) -> tuple[str, str]:
     return labels[0], labels[1]
 
 
-def _figures(path: Path, found: Any) -> tuple[str, ...]:
+def _figures(path: Path, found: Any, grid: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     names = tuple(_text(name) for name in found) if isinstance(found, list) else (_text(found),)
     if any(name not in FIGURES for name in names):
         raise ConfigError([f"study {path}: figures: expected some of {', '.join(FIGURES)}, found {list(names)}"])
+    axes = {key: values for key, values in grid.items() if key != SEED}
+    if "grid" in names and not (len(axes) == 1 and all(map(_is_above_zero, *axes.values()))):
+        expected = f"one key of the grid beside {SEED}, with numbers above 0"
+        raise ConfigError([f"study {path}: figures: grid: expected {expected}, found {shortened(axes)}"])
     return names
+
+
+def _is_above_zero(text: str) -> bool:
+    try:
+        return 0.0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def _settings(path: Path, where: str, found: Any) -> dict[str, str]:

@@ -145,7 +145,7 @@ def explored_figure(groups: Sequence[Group]) -> Figure:
 
 
 def grid_figure(groups: Sequence[Group], key: str) -> Figure:
-    """Loss at the end over one setting of the grid, a line for each row."""
+    """Loss at the end over the one setting of the grid beside the seed, of numbers above 0, a line for each row."""
     figure, axes = _figure()
     rows = list(dict.fromkeys(group.row.label for group in groups))
     for row, colour in zip(rows, _COLOURS * len(rows)):

@@ -94,8 +94,8 @@ def _draw(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
         elif name == "explored" and any(one.first.updates for one in groups):
             drawn["explored"] = figures.explored_figure(groups)
         elif name == "grid":
-            keys = [key for key in study.grid if key != SEED]
-            drawn.update({f"grid_{key.rpartition('.')[2]}": figures.grid_figure(groups, key) for key in keys[:1]})
+            (key,) = (key for key in study.grid if key != SEED)
+            drawn[f"grid_{key.rpartition('.')[2]}"] = figures.grid_figure(groups, key)
     return drawn
 
 

@@ -72,7 +72,14 @@ def test_an_encoding_by_setting(tmp_path: Path) -> None:
         documents(tmp_path / "a.txt", encoding="utf9")
 
 
-@pytest.mark.parametrize("text", ['[{"text": "a"},\n {"n": [1], "text": "b"}]', '{"text": "a"}\n{"text": "b", "n": 2}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"text": "a"},\n {"n": [1], "text": "b"}]',
+        '{"text": "a"}\n{"text": "b", "n": 2}',
+        '[{"text": "a"}]\n\n\n\n[{"text": "b"}] \n\n\n',  # as `cat a.json b.json` makes it
+    ],
+)
 def test_json_arrays_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     assert documents(tmp_path / "a.json") == ["a", "b"]
@@ -81,7 +88,9 @@ def test_json_arrays_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     assert documents(tmp_path / "a.json") == ["a", "b"]
 
 
-@pytest.mark.parametrize("text", ['[{"text": "a"}, {"text": }]', '[{"text": "a"}', '[{"text": "a"}, nul'])
+@pytest.mark.parametrize(
+    "text", ['[{"text": "a"}, {"text": }]', '[{"text": "a"}', '[{"text": "a"}, nul', '[{"text": "a"}] b']
+)
 def test_broken_json_is_refused_by_row(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json: cannot be read as json: row 1: "):

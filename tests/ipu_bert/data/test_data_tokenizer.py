@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 from pathlib import Path
 
@@ -132,6 +133,20 @@ def test_a_tokenizer_json_with_wrong_ids_is_refused_before_text_is_read(tmp_path
     change(saved["model"]["vocab"])
     path.write_text(json.dumps(saved))
     with pytest.raises(DataError, match=rf"tokenizer\.json: {message}"):
+        given_tokenizer(str(path), AS_FOUND)
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", "[MASK]"])
+def test_another_word_for_what_is_unknown_is_refused(tmp_path: Path, unknown: str) -> None:
+    """The report said 0 % of such a text are unknown."""
+    path = tmp_path / "tokenizer.json"
+    BertTokenizerFast(str(vocabulary(tmp_path, "a", "<unk>"))).backend_tokenizer.save(str(path))
+    saved = json.loads(path.read_text())
+    saved["model"]["unk_token"] = unknown
+    path.write_text(json.dumps(saved))
+    with pytest.raises(
+        DataError, match=rf"tokenizer\.json: expected \[UNK\] for what is unknown, found {re.escape(unknown)}"
+    ):
         given_tokenizer(str(path), AS_FOUND)
 
 

@@ -55,10 +55,18 @@ def test_every_row_meets_every_combination_and_keeps_what_it_says(write):
     assert len({cell.folder for cell in study.cells}) == len({cell.key for cell in study.cells}) == 8
 
 
-def test_a_row_wins_over_what_all_share_and_the_grid_over_both(write):
-    text = TEXT.replace("settings: {sparsity.method: dense}", "settings: {train.steps: 60, optim.lr: 5e-3}")
-    cell = read_study(write(text)).cells[0]
-    assert (cell.config.train.steps, cell.config.optim.lr) == (60, 1e-3)
+def test_a_row_wins_over_what_all_share(write):
+    text = TEXT.replace("settings: {sparsity.method: dense}", "settings: {train.steps: 60}")
+    first, second = read_study(write(text)).cells[:2]
+    assert (first.config.train.steps, second.config.train.steps) == (60, 50)
+
+
+def test_a_setting_in_which_runs_differ_and_that_does_nothing_is_told(write):
+    assert read_study(write(TEXT)).no_effect == []  # updates are common to all, and idle where the row is dense
+    grid = TEXT.replace(", sparsity.updates: 5}", "}").replace("optim.lr: [1e-3, auto]", "sparsity.updates: [4, 5]")
+    assert read_study(write(grid)).no_effect == [
+        f"no effect: dense: sparsity.updates={updates}, since sparsity.method is dense" for updates in (4, 5)
+    ]
 
 
 def test_a_base_beside_the_study_is_meant(write, tmp_path):
@@ -76,6 +84,16 @@ def test_a_base_beside_the_study_is_meant(write, tmp_path):
         (("[0, 1]", "3"), "grid: run.seed: expected a list of values, found 3"),
         (("[0, 1]", "[]"), "grid: run.seed: expected a list of values, found []"),
         (("[[sparse, dense]]", "[[sparse, dens]]"), "compare: expected pairs of rows, found ['sparse', 'dens']"),
+        (("train.steps: 50", "optim.lr: 5e-3"), "settings: optim.lr: expected it here or in grid, found both"),
+        (
+            ("{sparsity.method: dense}", "{sparsity.method: dense, run.seed: 7}"),
+            "rows: dense: settings: run.seed: expected it here or in grid, found both",
+        ),
+        (("[steps]", "[grid]"), "grid: expected one key of the grid beside run.seed, with numbers above 0, found"),
+        (
+            ("[1e-3, auto]\ncompare: [[sparse, dense]]\nfigures: [steps]", "[1e-3]\n  log.every: [1]\nfigures: [grid]"),
+            "figures: grid: expected one key of the grid beside run.seed, with numbers above 0, found {'optim.lr'",
+        ),
         (("[steps]", "[pie]"), "figures: expected some of flops, steps, seconds, explored, grid, found ['pie']"),
         (("train.steps: 50", "train.stesp: 50"), "train.stesp"),
         (("sparsity.block_size: 4", "sparsity.block_size: 5"), "sparse: sparsity.block_size: expected one of 1, 4"),

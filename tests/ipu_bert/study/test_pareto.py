@@ -87,6 +87,9 @@ def test_what_is_no_finished_run_is_refused_by_name(runs, finished, tmp_path, ca
         err = capsys.readouterr().err
         assert err.startswith(f"error: {tmp_path / folder}")
         assert len(err.splitlines()) == 1
+    (tmp_path / "run.log").write_text("a log beside the runs of a study, as `runs/studies/NAME/*` finds it")
+    assert pareto.main([str(tmp_path / "run.log")]) == 2
+    assert "run.log: expected the folder of a run that has come to its end" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("section", "key", "value"), [("model", "vocab_size", "x"), ("heldout", "mlm_loss", 0.0)])
