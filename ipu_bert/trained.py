@@ -98,12 +98,15 @@ def _kept_text(found: Path, config: Config, groups: checkpoint.Groups, info: dic
 def open_text(trained: TrainedModel) -> TokenFiles:
     """The prepared text of the model's run; prepared again where it is gone.
 
-    Raises ValueError where the text cannot be read, or has another vocabulary now.
+    Raises ValueError where the text cannot be read, or is another one now, or has another vocabulary: what is held out
+    of another text may be what the model was trained on.
     """
     prepared = assemble.open_data(trained.config, progress=True)
-    if prepared.manifest["tokenizer_sha256"] != trained.info["identity"]["tokenizer"]:
-        raise checkpoint.CheckpointError(
-            f"checkpoint {trained.checkpoint}: expected the vocabulary that it was trained with, found another one in "
-            f"{prepared.directory}: the text or data.tokenizer has changed since"
-        )
+    trained_on = trained.info["identity"]  # older ones know their tokenizer alone
+    for what, of in (("tokenizer", "vocabulary"), ("text", "text")):
+        if trained_on.get(what, prepared.identity[what]) != prepared.identity[what]:
+            raise checkpoint.CheckpointError(
+                f"checkpoint {trained.checkpoint}: expected the {of} that it was trained with, found another one in "
+                f"{prepared.directory}: the text or data.tokenizer has changed since, or is sought from another folder"
+            )
     return prepared

@@ -57,6 +57,26 @@ def test_the_process_is_made_ready(run, capsys, monkeypatch):
     assert asked == [True]
 
 
+def test_another_text_in_the_place_of_the_runs_is_no_held_out_text_of_it(tiny, tmp_path, monkeypatch, capsys):
+    """With a tokenizer of its own a run's vocabulary is the same whatever its text has become."""
+    words = tmp_path / "vocab.txt"
+    words.write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh")])
+    )
+    for here, letters in (("one", "abcd"), ("two", "efgh")):
+        (tmp_path / here).mkdir()
+        lines = (json.dumps({"text": f"{letters[i % 4]} {letters[:2]}. {letters[2:]} {i % 7}."}) for i in range(40))
+        (tmp_path / here / "mine.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path / "one")
+    texts = ["data.source=files", "data.path=mine.jsonl", f"data.tokenizer={words}", f"data.dir={tmp_path / 'data'}"]
+    run = Trainer(tiny("train.stop_at=1", *texts)).run()
+    assert found(capsys, run)["text"] == "held-out text of the run"
+    monkeypatch.chdir(tmp_path / "two")
+    assert evaluate.main([str(run)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "expected the text that it was trained with, found another one in " in line
+
+
 def test_any_checkpoint_is_judged_as_its_run_did_and_the_run_is_untouched(run, capsys):
     before = state_of(run)
     recorded = {r["step"]: r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval"}
@@ -119,7 +139,7 @@ def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, caps
     state = json.loads((other / "state.json").read_text())
     state["config"]["optim"]["lr"], state["config"]["model"]["heads"] = "fast", 3
     (other / "state.json").write_text(sealed(state))
-    changed = SimpleNamespace(manifest={"tokenizer_sha256": "0"}, directory="elsewhere")
+    changed = SimpleNamespace(identity={"tokenizer": "0", "text": "0"}, directory="elsewhere")
     for arguments, message in (
         ([nowhere], f"expected {nowhere} to be or to hold a complete checkpoint, found none"),
         ([run, "--text", "/no/such.txt"], "no text found at '/no/such.txt'"),
