@@ -123,6 +123,66 @@ def test_what_a_folder_leaves_out_is_counted_and_named(tmp_path: Path) -> None:
     assert left in summary(found)
 
 
+def test_links_of_a_folder_are_followed_once(tmp_path: Path) -> None:
+    """Two links to `.` never came to an end; what a link leads to inside the folder was read twice."""
+    folder = tmp_path / "text"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "beside").mkdir()
+    (folder / "sub" / "a.txt").write_text("a")
+    (folder / "b.txt").write_text("b")
+    (tmp_path / "beside" / "c.txt").write_text("c")
+    for name, to in (("l1", "."), ("l2", "."), ("l3", "../beside"), ("l4", "sub"), ("z.txt", "b.txt"), ("b", "b.txt")):
+        (folder / name).symlink_to(to)
+    found = source(folder)
+    assert list(found.documents()) == ["b", "c", "a"]  # l3/c.txt, l4/a.txt
+    left, passed = found.notes
+    assert "1 of its files are not read (1 with no ending): b;" in left
+    where = ", ".join(str(folder / name) for name in ("l1", "l2", "sub"))
+    assert passed == f"{folder}: passed over: 4 read already by another way: {where}, ..."
+
+
+def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", ".b.txt", ".git/c.txt", "closed/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    scandir = os.scandir
+
+    def refused(path: str) -> object:
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)  # root may open everything
+    found = source(tmp_path)
+    assert list(found.documents()) == ["a.txt"]
+    assert found.notes == (
+        f"{tmp_path}: passed over: 1 broken link(s), 1 device(s) or pipe(s), 2 hidden, 1 that cannot be opened: "
+        f"{tmp_path / '.b.txt'}, {tmp_path / '.git'}, {tmp_path / 'closed'}, ...",
+    )
+    with pytest.raises(DataError, match=r"no text found at .*: passed over: 1 that cannot be opened: "):
+        documents(tmp_path / "closed")
+
+
+def test_a_glob_says_which_folders_and_links_it_passes_over(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "c.txt").symlink_to("nowhere")
+    found = source(tmp_path / "*")
+    assert list(found.documents()) == ["b"]
+    assert found.notes == (
+        f"{tmp_path / '*'}: passed over: 1 broken link(s), 1 folder(s), to be named themselves: "
+        f"{tmp_path / 'c.txt'}, {tmp_path / 'sub'}",
+    )
+    (tmp_path / "c.txt").unlink()
+    assert (found := source(tmp_path / "**")).notes == ()
+    assert list(found.documents()) == ["b", "a"]
+    with pytest.raises(DataError, match=r"no text found at .*passed over: 1 folder"):
+        documents(tmp_path / "s*")
+
+
 def test_a_folder_gives_json_and_xml_that_are_text(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"text": "of an array"}, {"text": "again"}]')
     (tmp_path / "b.json").write_text('{"title": "no text"}')
