@@ -1,7 +1,8 @@
 """Which local files are read, and what kind of documents each of them holds.
 
-.txt: text_documents.py says how it becomes documents. .jsonl, .json, .parquet: each row is a document, its text in
-one column. .xml: a MediaWiki dump, an article is a document. Any but .parquet may be compressed (.gz .bz2 .xz .zst).
+.txt: text_documents.py says how it becomes documents. .jsonl (.ndjson), .json, .parquet: each row is a document, its
+text in one column. .xml: a MediaWiki dump, an article is a document. Capitals in an ending do not matter. Any but
+.parquet may be compressed (.gz .bz2 .xz .zst).
 A file of another name is read as text, or as a dump if it begins as one, when it is named itself. A folder gives its
 .txt, .jsonl and .parquet files, each .json whose first row has the column, and each .xml that begins as a dump.
 """
@@ -20,12 +21,13 @@ from ipu_bert.data.errors import DataError
 from ipu_bert.data.rows import has_column, json_texts, jsonl_texts, parquet_texts
 from ipu_bert.data.sentences import count_units
 from ipu_bert.data.text_documents import cut_documents, line_documents
-from ipu_bert.data.text_files import COMPRESSIONS, look_at, plain_name, text_lines
+from ipu_bert.data.text_files import COMPRESSIONS, ending_of, look_at, plain_name, text_lines
 from ipu_bert.data.wiki_dump import dump_articles, is_dump
 from sparse_ops import files
 
 OF_A_FOLDER = (".txt", ".jsonl", ".parquet")
 IF_IT_FITS = (".json", ".xml")
+TABLES = (".csv", ".tsv")
 WHOLE_FILES_FROM = 20
 DOCUMENT_WORDS = 1000
 SHORTEST_DOCUMENT = 50
@@ -135,7 +137,7 @@ def _passed_over(entry: str, passed: Mapping[str, list[str]]) -> list[str]:
 
 def _of_a_folder(path: str, column: str, encoding: str) -> bool:
     """Whether a file that nobody named is read; a .json or .xml may be something else than text, or broken."""
-    ending = os.path.splitext(plain_name(path))[1]
+    ending = ending_of(path)
     try:
         return ending in OF_A_FOLDER or (
             has_column(path, column, encoding) if ending == ".json" else ending == ".xml" and is_dump(path)
@@ -178,7 +180,7 @@ def words_per_document(paths: Iterable[str], document_words: int | None, encodin
 
 def _kind(path: str) -> str:
     """The ending that says how a file is read."""
-    ending = os.path.splitext(plain_name(path))[1]
+    ending = ending_of(path)
     if ending in (*OF_A_FOLDER, *IF_IT_FITS):
         return ending
     return ".xml" if is_dump(path) else ".txt"
@@ -198,7 +200,21 @@ def file_identity(path: str, encoding: str) -> dict[str, Any] | None:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if size == 0 or (kind in (".txt", ".jsonl", ".json") and not look_at(path, encoding)):
         return None
-    return {"name": os.path.basename(path), "bytes": size, "sha256": digest}
+    facts = {"name": os.path.basename(path), "bytes": size, "sha256": digest}
+    if kind != ".txt" and ending_of(path) != os.path.splitext(plain_name(path))[1]:
+        facts["kind"] = kind  # once read as text for its ending, as .JSONL; such files may still be there
+    return facts
+
+
+def told_tables(paths: Iterable[str]) -> list[str]:
+    """A line about tables among the files, if there are any: they are read as any text is."""
+    tables = [path for path in paths if ending_of(path) in TABLES]
+    if not tables:
+        return []
+    return [
+        f"{', '.join(tables[:3])}{', ...' * (len(tables) > 3)}: {len(tables)} file(s) of a table, read as text, "
+        "separators and all; only .jsonl, .json and .parquet files have columns"
+    ]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,38 @@ def test_broken_json_is_refused_by_row(tmp_path: Path, text: str) -> None:
         documents(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("name", ["a.ndjson", "a.JSONL", "a.Json", "a.NDJSON.gz", "a.jsonl.GZ"])
+def test_rows_by_other_endings(tmp_path: Path, name: str) -> None:
+    """They were read as text, braces and all."""
+    text = b'{"body": "row"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.lower().endswith(".gz") else text)
+    for path in (tmp_path / name, tmp_path):
+        assert documents(path, column="body") == ["row"]
+    assert source(tmp_path / name, column="body").notes == ()
+
+
+def test_rows_that_were_read_as_text_are_another_text_now(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.JSONL"):
+        (tmp_path / name).write_text('{"text": "row"}\n')
+    old = {"name", "bytes", "sha256"}
+    assert [{*source(tmp_path / name).identity["files"][0]} - old for name in ("a.jsonl", "a.JSONL")] == [
+        set(),
+        {"kind"},
+    ]
+
+
+def test_a_table_is_told_to_be_read_as_text(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.TSV.gz", "c.txt"):
+        text = b"id,text\n1,one\n"
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    found = source(tmp_path / "*.*")
+    assert len(list(found.documents())) == 3
+    assert found.notes == (
+        f"{tmp_path / 'a.csv'}, {tmp_path / 'b.TSV.gz'}: 2 file(s) of a table, read as text, separators and all; "
+        "only .jsonl, .json and .parquet files have columns",
+    )
+
+
 def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
     found = [{"text": "a", "x": 1}, {"x": "one", "text": "b"}, {"text": None, "x": []}, {"x": {}}, {"text": "\ud800c"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, found)))
