@@ -73,8 +73,8 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
 def encoding_of(path: str, encoding: str) -> str:
     """The encoding that a byte order mark tells, else the one asked for. Raises DataError for one nobody knows."""
     try:
-        codecs.lookup(encoding)
-    except LookupError:
+        io.TextIOWrapper(io.BytesIO(), encoding)  # which also refuses base64 and others that are not of text
+    except (LookupError, ValueError):  # a ValueError for a name with a NUL
         raise DataError(
             f"encoding: expected a name that Python knows, as utf-8 or cp1251, found {encoding!r}"
         ) from None

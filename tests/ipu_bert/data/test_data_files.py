@@ -66,10 +66,12 @@ def test_an_encoding_by_setting(tmp_path: Path) -> None:
     assert documents(tmp_path / "a.txt", encoding="cp1251") == ["Привет"]
     with pytest.raises(DataError, match=r"a\.txt: expected UTF-8 text, found .* near byte 0; data\.encoding names"):
         documents(tmp_path / "a.txt")
-    with pytest.raises(
-        DataError, match="encoding: expected a name that Python knows, as utf-8 or cp1251, found 'utf9'"
-    ):
-        documents(tmp_path / "a.txt", encoding="utf9")
+    for name in ("utf9", "base64", "rot13", "hex", "uu", "a\0", "\ud800"):  # bytes of a codec are no text
+        with pytest.raises(
+            DataError, match="encoding: expected a name that Python knows, as utf-8 or cp1251"
+        ) as caught:
+            documents(tmp_path / "a.txt", encoding=name)
+        assert str(caught.value).endswith(f"found {name!r}")
 
 
 @pytest.mark.parametrize("text", ['[{"text": "a"},\n {"n": [1], "text": "b"}]', '{"text": "a"}\n{"text": "b", "n": 2}'])
