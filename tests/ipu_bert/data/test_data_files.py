@@ -270,6 +270,11 @@ def test_a_large_dump_is_cleaned_by_all_workers_in_order(monkeypatch: pytest.Mon
     assert used == [2]
 
 
+def test_an_article_without_a_title_is_its_text(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(DUMP.replace("<title>Katze</title>", ""), encoding="utf-8")
+    assert documents(tmp_path / "a.xml") == [ARTICLE[len("Katze\n\n") :]]
+
+
 def test_broken_dumps_are_refused(tmp_path: Path) -> None:
     broken = "cannot be read as a MediaWiki dump"
     for text, message in ((DUMP[:-20], broken), ("x", broken), ("<a/>", "expected a MediaWiki dump, found <a>")):
