@@ -113,7 +113,8 @@ def _placement_checks(config: Config) -> Iterator[str]:
         taken = f"{ipu.replicas} replica(s) of {len(layers)}"
         yield f"ipu.ipus: expected at least the {ipu.replicas * len(layers)} IPUs of {taken}, found {ipu.ipus}"
     if len(ipu.available_memory) not in (1, len(layers)):
-        yield f"ipu.available_memory: expected 1 or {len(layers)} shares, found {len(ipu.available_memory)}"
+        wanted = "1 share" if len(layers) == 1 else f"1 or {len(layers)} shares"
+        yield f"ipu.available_memory: expected {wanted}, found {len(ipu.available_memory)}"
 
 
 def _sparsity_checks(config: Config) -> Iterator[str]:

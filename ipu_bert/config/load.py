@@ -70,7 +70,7 @@ def _checked(config: Config, name: str, errors: list[str], users: Collection[str
         resolve(config)
         errors += cross_checks(config)
     if not errors and config.engine.name == "ipu" and config.ipu.layers_per_ipu == "auto":
-        errors += place_automatically(config, users)
+        errors += place_automatically(config, users) or cross_checks(config)  # what was chosen is written out now
     if errors:
         raise ConfigError(errors)
     return config
