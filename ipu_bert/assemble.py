@@ -15,7 +15,7 @@ from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import Text, TokenFiles
-from ipu_bert.data.tokenizer import Normalization
+from ipu_bert.data.tokenizer import Normalization, given_tokenizer
 from ipu_bert.engines.base import Engine
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_linear
@@ -104,6 +104,19 @@ def choose_variants(config: Config, ranks: Ranks) -> None:
 def find_data(config: Config) -> tuple[str, TokenFiles | None]:
     """Where the corpus is or will be prepared, and its token files if they are there; nothing is made."""
     return find_prepared(corpus(config), config.data.dir)
+
+
+def vocabulary_size(config: Config, files: TokenFiles | None) -> int:
+    """Word pieces of a run: of its text where it is prepared, else of the given tokenizer, else as many as asked for.
+
+    Raises DataError for a tokenizer that cannot be read.
+    """
+    if files:
+        return files.vocab_size
+    wanted = corpus(config)
+    if wanted.tokenizer:
+        return given_tokenizer(wanted.tokenizer, wanted.normalization).get_vocab_size()
+    return wanted.vocab_size
 
 
 def corpus(config: Config) -> Corpus:
@@ -219,10 +232,11 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     """What the run would be, as plain values; nothing is made. Raises ValueError as the run itself would."""
     check_share(config, ranks)
     _, files = find_data(config)
-    placement = make_placement(config, files.vocab_size if files else config.data.vocab_size)
+    vocab_size = vocabulary_size(config, files)
+    placement = make_placement(config, vocab_size)
     updater = make_updater(config)
     updates = sorted(updater.ratios) if updater else []
-    return dry_run.plan(config, files, placement, learning_rate(config), updates, ranks.count)
+    return dry_run.plan(config, files, vocab_size, placement, learning_rate(config), updates, ranks.count)
 
 
 def optimization(config: Config) -> Optimization:

@@ -299,9 +299,9 @@ class LogSettings:
 class Config:
     """A whole run; `base: NAME` in a file inherits from another one.
 
-    Three are no settings: `gave_way` has a line for each value that had to fit one that the user wrote
-    (config/give_way.py), `no_effect` one for each of the user's that does nothing (config/no_effect.py), `chosen` says
-    what `auto` chose and why (sizes/automatic.py).
+    Three are no settings: `gave_way` has a line for each value that had to fit one that the user wrote, and for too
+    few predictions (config/give_way.py), `no_effect` one for each of the user's that does nothing
+    (config/no_effect.py), `chosen` says what `auto` chose and why (sizes/automatic.py).
     """
 
     run: RunSettings = field(default_factory=RunSettings)

@@ -55,7 +55,7 @@ class Trial:
         assemble.compile_kernels(config, ranks)
         _, files = assemble.find_data(config)
         data, size = config.data, config.train.batch_size
-        shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)
+        shape = bert_shape(config.model, assemble.vocabulary_size(config, files))
         self._timer, self._number, self.from_text = Stopwatch(clock=time.perf_counter), 0, files is not None
         self._heldout = config.eval.batches
         if files:

@@ -23,7 +23,7 @@ def place_automatically(config: Config, users: Collection[str]) -> list[str]:
     best = choice.best
     ipu.layers_per_ipu, ipu.replicas = list(best.layers), best.replicas
     ipu.gradient_accumulation, train.micro_batch_size = best.gradient_accumulation, best.micro_batch_size
-    if len(ipu.available_memory) > 1:
+    if len(ipu.available_memory) > 1 and "ipu.available_memory" not in users:
         ipu.available_memory = shares(ipu.available_memory, len(best.layers))
     config.chosen = list(choice.lines)
     return []

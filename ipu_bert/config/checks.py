@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Iterator
 
-from ipu_bert.config.resolve import longest_warmup, steps_to_update
+from ipu_bert.config.resolve import longest_warmup, most_predictions, steps_to_update
 from ipu_bert.config.written import shortened
 from ipu_bert.data.source import SOURCES
 from ipu_bert.settings import Config, SparsitySettings
@@ -25,8 +25,8 @@ def cross_checks(config: Config) -> Iterator[str]:
     if data.sequence_length > model.max_positions:
         limit = f"at most model.max_positions {model.max_positions}"
         yield f"data.sequence_length: expected {limit}, found {data.sequence_length}"
-    if data.max_predictions > data.sequence_length - 3:
-        yield f"data.max_predictions: expected at most {data.sequence_length - 3}, found {data.max_predictions}"
+    if data.max_predictions > most_predictions(config):
+        yield f"data.max_predictions: expected at most {most_predictions(config)}, found {data.max_predictions}"
     if train.batch_size % train.micro_batch_size:
         divisor = f"a divisor of train.batch_size {train.batch_size}"
         yield f"train.micro_batch_size: expected {divisor}, found {train.micro_batch_size}"
@@ -113,7 +113,8 @@ def _placement_checks(config: Config) -> Iterator[str]:
         taken = f"{ipu.replicas} replica(s) of {len(layers)}"
         yield f"ipu.ipus: expected at least the {ipu.replicas * len(layers)} IPUs of {taken}, found {ipu.ipus}"
     if len(ipu.available_memory) not in (1, len(layers)):
-        yield f"ipu.available_memory: expected 1 or {len(layers)} shares, found {len(ipu.available_memory)}"
+        wanted = "1 share" if len(layers) == 1 else f"1 or {len(layers)} shares"
+        yield f"ipu.available_memory: expected {wanted}, found {len(ipu.available_memory)}"
 
 
 def _sparsity_checks(config: Config) -> Iterator[str]:

@@ -1,14 +1,13 @@
 """What gives way: a value that the user did not write, where it does not fit one that they did write.
 
 Each rule below is for one key and says what should stand there instead, where that is obvious. It is asked only when
-the key's value is a default or from a file in configs/, and changes only what would be refused. What the user wrote
-stays; where both values are the user's, or nothing obvious follows, the checks refuse.
+the key's value is a default or from a file in configs/, and changes only what would be refused, or would keep from its
+effect what the user wrote. That stays; where both values are the user's, or nothing obvious follows, the checks refuse.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from itertools import accumulate
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
@@ -18,7 +17,9 @@ from ipu_bert.config.resolve import (
     default_warmup,
     in_steps,
     longest_warmup,
+    most_predictions,
     steps_to_update,
+    wanted_predictions,
 )
 from ipu_bert.config.values import in_range
 from ipu_bert.config.written import Written
@@ -49,6 +50,15 @@ def give_way(config: Config, written: Written) -> list[str]:
     return lines
 
 
+def too_few_predictions(config: Config) -> list[str]:
+    """A line where `data.max_predictions` as it was written keeps the data from reaching `data.mask_probability`."""
+    data, found = config.data, config.data.max_predictions
+    if found >= wanted_predictions(config):
+        return []
+    share = f"{100 * found / data.sequence_length:.1f} %, less than data.mask_probability {data.mask_probability}"
+    return [f"data.max_predictions: at most {found} of {data.sequence_length} tokens are predicted, {share}"]
+
+
 def _limits(settings: Any, name: str) -> Mapping[str, Any]:
     return next(f.metadata for f in dataclasses.fields(settings) if f.name == name)
 
@@ -76,12 +86,14 @@ def _sequence_length(config: Config) -> Change | None:
 
 
 def _max_predictions(config: Config) -> Change | None:
-    found, length = config.data.max_predictions, config.data.sequence_length
-    room = length - 3  # for [CLS] and two [SEP]
-    if found <= room:
-        return None
-    wanted = max(1, math.ceil(round(config.data.mask_probability * length, 6)))
-    return Change(found, min(wanted, room), f"does not fit data.sequence_length {length}")
+    data, wanted = config.data, wanted_predictions(config)
+    found, length = data.max_predictions, data.sequence_length
+    if found > most_predictions(config):
+        return Change(found, wanted, f"does not fit data.sequence_length {length}")
+    if found < wanted:
+        share = f"data.mask_probability {data.mask_probability} of data.sequence_length {length}"
+        return Change(found, wanted, f"is less than {share}")
+    return None
 
 
 def _source(config: Config) -> Change | None:

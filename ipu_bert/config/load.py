@@ -8,7 +8,7 @@ from typing import Any, Collection, Mapping, Sequence
 from ipu_bert.config.automatic import place_automatically
 from ipu_bert.config.build import build
 from ipu_bert.config.checks import cross_checks
-from ipu_bert.config.give_way import give_way
+from ipu_bert.config.give_way import give_way, too_few_predictions
 from ipu_bert.config.initial import follow_initial
 from ipu_bert.config.no_effect import no_effect
 from ipu_bert.config.resolve import resolve
@@ -39,6 +39,7 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
         config = build(written.tree, errors)
         config.gave_way = [*_said_again(overrides), *followed, *give_way(config, written)]
     config = _checked(config, path.stem, errors, written.users)
+    config.gave_way += too_few_predictions(config)
     config.no_effect = no_effect(config, users)
     return config
 
@@ -69,7 +70,7 @@ def _checked(config: Config, name: str, errors: list[str], users: Collection[str
         resolve(config)
         errors += cross_checks(config)
     if not errors and config.engine.name == "ipu" and config.ipu.layers_per_ipu == "auto":
-        errors += place_automatically(config, users)
+        errors += place_automatically(config, users) or cross_checks(config)  # what was chosen is written out now
     if errors:
         raise ConfigError(errors)
     return config

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from os.path import splitext
 from typing import Any, Callable, Collection
 
 from ipu_bert.config.plain import as_dict
 from ipu_bert.config.written import cut
-from ipu_bert.data.text_files import plain_name
+from ipu_bert.data.local_files import TABLES
+from ipu_bert.data.text_files import ending_of
 from ipu_bert.settings import Config, SparsitySettings
 from ipu_bert.sizes.distribution import match_weights
 from ipu_bert.sizes.weights import encoder_weights
@@ -59,7 +59,7 @@ def _text(value: Any) -> str:
 def _endings(config: Config) -> set[str]:
     """Of the files that `data.path` names; "" for a folder."""
     path = config.data.path
-    return {splitext(plain_name(name))[1] for name in ([path] if isinstance(path, str) else path)}
+    return {ending_of(name) for name in ([path] if isinstance(path, str) else path)}
 
 
 def _one_shape(config: Config) -> bool:
@@ -114,7 +114,7 @@ TABLE = (
         lambda c: c.data.source != "files",
         "data.source is {data.source}",
     ),
-    Idle(("data.column",), lambda c: _endings(c) <= {".txt", ".xml"}, "files of this kind have no columns"),
+    Idle(("data.column",), lambda c: _endings(c) <= {".txt", ".xml", *TABLES}, "files of this kind have no columns"),
     Idle(
         ("data.encoding",),
         lambda c: _endings(c) <= {".parquet", ".xml"},

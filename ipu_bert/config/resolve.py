@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ipu_bert.lr_schedules import LR_SCHEDULES
 from ipu_bert.settings import Config
 from ipu_bert.sizes.shape import FamilySize
@@ -37,6 +39,17 @@ def default_warmup(config: Config) -> int:
 def longest_warmup(config: Config) -> int:
     """Most steps that the learning rate can warm up for; a decay to 0 needs at least one after them."""
     return config.train.steps - int(LR_SCHEDULES[config.optim.schedule](0.0) == 0.0)
+
+
+def most_predictions(config: Config) -> int:
+    """Tokens of a sequence that can be predicted: all but [CLS] and two [SEP]."""
+    return config.data.sequence_length - 3
+
+
+def wanted_predictions(config: Config) -> int:
+    """Predictions that `data.mask_probability` asks of a full sequence, as far as there is room."""
+    share = math.ceil(round(config.data.mask_probability * config.data.sequence_length, 6))
+    return min(max(1, share), most_predictions(config))
 
 
 def steps_to_update(config: Config) -> int:

@@ -74,6 +74,11 @@ def script_language(text: str) -> str:
     return max(counts, key=lambda code: (counts[code], code)) if any(counts.values()) else "en"
 
 
+def is_known(language: str) -> bool:
+    """Whether a code is one of those that are told apart here; of any other nothing says whether it has rules."""
+    return language in _SCRIPT_OF
+
+
 def fits(language: str, text: str) -> bool:
     """Whether a text is in the script of a language, as far as that is known here."""
     script = script_language(text)

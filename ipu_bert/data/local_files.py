@@ -1,7 +1,8 @@
 """Which local files are read, and what kind of documents each of them holds.
 
-.txt: text_documents.py says how it becomes documents. .jsonl, .json, .parquet: each row is a document, its text in
-one column. .xml: a MediaWiki dump, an article is a document. Any but .parquet may be compressed (.gz .bz2 .xz .zst).
+.txt: text_documents.py says how it becomes documents. .jsonl (.ndjson), .json, .parquet: each row is a document, its
+text in one column. .xml: a MediaWiki dump, an article is a document. Capitals in an ending do not matter. Any but
+.parquet may be compressed (.gz .bz2 .xz .zst).
 A file of another name is read as text, or as a dump if it begins as one, when it is named itself. A folder gives its
 .txt, .jsonl and .parquet files, each .json whose first row has the column, and each .xml that begins as a dump.
 """
@@ -11,28 +12,37 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Mapping
 
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.rows import has_column, json_texts, jsonl_texts, parquet_texts
 from ipu_bert.data.sentences import count_units
 from ipu_bert.data.text_documents import cut_documents, line_documents
-from ipu_bert.data.text_files import COMPRESSIONS, look_at, plain_name, text_lines
+from ipu_bert.data.text_files import COMPRESSIONS, ending_of, look_at, plain_name, text_lines
 from ipu_bert.data.wiki_dump import dump_articles, is_dump
 from sparse_ops import files
 
 OF_A_FOLDER = (".txt", ".jsonl", ".parquet")
 IF_IT_FITS = (".json", ".xml")
+TABLES = (".csv", ".tsv")
 WHOLE_FILES_FROM = 20
 DOCUMENT_WORDS = 1000
 SHORTEST_DOCUMENT = 50
+# What is passed over, by its kind.
+_HIDDEN = "hidden"
+_AGAIN = "read already by another way"
+_CLOSED = "that cannot be opened"
+_BROKEN = "broken link(s)"
+_DEVICE = "device(s) or pipe(s)"
+_FOLDER = "folder(s), to be named themselves"
 
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """paths: absolute. notes: a line for each folder in which files were left out."""
+    """paths: absolute. notes: lines for each folder or glob of which something was left out."""
 
     paths: tuple[str, ...]
     notes: tuple[str, ...]
@@ -41,6 +51,7 @@ class FoundFiles:
 def find_files(paths: Iterable[str], column: str, encoding: str) -> FoundFiles:
     """Files named by paths, globs and folders (searched to the bottom), each once, sorted within each entry.
 
+    Of a folder only what has a hidden name is passed over; links are followed, and what several lead to is read once.
     Raises DataError for nothing given or nothing found.
     """
     entries = list(paths)
@@ -49,28 +60,84 @@ def find_files(paths: Iterable[str], column: str, encoding: str) -> FoundFiles:
     found: dict[str, None] = {}
     notes = []
     for entry in entries:
+        told = []
         if os.path.isdir(entry):
-            names = glob.glob(os.path.join(glob.escape(entry), "**", "*"), recursive=True)
-            present = sorted(name for name in names if os.path.isfile(name))
-            matches = [name for name in present if _of_a_folder(name, column, encoding)]
-            left = sorted({*present} - {*matches})
-            notes += [_left_out(entry, left)] if left else []
+            present, passed = _files_below(entry)
+            fitting = [name for name in present if _of_a_folder(name, column, encoding)]
+            left = sorted({*present} - {*fitting})
+            first = {present[name]: name for name in reversed(fitting)}
+            matches = [name for name in fitting if first[present[name]] == name]
+            passed[_AGAIN] += [name for name in fitting if first[present[name]] != name]
+            told = [*([_left_out(entry, left)] if left else []), *_passed_over(entry, passed)]
         elif os.path.exists(entry):
             if not os.path.isfile(entry):  # has no end, or cannot be read a second time
                 raise DataError(f"{entry}: expected a file or a folder, found a device or a pipe: write it to a file")
             matches = [entry]
         else:
-            matches = [name for name in glob.glob(entry, recursive=True) if os.path.isfile(name)]
+            names = sorted(glob.glob(entry, recursive=True))
+            matches = [name for name in names if os.path.isfile(name)]
+            told = _passed_over(entry, _no_files(names, matches))
         if not matches:
             expected = f"expected a file, a glob, or a folder of {', '.join((*OF_A_FOLDER, *IF_IT_FITS))} files"
-            raise DataError(f"no text found at {entry!r}: {'; '.join([expected, *notes[-1:]])}")
+            raise DataError(f"no text found at {entry!r}: {'; '.join([expected, *told])}")
+        notes += told
         found.update(dict.fromkeys(os.path.abspath(match) for match in sorted(matches)))
     return FoundFiles(tuple(found), tuple(notes))
 
 
+def _files_below(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Where a folder's files really are, by name, sorted; and what was passed over, by its kind.
+
+    A folder is gone into once: links that lead back would never end.
+    """
+    real, passed = {}, defaultdict(list)
+    seen = {os.path.realpath(folder)}
+    walk = os.walk(folder, onerror=lambda error: passed[_CLOSED].append(error.filename), followlinks=True)
+    for root, folders, names in walk:
+        inside, folders[:] = sorted(folders), []
+        for name in inside:
+            where = os.path.realpath(os.path.join(root, name))
+            if name.startswith(".") or where in seen:
+                passed[_HIDDEN if name.startswith(".") else _AGAIN].append(os.path.join(root, name))
+            else:
+                seen.add(where)
+                folders.append(name)
+        for name in names:
+            path = os.path.join(root, name)
+            if name.startswith("."):
+                passed[_HIDDEN].append(path)
+            elif os.path.isfile(path):
+                real[path] = os.path.realpath(path)
+            else:
+                passed[_no_file(path)].append(path)
+    return dict(sorted(real.items())), passed
+
+
+def _no_files(names: list[str], matches: list[str]) -> dict[str, list[str]]:
+    """What a glob found beside files, by its kind; not the folders whose files it found, as ** does."""
+    above = {parent for match in matches for parent in Path(match).parents}
+    passed = defaultdict(list)
+    for name in names:
+        if not os.path.isfile(name) and Path(name) not in above:
+            passed[_no_file(name)].append(name)
+    return passed
+
+
+def _no_file(path: str) -> str:
+    return _FOLDER if os.path.isdir(path) else _DEVICE if os.path.exists(path) else _BROKEN
+
+
+def _passed_over(entry: str, passed: Mapping[str, list[str]]) -> list[str]:
+    """A line with what was found and is no file to read, if anything: how many of each kind, and the first by name."""
+    names = sorted(name for each in passed.values() for name in each)
+    kinds = ", ".join(f"{len(each)} {kind}" for kind, each in sorted(passed.items()) if each)
+    shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    return [f"{entry}: passed over: {kinds}: {shown}"] if names else []
+
+
 def _of_a_folder(path: str, column: str, encoding: str) -> bool:
     """Whether a file that nobody named is read; a .json or .xml may be something else than text, or broken."""
-    ending = os.path.splitext(plain_name(path))[1]
+    ending = ending_of(path)
     try:
         return ending in OF_A_FOLDER or (
             has_column(path, column, encoding) if ending == ".json" else ending == ".xml" and is_dump(path)
@@ -113,7 +180,7 @@ def words_per_document(paths: Iterable[str], document_words: int | None, encodin
 
 def _kind(path: str) -> str:
     """The ending that says how a file is read."""
-    ending = os.path.splitext(plain_name(path))[1]
+    ending = ending_of(path)
     if ending in (*OF_A_FOLDER, *IF_IT_FITS):
         return ending
     return ".xml" if is_dump(path) else ".txt"
@@ -133,7 +200,21 @@ def file_identity(path: str, encoding: str) -> dict[str, Any] | None:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if size == 0 or (kind in (".txt", ".jsonl", ".json") and not look_at(path, encoding)):
         return None
-    return {"name": os.path.basename(path), "bytes": size, "sha256": digest}
+    facts = {"name": os.path.basename(path), "bytes": size, "sha256": digest}
+    if kind != ".txt" and ending_of(path) != os.path.splitext(plain_name(path))[1]:
+        facts["kind"] = kind  # once read as text for its ending, as .JSONL; such files may still be there
+    return facts
+
+
+def told_tables(paths: Iterable[str]) -> list[str]:
+    """A line about tables among the files, if there are any: they are read as any text is."""
+    tables = [path for path in paths if ending_of(path) in TABLES]
+    if not tables:
+        return []
+    return [
+        f"{', '.join(tables[:3])}{', ...' * (len(tables) > 3)}: {len(tables)} file(s) of a table, read as text, "
+        "separators and all; only .jsonl, .json and .parquet files have columns"
+    ]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from ipu_bert.data import shards
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.language import AUTO
+from ipu_bert.data.language import AUTO, is_known
 from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import SOURCES, Source, make_source
@@ -223,12 +223,22 @@ def _write_files(
             unigrams["train"], unigrams["heldout"], [vocab[token] for token in NOT_PREDICTED]
         ),
         "rules": found.rules,
-        "notes": [*request.source.notes, *notes, *_foreign(request.corpus, found)],
+        "notes": [*request.source.notes, *notes, *_unknown(request.corpus), *_foreign(request.corpus, found)],
         "made_with": {"tokenizers": tokenizers.__version__, "numpy": np.__version__},
         "files": entries,
     }
     files.write(os.path.join(folder, MANIFEST), sealed_json.sealed(manifest))
     return entries
+
+
+def _unknown(corpus: Corpus) -> list[str]:
+    """A note where a language is named that may be none: sentencex takes any code, and does not say what it knows."""
+    if corpus.line_is_sentence or corpus.language == AUTO or is_known(corpus.language):
+        return []
+    return [
+        f"data.language {corpus.language} is none of those that are known here, and sentencex has the rules of English "
+        f"for what it does not know: is it right? {AUTO} goes by the text"
+    ]
 
 
 def _foreign(corpus: Corpus, found: shards.TokenFacts) -> list[str]:

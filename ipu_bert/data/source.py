@@ -22,7 +22,14 @@ from typing import Any, Callable, Iterable, Iterator
 from ipu_bert.data import packaged
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError, one_line
-from ipu_bert.data.local_files import Reading, file_documents, file_identity, find_files, words_per_document
+from ipu_bert.data.local_files import (
+    Reading,
+    file_documents,
+    file_identity,
+    find_files,
+    told_tables,
+    words_per_document,
+)
 from sparse_ops.registry import Registry
 
 
@@ -121,7 +128,7 @@ def files(
     def documents() -> Iterator[str]:
         return itertools.chain.from_iterable(file_documents(path, how, workers) for path in read)
 
-    return Source("files", identity, documents, (*found.notes, *notes))
+    return Source("files", identity, documents, (*found.notes, *notes, *told_tables(read)))
 
 
 # The paper's corpus, by name from the Hugging Face hub. BookCorpus is read from the hub's own Parquet conversion: its

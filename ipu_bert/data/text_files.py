@@ -9,6 +9,7 @@ import io
 import lzma
 import zlib
 from contextlib import contextmanager
+from os.path import splitext
 from typing import Any, BinaryIO, Callable, Iterator, cast
 
 from ipu_bert.data.errors import DataError, one_line
@@ -45,13 +46,19 @@ COMPRESSIONS: dict[str, Callable[[str], Any]] = {
 
 def plain_name(path: str) -> str:
     """The name without the ending of its compression."""
-    return next((path[: -len(ending)] for ending in COMPRESSIONS if path.endswith(ending)), path)
+    return next((path[: -len(ending)] for ending in COMPRESSIONS if path.lower().endswith(ending)), path)
+
+
+def ending_of(path: str) -> str:
+    """The ending that tells what a file holds, without that of its compression: .jsonl also for .JSONL and .ndjson."""
+    ending = splitext(plain_name(path))[1].lower()
+    return ".jsonl" if ending == ".ndjson" else ending
 
 
 @contextmanager
 def open_bytes(path: str) -> Iterator[BinaryIO]:
     """The content of a file, decompressed as its name says. Raises DataError naming it for what cannot be read."""
-    opener = next((opener for ending, opener in COMPRESSIONS.items() if path.endswith(ending)), _open_plain)
+    opener = next((opener for ending, opener in COMPRESSIONS.items() if path.lower().endswith(ending)), _open_plain)
     try:
         with opener(path) as file:
             yield file
@@ -66,8 +73,8 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
 def encoding_of(path: str, encoding: str) -> str:
     """The encoding that a byte order mark tells, else the one asked for. Raises DataError for one nobody knows."""
     try:
-        codecs.lookup(encoding)
-    except LookupError:
+        io.TextIOWrapper(io.BytesIO(), encoding)  # which also refuses base64 and others that are not of text
+    except (LookupError, ValueError):  # a ValueError for a name with a NUL
         raise DataError(
             f"encoding: expected a name that Python knows, as utf-8 or cp1251, found {encoding!r}"
         ) from None

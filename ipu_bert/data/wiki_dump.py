@@ -26,14 +26,18 @@ def is_dump(path: str) -> bool:
 
 @dataclass(frozen=True)
 class _Page:
-    """An article as it lies in the dump; namespaces: small letters, a link into one of them is no text."""
+    """An article as it lies in the dump.
+
+    title: empty where it has none. namespaces: small letters, a link into one of them is no text.
+    """
 
     title: str
     markup: str
     namespaces: frozenset[str]
 
     def plain(self) -> str:
-        return f"{self.title}\n\n{plain_text(self.markup, self.namespaces)}"
+        text = plain_text(self.markup, self.namespaces)
+        return f"{self.title}\n\n{text}" if self.title else text
 
 
 def dump_articles(path: str, workers: int) -> Iterator[str]:
@@ -62,7 +66,7 @@ def _pages(path: str, file: BinaryIO) -> Iterator[_Page]:
         if _tag(element) == "page":
             values = {_tag(child): child.text or "" for child in element.iter()}
             if values.get("ns", "0") == "0" and "redirect" not in values and values.get("text"):
-                yield _Page(values["title"], values["text"], namespaces)
+                yield _Page(values.get("title", ""), values["text"], namespaces)
             root.clear()
 
 

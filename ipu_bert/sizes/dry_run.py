@@ -22,6 +22,7 @@ from ipu_bert.sizes.weights import encoder_weights
 def plan(
     config: Config,
     files: TokenFiles | None,
+    vocab_size: int,
     placement: Placement | None,
     learning_rate: float,
     updates: Sequence[int],
@@ -29,13 +30,12 @@ def plan(
 ) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
-    files: the prepared corpus; until there is one, its vocabulary counts as large as the config asks for. placement: on
-    IPUs, where the engine is theirs. updates: the steps after which patterns change; the plan has those
-    up to `train.stop_at`, as it has sequences and tokens. ranks: processes that share each step. Raises ValueError
-    where a weight cannot have its sparsity.
+    files: the prepared corpus, if it is there. placement: on IPUs, where the engine is theirs. updates: the steps after
+    which patterns change; the plan has those up to `train.stop_at`, as it has sequences and tokens. ranks: processes
+    that share each step. Raises ValueError where a weight cannot have its sparsity.
     """
     data, train = config.data, config.train
-    shape = bert_shape(config.model, files.vocab_size if files else data.vocab_size)
+    shape = bert_shape(config.model, vocab_size)
     weights = encoder_weights(config.model, config.sparsity)
     return {
         "name": config.run.name,

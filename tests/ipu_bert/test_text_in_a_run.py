@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from ipu_bert import assemble
+from ipu_bert.data.tokenizer import load_tokenizer
 from ipu_bert.evaluate import evaluate
+from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.stopwatch import Stopwatch
 from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
+from ipu_bert.trial import Trial
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 UDHR = Path(__file__).parent / "data" / "udhr"
@@ -65,3 +68,23 @@ def test_a_chinese_text_in_one_command(tiny, capsys):
     assert report["heldout"]["nsp_loss"] > 0
     plan = assemble.plan(tiny(f"data.path={UDHR / 'zh.txt'}"))
     assert {**plan["data"]["quality"], "notes": []} == quality
+
+
+@pytest.mark.parametrize("engine", [[], ["engine.name=ipu", "train.micro_batch_size=1"]], ids=["torch", "ipu"])
+def test_a_given_tokenizer_tells_the_vocabularys_size_before_the_text_is_prepared(
+    engine, tiny, finished, tmp_path, monkeypatch
+):
+    given = ["data.vocab_size=300", f"data.tokenizer={finished / 'tokenizer.json'}"]
+    not_prepared = tiny(f"data.dir={tmp_path / 'data'}", *given, *engine)
+    assemble.open_data(tiny(*given, *engine), progress=False)
+    planned, plan = assemble.plan(tiny(*given, *engine)), assemble.plan(not_prepared)
+    assert [bool(found["data"]["prepared"]) for found in (planned, plan)] == [True, False]
+    for key in ("model", "parameters", "memory", "flops", "placement"):
+        assert plan[key] == planned[key]
+    sizes = []
+    make_engine = assemble.make_engine
+    monkeypatch.setattr(
+        assemble, "make_engine", lambda c, size, *more: sizes.append(size) or make_engine(c, size, *more)
+    )
+    Trial(not_prepared, ALONE)
+    assert sizes == [plan["model"]["vocab_size"]] == [load_tokenizer(finished / "tokenizer.json").get_vocab_size()]

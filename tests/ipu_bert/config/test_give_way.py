@@ -50,8 +50,21 @@ PODS_MEMORY = "[0.2, 0.15, 0.15, 0.15]"
         ),
         (
             "quickstart",
-            "data.sequence_length=1024",
-            "model.max_positions: 1024, since the default 512 is less than data.sequence_length 1024",
+            "data.sequence_length=512",  # 0.15 x 512 = 76.8
+            "data.max_predictions: 77, since the default 20 is less than data.mask_probability 0.15 "
+            "of data.sequence_length 512",
+        ),
+        (
+            "quickstart",
+            "data.mask_probability=0.4",  # 0.4 x 128 = 51.2
+            "data.max_predictions: 52, since the default 20 is less than data.mask_probability 0.4 "
+            "of data.sequence_length 128",
+        ),
+        (
+            SIMULATED,
+            "data.sequence_length=96",  # 0.15 x 96 = 14.4
+            f"data.max_predictions: 15, since configs/{SIMULATED}'s 10 is less than data.mask_probability 0.15 "
+            "of data.sequence_length 96",
         ),
         (
             "quickstart",
@@ -129,11 +142,23 @@ def test_a_predictions_limit_that_fits_a_shorter_sequence_stays():
     assert shortest.data.max_predictions == 5  # 0.9 x 8 = 7.2, and [CLS] and two [SEP] take 3 of 8
 
 
+def test_fewer_predictions_than_asked_for_are_said_where_the_user_wrote_them():
+    line = "data.max_predictions: at most 20 of 512 tokens are predicted, 3.9 %, less than data.mask_probability 0.15"
+    config = load_config("quickstart", ["data.sequence_length=512", "data.max_predictions=20"])
+    assert (config.data.max_predictions, config.gave_way) == (20, [line])
+    config = load_config("quickstart", ["data.max_predictions=60", "data.mask_probability=0.4"])
+    assert (config.data.max_predictions, config.gave_way) == (60, [])
+    shortest = ["data.sequence_length=8", "data.mask_probability=0.9", "data.max_predictions=5"]
+    assert load_config("quickstart", shortest).gave_way == []  # there is no room for more
+
+
 def test_one_change_may_bring_about_several():
     config = load_config("bert_base_dynsparse", ["train.steps=40"])
     assert (config.optim.warmup_steps, config.sparsity.updates) == (4, 40)
     config = load_config("quickstart", ["model.max_positions=16"])
     assert (config.data.sequence_length, config.data.max_predictions) == (16, 3)
+    config = load_config("quickstart", ["data.sequence_length=1024"])
+    assert (config.model.max_positions, config.data.max_predictions) == (1024, 154)
     config = load_config(SIMULATED, ["model.layers=1"])
     assert (config.ipu.layers_per_ipu, config.ipu.gradient_accumulation) == ([0, 1], 8)
 

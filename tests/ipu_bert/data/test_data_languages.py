@@ -104,6 +104,20 @@ def test_a_language_of_other_letters_is_said(monkeypatch, tmp_path: Path) -> Non
         assert [note.partition(":")[0] for note in found] == expected, language
 
 
+@pytest.mark.parametrize("language", ["qqq", "zz", "de-AT"])
+def test_a_language_that_nobody_may_know_is_said(monkeypatch, tmp_path: Path, language: str) -> None:
+    """It gets the rules of English, by which "Am 3." is a sentence."""
+    documents = [f"Am {i}. Oktober kam Dr. Müller z. B. nach Bonn. Er ging mit der Frau." for i in range(9)]
+    files = prepared(monkeypatch, tmp_path / "named", documents, language=language)
+    assert files.notes == [
+        f"data.language {language} is none of those that are known here, and sentencex has the rules of English for "
+        "what it does not know: is it right? auto goes by the text"
+    ]
+    english = prepared(monkeypatch, tmp_path / "en", documents, language="en")
+    assert files.manifest["splits"] == english.manifest["splits"]
+    assert prepared(monkeypatch, tmp_path, documents, language=language, line_is_sentence=True).notes == []
+
+
 @pytest.mark.parametrize("name", ["german", "", "DE", "de_DE"])
 def test_a_language_is_a_code(name: str) -> None:
     with pytest.raises(DataError, match=f"language: expected auto or an ISO 639 code, as de, found '{name}'"):

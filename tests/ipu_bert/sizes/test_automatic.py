@@ -85,6 +85,12 @@ def test_a_model_that_does_not_fit_one_ipu_is_cut() -> None:
         ([AUTO, "ipu.ipus=4", "model.hidden_size=8192"], r"expected a placement on 4 IPUs .* at most 60%, found none"),
         # 8 micro-batches do not fill 5 stages.
         ([AUTO, "ipu.ipus=4", "ipu.replicas=1", "train.micro_batch_size=64"], r"on 4 IPUs .* found none among 0"),
+        # Shares that the user wrote are for the IPUs of the choice, which is one: they were cut.
+        (
+            [AUTO, "ipu.ipus=4", f"ipu.available_memory={[0.2] * 5}"],
+            r"available_memory: expected 1 share, found 5",
+        ),
+        ([AUTO, "ipu.ipus=4", "ipu.available_memory=[]"], r"ipu\.available_memory: expected 1 share, found 0"),
         (["ipu.ipus=3"], r"ipu\.ipus: expected at least the 4 IPUs of 2 replica\(s\) of 2, found 3"),
     ],
 )
