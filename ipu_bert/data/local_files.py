@@ -38,6 +38,7 @@ _CLOSED = "that cannot be opened"
 _BROKEN = "broken link(s)"
 _DEVICE = "device(s) or pipe(s)"
 _FOLDER = "folder(s), to be named themselves"
+_MADE = "folder(s) of a run, of prepared text or of a model"
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,17 @@ def find_files(paths: Iterable[str], column: str, encoding: str) -> FoundFiles:
 def _files_below(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Where a folder's files really are, by name, sorted; and what was passed over, by its kind.
 
-    A folder is gone into once: links that lead back would never end.
+    A folder is gone into once: links that lead back would never end. Not into what training puts beside its text where
+    it works in the text's folder.
     """
     real, passed = {}, defaultdict(list)
     seen = {os.path.realpath(folder)}
     walk = os.walk(folder, onerror=lambda error: passed[_CLOSED].append(error.filename), followlinks=True)
     for root, folders, names in walk:
         inside, folders[:] = sorted(folders), []
+        if root != folder and _is_made(root, {*names}):
+            passed[_MADE].append(root)
+            continue
         for name in inside:
             where = os.path.realpath(os.path.join(root, name))
             if name.startswith(".") or where in seen:
@@ -111,6 +116,12 @@ def _files_below(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
             else:
                 passed[_no_file(path)].append(path)
     return dict(sorted(real.items())), passed
+
+
+def _is_made(folder: str, names: set[str]) -> bool:
+    """Whether a folder is a run's, a model's, or holds prepared text, or what is to become some."""
+    made = ({"config.yaml", "metrics.jsonl"}, {"manifest.json", "tokenizer.json"}, {"config.json", "model.safetensors"})
+    return folder.endswith(".partial") or any(marks <= names for marks in made)
 
 
 def _no_files(names: list[str], matches: list[str]) -> dict[str, list[str]]:
