@@ -23,6 +23,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 
 from ipu_bert.data.errors import one_line
@@ -219,7 +220,7 @@ class SparseBertForMaskedLM(SparseBertPreTrainedModel):
 
 
 class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
-    """With a classifier over the pooled first token; a regression where there is one label."""
+    """With a classifier over the pooled first token; a regression where there is one label, or config says so."""
 
     def __init__(self, config: SparseBertConfig) -> None:
         super().__init__(config)
@@ -237,14 +238,13 @@ class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
         labels: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput:
-        """Logits [B, labels]; with labels, int64 [B] classes or numbers [B], cross-entropy or mean squared error."""
+        """Logits [B, labels]; with labels the loss that config.problem_type asks for, as BertForSequenceClassification:
+        cross-entropy of classes int64 [B], binary cross-entropy of [B, labels] 0.0 or 1.0, mean squared error of
+        numbers [B, labels]. Where it is None it follows from the first labels, and is kept.
+        """
         _hidden, pooled = self._encoded(input_ids, attention_mask, token_type_ids)
         logits = self.classifier(self.dropout(pooled))
-        loss = None
-        if labels is not None and self.config.num_labels == 1:
-            loss = F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-        elif labels is not None:
-            loss = F.cross_entropy(logits, labels)
+        loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

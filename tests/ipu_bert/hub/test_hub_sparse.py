@@ -89,6 +89,37 @@ def test_trainer_trains_a_classifier_on_it(folder, tmp_path, capsys):
     assert [found["label"] for found in classify(texts[:2])] == ["LABEL_0", "LABEL_1"]
 
 
+@pytest.mark.parametrize(
+    ("labels", "outputs", "problem"),
+    [
+        ([2, 0], 3, None),
+        ([2, 0], 3, "single_label_classification"),
+        ([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], 3, None),
+        ([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], 3, "multi_label_classification"),
+        ([[1.0], [0.0]], 1, "multi_label_classification"),
+        ([[0.5, -1.0, 2.0], [3.0, 0.0, 1.0]], 3, "regression"),
+        ([[1.0], [5.0]], 1, None),
+        ([1.0, 5.0], 1, None),
+        ([1.0, 5.0], 1, "regression"),
+    ],
+)
+def test_the_loss_of_a_classifier_is_that_of_bert_for_sequence_classification(labels, outputs, problem, tmp_path, seed):
+    """It was cross-entropy whatever `problem_type` asked for, and labels [B, 1] were spread over [B, B]."""
+    model = sparse_model(make_shape(), 0.5, 8, seed=seed)
+    save_sparse(model, tmp_path / "sparse", pad_token_id=0)
+    save_pretrained(model, tmp_path / "dense", pad_token_id=0)
+    options = {"num_labels": outputs, "problem_type": problem}
+    sparse, dense = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / form, **options) for form in ("sparse", "dense")
+    )
+    sparse.classifier.load_state_dict(dense.classifier.state_dict())
+    ids = torch.randint(5, 50, (2, 12), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        found, expected = (x(ids, labels=torch.tensor(labels)).loss for x in (sparse, dense))
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+    assert sparse.config.problem_type == dense.config.problem_type
+
+
 @pytest.mark.parametrize(("block_size", "most"), [(16, 0.115), (1, 0.14)])
 def test_the_encoder_takes_about_its_density(block_size, most, tmp_path):
     """0.9 sparse: a byte of position for each block's values (4 bytes at 1x1: 0.125 of dense), and biases and norms."""
