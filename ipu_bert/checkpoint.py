@@ -22,7 +22,7 @@ from ipu_bert.config import Config, identity
 from ipu_bert.config.values import is_unicode
 from ipu_bert.json_file import is_count, read_object
 from ipu_bert.stopwatch import PHASES
-from sparse_ops.files import naming, sha256_of, sync
+from sparse_ops.files import naming, sha256_of, sync, usual_mode
 from sparse_ops.saying import say
 
 FORMAT = 1
@@ -339,7 +339,8 @@ def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[st
     try:
         for group, tensors in groups.items():
             path = aside / f"{group}.safetensors"
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
+            with usual_mode(path):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
             files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             sync(path)
     except SafetensorError as error:  # its message has no file name

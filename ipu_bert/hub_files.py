@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def find_file(where: str, name: str) -> Path | None:
+def find_file(where: str, name: str, **hub: Any) -> Path | None:
     """The path of a file of a folder, or of a model of the hub, whose files are kept in the hub's own cache.
+
+    hub: further arguments of `hf_hub_download`, as revision.
 
     None where the model has no such file. Raises ValueError, one line, where there is no such folder and no such model.
     """
@@ -22,7 +25,7 @@ def find_file(where: str, name: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(where, name))
+        return Path(hf_hub_download(where, name, **hub))
     except Exception as error:  # the hub's client, and what it asks with, raise many kinds
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None

@@ -84,12 +84,15 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         length, positions = input_ids.shape[1], self.position_embeddings.num_embeddings
         if length > positions:
             raise ValueError(f"sequence length: expected at most the model's {positions} positions, found {length}")
         embedded = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
-        embedded = embedded + self.position_embeddings.weight[:length]
+        if position_ids is None:
+            embedded = embedded + self.position_embeddings.weight[:length]
+        else:
+            embedded = embedded + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embedded))
 
 
@@ -202,8 +205,12 @@ class Bert(nn.Module):
         self.encoder = Encoder(shape, "bert.encoder", linear, kernel)
         self.pooler = Pooler(shape)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.encoder(self.embeddings(input_ids, token_type_ids), attention_mask.to(torch.bool))
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """position_ids [B, S] or [1, S]: the row of the position embedding of each token; None: from 0 on."""
+        embedded = self.embeddings(input_ids, token_type_ids, position_ids)
+        hidden = self.encoder(embedded, attention_mask.to(torch.bool))
         return hidden, self.pooler(hidden)
 
 

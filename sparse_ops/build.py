@@ -8,7 +8,8 @@ file name is a digest of the sources, the flags, the compiler's version and this
 change makes a new file and nothing compiled for one processor is loaded on another.
 
 Environment: CXX the compiler (default: the first of g++, clang++, c++ found), SPARSE_OPS_CACHE the folder (default:
-$XDG_CACHE_HOME/sparse_ops or ~/.cache/sparse_ops; where that cannot be written, a temporary folder of the process).
+$XDG_CACHE_HOME/sparse_ops or ~/.cache/sparse_ops; where that, or what another user has put there, cannot be written,
+a temporary folder of the process).
 """
 
 from __future__ import annotations
@@ -180,16 +181,27 @@ def build() -> Path:
         writable = os.access(path.parent, os.W_OK | os.X_OK)
     except OSError:
         writable = False
+    why = f"{path.parent} cannot be written"
     try:
-        if not writable:  # for this process only: a folder that others can write is no place to load code from
-            say(f"sparse_ops: {path.parent} cannot be written: kernels are made for this process alone", sys.stderr)
-            path = Path(_own_folder()) / path.name
-        with lock(path.with_suffix(".lock"), wait=True):
-            if not is_whole(path):  # another process may have made it while this one waited
-                _compile(path, units())
-                write(_digest_path(path), sha256_of(path))
+        if writable:
+            try:
+                return _made(path)
+            except PermissionError as error:  # another user's files, who keeps them from all others
+                why = in_words(error)
+        # For this process only: a folder that others can write is no place to load code from.
+        say(f"sparse_ops: {why}: kernels are made for this process alone", sys.stderr)
+        path = Path(_own_folder()) / path.name
+        return _made(path)
     except OSError as error:
         raise BuildError(f"cannot write the kernels to {path.parent}: {error}") from error
+
+
+def _made(path: Path) -> Path:
+    """The library's path, compiled by one process while others wait."""
+    with lock(path.with_suffix(".lock"), wait=True):
+        if not is_whole(path):  # another process may have made it while this one waited
+            _compile(path, units())
+            write(_digest_path(path), sha256_of(path))
     return path
 
 

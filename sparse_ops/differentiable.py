@@ -77,12 +77,24 @@ class _Bilinear(torch.autograd.Function):
 
     @classmethod
     def each(cls, info: Any, in_dims: Any, first: Tensor, second: Tensor, *rest: Any) -> tuple[Tensor, int]:
-        """One product for each member of a batch."""
+        """One product for each member of a batch, which may have positions of its own."""
+        index, *others = rest
+
+        def member(tensors: Sequence[Tensor], dims: Any, i: int) -> list[Tensor]:
+            return [t if d is None else t.select(d, i) for t, d in zip(tensors, dims)]
+
+        dims_of_index = in_dims[2] or [None] * len(index)
         members = [
-            cls.apply(*(t if d is None else t.select(d, i) for t, d in zip((first, second), in_dims)), *rest)
+            cls.apply(*member((first, second), in_dims, i), BlockIndex(*member(index, dims_of_index, i)), *others)
             for i in range(info.batch_size)
         ]
         return torch.stack(members), 0
+
+    @classmethod
+    def batched(cls, info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        """One product where all members of a batch have one weight, values and positions; else one for each."""
+        one = in_dims[1] is None and all(d is None for d in in_dims[2] or ())
+        return cls.as_tokens(in_dims, *inputs) if one else cls.each(info, in_dims, *inputs)
 
     @classmethod
     def as_tokens(cls, in_dims: Any, first: Tensor, second: Tensor, *rest: Any) -> tuple[Tensor, int]:
@@ -113,7 +125,7 @@ class _Product(_Bilinear):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
-        return _Product.as_tokens(in_dims, *inputs) if in_dims[1] is None else _Product.each(info, in_dims, *inputs)
+        return _Product.batched(info, in_dims, *inputs)
 
 
 class _GradInput(_Bilinear):
@@ -138,7 +150,7 @@ class _GradInput(_Bilinear):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
-        return _GradInput.as_tokens(in_dims, *inputs) if in_dims[1] is None else _GradInput.each(info, in_dims, *inputs)
+        return _GradInput.batched(info, in_dims, *inputs)
 
 
 class _GradValues(_Bilinear):

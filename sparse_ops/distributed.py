@@ -32,11 +32,11 @@ def digests(layers: Mapping[str, BlockSparseLinear]) -> dict[str, str]:
 
 
 def check_same_on_every_rank(layers: Mapping[str, BlockSparseLinear], group: Any = None) -> None:
-    """To be called on every rank of `group` (default: all), best after each change of patterns.
+    """To be called on every rank of `group` (default: all), best right after wrapping and each change of patterns.
 
     Raises ValueError, on all of them, when positions or values are not bit-equal on all; it names the first layer that
-    differs. DistributedDataParallel hands out rank 0's positions with its values when it is made, and afterwards never
-    compares anything.
+    differs. DistributedDataParallel hands out rank 0's positions with its values when it is made, with
+    broadcast_buffers=False the values alone, and afterwards never compares anything.
     """
     found = digests(layers)
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"

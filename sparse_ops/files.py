@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,20 @@ def there(path: str) -> str:
 
 
 @contextmanager
+def usual_mode(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whom open() would let read a file may read the one that the block writes: safetensors lets its owner alone."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    with open(path, "xb") as file:  # the umask belongs to the whole process, and a folder may have rules of its own
+        usual = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    os.unlink(path)
+    yield
+    found = stat.S_IMODE(os.stat(path).st_mode)
+    if usual & ~found:
+        os.chmod(path, found | usual)
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write a file to; it takes the place of `path` when the block ends, and goes if it fails.
 
@@ -52,7 +67,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
-        with naming(final):
+        with naming(final), usual_mode(aside):
             yield aside
         sync(aside)
         os.replace(aside, final)

@@ -26,6 +26,7 @@ class BlockSparseLinear(nn.Module):
     rows: Tensor
     cols: Tensor
     row_ptr: Tensor
+    _on_meta = False  # of layers that were pickled before there was one
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class BlockSparseLinear(nn.Module):
             index = torch.empty(length, dtype=torch.int32, device=device)
             self.register_buffer(name, index, persistent=name in ("rows", "cols"))
         self._placed = False  # whether positions are known: not on the meta device, nor after to_empty from there
+        self._on_meta = self.rows.is_meta  # its own tensors; torch.func may call it with others
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -142,7 +144,9 @@ class BlockSparseLinear(nn.Module):
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         """x [*, in] -> [*, out]; with `gelu` the GELU of it, made as results are written. Errors of `block_linear`."""
         if not (self._placed or self.rows.is_meta):
-            self._check_placed()
+            handed_in = self._on_meta and not any(tensor.is_meta for tensor in self.index)
+            if not handed_in:
+                self._check_placed()
         return block_linear(x, self.values, self.index, self.bias, self.kernel, gelu)
 
     @torch.no_grad()
@@ -209,7 +213,7 @@ class BlockSparseLinear(nn.Module):
         super()._apply(fn, *args, **options)
         for name in BlockIndex._fields:
             self._buffers[name] = getattr(self, name).to(torch.int32)  # `.type` changes buffers of every kind
-        self._placed = False
+        self._placed, self._on_meta = False, self.rows.is_meta
         if before is not None and not self.rows.is_meta:
             self._place(before)
         return self

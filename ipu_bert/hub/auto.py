@@ -13,7 +13,7 @@ from typing import Any, Mapping
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -23,12 +23,18 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    ModelOutput,
+    SequenceClassifierOutput,
+)
 
 from ipu_bert.data.errors import one_line
 from ipu_bert.hub.folders import CONFIG, WEIGHTS
 from ipu_bert.hub.packed import packed, unpacked
-from ipu_bert.hub.source import numbers
+from ipu_bert.hub.source import INDEX, load_files, numbers, parts_of
 from ipu_bert.hub.weights import NOT_WEIGHTS, TIED, WORD_EMBEDDINGS
 from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import is_count
@@ -41,6 +47,15 @@ from sparse_ops.pattern import BlockPattern, named_generator
 from sparse_ops.saying import say
 
 MODEL_TYPE = "block-sparse-bert"
+
+# Arguments of from_pretrained: what the hub's client is handed; what changes nothing here; and what transformers takes
+# out of them without a word as it reads a config.
+_OF_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_OF_NO_MATTER = (
+    "_commit_hash", "_from_auto", "_from_pipeline", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors",
+    "weights_only",
+)  # fmt: skip
+_TAKEN_OUT = ("gguf_file", "proxies", "subfolder")
 
 
 class SparseBertConfig(PretrainedConfig):
@@ -102,36 +117,42 @@ class SparseBertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, where: Any, *args: Any, config: Any = None, dtype: Any = None, **rest: Any
+        cls, where: Any, *args: Any, config: Any = None, dtype: Any = None, torch_dtype: Any = None, **rest: Any
     ) -> SparseBertPreTrainedModel:
         """The model of a folder or a name on the hub, for inference; heads that are not there start at random.
 
-        Raises ValueError, one line, for files that are missing, damaged, or of another model.
+        dtype, torch_dtype: one of torch's or its name; "auto", as without: the config's, else float32. rest: what the
+        hub's client takes (revision, token ...), and, where no config is given, values of it. Raises ValueError, one
+        line, for files that are missing, damaged, or of another model, and for arguments that nothing here heeds.
         """
-        file = find_file(str(where), WEIGHTS)
-        if file is None:
-            raise ValueError(f"{where}: expected {CONFIG} and {WEIGHTS}, found no {WEIGHTS}")
+        hub = {name: rest.pop(name) for name in _OF_HUB if rest.get(name) is not None}
+        parts = _files_of(str(where), hub)
+        state = load_files(parts)
+        # Auto classes always hand it on where there is peft; with a path where there is an adapter.
+        rest["adapter_kwargs"] = (rest.get("adapter_kwargs") or {}).get("_adapter_model_path")
         try:
-            state = load_file(str(file))
-        except Exception as error:  # safetensors raises many kinds for a file that is none
-            raise ValueError(f"{file}: cannot be read as safetensors: {one_line(error)}") from None
-        try:
-            config = cls._config_of(where) if config is None else config
+            _refuse("from_pretrained", {name: rest.pop(name, None) for name in _TAKEN_OUT})
+            if config is None:
+                config, rest = cls._config_of(where, {**hub, **rest})
+            _refuse("from_pretrained", {name: value for name, value in rest.items() if name not in _OF_NO_MATTER})
+            dtype = _dtype_of(torch_dtype if dtype is None else dtype, config)
             check_sizes(config, state)
-            model = cls(config)
+            model = cls(config, *args)
             missing = model._take(state)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+            raise ValueError(f"{parts[0]}: {error}") from None
         if missing:
             say(f"{where}: not in it, starts at random: {', '.join(missing)}", sys.stdout)
-        if isinstance(dtype, torch.dtype):
-            nn.Module.to(model, dtype)
+        nn.Module.to(model, dtype)
         return model.eval()
 
     @staticmethod
-    def _config_of(where: Any) -> SparseBertConfig:
+    def _config_of(where: Any, options: Mapping[str, Any]) -> tuple[SparseBertConfig, dict[str, Any]]:
+        """The config with the values of it that are among the options, and the other options."""
         try:
-            return SparseBertConfig.from_pretrained(where)
+            found: Any = SparseBertConfig.from_pretrained(where, return_unused_kwargs=True, **options)
+            config, others = found
+            return config, others
         except (ValueError, OSError):
             raise
         except Exception as error:  # transformers raises many kinds for values that are none
@@ -157,7 +178,9 @@ class SparseBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **options: Any
     ) -> None:
-        """As of every PreTrainedModel, with the positions of blocks packed."""
+        """As of every PreTrainedModel, with the positions of blocks packed; no pickle."""
+        if options.get("safe_serialization") is False:
+            raise ValueError("save_pretrained: safe_serialization=False: expected safetensors, found pickle asked for")
         state = packed(self.state_dict() if state_dict is None else state_dict, _columns(self))
         super().save_pretrained(save_directory, is_main_process, state, **options)
 
@@ -166,12 +189,24 @@ class SparseBertPreTrainedModel(PreTrainedModel):
         return super().load_state_dict(unpacked(state_dict, _columns(self)), *args, **options)
 
     def _encoded(
-        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        **others: Any,
     ) -> tuple[Tensor, Tensor]:
+        """Hidden states and pooled. Raises ValueError for others, arguments or the config's, that are asked for."""
+        of_config = {name: getattr(self.config, name, None) for name, value in others.items() if value is None}
+        _refuse("forward", {**others, **of_config})
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden, pooled = self.bert(input_ids, types, mask)
+        hidden, pooled = self.bert(input_ids, types, mask, position_ids)
         return hidden, pooled
+
+    def _answer(self, output: ModelOutput, return_dict: bool | None) -> Any:
+        """An output as it is asked for: a tuple where it is to be no dict."""
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class SparseBertModel(SparseBertPreTrainedModel):
@@ -187,11 +222,23 @@ class SparseBertModel(SparseBertPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        **_: Any,
-    ) -> BaseModelOutputWithPooling:
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """input_ids, attention_mask, token_type_ids: [B, S]. Hidden states [B, S, H], and pooled [B, H]."""
-        hidden, pooled = self._encoded(input_ids, attention_mask, token_type_ids)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        hidden, pooled = self._encoded(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return self._answer(BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled), return_dict)
 
 
 class SparseBertForMaskedLM(SparseBertPreTrainedModel):
@@ -208,18 +255,30 @@ class SparseBertForMaskedLM(SparseBertPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **_: Any,
-    ) -> MaskedLMOutput:
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | tuple[Any, ...]:
         """Logits [B, S, V]; with labels [B, S], -100 where there is none, their mean cross-entropy in nats."""
-        hidden, _pooled = self._encoded(input_ids, attention_mask, token_type_ids)
+        hidden, _pooled = self._encoded(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         logits = self.cls.predictions(hidden, self.bert.embeddings.word_embeddings.weight)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits)
+        return self._answer(MaskedLMOutput(loss=loss, logits=logits), return_dict)
 
 
 class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
-    """With a classifier over the pooled first token; a regression where there is one label."""
+    """With a classifier over the pooled first token; a regression where there is one label, or config says so."""
 
     def __init__(self, config: SparseBertConfig) -> None:
         super().__init__(config)
@@ -234,18 +293,29 @@ class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **_: Any,
-    ) -> SequenceClassifierOutput:
-        """Logits [B, labels]; with labels, int64 [B] classes or numbers [B], cross-entropy or mean squared error."""
-        _hidden, pooled = self._encoded(input_ids, attention_mask, token_type_ids)
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """Logits [B, labels]; with labels the loss that config.problem_type asks for, as BertForSequenceClassification:
+        cross-entropy of classes int64 [B], binary cross-entropy of [B, labels] 0.0 or 1.0, mean squared error of
+        numbers [B, labels]. Where it is None it follows from the first labels, and is kept.
+        """
+        _hidden, pooled = self._encoded(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         logits = self.classifier(self.dropout(pooled))
-        loss = None
-        if labels is not None and self.config.num_labels == 1:
-            loss = F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-        elif labels is not None:
-            loss = F.cross_entropy(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, self.config)
+        return self._answer(SequenceClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
 def save_sparse(model: BertForPreTraining, folder: Path, pad_token_id: int) -> None:
@@ -280,6 +350,34 @@ def check_sizes(config: SparseBertConfig, state: Mapping[str, Tensor]) -> None:
         found = list(state[name].shape) if name in state else "none"
         if found != list(sizes):
             raise ValueError(f"{name}: expected {list(sizes)}, as {CONFIG} has it, found {found}")
+
+
+def _files_of(where: str, hub: Mapping[str, Any]) -> list[Path]:
+    """The files of the weights: one, or as many as save_pretrained(max_shard_size=...) has made."""
+    file = find_file(where, WEIGHTS, **hub)
+    if file is not None:
+        return [file]
+    index = find_file(where, INDEX, **hub)
+    if index is None:
+        raise ValueError(f"{where}: expected {CONFIG} and {WEIGHTS}, found no {WEIGHTS}")
+    return parts_of(where, index, **hub)
+
+
+def _refuse(where: str, options: Mapping[str, Any]) -> None:
+    """ValueError that names the options which are asked for; one that is None, False or "" is not."""
+    found = [name for name, value in options.items() if not (value is None or value is False or value == "")]
+    if found:
+        raise ValueError(f"{where}: the sparse form has nothing for {', '.join(found)}: leave out")
+
+
+def _dtype_of(asked: Any, config: Any) -> torch.dtype:
+    """The dtype of torch that is asked for, by itself or by name; where none is, the config's, else float32."""
+    if asked is None or asked == "auto":
+        asked = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    found = getattr(torch, asked, None) if isinstance(asked, str) else asked
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype: expected a floating dtype of torch or its name, found {asked!r:.60}")
+    return found
 
 
 def _columns(model: nn.Module) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Mapping, Sequence
 
 import torch
 from safetensors.torch import load_file
@@ -14,7 +14,7 @@ from ipu_bert.hub.weights import NOT_WEIGHTS, QKV_PARTS, TIED
 from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import read_object
 
-_WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_WEIGHTS, INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}  # of LayerNorm, in the oldest checkpoints
 
@@ -48,13 +48,10 @@ def _modern(name: str) -> str:
 
 def _read(where: str) -> dict[str, Tensor]:
     """All tensors under the names that the files have."""
-    index = find_file(where, _INDEX)
+    index = find_file(where, INDEX)
     file = None if index is not None else find_file(where, _WEIGHTS)
     if index is not None:
-        parts = read_object(index).get("weight_map")
-        if not isinstance(parts, dict):
-            raise ValueError(f"{index}: expected the file of each weight as weight_map, found {parts!r:.80}")
-        files = [_part(where, name) for name in sorted({str(part) for part in parts.values()})]
+        files = parts_of(where, index)
     elif file is not None:
         files = [file]
     elif find_file(where, _PICKLE) is not None:
@@ -65,6 +62,19 @@ def _read(where: str) -> dict[str, Tensor]:
         )
     else:
         raise ValueError(f"{where}: expected {_WEIGHTS}, found none")
+    return load_files(files)
+
+
+def parts_of(where: str, index: Path, **hub: Any) -> list[Path]:
+    """The files that an index of parts names; `where` and `hub` as in `find_file`. Raises ValueError, one line."""
+    parts = read_object(index).get("weight_map")
+    if not isinstance(parts, dict):
+        raise ValueError(f"{index}: expected the file of each weight as weight_map, found {parts!r:.80}")
+    return [_part(where, name, hub) for name in sorted({str(part) for part in parts.values()})]
+
+
+def load_files(files: Sequence[Path]) -> dict[str, Tensor]:
+    """All tensors of some safetensors files. Raises ValueError, one line, for a file that is none."""
     state: dict[str, Tensor] = {}
     for path in files:
         try:
@@ -74,8 +84,8 @@ def _read(where: str) -> dict[str, Tensor]:
     return state
 
 
-def _part(where: str, name: str) -> Path:
-    file = find_file(where, name) if name == Path(name).name and name.endswith(".safetensors") else None
+def _part(where: str, name: str, hub: Mapping[str, Any]) -> Path:
+    file = find_file(where, name, **hub) if name == Path(name).name and name.endswith(".safetensors") else None
     if file is None:
         raise ValueError(f"{where}: expected the part {name:.80} of the weights, a safetensors file in it, found none")
     return file

@@ -28,6 +28,13 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert (info["step"], info["config_hash"]) == (12, "x")
 
 
+def test_who_may_read_one_file_of_it_may_read_all(tmp_path):
+    """Weights were for their owner alone, as safetensors makes files."""
+    modes = {path.stat().st_mode for path in save(tmp_path, 1).iterdir()}
+    (tmp_path / "plain").write_text("")
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_the_newest_is_found_by_number_and_old_ones_go(tmp_path):
     for step in (95, 1000, 120_000_000):
         save(tmp_path, step, keep=2)

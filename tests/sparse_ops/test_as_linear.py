@@ -186,6 +186,40 @@ def test_vmap_over_activations_weights_and_gradients(layer):
     close(per_sample(layer, "values", layer.values), at_blocks(layer, expected))
 
 
+def test_an_ensemble_by_stacked_states_with_a_skeleton_on_the_meta_device(seed):
+    """torch.func's way to run several models at once: each has positions of its own, which are among the buffers."""
+    torch.manual_seed(seed)
+    models = [
+        nn.Sequential(BlockSparseLinear(16, 32, 4, 0.5), nn.GELU(), BlockSparseLinear(32, 8, 4, 0.5)).double()
+        for _ in range(3)
+    ]
+    parameters, buffers = torch.func.stack_module_state(models)
+    skeleton = copy.deepcopy(models[0]).to("meta")
+    x = torch.randn(3, 5, 16, dtype=torch.float64)
+
+    def call(parameters, buffers, x):
+        return functional_call(skeleton, (parameters, buffers), (x,))
+
+    for dim in (None, 0):
+        given = x if dim == 0 else x[0]
+        found = torch.vmap(call, (0, 0, dim))(parameters, buffers, given)
+        close(found, torch.stack([model(x[i if dim == 0 else 0]) for i, model in enumerate(models)]))
+
+    def loss(*parts):
+        return call(*parts).square().sum()
+
+    for found in (
+        torch.vmap(torch.func.grad(loss), (0, 0, 0))(parameters, buffers, x),
+        torch.func.grad(lambda p: torch.vmap(loss, (0, 0, 0))(p, buffers, x).sum())(parameters),
+    ):
+        for i, model in enumerate(models):
+            expected = torch.autograd.grad(model(x[i]).square().sum(), list(model.parameters()))
+            for (name, _), gradient in zip(model.named_parameters(), expected):
+                close(found[name][i], gradient)
+    with pytest.raises(ValueError, match="expected positions, found none"):  # of the index no part may lack
+        functional_call(skeleton, dict(models[0].state_dict()), (x[0],))
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 def test_second_derivatives(layer, gelu):
     x = inputs().requires_grad_()

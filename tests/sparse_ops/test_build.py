@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import subprocess
@@ -128,6 +129,33 @@ def test_a_cache_that_cannot_be_made_is_replaced(
     monkeypatch.setattr(build.tempfile, "mkdtemp", nowhere)
     with pytest.raises(build.BuildError, match=r"cannot write the kernels to .*: .*No usable temporary directory"):
         build.build()
+
+
+@pytest.mark.parametrize("stopped", ["lock", "write"])
+def test_a_cache_with_files_that_another_user_keeps_is_replaced(
+    stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where all may write and the first to come had the umask 077: the others had plain torch for ever.
+
+    Root may open anything, so what opens the files says no in the system's place.
+    """
+    allowed = getattr(build, stopped)
+
+    def keeping(path: Path, *args: object, **options: object) -> object:
+        if tmp_path in Path(path).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return allowed(path, *args, **options)
+
+    monkeypatch.setattr(build, stopped, keeping)
+    monkeypatch.setattr(build, "_compile", lambda path, units: path.write_bytes(b"library"))
+    monkeypatch.setattr(build, "library_path", lambda: tmp_path / "kernels-0.so")
+    path = build.build()
+    assert path.read_bytes() == b"library"
+    assert tmp_path not in path.parents
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'kernels-0'}" in said
+    assert "Permission denied: kernels are made for this process alone" in said
+    assert said.count("\n") == 1
 
 
 def test_what_killed_compilations_left_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

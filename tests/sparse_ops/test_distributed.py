@@ -12,7 +12,7 @@ from small_models import make_plan
 from torch import nn
 
 from sparse_ops import BlockSparseLinear
-from sparse_ops.distributed import check_same_on_every_rank
+from sparse_ops.distributed import check_same_on_every_rank, digests
 from sparse_ops.dynsparse.moments import moments_of
 from sparse_ops.dynsparse.updater import PatternUpdater
 
@@ -26,6 +26,13 @@ def _rank(rank: int, folder: str) -> None:
         check_same_on_every_rank(layers)
     except ValueError as error:
         Path(folder, f"start{rank}").write_text(str(error))
+    bare = nn.parallel.DistributedDataParallel(layer, broadcast_buffers=False)
+    try:  # values of rank 0, and positions of its own
+        check_same_on_every_rank(layers)
+    except ValueError as error:
+        Path(folder, f"bare{rank}").write_text(str(error))
+    Path(folder, f"values{rank}").write_text(digests(layers)["layer values"])
+    del bare
     model = nn.parallel.DistributedDataParallel(nn.Sequential(layer, nn.GELU()))
     check_same_on_every_rank(layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -60,7 +67,8 @@ def test_two_ranks_hold_one_weight_or_hear_of_it(tmp_path):
         for process in ranks.processes:
             process.kill()
     expected = "layer positions: expected the same on every rank, found others than rank 0's on [1]"
-    for rank in (0, 1):
-        assert (tmp_path / f"start{rank}").read_text() == (tmp_path / f"end{rank}").read_text() == expected
+    for name in ("start", "bare", "end"):
+        assert [(tmp_path / f"{name}{rank}").read_text() for rank in (0, 1)] == [expected] * 2
+    assert (tmp_path / "values0").read_text() == (tmp_path / "values1").read_text()
     first, second = (torch.load(tmp_path / f"state{rank}", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -37,6 +37,26 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o000])
+def test_a_file_has_the_mode_that_open_would_have_given_it(umask: int, tmp_path: Path) -> None:
+    """What safetensors writes, weights alone of all files, could be read by its owner only; a program may be run."""
+
+    def write(aside: Path, mode: int) -> None:
+        aside.unlink(missing_ok=True)
+        os.close(os.open(aside, os.O_CREAT | os.O_WRONLY, mode))
+
+    before = os.umask(umask)
+    try:
+        for name, mode in (("weights", 0o600), ("program", 0o777), ("text", 0o666)):
+            (tmp_path / f".{name}.{os.getpid()}.tmp").touch(mode=0o600)  # that a killed process of this number left
+            with files.replacing(tmp_path / name) as aside:
+                write(aside, mode)
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert found == {"weights": 0o666 & ~umask, "program": 0o777 & ~umask, "text": 0o666 & ~umask}
+
+
 def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path: Path) -> None:
     """As in a folder that nobody may write to any more, or that is gone: the message was about the file aside."""
     (tmp_path / "a").write_text("old")

@@ -13,7 +13,7 @@ from small_models import make_shape, sparse_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from ipu_bert import export_run
-from ipu_bert.hub.auto import save_sparse
+from ipu_bert.hub.auto import SparseBertForSequenceClassification, SparseBertModel, save_sparse
 from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.hub.weights import dense_state
 from ipu_bert.model import sparse_layers
@@ -24,6 +24,15 @@ from ipu_bert.trained import load_model
 def folder(finished, tmp_path) -> Path:
     assert export_run.main([str(finished), str(tmp_path / "sparse"), "--sparse"]) == 0
     return tmp_path / "sparse"
+
+
+@pytest.fixture
+def small(tmp_path, seed) -> Path:
+    """A small model in both forms."""
+    model = sparse_model(make_shape(), 0.5, 8, seed=seed)
+    save_sparse(model, tmp_path / "sparse", pad_token_id=0)
+    save_pretrained(model, tmp_path / "dense", pad_token_id=0)
+    return tmp_path
 
 
 def test_logits_are_the_runs_own(finished, folder, seed):
@@ -78,6 +87,7 @@ def test_trainer_trains_a_classifier_on_it(folder, tmp_path, capsys):
     trainer = transformers.Trainer(
         model, arguments, train_dataset=rows, data_collator=transformers.DataCollatorWithPadding(tokenizer)
     )
+    assert not trainer.model_accepts_loss_kwargs  # the loss is a mean: Trainer itself divides by accumulated steps
     trainer.train()
     trainer.save_model(str(tmp_path / "tuned"))
     tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned")
@@ -87,6 +97,126 @@ def test_trainer_trains_a_classifier_on_it(folder, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "tuned")
     classify = pipeline("text-classification", model=str(tmp_path / "tuned"))
     assert [found["label"] for found in classify(texts[:2])] == ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "problem"),
+    [
+        ([2, 0], 3, None),
+        ([2, 0], 3, "single_label_classification"),
+        ([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], 3, None),
+        ([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], 3, "multi_label_classification"),
+        ([[1.0], [0.0]], 1, "multi_label_classification"),
+        ([[0.5, -1.0, 2.0], [3.0, 0.0, 1.0]], 3, "regression"),
+        ([[1.0], [5.0]], 1, None),
+        ([1.0, 5.0], 1, None),
+        ([1.0, 5.0], 1, "regression"),
+    ],
+)
+def test_the_loss_of_a_classifier_is_that_of_bert_for_sequence_classification(labels, outputs, problem, small, seed):
+    """It was cross-entropy whatever `problem_type` asked for, and labels [B, 1] were spread over [B, B]."""
+    options = {"num_labels": outputs, "problem_type": problem}
+    sparse, dense = (
+        AutoModelForSequenceClassification.from_pretrained(small / form, **options) for form in ("sparse", "dense")
+    )
+    sparse.classifier.load_state_dict(dense.classifier.state_dict())
+    ids = torch.randint(5, 50, (2, 12), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        found, expected = (x(ids, labels=torch.tensor(labels)).loss for x in (sparse, dense))
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+    assert sparse.config.problem_type == dense.config.problem_type
+
+
+@pytest.mark.parametrize("door", [AutoModel, SparseBertModel])
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", ["bfloat16", torch.bfloat16])
+def test_a_dtype_is_obeyed_by_both_its_names(door, name, value, small):
+    """Strings and torch_dtype gave float32."""
+    model = door.from_pretrained(small / "sparse", **{name: value})
+    assert {x.dtype for x in model.parameters()} == {torch.bfloat16}
+    model.save_pretrained(small / "again")
+    assert door.from_pretrained(small / "again").dtype == torch.bfloat16
+    assert door.from_pretrained(small / "sparse", dtype="auto").dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype: expected a floating dtype of torch or its name, found 'int8'"):
+        SparseBertModel.from_pretrained(small / "sparse", dtype="int8")
+
+
+def test_values_of_the_config_may_be_given_as_the_model_is_loaded(small):
+    """The class itself had two labels, whatever was asked for."""
+    options = {"num_labels": 5, "hidden_dropout_prob": 0.25}
+    for door in (AutoModelForSequenceClassification, SparseBertForSequenceClassification):
+        model = door.from_pretrained(small / "sparse", **options)
+        assert (model.classifier.out_features, model.dropout.p) == (5, 0.25)
+
+
+@pytest.mark.parametrize("door", [AutoModel, SparseBertModel])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("device_map", "cpu"), ("output_loading_info", True), ("state_dict", {}), ("variant", "fp16"), ("proxies", {}),
+        ("key_mapping", {"a": "b"}), ("quantization_config", {"bits": 4}), ("hidden_dropout", 0.0), ("gguf_file", "a"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_nothing_heeds_is_refused_by_name(door, name, value, small):
+    if name == "gguf_file" and door is AutoModel:
+        pytest.skip("AutoModel reads such a file itself")
+    with pytest.raises(ValueError, match=f"from_pretrained: the sparse form has nothing for {name}: leave out$"):
+        door.from_pretrained(small / "sparse", **{name: value})
+
+
+def test_what_the_hub_is_asked_with_is_handed_to_its_client(small, monkeypatch):
+    """The weights were those of the newest revision, whatever was asked for."""
+    asked = []
+    monkeypatch.setattr(
+        "ipu_bert.hub.auto.find_file",
+        lambda where, name, **hub: asked.append((name, hub)) or small / "sparse" / name,
+    )
+    SparseBertModel.from_pretrained(small / "sparse", revision="v1", token=None)
+    assert asked == [("model.safetensors", {"revision": "v1"})]
+
+
+def test_several_files_are_read_as_one(small, tmp_path):
+    """What save_pretrained(max_shard_size=...) had made could not be loaded."""
+    model = AutoModelForMaskedLM.from_pretrained(small / "sparse")
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20kB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "parts").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="safe_serialization"):
+        model.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+
+
+@pytest.mark.parametrize("door", [AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification])
+def test_arguments_of_a_call_are_heeded_or_refused(door, small):
+    model = door.from_pretrained(small / "sparse")
+    ids, backwards = torch.arange(5, 17)[None], torch.arange(12).flip(0)[None]
+    with torch.no_grad():
+        named = model(ids, output_hidden_states=None, output_attentions=False, return_dict=True)
+        assert torch.equal(model(ids, return_dict=False)[0], named[0])
+        assert type(model(ids, return_dict=False)) is tuple
+        places = [model(ids, position_ids=x)[0] for x in (backwards, torch.arange(12).expand(1, -1))]
+    assert torch.allclose(places[1], named[0], atol=1e-6)
+    assert not torch.allclose(places[0], named[0], atol=1e-3)
+    for name in ("output_hidden_states", "output_attentions"):
+        with pytest.raises(ValueError, match=f"forward: the sparse form has nothing for {name}"):
+            model(ids, **{name: True})
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        model(ids, inputs_embeds=torch.zeros(1, 12, 32))
+    with pytest.raises(TypeError, match="head_mask"):
+        model(ids, head_mask=torch.ones(2))
+    model.config.output_hidden_states = True
+    with pytest.raises(ValueError, match="output_hidden_states"):
+        model(ids)
+
+
+def test_position_ids_mean_what_they_mean_to_bert(small):
+    ids, backwards = torch.arange(5, 17)[None], torch.arange(12).flip(0)[None]
+    with torch.no_grad():
+        found, expected = (
+            AutoModel.from_pretrained(small / form)(ids, position_ids=backwards).last_hidden_state
+            for form in ("sparse", "dense")
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("block_size", "most"), [(16, 0.115), (1, 0.14)])
