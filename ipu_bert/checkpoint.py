@@ -108,12 +108,24 @@ def prune(folder: Path, step: int, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints up to a step (0: none)."""
     own = [(number, path) for number, path in complete(folder) if number <= step]
     for number, old in own[:-keep] if keep else ():
-        doomed = _aside(folder, number)
-        os.replace(old, doomed)  # half of a checkpoint never has a checkpoint's name
-        try:
-            _remove(doomed)
-        except OSError as error:  # it names files without their folder
-            raise OSError(error.errno, error.strerror, str(doomed)) from None
+        _take_away(old, number)
+
+
+def keep_only(path: Path) -> None:
+    """Remove the complete checkpoints beside this one."""
+    for number, other in complete(path.parent):
+        if other != path:
+            _take_away(other, number)
+
+
+def _take_away(path: Path, step: int) -> None:
+    """Remove a checkpoint of a step; half of it never has a checkpoint's name."""
+    doomed = _aside(path.parent, step)
+    os.replace(path, doomed)
+    try:
+        _remove(doomed)
+    except OSError as error:  # it names files without their folder
+        raise OSError(error.errno, error.strerror, str(doomed)) from None
 
 
 def _remove(path: Path) -> None:

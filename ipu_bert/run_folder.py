@@ -89,6 +89,7 @@ class RunFolder:
             self._go_back(origin.step)
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
+            self._keep_one_best(config.eval.batches)
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
         resume_step = None if origin is None else origin.step
         sinks: list[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]
@@ -129,29 +130,51 @@ class RunFolder:
         checkpoint.clean(self.best)
 
     def _go_back(self, step: int) -> None:
-        """Move checkpoints after `step`, and a copy of the records, to a place of their own, if there are such.
+        """Move checkpoints after `step`, the best one too, and a copy of the records, to a place of their own.
 
         The newest checkpoint goes last, and the best one after it: until then a killed process has left the run that it
-        was. A best one that stays after a kill just then is of steps that the run is about to take again.
+        was. A best one alone is of steps that a killed process took and that are taken again.
         """
         later = [path for number, path in checkpoint.complete(self.checkpoints) if number > step]
-        if not later:
+        best = [path for number, path in checkpoint.complete(self.best) if number > step]
+        if not later and not best:
             return
         branch = _free_name(self.path / BRANCHES / f"after_step_{step:08d}")
-        (branch / CHECKPOINTS).mkdir(parents=True)
+        for name, moved in ((CHECKPOINTS, later), (BEST, best)):
+            if moved:
+                (branch / name).mkdir(parents=True)
         if (self.path / METRICS_FILE).exists():
             write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
         for path in later:
             os.replace(path, branch / CHECKPOINTS / path.name)
-        if (self.path / WANDB_PAGE).exists():  # it shows what came after: what comes now gets a page of its own
+        if later and (self.path / WANDB_PAGE).exists():  # it shows what came after: what comes now gets its own
             os.replace(self.path / WANDB_PAGE, branch / WANDB_PAGE)
-        for number, path in checkpoint.complete(self.best):
-            if number > step:
-                (branch / BEST).mkdir(exist_ok=True)
-                os.replace(path, branch / BEST / path.name)
-        for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path, self.checkpoints):
+        for path in best:
+            os.replace(path, branch / BEST / path.name)
+        sources = [*(self.checkpoints for _ in later[:1]), *(self.best for _ in best[:1])]
+        for folder in (*(branch / source.name for source in sources), branch, branch.parent, self.path, *sources):
             files.sync(folder)
-        say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
+        if later:
+            say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
+        else:
+            say(f"steps after {step} are taken again; the best checkpoint among them is in {branch} now", sys.stdout)
+
+    def _keep_one_best(self, batches: int) -> None:
+        """Remove all but the best of several, as a kill or an older version left them; of equal ones the newest stays.
+
+        Those that were judged by so many batches come first.
+        """
+
+        def rank(path: Path) -> tuple[bool, float]:
+            try:
+                info = checkpoint.read_info(path)
+            except checkpoint.CheckpointError:
+                return True, math.inf
+            return evaluated_by(info) != batches, float(info.get("heldout_loss", math.inf))
+
+        found = [path for _, path in reversed(checkpoint.complete(self.best))]
+        if len(found) > 1:
+            checkpoint.keep_only(min(found, key=rank))
 
     def __enter__(self) -> RunFolder:
         return self
