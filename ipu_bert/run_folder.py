@@ -24,6 +24,7 @@ from ipu_bert.record.metrics import (
     Sink,
     TensorBoardSink,
     WandbSink,
+    check_packages,
     read_metrics,
     split_at,
     write_metrics,
@@ -68,6 +69,7 @@ class RunFolder:
     def __init__(
         self, config: Config, origin: Origin | None, unigram_entropy: float, found: Found | None = None
     ) -> None:
+        check_packages(config.log.tensorboard, config.log.wandb)  # first: a start that is refused changes no run
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
         found = found or look(self.path)

@@ -231,6 +231,36 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield tag, float(value)
 
 
+def check_packages(tensorboard: bool, wandb: bool) -> None:
+    """Raises ValueError where these sinks need a package that is not installed."""
+    if tensorboard:
+        _summary_writer()
+    if wandb:
+        _wandb()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "TensorBoard logging is on and the package 'tensorboard' is not installed; "
+            "install it (pip install tensorboard) or switch it off in the config's log section"
+        ) from error
+    return SummaryWriter
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            "W&B logging was asked for and the package 'wandb' is not installed; "
+            "install it (pip install wandb) or switch it off in the config's log section"
+        ) from error
+    return wandb
+
+
 class TensorBoardSink:
     """Scalars for TensorBoard; `resume_step=k` hides what an earlier process logged after step k.
 
@@ -238,16 +268,9 @@ class TensorBoardSink:
     """
 
     def __init__(self, directory: PathLike, resume_step: int | None = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "TensorBoard logging is on and the package 'tensorboard' is not installed; "
-                "install it (pip install tensorboard) or switch it off in the config's log section"
-            ) from error
         # TensorBoard drops events at or after purge_step: step k itself stays.
         purge = None if resume_step is None else resume_step + 1
-        self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
+        self._writer: Any = _summary_writer()(str(directory), purge_step=purge)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add the record's numbers at its step."""
@@ -264,21 +287,14 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Scalars for Weights & Biases, which is imported only here.
+    """Scalars for Weights & Biases, which is imported only where it is asked for.
 
     `run_id` lets a resumed run continue its own page; charts use the record's step as their axis, so a resumed run may
     go back behind what was logged before. Raises ValueError where the package is not installed.
     """
 
     def __init__(self, project: str, name: str, directory: PathLike, config: Mapping[str, Any], run_id: str) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(
-                "W&B logging was asked for and the package 'wandb' is not installed; "
-                "install it (pip install wandb) or switch it off in the config's log section"
-            ) from error
-        self._run: Any = wandb.init(
+        self._run: Any = _wandb().init(
             project=project, name=name, dir=str(directory), config=to_plain(config), id=run_id, resume="allow"
         )
         self._run.define_metric("step")

@@ -73,6 +73,23 @@ def test_a_run_has_its_own_page_at_wandb_until_it_goes_back(tiny, tmp_path, monk
     assert (tmp_path / "run" / "branches" / "after_step_00000001" / "wandb_id").read_text() == second
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(
+    ("setting", "module"), [("log.wandb=true", "wandb"), ("log.tensorboard=true", "torch.utils.tensorboard")]
+)
+def test_a_package_that_is_missing_is_found_out_before_the_folder_is_touched(
+    setting, module, resumed, tiny, tmp_path, monkeypatch
+):
+    """The earlier run had been moved aside by then, or the run had gone back."""
+    with RunFolder(tiny("checkpoint.keep=0"), None, unigram_entropy=6.5) as folder:
+        early, _, _ = saved(folder, 1, 2, 3)
+    monkeypatch.setitem(sys.modules, module, None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"the package '{module.rpartition('.')[2]}' is not installed"):
+        RunFolder(tiny(setting, "checkpoint.keep=1"), early if resumed else None, unigram_entropy=6.5)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_link_to_another_disk_stays_one(tiny, tmp_path):
     (tmp_path / "large" / "run").mkdir(parents=True)
     (tmp_path / "run").symlink_to(tmp_path / "large" / "run")
