@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -275,17 +276,19 @@ def _make_room(path: Path, found: Found) -> None:
         return
     if not (path / CONFIG_FILE).exists():
         raise ValueError(f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it")
-    with _lock(path):  # nobody may be training there
-        _check_as_found(path, found)
     folder = path.resolve()  # what a link stands for is moved, and stays on its disk
-    if folder in (Path.cwd(), *Path.cwd().parents):
-        raise ValueError(
-            f"run.dir {path}: expected a folder whose earlier run can be moved aside, found the one that this program "
-            "works in; name a new one with run.dir=FOLDER, or go on with --resume"
-        )
-    aside = _free_name(folder)
-    folder.rename(aside)
-    folder.mkdir()
+    with _lock(path) as lock:  # nobody may be training there, or begin to before it is moved
+        _check_as_found(path, found)
+        if folder in (Path.cwd(), *Path.cwd().parents):
+            raise ValueError(
+                f"run.dir {path}: expected a folder whose earlier run can be moved aside, found the one that this "
+                "program works in; name a new one with run.dir=FOLDER, or go on with --resume"
+            )
+        if os.name == "nt":  # no folder with an open file can be moved there, and a lock is none (sparse_ops/files.py)
+            lock.close()
+        aside = _free_name(folder)
+        folder.rename(aside)
+    folder.mkdir(exist_ok=True)  # another process may have begun there by now: then its lock is what counts
     say(f"an earlier run was in {path}; it is in {aside} now", sys.stdout)
 
 
@@ -332,7 +335,10 @@ def _free_name(path: Path) -> Path:
 
 def _lock(path: Path) -> TextIO:
     """Hold the folder until the file is closed or the process ends."""
-    try:
-        return files.lock(path / _LOCK, wait=False)
-    except BlockingIOError:
-        raise ValueError(f"run.dir {path}: another process is training there; choose another run.dir") from None
+    with contextlib.suppress(BlockingIOError):
+        lock = files.lock(path / _LOCK, wait=False)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (path / _LOCK).stat()):
+                return lock
+        lock.close()  # the folder was moved aside after the file had been opened
+    raise ValueError(f"run.dir {path}: another process is training there; choose another run.dir")

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TextIO
 from unittest.mock import MagicMock
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from ipu_bert import checkpoint
 from ipu_bert.config import as_dict
 from ipu_bert.run_folder import Origin, RunFolder
+from sparse_ops import files
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -30,6 +32,43 @@ def test_a_second_process_is_refused_until_the_first_lets_go(tiny, resumed):
         assert [path.name for path in Path(config.run.dir).parent.iterdir() if path.is_dir()] == ["run"]
     with RunFolder(config, mine, unigram_entropy=6.5) as folder:
         assert yaml.safe_load((folder.path / "config.yaml").read_text()) == as_dict(config)
+
+
+def test_nobody_begins_in_a_folder_that_is_being_moved_aside(tiny, monkeypatch):
+    """The lock was given up before: what another process had begun by then was moved away under it."""
+    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+        saved(folder, 1)
+    rename, refused = Path.rename, []
+
+    def beside_another(path: Path, aside: Path) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rename", rename)
+            with pytest.raises(ValueError, match="another process is training there"):
+                RunFolder(tiny(), None, unigram_entropy=6.5)
+        refused.append(path)
+        return rename(path, aside)
+
+    monkeypatch.setattr(Path, "rename", beside_another)
+    RunFolder(tiny(), None, unigram_entropy=6.5).__exit__(None, None, None)
+    assert refused == [folder.path]
+    assert [step for step, _ in checkpoint.complete(folder.path.with_name("run.1") / "checkpoints")] == [1]
+
+
+def test_the_lock_of_a_folder_that_was_moved_aside_meanwhile_is_none(tiny, monkeypatch):
+    """Opened before the other process moved it, and held once that had let it go."""
+    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+        (mine,) = saved(folder, 1)
+    lock = files.lock
+
+    def slow(path: Path, wait: bool) -> TextIO:
+        found = lock(path, wait)
+        folder.path.rename(folder.path.with_name("aside"))
+        folder.path.mkdir()
+        return found
+
+    monkeypatch.setattr(files, "lock", slow)
+    with pytest.raises(ValueError, match="another process is training there"):
+        RunFolder(tiny(), mine, unigram_entropy=6.5)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", ".lock"])
