@@ -38,6 +38,7 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"  # the checkpoint of the lowest held-out loss
 BRANCHES = "branches"  # what came after a step that the run went back to
 WANDB_PAGE = "wandb_id"  # the id of the page at W&B that the run is shown on
+_REPORT = ("report.json", "report.md", "loss_curves.png", "pattern_updates.png", "pattern_start_end.png")
 _LOCK = ".lock"
 _ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
 
@@ -133,7 +134,8 @@ class RunFolder:
         checkpoint.clean(self.best)
 
     def _go_back(self, step: int) -> None:
-        """Move checkpoints after `step`, the best one too, and a copy of the records, to a place of their own.
+        """Move checkpoints after `step`, the best one too, with the report and a copy of the records, to a place of
+        their own.
 
         The newest checkpoint goes last, and the best one after it: until then a killed process has left the run that it
         was. A best one alone is of steps that a killed process took and that are taken again.
@@ -150,8 +152,9 @@ class RunFolder:
             write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
         for path in later:
             os.replace(path, branch / CHECKPOINTS / path.name)
-        if later and (self.path / WANDB_PAGE).exists():  # it shows what came after: what comes now gets its own
-            os.replace(self.path / WANDB_PAGE, branch / WANDB_PAGE)
+        for name in (WANDB_PAGE, *_REPORT) if later else ():  # of what came after: what comes now gets its own
+            if (self.path / name).exists():
+                os.replace(self.path / name, branch / name)
         for path in best:
             os.replace(path, branch / BEST / path.name)
         sources = [*(self.checkpoints for _ in later[:1]), *(self.best for _ in best[:1])]

@@ -15,6 +15,7 @@ import yaml
 from ipu_bert import checkpoint
 from ipu_bert.config import as_dict
 from ipu_bert.run_folder import Origin, RunFolder
+from ipu_bert.trainer import Trainer
 from sparse_ops import files
 
 
@@ -127,6 +128,23 @@ def test_a_package_that_is_missing_is_found_out_before_the_folder_is_touched(
     with pytest.raises(ValueError, match=f"the package '{module.rpartition('.')[2]}' is not installed"):
         RunFolder(tiny(setting, "checkpoint.keep=1"), early if resumed else None, unigram_entropy=6.5)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_the_report_of_what_a_run_went_back_from_is_with_it(tiny, tmp_path):
+    """It stood in the run's folder, of steps that the run had left, until the next one was written over it."""
+    trainer = Trainer(tiny("checkpoint.every=1", "checkpoint.keep=0", "sparsity.updates=2", "train.steps=4"))
+    run = trainer.run()
+    kept = {"config.yaml", "metrics.jsonl", "tokenizer.json", ".lock", "checkpoints"}
+    report = {path.name: path.read_bytes() for path in run.iterdir() if path.name not in kept}
+    assert len(report) == 5
+    step = dict(checkpoint.complete(run / "checkpoints"))
+    with RunFolder(tiny("checkpoint.keep=0"), Origin(step[4], 4, skipped=0), unigram_entropy=6.5):
+        assert report.keys() == {path.name for path in run.iterdir()} - kept
+    with RunFolder(tiny(), Origin(step[2], 2, skipped=0), unigram_entropy=6.5):
+        assert {path.name for path in run.iterdir()} == {*kept, "branches"}
+    branch = run / "branches" / "after_step_00000002"
+    assert {name: (branch / name).read_bytes() for name in report} == report
 
 
 def test_a_link_to_another_disk_stays_one(tiny, tmp_path):
