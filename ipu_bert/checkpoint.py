@@ -305,6 +305,19 @@ def _step_of(path: Path) -> int:
     return int(match[1]) if match else sys.maxsize
 
 
+def check_goes_on(path: Path, expected: Mapping[str, Any], info: Mapping[str, Any], last: int) -> None:
+    """CheckpointError where a run of these settings, to step `last`, does not go on from a checkpoint of this info.
+
+    Without the text's entries in `expected`, as before it is prepared, the text is not compared.
+    """
+    found = info.get("identity")
+    if found is not None and not any(key in expected for key in _TEXT):
+        found = {key: value for key, value in found.items() if key not in _TEXT}
+    check_same_run(path, expected, found)
+    if info["step"] > last:
+        raise CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {info['step']}")
+
+
 def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
     """CheckpointError that lists every setting in which a checkpoint's run differs from this one, or names its text.
 

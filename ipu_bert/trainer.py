@@ -322,10 +322,7 @@ class Trainer:
 
     def _load(self, path: Path, groups: checkpoint.Groups, info: Mapping[str, Any]) -> None:
         mine = {**identity(self.config), **self.data.identity}
-        checkpoint.check_same_run(path, mine, info.get("identity"))
-        last = self.config.train.last_step
-        if self.step > last:
-            raise checkpoint.CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {self.step}")
+        checkpoint.check_goes_on(path, mine, info, self.config.train.last_step)
         try:
             if self.updater is not None:
                 self.updater.load_state_dict(groups.get("pattern_history", {}))
