@@ -108,12 +108,24 @@ def prune(folder: Path, step: int, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints up to a step (0: none)."""
     own = [(number, path) for number, path in complete(folder) if number <= step]
     for number, old in own[:-keep] if keep else ():
-        doomed = _aside(folder, number)
-        os.replace(old, doomed)  # half of a checkpoint never has a checkpoint's name
-        try:
-            _remove(doomed)
-        except OSError as error:  # it names files without their folder
-            raise OSError(error.errno, error.strerror, str(doomed)) from None
+        _take_away(old, number)
+
+
+def keep_only(path: Path) -> None:
+    """Remove the complete checkpoints beside this one."""
+    for number, other in complete(path.parent):
+        if other != path:
+            _take_away(other, number)
+
+
+def _take_away(path: Path, step: int) -> None:
+    """Remove a checkpoint of a step; half of it never has a checkpoint's name."""
+    doomed = _aside(path.parent, step)
+    os.replace(path, doomed)
+    try:
+        _remove(doomed)
+    except OSError as error:  # it names files without their folder
+        raise OSError(error.errno, error.strerror, str(doomed)) from None
 
 
 def _remove(path: Path) -> None:
@@ -291,6 +303,19 @@ def _step_of(path: Path) -> int:
     """The step that a checkpoint's name tells; later than all where it is named otherwise."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else sys.maxsize
+
+
+def check_goes_on(path: Path, expected: Mapping[str, Any], info: Mapping[str, Any], last: int) -> None:
+    """CheckpointError where a run of these settings, to step `last`, does not go on from a checkpoint of this info.
+
+    Without the text's entries in `expected`, as before it is prepared, the text is not compared.
+    """
+    found = info.get("identity")
+    if found is not None and not any(key in expected for key in _TEXT):
+        found = {key: value for key, value in found.items() if key not in _TEXT}
+    check_same_run(path, expected, found)
+    if info["step"] > last:
+        raise CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {info['step']}")
 
 
 def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:

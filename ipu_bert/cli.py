@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from ipu_bert import checkpoint
-from ipu_bert.config import Config, ConfigError, load_config
+from ipu_bert.config import Config, ConfigError, identity, load_config
 from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import Found, look, newest_checkpoint, settle
@@ -132,6 +132,10 @@ def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ra
     from ipu_bert import assemble
     from ipu_bert.sizes.dry_run import render
 
+    if start is not None:
+        _, text = assemble.find_data(config)
+        mine = {**identity(config), **(text.identity if text else {})}
+        checkpoint.check_goes_on(start, mine, checkpoint.read_info(start), config.train.last_step)
     found = {**assemble.plan(config, ranks), "goes_on_from": start}
     lines = [render(found)]
     if options.measure:

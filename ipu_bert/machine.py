@@ -13,15 +13,19 @@ from sparse_ops.processor import processor
 
 ROUNDING = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # choose torch's products
 
+_ONE_RESULT = ("ipus", "optimizer_off_chip", "executable_cache", "profile_dir")  # of ipu.*: no sum depends on them
+_OF_HALF = ("automatic_loss_scale", "half_partials", "stochastic_rounding")  # of ipu.*: nothing with float32
+
 
 def conditions(config: Config) -> dict[str, str | int | float]:
-    """All that the rounding of a step depends on and a resume may change, precision among it.
+    """All that the rounding of a step depends on and a resume may change: precision, and how IPUs compute, among it.
 
     instructions: those that torch's own kernels use. environment: variables that choose torch's products. library: the
     native kernels' sources, flags and compiler.
     """
     return {
         **_precision(config),
+        **_ipu(config),
         "processor": processor(),
         "torch": torch.__version__,
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -53,6 +57,15 @@ def common(config: Config) -> dict[str, str]:
 
 def _precision(config: Config) -> dict[str, str | float]:
     return {f"precision.{key}": value for key, value in vars(config.precision).items()}
+
+
+def _ipu(config: Config) -> dict[str, str | int | float]:
+    """How sums are cut, rounded and drawn for on IPUs: recomputation too rounds again, stochastically."""
+    left_out = {*_ONE_RESULT, *(() if config.precision.half else _OF_HALF)}
+    found = vars(config.ipu).items() if config.engine.name == "ipu" else ()
+    return {
+        f"ipu.{key}": str(value) if isinstance(value, list) else value for key, value in found if key not in left_out
+    }
 
 
 def _kernel(config: Config) -> str:

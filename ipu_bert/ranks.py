@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,10 +22,12 @@ from torch import Tensor
 
 from ipu_bert.signals import InterruptedRunError, unheeded
 from sparse_ops.files import in_words
+from sparse_ops.saying import say
 
 Groups = Dict[str, Dict[str, Tensor]]
 
 MEETING_SECONDS = 2 * 60 * 60.0  # while others prepare text, compile, save or report: hours of text at most
+SILENT_SECONDS = 10.0  # of waiting for others to begin at all, before a line says so
 ROLL_CALL_SECONDS = 3.0  # for others to say what became of them, when one is missing
 SAME_SECONDS = 1.0  # for rank 0 to say what this rank has to say
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -268,11 +272,18 @@ def join() -> Ranks:
         raise ValueError(f"RANK: expected a number below WORLD_SIZE={count}, as torchrun sets it, found {rank}")
     if count < 2:
         return ALONE
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    others = "the other rank" if count == 2 else f"{count - 1} other ranks"
+    waiting = f"rank {rank}: waiting for {others} at {where}, as RANK and WORLD_SIZE={count} are set"
+    told = threading.Timer(SILENT_SECONDS, say, (waiting, sys.stderr))
+    told.daemon = True  # of a process that ends while it waits
+    told.start()
     try:
         return TorchRanks()
     except (RuntimeError, ValueError) as error:  # no such machine, a wrong or taken port, nobody there
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(f"ranks: expected to meet at {where}: {str(error).splitlines()[0]}") from None
+    finally:
+        told.cancel()
 
 
 def _whole(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -24,6 +25,7 @@ from ipu_bert.record.metrics import (
     Sink,
     TensorBoardSink,
     WandbSink,
+    check_packages,
     read_metrics,
     split_at,
     write_metrics,
@@ -36,6 +38,7 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"  # the checkpoint of the lowest held-out loss
 BRANCHES = "branches"  # what came after a step that the run went back to
 WANDB_PAGE = "wandb_id"  # the id of the page at W&B that the run is shown on
+_REPORT = ("report.json", "report.md", "loss_curves.png", "pattern_updates.png", "pattern_start_end.png")
 _LOCK = ".lock"
 _ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
 
@@ -68,6 +71,7 @@ class RunFolder:
     def __init__(
         self, config: Config, origin: Origin | None, unigram_entropy: float, found: Found | None = None
     ) -> None:
+        check_packages(config.log.tensorboard, config.log.wandb)  # first: a start that is refused changes no run
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
         found = found or look(self.path)
@@ -89,6 +93,7 @@ class RunFolder:
             self._go_back(origin.step)
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
+            self._keep_one_best(config.eval.batches)
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
         resume_step = None if origin is None else origin.step
         sinks: list[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]
@@ -129,29 +134,53 @@ class RunFolder:
         checkpoint.clean(self.best)
 
     def _go_back(self, step: int) -> None:
-        """Move checkpoints after `step`, and a copy of the records, to a place of their own, if there are such.
+        """Move checkpoints after `step`, the best one too, with the report and a copy of the records, to a place of
+        their own.
 
         The newest checkpoint goes last, and the best one after it: until then a killed process has left the run that it
-        was. A best one that stays after a kill just then is of steps that the run is about to take again.
+        was. A best one alone is of steps that a killed process took and that are taken again.
         """
         later = [path for number, path in checkpoint.complete(self.checkpoints) if number > step]
-        if not later:
+        best = [path for number, path in checkpoint.complete(self.best) if number > step]
+        if not later and not best:
             return
         branch = _free_name(self.path / BRANCHES / f"after_step_{step:08d}")
-        (branch / CHECKPOINTS).mkdir(parents=True)
+        for name, moved in ((CHECKPOINTS, later), (BEST, best)):
+            if moved:
+                (branch / name).mkdir(parents=True)
         if (self.path / METRICS_FILE).exists():
             write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
         for path in later:
             os.replace(path, branch / CHECKPOINTS / path.name)
-        if (self.path / WANDB_PAGE).exists():  # it shows what came after: what comes now gets a page of its own
-            os.replace(self.path / WANDB_PAGE, branch / WANDB_PAGE)
-        for number, path in checkpoint.complete(self.best):
-            if number > step:
-                (branch / BEST).mkdir(exist_ok=True)
-                os.replace(path, branch / BEST / path.name)
-        for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path, self.checkpoints):
+        for name in (WANDB_PAGE, *_REPORT) if later else ():  # of what came after: what comes now gets its own
+            if (self.path / name).exists():
+                os.replace(self.path / name, branch / name)
+        for path in best:
+            os.replace(path, branch / BEST / path.name)
+        sources = [*(self.checkpoints for _ in later[:1]), *(self.best for _ in best[:1])]
+        for folder in (*(branch / source.name for source in sources), branch, branch.parent, self.path, *sources):
             files.sync(folder)
-        say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
+        if later:
+            say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
+        else:
+            say(f"steps after {step} are taken again; the best checkpoint among them is in {branch} now", sys.stdout)
+
+    def _keep_one_best(self, batches: int) -> None:
+        """Remove all but the best of several, as a kill or an older version left them; of equal ones the newest stays.
+
+        Those that were judged by so many batches come first.
+        """
+
+        def rank(path: Path) -> tuple[bool, float]:
+            try:
+                info = checkpoint.read_info(path)
+            except checkpoint.CheckpointError:
+                return True, math.inf
+            return evaluated_by(info) != batches, float(info.get("heldout_loss", math.inf))
+
+        found = [path for _, path in reversed(checkpoint.complete(self.best))]
+        if len(found) > 1:
+            checkpoint.keep_only(min(found, key=rank))
 
     def __enter__(self) -> RunFolder:
         return self
@@ -250,17 +279,19 @@ def _make_room(path: Path, found: Found) -> None:
         return
     if not (path / CONFIG_FILE).exists():
         raise ValueError(f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it")
-    with _lock(path):  # nobody may be training there
-        _check_as_found(path, found)
     folder = path.resolve()  # what a link stands for is moved, and stays on its disk
-    if folder in (Path.cwd(), *Path.cwd().parents):
-        raise ValueError(
-            f"run.dir {path}: expected a folder whose earlier run can be moved aside, found the one that this program "
-            "works in; name a new one with run.dir=FOLDER, or go on with --resume"
-        )
-    aside = _free_name(folder)
-    folder.rename(aside)
-    folder.mkdir()
+    with _lock(path) as lock:  # nobody may be training there, or begin to before it is moved
+        _check_as_found(path, found)
+        if folder in (Path.cwd(), *Path.cwd().parents):
+            raise ValueError(
+                f"run.dir {path}: expected a folder whose earlier run can be moved aside, found the one that this "
+                "program works in; name a new one with run.dir=FOLDER, or go on with --resume"
+            )
+        if os.name == "nt":  # no folder with an open file can be moved there, and a lock is none (sparse_ops/files.py)
+            lock.close()
+        aside = _free_name(folder)
+        folder.rename(aside)
+    folder.mkdir(exist_ok=True)  # another process may have begun there by now: then its lock is what counts
     say(f"an earlier run was in {path}; it is in {aside} now", sys.stdout)
 
 
@@ -307,7 +338,10 @@ def _free_name(path: Path) -> Path:
 
 def _lock(path: Path) -> TextIO:
     """Hold the folder until the file is closed or the process ends."""
-    try:
-        return files.lock(path / _LOCK, wait=False)
-    except BlockingIOError:
-        raise ValueError(f"run.dir {path}: another process is training there; choose another run.dir") from None
+    with contextlib.suppress(BlockingIOError):
+        lock = files.lock(path / _LOCK, wait=False)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (path / _LOCK).stat()):
+                return lock
+        lock.close()  # the folder was moved aside after the file had been opened
+    raise ValueError(f"run.dir {path}: another process is training there; choose another run.dir")

@@ -36,7 +36,7 @@ class RunTotals:
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
     heldout: Mapping[str, float | None]  # means of the last evaluation
-    waited: Sequence[float]  # for other ranks, by rank
+    waited_share: Sequence[float]  # of the last processes' training, for other ranks, by rank
 
 
 def write_outcome(
@@ -63,7 +63,7 @@ def write_outcome(
         elapsed_seconds=totals.elapsed_seconds,
         peak_memory_bytes=peak_memory_bytes(),
         machine=_machine(),
-        waited=totals.waited,
+        waited_share=totals.waited_share,
     )
     write_report(path, outcome, _pattern_change(config, layers, totals.steps))
 

@@ -104,7 +104,7 @@ class Trainer:
         """
         config, first = self.config, self._ranks.first
         with (RunFolder if first else NoFolder)(config, self._origin, self.data.unigram_entropy, self._found) as folder:
-            self._started = time.monotonic()
+            self._started, before = time.monotonic(), self.timer.seconds
             self._try_out(folder.checkpoints)
             if first:
                 files.write(folder.path / TOKENIZER, self._kept.tokenizer_json)
@@ -113,7 +113,7 @@ class Trainer:
             with noted() as self._stop:
                 heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())
-        waited = [float(seconds) for seconds in self._ranks.gather(repr(self.timer.seconds["exchange"]))]
+        waited = [float(share) for share in self._ranks.gather(repr(self._waited_share(before)))]
         totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, waited)
         with self.engine.host_state() as host:
             if first:
@@ -278,6 +278,15 @@ class Trainer:
         """Seconds of training over all processes of the run."""
         return self._elapsed_before + time.monotonic() - self._started
 
+    def _waited_share(self, before: Mapping[str, float]) -> float:
+        """Of this process's own time of training, what it waited for other ranks; `before`: phases at its start.
+
+        Seconds of processes before it are those of rank 0, or of other ranks altogether.
+        """
+        own = {phase: seconds - before[phase] for phase, seconds in self.timer.seconds.items()}
+        training = time.monotonic() - self._started - sum(own[phase] for phase in OUTSIDE_TRAINING)
+        return own["exchange"] / training if training > 0 else 0.0
+
     def _state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         """All that going on needs: tensors by group, and the info beside them."""
         groups: dict[str, Mapping[str, Tensor]] = dict(self.engine.state())
@@ -313,10 +322,7 @@ class Trainer:
 
     def _load(self, path: Path, groups: checkpoint.Groups, info: Mapping[str, Any]) -> None:
         mine = {**identity(self.config), **self.data.identity}
-        checkpoint.check_same_run(path, mine, info.get("identity"))
-        last = self.config.train.last_step
-        if self.step > last:
-            raise checkpoint.CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {self.step}")
+        checkpoint.check_goes_on(path, mine, info, self.config.train.last_step)
         try:
             if self.updater is not None:
                 self.updater.load_state_dict(groups.get("pattern_history", {}))

@@ -21,6 +21,7 @@ PathLike = Union[str, Path]
 Record = Dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"  # in the run's folder
+_BOOKKEEPING = {"kind", "step"}
 
 
 # ---------------------------------------------------------------- plain values and files
@@ -55,8 +56,15 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-# Kinds of records in which all else is a number, and those of their values that are numbers by name.
-_NUMBERS = {"train": ("seconds",), "eval": (), "update": ("layers", "transfers")}
+# Kinds of records in which all else is a number, and how deep those of their values are that are numbers by name.
+_NUMBERS: Mapping[str, Mapping[str, int]] = {
+    "train": {"seconds": 1},
+    "eval": {},
+    "update": {"layers": 2, "transfers": 1},
+}
+# What reports need all of.
+_MEANS = {"mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"}
+_TRANSFERS = {"bytes_down", "bytes_up", "compilations"}
 
 
 def _parse_line(line: bytes) -> Record:
@@ -68,12 +76,25 @@ def _parse_line(line: bytes) -> Record:
         raise ValueError("expected a JSON object")
     if not isinstance(record.get("kind"), str) or not is_count(record.get("step")):
         raise ValueError("expected a kind and a step of 0 or more")
-    by_name = _NUMBERS.get(record["kind"])
-    for name, value in record.items() if by_name is not None else ():
-        kinds = dict if name in (by_name or ()) else (int, float)
-        if name != "kind" and value is not None and not isinstance(value, kinds):
-            raise ValueError(f"expected {'numbers by name' if kinds is dict else 'a number'} as {name}")
+    depths = _NUMBERS.get(record["kind"])
+    for name, value in record.items() if depths is not None else ():
+        if name != "kind" and not _are_numbers(value, (depths or {}).get(name, 0)):
+            words = ("a number", "numbers by name", "numbers by name of each layer")
+            raise ValueError(f"expected {words[(depths or {}).get(name, 0)]} as {name}")
+    if record["kind"] == "eval" and record.keys() - _BOOKKEEPING != _MEANS:
+        raise ValueError(f"expected {', '.join(sorted(_MEANS))} of an evaluation")
+    moved = record.get("transfers") if record["kind"] == "update" else None
+    if moved and (moved.keys() != _TRANSFERS or not all(map(is_count, moved.values()))):
+        raise ValueError(f"expected {', '.join(sorted(_TRANSFERS))} of 0 or more as transfers")
     return record
+
+
+def _are_numbers(value: Any, depth: int) -> bool:
+    """Whether a value is None or a finite number in 64 bits; with `depth` such by name, or those by name."""
+    if depth and isinstance(value, dict):
+        return all(_are_numbers(item, depth - 1) and (item is not None or depth == 1) for item in value.values())
+    number = not depth and isinstance(value, (int, float))
+    return value is None or (number and abs(value) < 1 << 63)
 
 
 def read_metrics(path: PathLike) -> list[Record]:
@@ -211,7 +232,6 @@ class JsonlSink:
 
 
 _GROUPS = {"train": "train", "eval": "heldout", "update": "pattern"}
-_BOOKKEEPING = ("kind", "step")
 
 
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -231,6 +251,36 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield tag, float(value)
 
 
+def check_packages(tensorboard: bool, wandb: bool) -> None:
+    """Raises ValueError where these sinks need a package that is not installed."""
+    if tensorboard:
+        _summary_writer()
+    if wandb:
+        _wandb()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "TensorBoard logging is on and the package 'tensorboard' is not installed; "
+            "install it (pip install tensorboard) or switch it off in the config's log section"
+        ) from error
+    return SummaryWriter
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            "W&B logging was asked for and the package 'wandb' is not installed; "
+            "install it (pip install wandb) or switch it off in the config's log section"
+        ) from error
+    return wandb
+
+
 class TensorBoardSink:
     """Scalars for TensorBoard; `resume_step=k` hides what an earlier process logged after step k.
 
@@ -238,16 +288,9 @@ class TensorBoardSink:
     """
 
     def __init__(self, directory: PathLike, resume_step: int | None = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "TensorBoard logging is on and the package 'tensorboard' is not installed; "
-                "install it (pip install tensorboard) or switch it off in the config's log section"
-            ) from error
         # TensorBoard drops events at or after purge_step: step k itself stays.
         purge = None if resume_step is None else resume_step + 1
-        self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
+        self._writer: Any = _summary_writer()(str(directory), purge_step=purge)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add the record's numbers at its step."""
@@ -264,21 +307,14 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Scalars for Weights & Biases, which is imported only here.
+    """Scalars for Weights & Biases, which is imported only where it is asked for.
 
     `run_id` lets a resumed run continue its own page; charts use the record's step as their axis, so a resumed run may
     go back behind what was logged before. Raises ValueError where the package is not installed.
     """
 
     def __init__(self, project: str, name: str, directory: PathLike, config: Mapping[str, Any], run_id: str) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(
-                "W&B logging was asked for and the package 'wandb' is not installed; "
-                "install it (pip install wandb) or switch it off in the config's log section"
-            ) from error
-        self._run: Any = wandb.init(
+        self._run: Any = _wandb().init(
             project=project, name=name, dir=str(directory), config=to_plain(config), id=run_id, resume="allow"
         )
         self._run.define_metric("step")

@@ -43,7 +43,7 @@ class RunOutcome:
     flops: of one sequence, forward and backward. splits: documents, sentences and tokens of each split of the corpus.
     quality: what became of the text.
     unigram_entropy [nats]: masked-LM loss of a model that knows word frequencies only. seconds: by phase (stopwatch),
-    of rank 0. waited: seconds that each rank waited for others, by rank.
+    of rank 0. waited_share: of its own time of training since it was started last, what each rank waited for others.
     """
 
     config: Config
@@ -59,7 +59,7 @@ class RunOutcome:
     elapsed_seconds: float
     peak_memory_bytes: int
     machine: Machine
-    waited: Sequence[float]
+    waited_share: Sequence[float]
 
     @property
     def sequences(self) -> int:

@@ -83,7 +83,8 @@ class ExchangeNumbers:
     """How the ranks of a run worked together.
 
     bytes_per_step: of gradients that each rank gives (None of IPUs, which exchange by themselves). waited_share: by
-    rank, of the time spent on training. efficiency: the share of all ranks' time in which they did not wait.
+    rank, of its time of training since it was started last. efficiency: the share of all ranks' time in which they did
+    not wait.
     """
 
     ranks: int
@@ -257,10 +258,9 @@ def time_share(seconds: Mapping[str, float], elapsed: float) -> dict[str, float]
 
 def exchange_numbers(outcome: RunOutcome) -> ExchangeNumbers | None:
     """What the ranks exchanged, and how long they waited; None of a process alone."""
-    if len(outcome.waited) < 2:
+    shares = outcome.waited_share
+    if len(shares) < 2:
         return None
-    training = outcome.elapsed_seconds - sum(outcome.seconds[phase] for phase in OUTSIDE_TRAINING)
-    shares = [waited / training if training > 0 else 0.0 for waited in outcome.waited]
     on_cpus = outcome.config.engine.name == "torch"
     return ExchangeNumbers(
         ranks=len(shares),

@@ -276,8 +276,8 @@ def _together(exchange: ExchangeNumbers | None) -> str:
     slowest = exchange.waited_share.index(least)
     told = (
         f"{exchange.ranks} ranks had equal parts of every batch. They waited for each other {percent(least)} (rank "
-        f"{slowest}, the slowest) to {percent(most)} of the training time, so that together they did the work of "
-        f"{exchange.ranks * exchange.efficiency:.2f} that never wait: a scaling efficiency of "
+        f"{slowest}, the slowest) to {percent(most)} of the training time since they were started, so that together "
+        f"they did the work of {exchange.ranks * exchange.efficiency:.2f} that never wait: a scaling efficiency of "
         f"{percent(exchange.efficiency)} as far as waiting goes."
     )
     sent = exchange.bytes_per_step
@@ -298,13 +298,13 @@ def _together(exchange: ExchangeNumbers | None) -> str:
 
 
 def _size(outcome: RunOutcome) -> str:
-    counts = outcome.parameters
+    counts, process = outcome.parameters, "rank 0" if len(outcome.waited_share) > 1 else "the process"
     rows = [
         ["sparse weights, stored", number(counts.sparse)],
         ["the same weights, were they dense", number(counts.sparse_as_dense)],
         ["dense parameters (embeddings, biases, LayerNorm, heads)", number(counts.dense)],
         ["trained parameters in all", number(counts.total)],
-        [f"peak memory of {'rank 0' if len(outcome.waited) > 1 else 'the process'}", memory(outcome.peak_memory_bytes)],
+        [f"peak memory of {process}", memory(outcome.peak_memory_bytes)],
     ]
     return "## How large?\n\n" + table(["", ""], rows)
 

@@ -104,6 +104,8 @@ def planned(capsys) -> dict[str, object]:
 
 def test_the_last_of_two_values_wins_wherever_resume_stands(program, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(checkpoint, "find", lambda path: path)
+    monkeypatch.setattr(checkpoint, "read_info", lambda path: {})
+    monkeypatch.setattr(checkpoint, "check_goes_on", lambda *_: None)
     for arguments in (
         ("train.stop_at=5", "--resume", "train.stop_at=4"),
         ("--resume", "train.stop_at=5", "train.stop_at=4"),
@@ -129,6 +131,24 @@ def test_a_plan_to_go_on_needs_a_checkpoint(program, tmp_path, capsys):
     assert program("--dry-run", "--resume", str(tmp_path / "no")) == 2
     assert f"error: checkpoint: expected {tmp_path / 'no'} to be" in capsys.readouterr().err
     assert program("--dry-run", "--resume", "auto") == 0
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_plan_goes_on_only_where_the_run_would(program, tmp_path, capsys):
+    """It said that it goes on, and the run itself was refused."""
+    assert program("train.stop_at=2") == 0
+    for there in (True, False):  # the text that is prepared
+        data = [] if there else [f"data.dir={tmp_path / 'elsewhere'}"]
+        for refused, said in (
+            (["optim.lr=0.25"], "is of another run: optim.lr: expected 0.25, found"),
+            (["train.stop_at=1"], "expected a step of at most 1, found 2"),
+        ):
+            for command in (["--dry-run"], []) if there else (["--dry-run"],):
+                capsys.readouterr()
+                assert program(*command, "--resume", "auto", *refused, *data) == 2
+                assert said in capsys.readouterr().err.splitlines()[-1]
+        assert program("--dry-run", "--json", "--resume", "auto", *data) == 0
+        assert planned(capsys)["goes_on_from"] == str(tmp_path / "run" / "checkpoints" / "step_00000002")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from run_history import SHORT, Killed, assert_same_state, newest, steps, train
 from safetensors.torch import load_file, save_file
 
 from ipu_bert import checkpoint, cli, machine
-from ipu_bert.config import as_dict
+from ipu_bert.config import as_dict, load_config
 from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.sealed_json import sealed
@@ -195,6 +195,33 @@ def test_a_signal_after_the_last_step_names_what_was_saved(tiny, tmp_path, monke
 
 
 # --- conditions
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("stochastic_rounding=false", "ipu.stochastic_rounding: False, before True"),
+        ("half_partials=false", "ipu.half_partials: False, before True"),
+        ("automatic_loss_scale=true", "ipu.automatic_loss_scale: True, before False"),
+        ("available_memory=[0.5]", "ipu.available_memory: [0.5], before [0.25]"),
+        ("profile_dir=here", None),
+        ("optimizer_off_chip=false", None),
+    ],
+)
+def test_what_ipus_round_by_is_named_at_a_resume(override, line):
+    """A run went on with another rounding and said nothing."""
+    before = machine.conditions(load_config("quickstart_simulated"))
+    now = machine.conditions(load_config("quickstart_simulated", [f"ipu.{override}"]))
+    assert machine.changed(json.loads(json.dumps(before)), now) == ([line] if line else [])
+    older = {key: value for key, value in before.items() if not key.startswith("ipu.")}
+    assert machine.changed(older, now) == []  # of a version that did not record them
+
+
+def test_float32_and_other_engines_have_no_rounding_of_halves(tiny):
+    assert not [key for key in machine.conditions(tiny()) if key.startswith("ipu.")]
+    single = machine.conditions(load_config("quickstart_simulated", ["precision.compute=float32"]))
+    assert "ipu.replicas" in single
+    assert "ipu.stochastic_rounding" not in single
 
 
 def test_whatever_changes_rounding_is_a_condition(tiny, monkeypatch):

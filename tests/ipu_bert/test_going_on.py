@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config
 from ipu_bert.record.metrics import METRICS_FILE, Metrics, read_metrics
 from ipu_bert.run_folder import RunFolder
+from ipu_bert.sealed_json import sealed
 from ipu_bert.signals import InterruptedRunError
 from ipu_bert.summary import RunTotals
 from ipu_bert.trainer import Trainer
@@ -345,6 +347,24 @@ def test_what_another_process_saves_between_looking_and_beginning_is_not_gone_ba
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == ["run"]
     assert not (run / "branches").exists()
     assert program("train.stop_at=5", "--resume", "auto") == 0
+
+
+# --- the report
+
+
+def test_what_ranks_waited_is_a_share_of_their_own_time(tiny, outcomes):
+    """Seconds before a resume are another process's, and were rank 0's: every rank's waits began with them."""
+    config = tiny(*SHORT)
+    train(tiny(*SHORT, "train.stop_at=2"))
+    path = newest(config)
+    assert path is not None
+    state = json.loads((path / "state.json").read_text())
+    state["seconds"]["exchange"], state["elapsed_seconds"] = 1e6, 2e6
+    (path / "state.json").write_text(sealed(state))
+    train(config, path)
+    assert outcomes[-1].elapsed_seconds > 2e6
+    (share,) = outcomes[-1].waited_share
+    assert share < 0.1  # alone it waits for nobody
 
 
 # --- other conditions

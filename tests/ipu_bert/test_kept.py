@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -201,6 +202,49 @@ def test_a_worse_one_after_a_resume_does_not_replace_the_best(tiny):
         patch.setattr(trainer, "_evaluate", lambda metrics: {**evaluate(metrics), "mlm_loss": 99.0})
         trainer.run()
     assert steps(folder / "best") == [2]
+
+
+@pytest.mark.parametrize("abandoned", [5.0, 4.0])
+def test_a_best_one_of_steps_that_a_kill_took_does_not_count(abandoned, tiny):
+    """Saved as best at step 5, killed, gone on from step 3: it stood beside the best of the run, or in its way."""
+    settings = (*SHORT, "checkpoint.every=3", "checkpoint.keep_best=true")
+
+    def judged(losses: dict[int, float], *overrides: str, killed_after: int = 9) -> Path:
+        config = tiny(*settings, *overrides)
+        trainer = Trainer(config, newest(config))
+        evaluate, step = trainer._evaluate, trainer.engine.train_step
+
+        def until_killed(*arguments: Any) -> Any:
+            if trainer.step == killed_after:
+                raise Killed
+            return step(*arguments)
+
+        trainer.engine.train_step = until_killed
+        trainer._evaluate = lambda metrics: {**evaluate(metrics), "mlm_loss": losses.get(trainer.step, 9.0)}
+        with contextlib.suppress(Killed):
+            trainer.run()
+        return Path(config.run.dir)
+
+    folder = judged({5: abandoned}, "eval.every=5", killed_after=5)
+    assert (steps(folder / "checkpoints"), steps(folder / "best")) == ([3], [5])
+    judged({4: 4.5, 5: 4.8, 6: 4.7}, "eval.every=1")
+    assert steps(folder / "best") == [4]
+    assert checkpoint.find(folder / "best").name == "step_00000004"
+    branch = folder / "branches" / "after_step_00000003"
+    assert steps(branch / "best") == [5]
+    assert {r["step"] for r in history(branch)} == {4, 5}
+
+
+def test_of_two_best_ones_the_better_stays(tiny):
+    """As earlier versions left them: the stale one has the higher number, and was taken for the best."""
+    config = tiny(*SHORT, "checkpoint.keep_best=true")
+    folder = train(config)
+    _, info = checkpoint.load(checkpoint.find(folder / "best"))
+    for step, loss in ((4, 1.5), (5, 2.5)):
+        more = {key: info[key] for key in ("config", "identity", "next_batch")}
+        checkpoint.save(folder / "best", step, {}, {**more, "heldout_loss": loss}, keep=0)
+    train(config, newest(config))
+    assert steps(folder / "best") == [4]
 
 
 def test_a_run_without_it_keeps_no_best(tiny):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -78,3 +82,26 @@ def test_what_is_wrong_everywhere_is_said_once(ended: dict[str, list[Any]]) -> N
     found, (_, *first), (_, *second) = ended["everywhere"]
     assert found == [2, 2]
     assert (first, second) == (["ValueError", "the same on all"], ["RankError", ""])
+
+
+@pytest.mark.parametrize(("rank", "sent"), [("0", signal.SIGTERM), ("1", signal.SIGKILL)])
+def test_who_waits_for_ranks_that_nobody_started_says_so(rank: str, sent: int) -> None:
+    """As where RANK and WORLD_SIZE are left over in the environment: hours of silence. Signals end it as before."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    code = "from ipu_bert import ranks; ranks.SILENT_SECONDS = 0.5; ranks.join()"
+    environment = {**os.environ, **meeting}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment) as waiting:
+        assert waiting.stderr is not None
+        late = threading.Timer(120.0, waiting.kill)
+        late.start()
+        try:
+            line = next((line for line in waiting.stderr if line.startswith("rank ")), "nothing")  # torch warns, too
+        finally:
+            late.cancel()
+            waiting.send_signal(sent)
+        assert waiting.wait(60.0) == -sent
+    expected = f"rank {rank}: waiting for the other rank at 127.0.0.1:{port}, as RANK and WORLD_SIZE=2 are set\n"
+    assert line == expected

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TextIO
 from unittest.mock import MagicMock
 
 import pytest
@@ -14,6 +15,8 @@ import yaml
 from ipu_bert import checkpoint
 from ipu_bert.config import as_dict
 from ipu_bert.run_folder import Origin, RunFolder
+from ipu_bert.trainer import Trainer
+from sparse_ops import files
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -30,6 +33,43 @@ def test_a_second_process_is_refused_until_the_first_lets_go(tiny, resumed):
         assert [path.name for path in Path(config.run.dir).parent.iterdir() if path.is_dir()] == ["run"]
     with RunFolder(config, mine, unigram_entropy=6.5) as folder:
         assert yaml.safe_load((folder.path / "config.yaml").read_text()) == as_dict(config)
+
+
+def test_nobody_begins_in_a_folder_that_is_being_moved_aside(tiny, monkeypatch):
+    """The lock was given up before: what another process had begun by then was moved away under it."""
+    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+        saved(folder, 1)
+    rename, refused = Path.rename, []
+
+    def beside_another(path: Path, aside: Path) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rename", rename)
+            with pytest.raises(ValueError, match="another process is training there"):
+                RunFolder(tiny(), None, unigram_entropy=6.5)
+        refused.append(path)
+        return rename(path, aside)
+
+    monkeypatch.setattr(Path, "rename", beside_another)
+    RunFolder(tiny(), None, unigram_entropy=6.5).__exit__(None, None, None)
+    assert refused == [folder.path]
+    assert [step for step, _ in checkpoint.complete(folder.path.with_name("run.1") / "checkpoints")] == [1]
+
+
+def test_the_lock_of_a_folder_that_was_moved_aside_meanwhile_is_none(tiny, monkeypatch):
+    """Opened before the other process moved it, and held once that had let it go."""
+    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+        (mine,) = saved(folder, 1)
+    lock = files.lock
+
+    def slow(path: Path, wait: bool) -> TextIO:
+        found = lock(path, wait)
+        folder.path.rename(folder.path.with_name("aside"))
+        folder.path.mkdir()
+        return found
+
+    monkeypatch.setattr(files, "lock", slow)
+    with pytest.raises(ValueError, match="another process is training there"):
+        RunFolder(tiny(), mine, unigram_entropy=6.5)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", ".lock"])
@@ -71,6 +111,40 @@ def test_a_run_has_its_own_page_at_wandb_until_it_goes_back(tiny, tmp_path, monk
     assert opened(early)[0] == back
     assert (tmp_path / "run.1" / "wandb_id").read_text() == first
     assert (tmp_path / "run" / "branches" / "after_step_00000001" / "wandb_id").read_text() == second
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(
+    ("setting", "module"), [("log.wandb=true", "wandb"), ("log.tensorboard=true", "torch.utils.tensorboard")]
+)
+def test_a_package_that_is_missing_is_found_out_before_the_folder_is_touched(
+    setting, module, resumed, tiny, tmp_path, monkeypatch
+):
+    """The earlier run had been moved aside by then, or the run had gone back."""
+    with RunFolder(tiny("checkpoint.keep=0"), None, unigram_entropy=6.5) as folder:
+        early, _, _ = saved(folder, 1, 2, 3)
+    monkeypatch.setitem(sys.modules, module, None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"the package '{module.rpartition('.')[2]}' is not installed"):
+        RunFolder(tiny(setting, "checkpoint.keep=1"), early if resumed else None, unigram_entropy=6.5)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_the_report_of_what_a_run_went_back_from_is_with_it(tiny, tmp_path):
+    """It stood in the run's folder, of steps that the run had left, until the next one was written over it."""
+    trainer = Trainer(tiny("checkpoint.every=1", "checkpoint.keep=0", "sparsity.updates=2", "train.steps=4"))
+    run = trainer.run()
+    kept = {"config.yaml", "metrics.jsonl", "tokenizer.json", ".lock", "checkpoints"}
+    report = {path.name: path.read_bytes() for path in run.iterdir() if path.name not in kept}
+    assert len(report) == 5
+    step = dict(checkpoint.complete(run / "checkpoints"))
+    with RunFolder(tiny("checkpoint.keep=0"), Origin(step[4], 4, skipped=0), unigram_entropy=6.5):
+        assert report.keys() == {path.name for path in run.iterdir()} - kept
+    with RunFolder(tiny(), Origin(step[2], 2, skipped=0), unigram_entropy=6.5):
+        assert {path.name for path in run.iterdir()} == {*kept, "branches"}
+    branch = run / "branches" / "after_step_00000002"
+    assert {name: (branch / name).read_bytes() for name in report} == report
 
 
 def test_a_link_to_another_disk_stays_one(tiny, tmp_path):

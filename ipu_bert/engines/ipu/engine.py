@@ -62,6 +62,7 @@ class IpuEngine:
             )
         self.run, self._poptorch, self._timer, self._ranks = run, backend, timer, ranks
         self._optimization, self._step = optimization, 0
+        self._skipped = 0  # steps that a checkpoint's run passed over, which AdamW's correction of its bias leaves out
         self._random: list[int] | None = None  # the device's generator as a checkpoint had it, until it can be set
         self._device_model = IpuBert(model, run, lambda name, layer: layer_plan(name, layer, run), encoder, backend)
         self.canonical = CanonicalModel(model, self._device_model)
@@ -220,6 +221,8 @@ class IpuEngine:
     def state(self) -> TensorGroups:
         """See Engine: the same groups and names as the torch engine's, so a checkpoint fits either."""
         moments = self.canonical.read_all(self._read_state())
+        if self._skipped:
+            moments["updates"] = torch.tensor(self._step - self._skipped)
         model = {name: tensor.detach() for name, tensor in self.canonical.model.state_dict().items()}
         random = {"torch": torch.get_rng_state()}
         if self._random is not None or self._trainer.isCompiled():
@@ -232,8 +235,9 @@ class IpuEngine:
         check_state(self.canonical.model, groups, step)
         self._read_state()
         self.canonical.model.load_state_dict(dict(groups["model"]))
-        self._upload(self.canonical.write_all(groups["optimizer"], step))
-        self._step = step
+        updates = int(groups["optimizer"].get("updates", step))
+        self._upload(self.canonical.write_all(groups["optimizer"], updates))
+        self._step, self._skipped = step, step - updates
         if "ipu" in groups.get("random", {}):  # not in a checkpoint of the torch engine
             self._random = groups["random"]["ipu"].tolist()
         self._check_same_patterns(f"checkpoint of step {step}")
@@ -266,7 +270,7 @@ class IpuEngine:
             for name, parameter in self.canonical.model.named_parameters()
             for key in MOMENTS
         }
-        return self.canonical.write_all(zeros, step=0)
+        return self.canonical.write_all(zeros, updates=0)
 
     def _snapshot(self, moments: Moments) -> list[Tensor]:
         return [tensor.detach().clone() for tensor in self._live(moments)]

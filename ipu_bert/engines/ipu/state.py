@@ -79,8 +79,11 @@ class CanonicalModel:
         return found
 
     @torch.no_grad()
-    def write_all(self, moments: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        """The canonical model into the device's; returns the whole state in device layout and names."""
+    def write_all(self, moments: Mapping[str, Tensor], updates: int) -> dict[str, Tensor]:
+        """The canonical model into the device's; returns the whole state in device layout and names.
+
+        updates: of the weights so far, as AdamW corrects its bias by.
+        """
         sparse = {name: [moments[f"{key}.{name}.values"] for key in MOMENTS] for name in self.layers}
         state = self.write_sparse(sparse)
         device = dict(self._device_model.named_parameters())
@@ -89,7 +92,7 @@ class CanonicalModel:
             if device_name == name:
                 device[name].copy_(parameter)
                 state.update(zip(_state_names(name), (moments[f"{key}.{name}"].clone() for key in MOMENTS)))
-            state[f"Step___{device_name}"] = torch.tensor(float(step))
+            state[f"Step___{device_name}"] = torch.tensor(float(updates))
         return state
 
     def _moments_of(self, name: str, state: State, parameter: Tensor) -> list[Tensor]:

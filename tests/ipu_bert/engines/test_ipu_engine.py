@@ -241,6 +241,22 @@ def test_checkpoints_fit_either_engine(seed: int, direction: str) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_run_with_skipped_steps_goes_on_with_its_count_of_updates(seed: int) -> None:
+    """Of 40 steps 39 were skipped: AdamW's correction of its bias is that of the second update, and is saved again."""
+    first = make_torch_engine(make_model(seed))
+    first.train_step(make_batch(seed))
+    saved = copy.deepcopy(first.state())
+    assert "updates" not in saved["optimizer"]
+    saved["optimizer"]["updates"] = torch.tensor(1)
+    engines = [make_torch_engine(make_model(seed + 1)), make_engine(make_model(seed + 1), make_run())]
+    losses = []
+    for engine in engines:
+        engine.load_state(saved, 40)
+        losses.append([engine.train_step(make_batch(seed + step)).mlm_loss for step in (1, 2, 3)])
+        assert int(engine.state()["optimizer"]["updates"]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_resume_repeats_dropout_and_stochastic_rounding(seed: int) -> None:
     shape = dataclasses.replace(SHAPE, dropout=0.2, attention_dropout=0.1)
     settings = {"layers_per_ipu": (2,), "micro_batch_size": 6, "gradient_accumulation": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import math
 import random
@@ -17,6 +18,8 @@ import torch
 from full_disk import needs_full_disk
 from metric_records import EVAL, UPDATE, train
 
+from ipu_bert.engines.base import TransferRecord
+from ipu_bert.record import metrics
 from ipu_bert.record.metrics import (
     JsonlSink,
     Metrics,
@@ -27,6 +30,7 @@ from ipu_bert.record.metrics import (
     scalars,
     to_plain,
 )
+from ipu_bert.record.outcome import HeldoutMeans
 
 # ------------------------------------------------------------------ JSON Lines
 
@@ -89,6 +93,48 @@ def test_a_bad_line_inside_is_named(tmp_path: Path, bad: bytes) -> None:
     path.write_bytes(whole + b"\n" + bad + b"\n" + whole + b"\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: expected one JSON object"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({key: value for key, value in EVAL.items() if key != "nsp_accuracy"}, "of an evaluation"),
+        ({**EVAL, "f1": 0.5}, "of an evaluation"),
+        ({**EVAL, "mlm_loss": 10**400}, "a number as mlm_loss"),
+        (train(1, elapsed=-(10**400)), "a number as elapsed"),
+        (train(1, seconds={"forward": "x"}), "numbers by name as seconds"),
+        (train(1, seconds=3.0), "numbers by name as seconds"),
+        ({**UPDATE, "layers": {"a": 1}}, "numbers by name of each layer as layers"),
+        ({**UPDATE, "layers": {"a": None}}, "numbers by name of each layer as layers"),
+        ({**UPDATE, "layers": {"a": {"moved": {}}}}, "numbers by name of each layer as layers"),
+        ({**UPDATE, "transfers": {"bytes_down": "x"}}, "numbers by name as transfers"),
+        ({**UPDATE, "transfers": {"bytes_down": 1}}, "bytes_down, bytes_up, compilations of 0 or more as transfers"),
+        ({**UPDATE, "moved": "many"}, "a number as moved"),
+    ],
+)
+def test_a_record_that_no_run_wrote_is_named(tmp_path: Path, record: dict[str, Any], expected: str) -> None:
+    """It was a traceback when a report was made of it."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{json.dumps(train(1))}\n{json.dumps(record)}\n{json.dumps(train(2))}\n")
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: .*\(expected .*{expected}\)"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_number_beyond_all_is_named(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"kind": "update", "step": 1, "moved": {number}}}\n{json.dumps(train(2))}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: .*\(expected a number as moved\)"):
+        read_metrics(path)
+
+
+def test_what_a_record_needs_is_what_reports_take() -> None:
+    transfers = vars(TransferRecord())
+    assert (
+        metrics._MEANS == {field.name for field in dataclasses.fields(HeldoutMeans)} == EVAL.keys() - {"kind", "step"}
+    )
+    assert transfers.keys() == metrics._TRANSFERS
+    assert metrics._parse_line(dumps({**UPDATE, "transfers": transfers}).encode())
 
 
 def test_resume_cuts_later_records_and_the_torn_line(tmp_path: Path, seed: int) -> None:
