@@ -22,6 +22,7 @@ from ipu_bert.record.metrics import (
     METRICS_FILE,
     JsonlSink,
     Metrics,
+    Record,
     Sink,
     TensorBoardSink,
     WandbSink,
@@ -89,7 +90,10 @@ class RunFolder:
         self._clean()
         self.origin = None  # where the run goes on from, in its own folder: to be found until it has saved anything
         if origin is not None:
+            records = [] if (self.path / METRICS_FILE).exists() else _records_before(origin)
             self.origin = checkpoint.adopt(origin.checkpoint, origin.step, self.checkpoints)
+            if records:
+                write_metrics(self.path / METRICS_FILE, records)
             self._go_back(origin.step)
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
@@ -293,6 +297,16 @@ def _make_room(path: Path, found: Found) -> None:
         folder.rename(aside)
     folder.mkdir(exist_ok=True)  # another process may have begun there by now: then its lock is what counts
     say(f"an earlier run was in {path}; it is in {aside} now", sys.stdout)
+
+
+def _records_before(origin: Origin) -> list[Record]:
+    """What the run whose folder a checkpoint is in has recorded up to it; nothing of a branch, which has a part."""
+    folder = origin.checkpoint.resolve().parent
+    metrics = folder.parent / METRICS_FILE
+    if folder.name not in (CHECKPOINTS, BEST) or not metrics.exists():
+        return []
+    records = split_at(read_metrics(metrics), origin.step)[0]
+    return records if records and records[0]["kind"] == "start" else []
 
 
 def _check_same_run(path: Path, origin: Path) -> None:

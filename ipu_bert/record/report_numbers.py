@@ -122,7 +122,7 @@ class Report:
     """All that report.json and report.md say.
 
     skipped_steps: those whose loss or gradient was not finite. time_share: of each phase and of "other"; the shares sum
-    to 1. exchange: None of a process alone.
+    to 1. exchange: None of a process alone. recorded_from: the step after which records begin, 0 for all of them.
     """
 
     outcome: RunOutcome
@@ -132,6 +132,7 @@ class Report:
     time_share: Mapping[str, float]
     exchange: ExchangeNumbers | None
     pattern: PatternNumbers
+    recorded_from: int
 
 
 def build_report(records: Records, outcome: RunOutcome) -> Report:
@@ -144,6 +145,7 @@ def build_report(records: Records, outcome: RunOutcome) -> Report:
         time_share(outcome.seconds, outcome.elapsed_seconds),
         exchange_numbers(outcome),
         pattern_numbers(records, outcome.parameters),
+        int(records[0]["step"]) if records and records[0]["kind"] == "resume" else 0,
     )
 
 

@@ -20,6 +20,7 @@ def render_page(report: Report, figures: Figures) -> str:
     """report.md as Markdown text; only `figures` that were drawn are shown."""
     parts = [
         _opening(report),
+        _part(report),
         _skipped(report),
         _learning(report.heldout, figures),
         _speed(report),
@@ -30,6 +31,16 @@ def render_page(report: Report, figures: Figures) -> str:
         _details(report.outcome),
     ]
     return _join(*parts) + "\n"
+
+
+def _part(report: Report) -> str:
+    """Of a run that has gone on in another folder, without its records."""
+    if not report.recorded_from:
+        return ""
+    return (
+        f"The records here begin after step {report.recorded_from}: losses, skipped steps and pattern updates before "
+        "it are not counted on this page. Steps, sequences and times are of the whole run."
+    )
 
 
 # ---------------------------------------------------------------- small words

@@ -367,6 +367,18 @@ def test_what_ranks_waited_is_a_share_of_their_own_time(tiny, outcomes):
     assert share < 0.1  # alone it waits for nobody
 
 
+def test_a_run_that_goes_on_in_another_folder_takes_its_records_along(tiny, tmp_path):
+    """Its report counted updates and losses since then, beside the steps of the whole run."""
+    folder = train(tiny(*SHORT))
+    moved = train(tiny(*SHORT, f"run.dir={tmp_path / 'moved'}"), folder / "checkpoints" / "step_00000004")
+    assert history(moved) == history(folder)
+    assert [r["step"] for r in read_metrics(moved / METRICS_FILE) if r["kind"] == "resume"] == [4]
+    train(tiny(*SHORT), folder / "checkpoints" / "step_00000002")
+    branch = folder / "branches" / "after_step_00000002" / "checkpoints" / "step_00000004"
+    part = train(tiny(*SHORT, f"run.dir={tmp_path / 'part'}"), branch)  # it has records after step 2 only
+    assert read_metrics(part / METRICS_FILE)[0] == {**read_metrics(part / METRICS_FILE)[0], "kind": "resume", "step": 4}
+
+
 # --- other conditions
 
 

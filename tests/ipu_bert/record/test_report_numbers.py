@@ -117,6 +117,13 @@ def test_shares_sum_to_one_even_if_phases_exceed_the_clock() -> None:
     assert sum(time_share(nothing, 0.0).values()) == 1.0
 
 
+def test_a_page_says_from_where_on_there_are_records() -> None:
+    told = "The records here begin after step 30: "
+    part = [{"kind": "resume", "step": 30}, *(record for record in RECORDS if record["step"] > 30)]
+    assert told in render_page(build_report(part, OUTCOME), {})
+    assert "The records here begin" not in render_page(build_report(RECORDS, OUTCOME), {})
+
+
 def test_two_ranks_worked_by_hand() -> None:
     """Rank 1 is the slower, and waited half as long."""
     report = build_report(RECORDS, replace(OUTCOME, waited_share=[0.2, 0.1]))
