@@ -22,6 +22,9 @@ def main(argv: list[str]) -> int:
             how = "pip install 'ipu-bert-dynsparse[quickstart]', in a checkout -r requirements.txt"
             print(f"error: ipu-bert needs the package {missing.name}, which is not installed: {how}", file=sys.stderr)
             return 2
+        except FileNotFoundError as error:  # of the package itself, as where it is a zip
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return cli.main(argv)
     except InterruptedRunError as stop:
         print(stop, file=sys.stderr)

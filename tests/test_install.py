@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -61,6 +62,18 @@ def test_the_console_command_without_the_application_s_packages_says_so(project)
     assert done.returncode == 2
     line = r"error: ipu-bert needs the package numpy, .*: pip install '.*\[quickstart\]', .*\n"
     assert re.fullmatch(line, done.stderr)
+
+
+def test_from_a_zip_it_is_one_line(tmp_path):
+    """It was a traceback that ended in `StopIteration`."""
+    for package in ("ipu_bert", "sparse_ops"):
+        shutil.copytree(ROOT / package, tmp_path / "all" / package, ignore=shutil.ignore_patterns("__pycache__", "lib"))
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "all")
+    environment = {**os.environ, "PYTHONPATH": archive}
+    command = [sys.executable, "-m", "ipu_bert"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*all\.zip.*: expected the folder configs .*, not from a zip\n", done.stderr)
 
 
 def test_the_console_command_is_the_program(project, monkeypatch, capsys):

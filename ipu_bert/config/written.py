@@ -13,9 +13,21 @@ from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
 from ipu_bert.settings import Config
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())  # installed; a checkout
 MOST_BASES = 16
 LONGEST = 900  # characters of a line of error
+
+
+def _config_dir() -> Path:
+    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):  # installed; a checkout
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"{_PACKAGE}: expected the folder configs in it or beside it, found none: ipu_bert runs from a checkout or "
+        "installed, not from a zip"
+    )
+
+
+CONFIG_DIR = _config_dir()
 
 
 class ConfigError(ValueError):

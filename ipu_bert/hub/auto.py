@@ -373,7 +373,8 @@ def _refuse(where: str, options: Mapping[str, Any]) -> None:
 def _dtype_of(asked: Any, config: Any) -> torch.dtype:
     """The dtype of torch that is asked for, by itself or by name; where none is, the config's, else float32."""
     if asked is None or asked == "auto":
-        asked = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+        older = not hasattr(config, "dtype")  # transformers 4; newer ones warn of whoever asks by that name
+        asked = (config.torch_dtype if older else config.dtype) or torch.float32
     found = getattr(torch, asked, None) if isinstance(asked, str) else asked
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype: expected a floating dtype of torch or its name, found {asked!r:.60}")
