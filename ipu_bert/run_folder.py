@@ -138,36 +138,32 @@ class RunFolder:
         checkpoint.clean(self.best)
 
     def _go_back(self, step: int) -> None:
-        """Move checkpoints after `step`, the best one too, with the report and a copy of the records, to a place of
-        their own.
+        """Move checkpoints after `step`, with the report and a copy of the records, to a place of their own, if there
+        are such.
 
         The newest checkpoint goes last, and the best one after it: until then a killed process has left the run that it
-        was. A best one alone is of steps that a killed process took and that are taken again.
+        was. A best one that stays, after a kill just then or of steps that a killed process took, is of steps that the
+        run is about to take again.
         """
         later = [path for number, path in checkpoint.complete(self.checkpoints) if number > step]
-        best = [path for number, path in checkpoint.complete(self.best) if number > step]
-        if not later and not best:
+        if not later:
             return
         branch = _free_name(self.path / BRANCHES / f"after_step_{step:08d}")
-        for name, moved in ((CHECKPOINTS, later), (BEST, best)):
-            if moved:
-                (branch / name).mkdir(parents=True)
+        (branch / CHECKPOINTS).mkdir(parents=True)
         if (self.path / METRICS_FILE).exists():
             write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
-        for path in later:
-            os.replace(path, branch / CHECKPOINTS / path.name)
-        for name in (WANDB_PAGE, *_REPORT) if later else ():  # of what came after: what comes now gets its own
+        for name in (WANDB_PAGE, *_REPORT):  # of what came after: what comes now gets its own
             if (self.path / name).exists():
                 os.replace(self.path / name, branch / name)
-        for path in best:
-            os.replace(path, branch / BEST / path.name)
-        sources = [*(self.checkpoints for _ in later[:1]), *(self.best for _ in best[:1])]
-        for folder in (*(branch / source.name for source in sources), branch, branch.parent, self.path, *sources):
+        for path in later:
+            os.replace(path, branch / CHECKPOINTS / path.name)
+        for number, path in checkpoint.complete(self.best):
+            if number > step:
+                (branch / BEST).mkdir(exist_ok=True)
+                os.replace(path, branch / BEST / path.name)
+        for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path, self.checkpoints):
             files.sync(folder)
-        if later:
-            say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
-        else:
-            say(f"steps after {step} are taken again; the best checkpoint among them is in {branch} now", sys.stdout)
+        say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
 
     def _keep_one_best(self, batches: int) -> None:
         """Remove all but the best of several, as a kill or an older version left them; of equal ones the newest stays.
@@ -305,7 +301,11 @@ def _records_before(origin: Origin) -> list[Record]:
     metrics = folder.parent / METRICS_FILE
     if folder.name not in (CHECKPOINTS, BEST) or not metrics.exists():
         return []
-    records = split_at(read_metrics(metrics), origin.step)[0]
+    try:
+        records = split_at(read_metrics(metrics), origin.step)[0]
+    except ValueError as error:  # a run that goes on elsewhere needs nothing of it
+        say(f"the records before step {origin.step} are left out: {error}", sys.stderr)
+        return []
     return records if records and records[0]["kind"] == "start" else []
 
 

@@ -228,7 +228,9 @@ class Trainer:
         loss = means.get("mlm_loss")
         if loss is not None and self.config.checkpoint.keep_best and self.step and loss < self._best_loss:
             self._best_loss = loss
-            self._write_checkpoint(metrics, self._best, keep=1, heldout_loss=self._best_loss)
+            saved = self._write_checkpoint(metrics, self._best, keep=1, heldout_loss=self._best_loss)
+            if self._ranks.first:  # one of a later step may stand there, since a killed process had taken that
+                checkpoint.keep_only(saved)
         return means
 
     def _evaluate(self, metrics: Metrics) -> dict[str, float | None]:

@@ -54,7 +54,8 @@ def usual_mode(path: str | os.PathLike[str]) -> Iterator[None]:
     yield
     found = stat.S_IMODE(os.stat(path).st_mode)
     if usual & ~found:
-        os.chmod(path, found | usual)
+        with suppress(PermissionError):  # some drives keep a mode and let nobody set it
+            os.chmod(path, found | usual)
 
 
 @contextmanager

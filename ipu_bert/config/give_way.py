@@ -8,6 +8,7 @@ effect what the user wrote. That stays; where both values are the user's, or not
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import accumulate
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
@@ -52,11 +53,12 @@ def give_way(config: Config, written: Written) -> list[str]:
 
 def too_few_predictions(config: Config) -> list[str]:
     """A line where `data.max_predictions` as it was written keeps the data from reaching `data.mask_probability`."""
-    data, found = config.data, config.data.max_predictions
-    if found >= wanted_predictions(config):
+    data = config.data
+    if data.max_predictions >= wanted_predictions(config):
         return []
-    share = f"{100 * found / data.sequence_length:.1f} %, less than data.mask_probability {data.mask_probability}"
-    return [f"data.max_predictions: at most {found} of {data.sequence_length} tokens are predicted, {share}"]
+    share = f"{100 * data.max_predictions / data.sequence_length:.1f} % of {data.sequence_length} tokens"
+    asked = f"data.mask_probability {data.mask_probability}, which gives way"
+    return [f"data.max_predictions: {data.max_predictions} as written: at most {share}, less than {asked}"]
 
 
 def _limits(settings: Any, name: str) -> Mapping[str, Any]:
@@ -89,7 +91,8 @@ def _max_predictions(config: Config) -> Change | None:
     data, wanted = config.data, wanted_predictions(config)
     found, length = data.max_predictions, data.sequence_length
     if found > most_predictions(config):
-        return Change(found, wanted, f"does not fit data.sequence_length {length}")
+        room = min(math.ceil(round(data.mask_probability * length, 6)), most_predictions(config))
+        return Change(found, max(1, room), f"does not fit data.sequence_length {length}")
     if found < wanted:
         share = f"data.mask_probability {data.mask_probability} of data.sequence_length {length}"
         return Change(found, wanted, f"is less than {share}")

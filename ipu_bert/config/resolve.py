@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from ipu_bert.lr_schedules import LR_SCHEDULES
 from ipu_bert.settings import Config
 from ipu_bert.sizes.shape import FamilySize
@@ -47,8 +45,8 @@ def most_predictions(config: Config) -> int:
 
 
 def wanted_predictions(config: Config) -> int:
-    """Predictions that `data.mask_probability` asks of a full sequence, as far as there is room."""
-    share = math.ceil(round(config.data.mask_probability * config.data.sequence_length, 6))
+    """Predictions that `data.mask_probability` asks of a full sequence (data/masking.py), as far as there is room."""
+    share = round(config.data.mask_probability * config.data.sequence_length)
     return min(max(1, share), most_predictions(config))
 
 

@@ -52,7 +52,8 @@ class FoundFiles:
 def find_files(paths: Iterable[str], column: str, encoding: str) -> FoundFiles:
     """Files named by paths, globs and folders (searched to the bottom), each once, sorted within each entry.
 
-    Of a folder only what has a hidden name is passed over; links are followed, and what several lead to is read once.
+    Of a folder what has a hidden name is passed over, and what training made; links are followed, and what several lead
+    to is read once.
     Raises DataError for nothing given or nothing found.
     """
     entries = list(paths)
@@ -120,7 +121,12 @@ def _files_below(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 def _is_made(folder: str, names: set[str]) -> bool:
     """Whether a folder is a run's, a model's, or holds prepared text, or what is to become some."""
-    made = ({"config.yaml", "metrics.jsonl"}, {"manifest.json", "tokenizer.json"}, {"config.json", "model.safetensors"})
+    made = (
+        {"config.yaml", "metrics.jsonl", ".lock"},
+        {"manifest.json", "tokenizer.json"},
+        {"config.json", "model.safetensors"},
+        {"config.json", "model.safetensors.index.json"},
+    )
     return folder.endswith(".partial") or any(marks <= names for marks in made)
 
 
@@ -211,7 +217,9 @@ def file_identity(path: str, encoding: str) -> dict[str, Any] | None:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if size == 0 or (kind in (".txt", ".jsonl", ".json") and not look_at(path, encoding)):
         return None
-    facts = {"name": os.path.basename(path), "bytes": size, "sha256": digest}
+    facts: dict[str, Any] = {"name": os.path.basename(path), "bytes": size, "sha256": digest}
+    if kind == ".json":
+        facts["reading"] = 2  # 1 read the first of several arrays alone
     if kind != ".txt" and ending_of(path) != os.path.splitext(plain_name(path))[1]:
         facts["kind"] = kind  # once read as text for its ending, as .JSONL; such files may still be there
     return facts

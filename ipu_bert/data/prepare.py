@@ -236,8 +236,8 @@ def _unknown(corpus: Corpus) -> list[str]:
     if corpus.line_is_sentence or corpus.language == AUTO or is_known(corpus.language):
         return []
     return [
-        f"data.language {corpus.language} is none of those that are known here, and sentencex has the rules of English "
-        f"for what it does not know: is it right? {AUTO} goes by the text"
+        f"data.language {corpus.language} is none of those that are told apart here: it is obeyed as written, and "
+        f"sentencex has the rules of English for what it does not know, as de-AT for de; {AUTO} goes by the text"
     ]
 
 

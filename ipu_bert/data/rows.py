@@ -71,11 +71,9 @@ def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
         between = _BETWEEN.match(text, place)
         place = between.end() if between else place
         if is_array and text.startswith("]", place):
-            text, place = _after(file, text[place + 1 :]), 1
-            if not text:
-                return
-            if not text.startswith("["):
-                raise _unreadable(path, number, ValueError(f"expected the end or another array, found {text[:20]!r}"))
+            text = _after(file, text[place + 1 :])
+            is_array = text.startswith("[")
+            place = int(is_array)
             continue
         try:
             value, place = decoder.raw_decode(text, place)

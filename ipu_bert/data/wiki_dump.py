@@ -15,7 +15,6 @@ from ipu_bert.data.workers import in_order
 _NOT_TEXT = ("ref", "table", "gallery", "math", "timeline", "imagemap", "score", "syntaxhighlight", "source")
 _OTHER_WIKI = re.compile(r"[a-z]{2,3}(-[a-z]+)*$")  # links to other languages, as older dumps have them
 _SMALL = 1 << 20  # bytes of a dump that is cleaned sooner than processes have started
-_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)  # without it two words would be one
 _LINE_ENDS = ((re.compile(r"[ \t]*\n[ \t]*"), "\n"), (re.compile(r"\n{3,}"), "\n\n"))
 
 
@@ -78,7 +77,7 @@ def plain_text(markup: str, namespaces: frozenset[str]) -> str:
     """
     import mwparserfromhell
 
-    code = mwparserfromhell.parse(_LINE_BREAK.sub("\n", markup), skip_style_tags=True)
+    code = mwparserfromhell.parse(markup, skip_style_tags=True)
     # emptied where they stand: to look each of them up and take it out takes nearly three times as long
     for tag in code.filter_tags():
         if str(tag.tag).strip().lower() in _NOT_TEXT:

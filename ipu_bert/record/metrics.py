@@ -93,8 +93,9 @@ def _are_numbers(value: Any, depth: int) -> bool:
     """Whether a value is None or a finite number in 64 bits; with `depth` such by name, or those by name."""
     if depth and isinstance(value, dict):
         return all(_are_numbers(item, depth - 1) and (item is not None or depth == 1) for item in value.values())
-    number = not depth and isinstance(value, (int, float))
-    return value is None or (number and abs(value) < 1 << 63)
+    if value is None or depth:
+        return value is None
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and abs(value) < 1 << 63
 
 
 def read_metrics(path: PathLike) -> list[Record]:

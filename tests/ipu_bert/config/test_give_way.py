@@ -57,13 +57,13 @@ PODS_MEMORY = "[0.2, 0.15, 0.15, 0.15]"
         (
             "quickstart",
             "data.mask_probability=0.4",  # 0.4 x 128 = 51.2
-            "data.max_predictions: 52, since the default 20 is less than data.mask_probability 0.4 "
+            "data.max_predictions: 51, since the default 20 is less than data.mask_probability 0.4 "
             "of data.sequence_length 128",
         ),
         (
             SIMULATED,
             "data.sequence_length=96",  # 0.15 x 96 = 14.4
-            f"data.max_predictions: 15, since configs/{SIMULATED}'s 10 is less than data.mask_probability 0.15 "
+            f"data.max_predictions: 14, since configs/{SIMULATED}'s 10 is less than data.mask_probability 0.15 "
             "of data.sequence_length 96",
         ),
         (
@@ -143,11 +143,19 @@ def test_a_predictions_limit_that_fits_a_shorter_sequence_stays():
 
 
 def test_fewer_predictions_than_asked_for_are_said_where_the_user_wrote_them():
-    line = "data.max_predictions: at most 20 of 512 tokens are predicted, 3.9 %, less than data.mask_probability 0.15"
+    why = "at most 3.9 % of 512 tokens, less than data.mask_probability 0.15, which gives way"
+    line = f"data.max_predictions: 20 as written: {why}"
     config = load_config("quickstart", ["data.sequence_length=512", "data.max_predictions=20"])
     assert (config.data.max_predictions, config.gave_way) == (20, [line])
     config = load_config("quickstart", ["data.max_predictions=60", "data.mask_probability=0.4"])
     assert (config.data.max_predictions, config.gave_way) == (60, [])
+    for asked_for_by_masking in (
+        ["data.mask_probability=0.16"],
+        ["data.sequence_length=136"],
+        ["data.max_predictions=19"],
+    ):
+        config = load_config("quickstart", asked_for_by_masking)  # which rounds 20.48, 20.4 and 19.2
+        assert (config.data.max_predictions <= 20, config.gave_way) == (True, [])
     shortest = ["data.sequence_length=8", "data.mask_probability=0.9", "data.max_predictions=5"]
     assert load_config("quickstart", shortest).gave_way == []  # there is no room for more
 

@@ -80,6 +80,7 @@ def test_an_encoding_by_setting(tmp_path: Path) -> None:
         '[{"text": "a"},\n {"n": [1], "text": "b"}]',
         '{"text": "a"}\n{"text": "b", "n": 2}',
         '[{"text": "a"}]\n\n\n\n[{"text": "b"}] \n\n\n',  # as `cat a.json b.json` makes it
+        '[{"text": "a"}]\n{"text": "b"}\n',
     ],
 )
 def test_json_arrays_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -211,10 +212,11 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path, monkeypatch: pyt
 def test_what_training_puts_beside_its_text_is_no_text(tmp_path: Path) -> None:
     """A run begun in the folder of its text could not go on: its own files had become text."""
     made = {
-        "runs/mine": ("config.yaml", "metrics.jsonl", "checkpoints/step_1/a.txt"),
+        "runs/mine": (".lock", "config.yaml", "metrics.jsonl", "checkpoints/step_1/a.txt"),
         "data/files-1": ("manifest.json", "tokenizer.json", "b.txt"),
         "data/files-2.partial": ("text/00000.jsonl",),
         "exported": ("config.json", "model.safetensors", "vocab.txt"),
+        "parts": ("config.json", "model.safetensors.index.json", "vocab.txt"),
         "mine": ("config.yaml", "c.txt"),  # not a run: it is read
     }
     for folder, names in made.items():
@@ -223,7 +225,7 @@ def test_what_training_puts_beside_its_text_is_no_text(tmp_path: Path) -> None:
             (tmp_path / folder / name).write_text(f"of {folder}")
     found = source(tmp_path)
     assert list(found.documents()) == ["of mine"]
-    assert f"passed over: 4 folder(s) of a run, of prepared text or of a model: {tmp_path / 'data'}" in found.notes[-1]
+    assert f"passed over: 5 folder(s) of a run, of prepared text or of a model: {tmp_path / 'data'}" in found.notes[-1]
     with pytest.raises(DataError, match="cannot be read as json"):  # named itself it is read as any folder
         documents(tmp_path / "runs/mine", tmp_path / "data/files-2.partial")
 
@@ -263,7 +265,7 @@ def test_a_folder_gives_json_and_xml_that_are_text(tmp_path: Path) -> None:
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" xml:lang="de"><siteinfo><namespaces>
 <namespace key="0" /><namespace key="6">Datei</namespace>
 <namespace key="14">Kategorie</namespace></namespaces></siteinfo>
-<page><title>Katze</title><ns>0</ns><revision><text>{{Infobox|x=1}}Die '''Katze''' ist ein&lt;br /&gt;[[Tier|Haustier]].
+<page><title>Katze</title><ns>0</ns><revision><text>{{Infobox|x=1}}Die '''Katze''' ist ein [[Tier|Haustier]].
 &lt;ref&gt;Note&lt;/ref&gt; [[Datei:K.jpg|thumb|Ein Bild]]
 
 == Leben ==
@@ -276,7 +278,7 @@ Sie schl&#228;ft.
 <page><title>Diskussion:Katze</title><ns>1</ns><revision><text>talk</text></revision></page></mediawiki>"""
 
 
-ARTICLE = "Katze\n\nDie Katze ist ein\nHaustier.\n\nLeben\nSie schläft."
+ARTICLE = "Katze\n\nDie Katze ist ein Haustier.\n\nLeben\nSie schläft."
 
 
 @pytest.mark.parametrize("name", ["pages.xml.bz2", "pages-articles1.xml-p1p9.bz2"])

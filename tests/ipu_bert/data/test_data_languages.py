@@ -110,8 +110,8 @@ def test_a_language_that_nobody_may_know_is_said(monkeypatch, tmp_path: Path, la
     documents = [f"Am {i}. Oktober kam Dr. Müller z. B. nach Bonn. Er ging mit der Frau." for i in range(9)]
     files = prepared(monkeypatch, tmp_path / "named", documents, language=language)
     assert files.notes == [
-        f"data.language {language} is none of those that are known here, and sentencex has the rules of English for "
-        "what it does not know: is it right? auto goes by the text"
+        f"data.language {language} is none of those that are told apart here: it is obeyed as written, and sentencex "
+        "has the rules of English for what it does not know, as de-AT for de; auto goes by the text"
     ]
     english = prepared(monkeypatch, tmp_path / "en", documents, language="en")
     assert files.manifest["splits"] == english.manifest["splits"]
