@@ -55,6 +55,8 @@ _OF_NO_MATTER = (
     "_commit_hash", "_from_auto", "_from_pipeline", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors",
     "weights_only",
 )  # fmt: skip
+_ATTENTION = (None, "eager", "sdpa")  # names of what is computed here, too
+_OUTPUTS = ("output_attentions", "output_hidden_states")  # of a config, which a call would then refuse
 _TAKEN_OUT = ("gguf_file", "proxies", "subfolder")
 
 
@@ -132,9 +134,12 @@ class SparseBertPreTrainedModel(PreTrainedModel):
         rest["adapter_kwargs"] = (rest.get("adapter_kwargs") or {}).get("_adapter_model_path")
         try:
             _refuse("from_pretrained", {name: rest.pop(name, None) for name in _TAKEN_OUT})
+            if rest.get("attn_implementation") not in _ATTENTION:
+                _refuse("from_pretrained", {"attn_implementation": rest["attn_implementation"]})
             if config is None:
                 config, rest = cls._config_of(where, {**hub, **rest})
             _refuse("from_pretrained", {name: value for name, value in rest.items() if name not in _OF_NO_MATTER})
+            _refuse("from_pretrained", {name: getattr(config, name, None) for name in _OUTPUTS})
             dtype = _dtype_of(torch_dtype if dtype is None else dtype, config)
             check_sizes(config, state)
             model = cls(config, *args)

@@ -102,10 +102,15 @@ def _jobs(cells: Sequence[Cell]) -> int:
 def _plan(study: Study, results: Results, jobs: int | None) -> None:
     """Each cell, what it costs, and hours by how fast finished runs were on such a machine, if any."""
     jobs = jobs or _jobs(study.cells)
-    mine = [run for run in results.by_key.values() if run.seconds and run.machine["processor"] == processor()]
+    finished = {**results.finished(study.cells), **results.of_other_studies(study.cells)}
+    mine = [
+        run
+        for run in {**results.by_key, **finished}.values()
+        if run.seconds and run.machine["processor"] == processor()
+    ]
     rates = [run.executed_flops * run.sequences / run.seconds for run in mine]
     rate = sum(rates) / len(rates) if rates else None
-    total, finished = 0.0, {**results.finished(study.cells), **results.of_other_studies(study.cells)}
+    total = 0.0
     lines = [study.about]
     for cell in study.cells:
         flops, state = cell_flops(cell), "finished" if cell.key in finished else "waits"

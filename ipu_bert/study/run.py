@@ -69,7 +69,8 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                problem = _other_run(cell, runs / cell.folder) or _start(cell, runs, running)
+                problem = _other_run(cell, runs / cell.folder) or _other_text(cell, results, cells)
+                problem = problem or _start(cell, runs, running)
                 if problem:
                     progress.leaves_out(cell)
                     failed[cell.title] = problem
@@ -102,6 +103,24 @@ def _other_run(cell: Cell, folder: Path) -> str:
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).splitlines())
     return f"{folder / CONFIG_FILE}: {problem}; {ANEW}" if problem else ""
+
+
+def _other_text(cell: Cell, results: Results, cells: Sequence[Cell]) -> str:
+    """What is wrong with a run whose result could not stand beside those that are there, as its text is another one.
+
+    Nothing before the text is prepared: then the first run is told at its end.
+    """
+    try:
+        prepared = assemble.find_data(cell.config)[1]
+    except (OSError, ValueError):  # the run itself says why
+        return ""
+    if prepared is None:
+        return ""
+    for other in cells:
+        text = results.by_key[other.key].settings.get("text") if other.key in results.by_key else None
+        if text and other.config.data == cell.config.data and text != prepared.identity["text"]:
+            return f"expected the text of {other.title}, found another one in {prepared.directory}; {ANEW}"
+    return ""
 
 
 def _start(cell: Cell, runs: Path, running: list[_Running]) -> str:

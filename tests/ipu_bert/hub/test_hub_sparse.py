@@ -155,11 +155,12 @@ def test_values_of_the_config_may_be_given_as_the_model_is_loaded(small):
     [
         ("device_map", "cpu"), ("output_loading_info", True), ("state_dict", {}), ("variant", "fp16"), ("proxies", {}),
         ("key_mapping", {"a": "b"}), ("quantization_config", {"bits": 4}), ("hidden_dropout", 0.0), ("gguf_file", "a"),
+        ("attn_implementation", "flash_attention_2"), ("output_hidden_states", True), ("output_attentions", True),
     ],
 )  # fmt: skip
 def test_an_argument_that_nothing_heeds_is_refused_by_name(door, name, value, small):
-    if name == "gguf_file" and door is AutoModel:
-        pytest.skip("AutoModel reads such a file itself")
+    if name in ("gguf_file", "attn_implementation") and door is AutoModel:
+        pytest.skip("AutoModel reads such a file, and refuses such attention, itself")
     with pytest.raises(ValueError, match=f"from_pretrained: the sparse form has nothing for {name}: leave out$"):
         door.from_pretrained(small / "sparse", **{name: value})
 

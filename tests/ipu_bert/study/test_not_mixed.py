@@ -110,6 +110,22 @@ def test_what_another_study_has_finished_is_not_run_again(made, tmp_path, monkey
     assert Results(mine.path.parent).by_key == {dense.key: made["Dense"]}
 
 
+def test_a_run_on_another_text_than_that_of_what_is_there_is_not_begun(made, tmp_path, monkeypatch):
+    """It was refused once it had come to its end, and so was every one after it."""
+    results = Results(tmp_path / "mine")
+    results.add(made["Dense"])
+    prepared = SimpleNamespace(identity={"text": "0" * 64}, directory="data/other")
+    monkeypatch.setattr(runner.assemble, "find_data", lambda config: ("", prepared))
+    monkeypatch.setattr(runner, "_start", lambda *_: pytest.fail("it was started"))
+    failed = runner.run_cells(cells(tmp_path), results, tmp_path / "runs", 1, lambda line: None)
+    (line,) = failed.values()
+    assert line.startswith("expected the text of Dense, found another one in data/other; bring back")
+    prepared.identity["text"] = made["Dense"].settings["text"]
+    monkeypatch.setattr(runner, "_start", lambda *_: "started")
+    failed = runner.run_cells(cells(tmp_path), results, tmp_path / "runs", 1, lambda line: None)
+    assert list(failed.values()) == ["started"]
+
+
 def test_what_another_study_has_of_another_text_is_left_there(made, tmp_path):
     theirs, mine = Results(tmp_path / "theirs"), Results(tmp_path / "mine")
     theirs.add(replace(made["Dense"], settings={**made["Dense"].settings, "text": "0" * 64}))
