@@ -88,15 +88,15 @@ def _sequence_length(config: Config) -> Change | None:
 
 
 def _max_predictions(config: Config) -> Change | None:
-    data, wanted = config.data, wanted_predictions(config)
+    data, most = config.data, most_predictions(config)
     found, length = data.max_predictions, data.sequence_length
-    if found > most_predictions(config):
-        room = min(math.ceil(round(data.mask_probability * length, 6)), most_predictions(config))
-        return Change(found, max(1, room), f"does not fit data.sequence_length {length}")
-    if found < wanted:
-        share = f"data.mask_probability {data.mask_probability} of data.sequence_length {length}"
-        return Change(found, wanted, f"is less than {share}")
-    return None
+    if wanted_predictions(config) <= found <= most:
+        return None
+    share = f"data.mask_probability {data.mask_probability} of data.sequence_length {length}"
+    value = min(max(1, math.ceil(round(data.mask_probability * length, 6))), most)
+    return Change(
+        found, value, f"is less than {share}" if found < value else f"does not fit data.sequence_length {length}"
+    )
 
 
 def _source(config: Config) -> Change | None:

@@ -105,7 +105,7 @@ class SparseBertConfig(PretrainedConfig):
 
 
 class SparseBertPreTrainedModel(PreTrainedModel):
-    """What the three models share: how they are loaded."""
+    """What the three models share: how they are loaded and called."""
 
     bert: Bert
     config_class = SparseBertConfig
@@ -193,68 +193,6 @@ class SparseBertPreTrainedModel(PreTrainedModel):
         """As of every module; packed positions, as `Trainer` finds them in a file, are taken too."""
         return super().load_state_dict(unpacked(state_dict, _columns(self)), *args, **options)
 
-    def _encoded(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        **others: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states and pooled. Raises ValueError for others, arguments or the config's, that are asked for."""
-        of_config = {name: getattr(self.config, name, None) for name, value in others.items() if value is None}
-        _refuse("forward", {**others, **of_config})
-        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden, pooled = self.bert(input_ids, types, mask, position_ids)
-        return hidden, pooled
-
-    def _answer(self, output: ModelOutput, return_dict: bool | None) -> Any:
-        """An output as it is asked for: a tuple where it is to be no dict."""
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-
-class SparseBertModel(SparseBertPreTrainedModel):
-    """The encoder and its pooler."""
-
-    def __init__(self, config: SparseBertConfig) -> None:
-        super().__init__(config)
-        self.bert = Bert(config.shape, config.linear(), kernel="auto")
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
-        """input_ids, attention_mask, token_type_ids: [B, S]. Hidden states [B, S, H], and pooled [B, H]."""
-        hidden, pooled = self._encoded(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        return self._answer(BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled), return_dict)
-
-
-class SparseBertForMaskedLM(SparseBertPreTrainedModel):
-    """With the masked-LM head, at every position."""
-
-    def __init__(self, config: SparseBertConfig) -> None:
-        super().__init__(config)
-        self.bert = Bert(config.shape, config.linear(), kernel="auto")
-        self.cls = PretrainingHeads(config.shape)
-        self.post_init()
-
     def forward(
         self,
         input_ids: Tensor,
@@ -266,20 +204,54 @@ class SparseBertForMaskedLM(SparseBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> MaskedLMOutput | tuple[Any, ...]:
+    ) -> ModelOutput | tuple[Any, ...]:
+        """What `output` makes of the encoder's work. input_ids, attention_mask, token_type_ids, position_ids: [B, S].
+
+        No `**`: with one, Trainer believes that the model scales its loss by the accumulated steps. Raises ValueError
+        for what is asked for, by argument or config, and is not here.
+        """
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        asked = {name: getattr(self.config, name, None) if value is None else value for name, value in asked.items()}
+        _refuse("forward", {"inputs_embeds": inputs_embeds, **asked})
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden, pooled = self.bert(input_ids, types, mask, position_ids)
+        output = self.output(hidden, pooled, labels)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def output(self, hidden: Tensor, pooled: Tensor, labels: Tensor | None) -> ModelOutput:
+        """The answer of a model's heads. hidden: [B, S, H]. pooled: [B, H]."""
+        raise NotImplementedError
+
+
+class SparseBertModel(SparseBertPreTrainedModel):
+    """The encoder and its pooler."""
+
+    def __init__(self, config: SparseBertConfig) -> None:
+        super().__init__(config)
+        self.bert = Bert(config.shape, config.linear(), kernel="auto")
+        self.post_init()
+
+    def output(self, hidden: Tensor, pooled: Tensor, labels: Tensor | None) -> BaseModelOutputWithPooling:
+        """Hidden states [B, S, H], and pooled [B, H]; there is nothing to have labels for."""
+        _refuse("forward", {"labels": labels})
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+
+class SparseBertForMaskedLM(SparseBertPreTrainedModel):
+    """With the masked-LM head, at every position."""
+
+    def __init__(self, config: SparseBertConfig) -> None:
+        super().__init__(config)
+        self.bert = Bert(config.shape, config.linear(), kernel="auto")
+        self.cls = PretrainingHeads(config.shape)
+        self.post_init()
+
+    def output(self, hidden: Tensor, pooled: Tensor, labels: Tensor | None) -> MaskedLMOutput:
         """Logits [B, S, V]; with labels [B, S], -100 where there is none, their mean cross-entropy in nats."""
-        hidden, _pooled = self._encoded(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
         logits = self.cls.predictions(hidden, self.bert.embeddings.word_embeddings.weight)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return self._answer(MaskedLMOutput(loss=loss, logits=logits), return_dict)
+        return MaskedLMOutput(loss=loss, logits=logits)
 
 
 class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
@@ -293,34 +265,14 @@ class SparseBertForSequenceClassification(SparseBertPreTrainedModel):
         self.classifier = nn.Linear(config.shape.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+    def output(self, hidden: Tensor, pooled: Tensor, labels: Tensor | None) -> SequenceClassifierOutput:
         """Logits [B, labels]; with labels the loss that config.problem_type asks for, as BertForSequenceClassification:
         cross-entropy of classes int64 [B], binary cross-entropy of [B, labels] 0.0 or 1.0, mean squared error of
         numbers [B, labels]. Where it is None it follows from the first labels, and is kept.
         """
-        _hidden, pooled = self._encoded(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, self.config)
-        return self._answer(SequenceClassifierOutput(loss=loss, logits=logits), return_dict)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 def save_sparse(model: BertForPreTraining, folder: Path, pad_token_id: int) -> None:

@@ -57,13 +57,13 @@ PODS_MEMORY = "[0.2, 0.15, 0.15, 0.15]"
         (
             "quickstart",
             "data.mask_probability=0.4",  # 0.4 x 128 = 51.2
-            "data.max_predictions: 51, since the default 20 is less than data.mask_probability 0.4 "
+            "data.max_predictions: 52, since the default 20 is less than data.mask_probability 0.4 "
             "of data.sequence_length 128",
         ),
         (
             SIMULATED,
             "data.sequence_length=96",  # 0.15 x 96 = 14.4
-            f"data.max_predictions: 14, since configs/{SIMULATED}'s 10 is less than data.mask_probability 0.15 "
+            f"data.max_predictions: 15, since configs/{SIMULATED}'s 10 is less than data.mask_probability 0.15 "
             "of data.sequence_length 96",
         ),
         (
