@@ -18,20 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ipu_bert import sealed_json
-from ipu_bert.config import Config, identity
 from ipu_bert.config.values import is_unicode
 from ipu_bert.json_file import is_count, read_object
 from ipu_bert.stopwatch import PHASES
 from sparse_ops.files import naming, sha256_of, sync, usual_mode
-from sparse_ops.saying import say
 
 FORMAT = 1
-_STATE = "state.json"
+STATE = "state.json"
 _PATIENCE = 5  # checkpoints of a running run that may go while they are read
 _NAME = re.compile(r"step_(\d+)")
 _ASIDE = re.compile(r"\.(step_\d+)\.\d+\.(tmp|old)")
 
-_TEXT = ("tokenizer", "text")  # of a run's identity: what was prepared, which follows from the settings and the text
 _ALWAYS = ("format", "step", "files")
 _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
     **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
@@ -202,17 +199,17 @@ def verify(path: Path) -> dict[str, Any]:
             found = file.stat().st_size
             raise DamagedCheckpointError(path, file, f"expected {expected['bytes']} bytes, found {found}: it is cut")
         if sha256_of(file) != expected["sha256"]:
-            raise DamagedCheckpointError(path, file, f"its SHA-256 is not the one in {_STATE}: it is damaged")
+            raise DamagedCheckpointError(path, file, f"its SHA-256 is not the one in {STATE}: it is damaged")
     return state
 
 
 def read_info(path: Path) -> dict[str, Any]:
     """The info of a checkpoint folder alone; DamagedCheckpointError when that cannot be read."""
-    file = path / _STATE
+    file = path / STATE
     try:
         state = read_object(file)
     except FileNotFoundError:
-        raise DamagedCheckpointError(path, path, f"expected a folder with {_STATE}, found none") from None
+        raise DamagedCheckpointError(path, path, f"expected a folder with {STATE}, found none") from None
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(path, file, str(error)) from None
     problem = _problem(state)
@@ -258,7 +255,7 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
     named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in named if match and (path / _STATE).is_file())
+    return sorted((int(match[1]), path) for match, path in named if match and (path / STATE).is_file())
 
 
 def find(where: Path) -> Path:
@@ -268,7 +265,7 @@ def find(where: Path) -> Path:
     """
     if not is_unicode(str(where)):
         raise CheckpointError(f"checkpoint {str(where)!r}: expected a path in UTF-8, found other bytes")
-    if (where / _STATE).is_file():
+    if (where / STATE).is_file():
         return where
     for folder in (where, where / "checkpoints"):
         found = complete(folder)
@@ -292,7 +289,7 @@ def clean(folder: Path) -> None:
     newest = max((step for step, _ in complete(folder)), default=0)
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         match = _ASIDE.fullmatch(path.name)
-        whole = (path / _STATE).is_file()
+        whole = (path / STATE).is_file()
         if match and match[2] == "old" and whole and not (folder / match[1]).exists():
             os.replace(path, folder / match[1])  # killed between the renames of `save`: it is still the one that counts
         elif match or (not whole and _step_of(path) < newest):  # half removed by an older version
@@ -303,46 +300,6 @@ def _step_of(path: Path) -> int:
     """The step that a checkpoint's name tells; later than all where it is named otherwise."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else sys.maxsize
-
-
-def check_goes_on(path: Path, expected: Mapping[str, Any], info: Mapping[str, Any], last: int) -> None:
-    """CheckpointError where a run of these settings, to step `last`, does not go on from a checkpoint of this info.
-
-    Without the text's entries in `expected`, as before it is prepared, the text is not compared.
-    """
-    found = info.get("identity")
-    if found is not None and not any(key in expected for key in _TEXT):
-        found = {key: value for key, value in found.items() if key not in _TEXT}
-    check_same_run(path, expected, found)
-    if info["step"] > last:
-        raise CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {info['step']}")
-
-
-def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
-    """CheckpointError that lists every setting in which a checkpoint's run differs from this one, or names its text.
-
-    Another precision is no other run: weights, moments and step are the same numbers on every engine. A setting that
-    was added after the checkpoint was written counts as its default there. A checkpoint of a version that did not
-    record its prepared text is taken, with a warning.
-    """
-    if found is None:
-        raise CheckpointError(f"checkpoint {path}: expected the settings of its run in {_STATE}, found none")
-    defaults = {key: value for key, value in identity(Config()).items() if key in expected}
-    found = {**defaults, **found}
-    named = sorted(key for key in {*expected, *found} if not key.startswith("precision."))
-    differing = [key for key in named if expected.get(key) != found.get(key)]
-    settings = [f"{k}: expected {expected.get(k)!r}, found {found.get(k)!r}" for k in differing if k not in _TEXT]
-    if settings:
-        raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(settings))
-    if "text" in expected and "text" not in found:
-        say(f"checkpoint {path} does not say which text it has seen, which may have changed since", sys.stderr)
-        differing.remove("text")
-    if differing:
-        of = "data.path" if expected.get("data.source") == "files" else f"data.source {expected.get('data.source')}"
-        raise CheckpointError(
-            f"checkpoint {path}: the text of {of}, or how it is prepared, changed since this was saved: a run goes on "
-            "with the text that it began with; bring it back, or begin a new run without --resume"
-        )
 
 
 def _make(folder: Path) -> None:
@@ -374,9 +331,9 @@ def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[st
     for where, value in _floats(state, ""):
         if not math.isfinite(value):
             raise CheckpointError(f"checkpoint {final}: expected a finite number to write, found {where} = {value}")
-    with naming(aside / _STATE):
-        (aside / _STATE).write_text(sealed_json.sealed(state), encoding="utf-8")
-    sync(aside / _STATE)
+    with naming(aside / STATE):
+        (aside / STATE).write_text(sealed_json.sealed(state), encoding="utf-8")
+    sync(aside / STATE)
 
 
 def _check_finite(folder: Path, step: int, groups: Groups) -> None:

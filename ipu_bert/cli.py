@@ -22,6 +22,7 @@ from ipu_bert.config import Config, ConfigError, identity, load_config
 from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import Found, look, newest_checkpoint, settle
+from ipu_bert.same_run import check_goes_on
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.ends import out_of
 from sparse_ops.files import in_words
@@ -135,7 +136,7 @@ def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ra
     if start is not None:
         _, text = assemble.find_data(config)
         mine = {**identity(config), **(text.identity if text else {})}
-        checkpoint.check_goes_on(start, mine, checkpoint.read_info(start), config.train.last_step)
+        check_goes_on(start, mine, checkpoint.read_info(start), config.train.last_step)
     found = {**assemble.plan(config, ranks), "goes_on_from": start}
     lines = [render(found)]
     if options.measure:

@@ -23,6 +23,7 @@ from ipu_bert.machine import changed, common, conditions
 from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.metrics import Metrics
 from ipu_bert.run_folder import Found, NoFolder, Origin, RunFolder, evaluated_by, kept_after, look
+from ipu_bert.same_run import check_goes_on
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.starting import start
@@ -324,7 +325,7 @@ class Trainer:
 
     def _load(self, path: Path, groups: checkpoint.Groups, info: Mapping[str, Any]) -> None:
         mine = {**identity(self.config), **self.data.identity}
-        checkpoint.check_goes_on(path, mine, info, self.config.train.last_step)
+        check_goes_on(path, mine, info, self.config.train.last_step)
         try:
             if self.updater is not None:
                 self.updater.load_state_dict(groups.get("pattern_history", {}))

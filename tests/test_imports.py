@@ -29,6 +29,7 @@ ORDER = [
     "optim",
     "hub",
     "checkpoint",
+    "same_run",
     "run_folder",
     "engines",
     "assemble",

@@ -12,6 +12,7 @@ from collections import Counter
 AUTO = "auto"
 NAME = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")  # an ISO 639 code, as sentencex takes it
 _SAMPLE = 2000  # letters of a document that tell its script
+_MANY_FOREIGN = 0.1  # share of the documents
 _RUN = 10_000  # characters from its middle that tell a language in Latin letters
 _COMMONLY = 0.1  # share of these words that are among a language's most frequent, at least
 _CLEARLY = 1.5  # times as many as are among English's, at least
@@ -74,12 +75,27 @@ def script_language(text: str) -> str:
     return max(counts, key=lambda code: (counts[code], code)) if any(counts.values()) else "en"
 
 
-def is_known(language: str) -> bool:
-    """Whether a code is one of those that are told apart here; of any other nothing says whether it has rules."""
-    return language in _SCRIPT_OF
-
-
 def fits(language: str, text: str) -> bool:
     """Whether a text is in the script of a language, as far as that is known here."""
     script = script_language(text)
     return _SCRIPT_OF.get(language, script) == script
+
+
+def language_notes(language: str, foreign: int, documents: int) -> list[str]:
+    """Lines about a language that was named and may be none, or not the text's.
+
+    foreign: documents in another script. documents: those whose sentences rules have found, 0 where lines are
+    sentences.
+    """
+    notes = []
+    if documents and language != AUTO and language not in _SCRIPT_OF:  # sentencex does not say what it knows
+        notes.append(
+            f"data.language {language} is none of those that are told apart here: it is obeyed as written, and "
+            f"sentencex has the rules of English for what it does not know, as de-AT for de; {AUTO} goes by the text"
+        )
+    if foreign > _MANY_FOREIGN * documents:
+        notes.append(
+            f"{foreign:,} of {documents:,} documents are in another script than {language} is written in, and "
+            f"have other sentences by their own rules: is data.language right? {AUTO} goes by the text"
+        )
+    return notes

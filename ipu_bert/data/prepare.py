@@ -32,7 +32,7 @@ from ipu_bert.data import shards
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.language import AUTO, is_known
+from ipu_bert.data.language import language_notes
 from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import SOURCES, Source, make_source
@@ -63,7 +63,6 @@ from sparse_ops.saying import Heedless, say
 if TYPE_CHECKING:
     from ipu_bert.settings import DataSettings
 
-MANY_FOREIGN = 0.1  # share of the documents
 TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
 
 
@@ -209,6 +208,7 @@ def _write_files(
     vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
     with _bar("writing, shards", len(SPLITS) * len(token_shards), progress) as bar:
         sizes, unigrams = shards.merge(token_shards, folder, len(vocab), bar.update)
+    documents = sum(found.rules.values())
     entries = shards.file_entries(folder, [TOKENIZER, *(name for s in SPLITS for name in split_files(s).values())])
     manifest = {
         "format": FORMAT,
@@ -223,33 +223,12 @@ def _write_files(
             unigrams["train"], unigrams["heldout"], [vocab[token] for token in NOT_PREDICTED]
         ),
         "rules": found.rules,
-        "notes": [*request.source.notes, *notes, *_unknown(request.corpus), *_foreign(request.corpus, found)],
+        "notes": [*request.source.notes, *notes, *language_notes(request.corpus.language, found.foreign, documents)],
         "made_with": {"tokenizers": tokenizers.__version__, "numpy": np.__version__},
         "files": entries,
     }
     files.write(os.path.join(folder, MANIFEST), sealed_json.sealed(manifest))
     return entries
-
-
-def _unknown(corpus: Corpus) -> list[str]:
-    """A note where a language is named that may be none: sentencex takes any code, and does not say what it knows."""
-    if corpus.line_is_sentence or corpus.language == AUTO or is_known(corpus.language):
-        return []
-    return [
-        f"data.language {corpus.language} is none of those that are told apart here: it is obeyed as written, and "
-        f"sentencex has the rules of English for what it does not know, as de-AT for de; {AUTO} goes by the text"
-    ]
-
-
-def _foreign(corpus: Corpus, found: shards.TokenFacts) -> list[str]:
-    """A note where another script than the named language's is more than an exception."""
-    count = sum(found.rules.values())
-    if found.foreign <= MANY_FOREIGN * count:
-        return []
-    return [
-        f"{found.foreign:,} of {count:,} documents are in another script than {corpus.language} is written in, and "
-        f"have other sentences by their own rules: is data.language right? {AUTO} goes by the text"
-    ]
 
 
 def _tokenizer(corpus: Corpus, text_shards: list[str], below: int, progress: bool) -> tokenizers.Tokenizer:

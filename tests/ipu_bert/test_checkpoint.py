@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipu_bert import checkpoint
+from ipu_bert import checkpoint, same_run
 from ipu_bert.checkpoint import CheckpointError
 
 GROUPS = {"model": {"w": torch.arange(6.0).view(2, 3)}, "random": {"torch": torch.get_rng_state()}}
@@ -179,7 +179,7 @@ def test_no_pickle_is_in_a_checkpoint(tmp_path):
 
 def test_another_run_is_refused_with_every_difference(tmp_path):
     with pytest.raises(CheckpointError, match=r"a: expected 1, found 2; b: expected None, found 3"):
-        checkpoint.check_same_run(tmp_path, {"a": 1, "c": 4}, {"a": 2, "b": 3, "c": 4})
+        same_run.check_same_run(tmp_path, {"a": 1, "c": 4}, {"a": 2, "b": 3, "c": 4})
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_is_named(tmp_path, monkeypatch):

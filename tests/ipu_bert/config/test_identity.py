@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ipu_bert.checkpoint import CheckpointError, check_same_run
+from ipu_bert.checkpoint import CheckpointError
 from ipu_bert.config import config_hash, from_dict, identity, load_config
+from ipu_bert.same_run import check_same_run
 
 # identity() and config_hash() of the quickstart before warm-ups could be shares and anything gave way.
 STORED = json.loads((Path(__file__).parent / "quickstart_identity.json").read_text())
