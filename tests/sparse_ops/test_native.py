@@ -70,6 +70,20 @@ def test_without_a_shared_openmp_runtime(seed: int, monkeypatch: pytest.MonkeyPa
     torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not build._X86, reason="numbers are flushed by x86's control register alone")
+def test_what_is_too_small_to_be_normal_counts_as_zero_and_for_nobody_else(level: str, threads: int) -> None:
+    """For nobody else: torch's own arithmetic afterwards, on the same threads, has such numbers as before."""
+    pattern = BlockPattern.random((64, 48), 16, 0.5, torch.Generator().manual_seed(1))
+    x, dy = torch.full((300, 48), 1e-25), torch.full((300, 64), 1e-25)
+    small = torch.full((pattern.nnz, 16, 16), 1e-15)  # products of 1e-40, which torch's are (below 1.2e-38)
+    assert (x[0] * small[0, 0, 0] > 0).all()
+    assert not native.forward(x, small, pattern.index(), None).any()
+    assert not native.grad_input(dy, small, pattern.index()).any()
+    assert not native.grad_values(x, dy * 1e10, pattern.index(), 16, with_bias=False)[0].any()
+    everywhere = torch.full((1 << 20,), 1e-25) * 1e-15  # by all threads
+    assert (everywhere > 0).all()
+
+
 def test_no_tokens_and_no_blocks() -> None:
     empty = torch.zeros(0, dtype=torch.int32)
     for b in BLOCK_SIZES:

@@ -1,6 +1,9 @@
 // A call's threads and the memory that they keep between calls.
 #pragma once
 #include <sys/mman.h>
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <functional>
@@ -35,6 +38,16 @@ struct Workspace {  // mapped by hand: whole pages of 2 MB where the system has 
     ~Workspace() { release(); }
 };
 
+// While one lives, its thread takes numbers below 2^-126 for zero: arithmetic with them is trapped and takes a hundred
+// times as long, and heads of which next to no weights exist are full of them.
+struct Flushing {
+#ifdef __SSE2__
+    const unsigned before = _mm_getcsr();
+    Flushing() { _mm_setcsr(before | 0x8040); }  // results (FTZ) and operands (DAZ)
+    ~Flushing() { _mm_setcsr(before); }
+#endif
+};
+
 // Call work(part) for every part, on at most `threads` threads. Correct whatever number of threads really comes. Throws
 // bad_alloc when a part ran out of memory: no exception may leave a thread of OpenMP's.
 inline void for_each_part(Parallel parallel, int threads, int64_t parts, const std::function<void(int64_t)>& work) {
@@ -45,6 +58,7 @@ inline void for_each_part(Parallel parallel, int threads, int64_t parts, const s
     } shared{work, parts, 0, false};
     auto run = [](void* data) {
         Shared& s = *(Shared*)data;
+        [[maybe_unused]] Flushing flushing;
         try {
             for (int64_t part; (part = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.parts;) s.work(part);
         } catch (const std::bad_alloc&) {
