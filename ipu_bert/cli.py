@@ -24,6 +24,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import Found, look, newest_checkpoint, settle
 from ipu_bert.same_run import check_goes_on
 from ipu_bert.signals import InterruptedRunError, raised
+from sparse_ops.arguments import Parser
 from sparse_ops.ends import out_of
 from sparse_ops.files import in_words
 from sparse_ops.saying import answer, say
@@ -96,7 +97,7 @@ def _with_path(argv: list[str]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     about, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=about, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -6,7 +6,6 @@ other text, with the run's tokenizer. Nothing is written into the run.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -24,7 +23,7 @@ from ipu_bert.engines.torch_engine import eval_batch
 from ipu_bert.precision import Precision
 from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
-from sparse_ops.bench.arguments import whole_number
+from sparse_ops.arguments import Parser, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.process import make_ready
 from sparse_ops.saying import answer
@@ -125,7 +124,7 @@ def render(found: Evaluation) -> str:
 
 def main(argv: list[str]) -> int:
     """The command line; what cannot be read ends in one line and status 2."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0], epilog=ENTROPY)
+    parser = Parser(description=(__doc__ or "").partition(":")[0], epilog=ENTROPY)
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="judge by this text: files or folders")
     parser.add_argument(

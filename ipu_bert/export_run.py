@@ -22,6 +22,7 @@ from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.sizes.footprint import parameter_counts
 from ipu_bert.trained import TrainedModel, load_model
 from sparse_ops import files
+from sparse_ops.arguments import Parser
 from sparse_ops.ends import with_one_line
 from sparse_ops.saying import say
 
@@ -64,7 +65,7 @@ def _heldout(trained: TrainedModel) -> Mapping[str, Any] | None:
 
 def main(argv: list[str]) -> int:
     """Export; a run that cannot be read, or a hub that refuses, ends in one line and status 2."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("folder", type=files.there, help="where the model goes: a new folder, or an earlier export's")
     parser.add_argument("--push-to", metavar="NAME", help="also upload it to this repository of the hub, as USER/MODEL")

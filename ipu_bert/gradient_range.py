@@ -7,7 +7,6 @@ where float16 rounds to 0; `coarse` from there to 2^-14, where it has less than 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining, pretraining_losses
 from ipu_bert.record.metrics import dumps
-from sparse_ops.bench.arguments import whole_number
+from sparse_ops.arguments import Parser, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.process import make_ready
@@ -158,7 +157,7 @@ def measure(config: Config, run: Path | None, count: int) -> dict[str, Magnitude
 def main(argv: Sequence[str]) -> int:
     """Print the shares; every error a user can cause ends in one line and exit status 2."""
     about, _, _ = (__doc__ or "").partition(":")
-    parser = argparse.ArgumentParser(prog="python -m ipu_bert.gradient_range", description=about)
+    parser = Parser(prog="python -m ipu_bert.gradient_range", description=about)
     parser.add_argument("--config", required=True, metavar="NAME_or_FILE", help="as for run_pretraining.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the config's")
     parser.add_argument("--run", type=Path, metavar="RUN", help="weights of this run's newest checkpoint")

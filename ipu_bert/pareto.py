@@ -8,7 +8,6 @@ with --seconds, steps times seconds a step, for which all are built and timed in
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.figures import cost_figure, save_svg
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.seconds import REPEATS, measure_seconds
-from sparse_ops.bench.arguments import file_to_write
+from sparse_ops.arguments import Parser, file_to_write
 from sparse_ops.ends import with_one_line
 from sparse_ops.saying import answer, say
 
@@ -83,7 +82,7 @@ def _labels(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:
 def main(argv: list[str]) -> int:
     """The command line; what cannot be read ends in one line and status 2."""
     about, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m ipu_bert.pareto", description=about.partition(":")[0], epilog=more)
+    parser = Parser(prog="python -m ipu_bert.pareto", description=about.partition(":")[0], epilog=more)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, dense ones among them")
     parser.add_argument("--seconds", action="store_true", help="cost in seconds on this machine in place of FLOPs")
     parser.add_argument("--svg", type=file_to_write(".svg"), metavar="FILE", help="draw it")

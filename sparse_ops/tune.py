@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops import native
-from sparse_ops.bench.arguments import MOST_THREADS, fraction, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, fraction, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.files import in_words, lock
 from sparse_ops.host_memory import keep_freed_memory
@@ -172,7 +172,7 @@ def weight(text: str) -> tuple[int, int]:
 
 def main(arguments: list[str]) -> int:
     """Show choices, after measuring what was asked for; exit status 1 without native kernels, 2 as with_one_line."""
-    parser = argparse.ArgumentParser(prog="python -m sparse_ops.tune", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m sparse_ops.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("weights", nargs="*", type=weight, metavar="OUTxIN", help="measure products of such weights")
     parser.add_argument("--again", action="store_true", help="measure all that has been chosen at this level anew")
     parser.add_argument("--block", type=int, choices=BLOCK_SIZES, default=16)

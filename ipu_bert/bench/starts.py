@@ -10,7 +10,6 @@ JSON hold what there is.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -26,6 +25,7 @@ from ipu_bert.finetune.__main__ import main as fine_tune
 from ipu_bert.finetune.measures import measures
 from ipu_bert.record.metrics import dumps
 from sparse_ops import files
+from sparse_ops.arguments import Parser
 from sparse_ops.ends import with_one_line
 from sparse_ops.pattern import named_generator
 
@@ -202,7 +202,7 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def main(argv: list[str]) -> int:
     """Do what is left, row by row, and write results after each."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path, help="folder for runs and models")
     parser.add_argument("--reviews", type=Path, required=True, help="movieReviewSnippets_GroundTruth.txt")
     parser.add_argument("--minilm", type=Path, required=True, help="MiniLM's folder")

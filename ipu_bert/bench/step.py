@@ -36,7 +36,7 @@ from ipu_bert.sizes.shape import FAMILY, BertShape
 from ipu_bert.sizes.weights import encoder_weights
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops import files, native
-from sparse_ops.bench.arguments import MOST_THREADS, file_to_write, fraction, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, file_to_write, fraction, whole_number
 from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
 from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.schedules import constant
@@ -316,7 +316,7 @@ def _tables(options: argparse.Namespace) -> tuple[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ipu_bert.bench_step", description=(__doc__ or "").split("\n\n")[1])
+    parser = Parser(prog="python -m ipu_bert.bench_step", description=(__doc__ or "").split("\n\n")[1])
     known = list(IMPLEMENTATIONS)
     parser.add_argument(
         "--sizes", nargs="+", choices=list(FAMILY), metavar="SIZE", help=f"tables of these, of {list(FAMILY)}"

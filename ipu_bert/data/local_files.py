@@ -59,48 +59,46 @@ def find_files(paths: Iterable[str], column: str, encoding: str) -> FoundFiles:
     entries = list(paths)
     if not entries:
         raise DataError("source 'files' needs at least one path: a file, a folder or a glob")
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # by where a file really is
     notes = []
     for entry in entries:
-        told = []
+        told: list[str] = []
+        passed: dict[str, list[str]] = defaultdict(list)
         if os.path.isdir(entry):
-            present, passed = _files_below(entry)
-            fitting = [name for name in present if _of_a_folder(name, column, encoding)]
-            left = sorted({*present} - {*fitting})
-            first = {present[name]: name for name in reversed(fitting)}
-            matches = [name for name in fitting if first[present[name]] == name]
-            passed[_AGAIN] += [name for name in fitting if first[present[name]] != name]
-            told = [*([_left_out(entry, left)] if left else []), *_passed_over(entry, passed)]
+            present = _files_below(entry, passed)
+            matches = [name for name in present if _of_a_folder(name, column, encoding)]
+            left = sorted({*present} - {*matches})
+            told = [_left_out(entry, left)] if left else []
         elif os.path.exists(entry):
             if not os.path.isfile(entry):  # has no end, or cannot be read a second time
                 raise DataError(f"{entry}: expected a file or a folder, found a device or a pipe: write it to a file")
             matches = [entry]
         else:
-            names = sorted(glob.glob(entry, recursive=True))
+            names = sorted({*_matching(entry, passed)})
             matches = [name for name in names if os.path.isfile(name)]
-            told = _passed_over(entry, _no_files(names, matches))
+            _note_others(names, matches, passed)
+        for name in matches:
+            if found.setdefault(os.path.realpath(name), os.path.abspath(name)) != os.path.abspath(name):
+                passed[_AGAIN].append(name)
+        told += _passed_over(entry, passed)
         if not matches:
             expected = f"expected a file, a glob, or a folder of {', '.join((*OF_A_FOLDER, *IF_IT_FITS))} files"
             raise DataError(f"no text found at {entry!r}: {'; '.join([expected, *told])}")
         notes += told
-        found.update(dict.fromkeys(os.path.abspath(match) for match in sorted(matches)))
-    return FoundFiles(tuple(found), tuple(notes))
+    return FoundFiles(tuple(found.values()), tuple(notes))
 
 
-def _files_below(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Where a folder's files really are, by name, sorted; and what was passed over, by its kind.
+def _folders_below(folder: str, passed: dict[str, list[str]]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(path, folders in it, other names in it) of a folder and of all below it, each once: links may lead back.
 
-    A folder is gone into once: links that lead back would never end. Not into what training puts beside its text where
-    it works in the text's folder.
+    Adds what it passes over, by its kind. Who empties the list of folders keeps the search out of them.
     """
-    real, passed = {}, defaultdict(list)
     seen = {os.path.realpath(folder)}
-    walk = os.walk(folder, onerror=lambda error: passed[_CLOSED].append(error.filename), followlinks=True)
-    for root, folders, names in walk:
+    for root, folders, names in os.walk(
+        folder, onerror=lambda error: passed[_CLOSED].append(error.filename), followlinks=True
+    ):
+        yield root, folders, names
         inside, folders[:] = sorted(folders), []
-        if root != folder and _is_made(root, {*names}):
-            passed[_MADE].append(root)
-            continue
         for name in inside:
             where = os.path.realpath(os.path.join(root, name))
             if name.startswith(".") or where in seen:
@@ -108,15 +106,41 @@ def _files_below(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
             else:
                 seen.add(where)
                 folders.append(name)
+
+
+def _files_below(folder: str, passed: dict[str, list[str]]) -> list[str]:
+    """The files below a folder, sorted; adds what is passed over, by its kind.
+
+    Not those of what training puts beside its text where it works in the text's folder.
+    """
+    present = []
+    for root, folders, names in _folders_below(folder, passed):
+        if root != folder and _is_made(root, {*names}):
+            passed[_MADE].append(root)
+            folders.clear()
+            continue
         for name in names:
             path = os.path.join(root, name)
             if name.startswith("."):
                 passed[_HIDDEN].append(path)
             elif os.path.isfile(path):
-                real[path] = os.path.realpath(path)
+                present.append(path)
             else:
                 passed[_no_file(path)].append(path)
-    return dict(sorted(real.items())), passed
+    return sorted(present)
+
+
+def _matching(pattern: str, passed: dict[str, list[str]]) -> Iterator[str]:
+    """What a glob matches, maybe more than once. `**`: any number of folders, each gone into once."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.glob(pattern)
+        return
+    at = parts.index("**")
+    above, below = os.sep.join([*parts[:at], ""]), os.sep.join(parts[at + 1 :] or ["*"])
+    for start in glob.glob(above) if above else [""]:
+        for root, _, _ in _folders_below(start or os.curdir, passed):
+            yield from _matching(os.path.join(glob.escape(root), below), passed)
 
 
 def _is_made(folder: str, names: set[str]) -> bool:
@@ -130,14 +154,12 @@ def _is_made(folder: str, names: set[str]) -> bool:
     return folder.endswith(".partial") or any(marks <= names for marks in made)
 
 
-def _no_files(names: list[str], matches: list[str]) -> dict[str, list[str]]:
-    """What a glob found beside files, by its kind; not the folders whose files it found, as ** does."""
+def _note_others(names: list[str], matches: list[str], passed: dict[str, list[str]]) -> None:
+    """Add what a glob found beside files, by its kind; not the folders whose files it found, as ** does."""
     above = {parent for match in matches for parent in Path(match).parents}
-    passed = defaultdict(list)
     for name in names:
         if not os.path.isfile(name) and Path(name) not in above:
             passed[_no_file(name)].append(name)
-    return passed
 
 
 def _no_file(path: str) -> str:
@@ -146,8 +168,8 @@ def _no_file(path: str) -> str:
 
 def _passed_over(entry: str, passed: Mapping[str, list[str]]) -> list[str]:
     """A line with what was found and is no file to read, if anything: how many of each kind, and the first by name."""
-    names = sorted(name for each in passed.values() for name in each)
-    kinds = ", ".join(f"{len(each)} {kind}" for kind, each in sorted(passed.items()) if each)
+    names = sorted({name for each in passed.values() for name in each})
+    kinds = ", ".join(f"{len({*each})} {kind}" for kind, each in sorted(passed.items()) if each)
     shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
     return [f"{entry}: passed over: {kinds}: {shown}"] if names else []
 

@@ -57,7 +57,7 @@ from ipu_bert.data.tokenizer import (
 )
 from ipu_bert.data.workers import end_if_worker, in_order, worker_count
 from sparse_ops import files
-from sparse_ops.bench.arguments import whole_number
+from sparse_ops.arguments import Parser, whole_number
 from sparse_ops.saying import Heedless, say
 
 if TYPE_CHECKING:
@@ -304,9 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser(defaults: DataSettings) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training."
-    )
+    parser = Parser(prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training.")
     _text_arguments(parser, defaults)
     _vocabulary_arguments(parser, defaults)
     add = parser.add_argument

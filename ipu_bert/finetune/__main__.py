@@ -16,7 +16,7 @@ from typing import Callable, Iterator
 
 from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Start, Training
 from ipu_bert.settings import MOST_STEPS, SparsitySettings
-from sparse_ops.bench.arguments import MOST_THREADS, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.files import there
 from sparse_ops.pattern import BLOCK_SIZES
@@ -84,7 +84,7 @@ def _options(found: argparse.Namespace) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ipu_bert.finetune",
         description=(__doc__ or "").partition(":")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

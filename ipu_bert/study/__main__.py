@@ -29,7 +29,7 @@ from ipu_bert.study.results import Results
 from ipu_bert.study.run import cell_flops, run_cells
 from ipu_bert.study.seconds import REPEATS, measure_seconds, read_seconds, write_seconds
 from sparse_ops import files
-from sparse_ops.bench.arguments import MOST_THREADS, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.saying import answer, say
 
@@ -143,7 +143,7 @@ def _guess(flops: float) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     about, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ipu_bert.study",
         description=about,
         epilog="examples:\n" + more,

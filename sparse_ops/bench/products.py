@@ -25,7 +25,7 @@ from typing import Any, Callable, Dict, Iterable, Tuple
 import torch
 
 from sparse_ops import native
-from sparse_ops.bench.arguments import MOST_THREADS, file_to_write, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, file_to_write, whole_number
 from sparse_ops.bench.peers import (
     ALL_OF_GRADIENT,
     BOTH_GRADIENTS,
@@ -233,7 +233,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the benchmark; exit status 1 when the native kernels cannot be had, 2 as with_one_line."""
-    parser = argparse.ArgumentParser(prog="python -m sparse_ops.bench", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m sparse_ops.bench", description=(__doc__ or "").splitlines()[0])
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="one 768x768 weight, 1024 tokens, density 0.1")
     size.add_argument("--full", action="store_true", help="every implementation in every cell (an hour or more)")

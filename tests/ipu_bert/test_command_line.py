@@ -18,7 +18,9 @@ from ipu_bert import checkpoint
 from ipu_bert.config import Config
 from ipu_bert.data import prepare
 from sparse_ops import native
+from sparse_ops.arguments import Parser
 
+ROOT = Path(run_pretraining.__file__).parent
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 
@@ -114,6 +116,29 @@ def test_the_last_of_two_values_wins_wherever_resume_stands(program, monkeypatch
         assert program("--dry-run", "--json", *arguments) == 0
         plan = planned(capsys)
         assert (plan["stop_at"], plan["goes_on_from"]) == (4, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("again", [["--config", "quickstart"], ["--resume", "auto", "--resume"]])
+def test_an_option_given_twice_is_refused(again, program, capsys):
+    """The last one counted, without a word: another run than the first named."""
+    with pytest.raises(SystemExit) as end:
+        program(*again)
+    assert end.value.code == 2
+    name = again[-1] if again[-1].startswith("--") else again[0]
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: argument {name}: given twice")
+
+
+def test_a_parser_is_used_again_and_all_commands_have_it():
+    parser = Parser()
+    parser.add_argument("--number", type=int)
+    assert [parser.parse_args(["--number", text]).number for text in "77"] == [7, 7]
+    plain = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("ipu_bert", "sparse_ops")
+        for path in (ROOT / folder).rglob("*.py")
+        if "argparse.ArgumentParser(" in path.read_text(encoding="utf-8")
+    }
+    assert plain == {"sparse_ops/build.py"}  # no option of its has a value
 
 
 def test_a_plan_is_of_the_steps_until_the_stop(program, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import json
 import lzma
@@ -183,6 +184,29 @@ def test_links_of_a_folder_are_followed_once(tmp_path: Path) -> None:
     assert "1 of its files are not read (1 with no ending): b;" in left
     where = ", ".join(str(folder / name) for name in ("l1", "l2", "sub"))
     assert passed == f"{folder}: passed over: 4 read already by another way: {where}, ..."
+
+
+def test_globs_follow_links_once_too(tmp_path: Path) -> None:
+    """`**` went through links that lead back for ever, and read a file as often as links led to it."""
+    for name in ("a.txt", "sub/b.txt", "sub/deep/c.txt", "sub/deep/d", ".hidden/e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name, to in (("l1", "."), ("l2", "."), ("sub/l3", ".."), ("sub/z.txt", "../a.txt")):
+        (tmp_path / name).symlink_to(to)
+    found = source(tmp_path / "**" / "*.txt")
+    assert list(found.documents()) == ["a.txt", "sub/b.txt", "sub/deep/c.txt"]
+    again = ", ".join(str(tmp_path / name) for name in (".hidden", "l1", "l2"))
+    assert found.notes == (f"{tmp_path}/**/*.txt: passed over: 1 hidden, 4 read already by another way: {again}, ...",)
+    copy = tmp_path / "copy"
+    for name in ("a.txt", "sub/b.txt", "sub/deep/c.txt", "sub/deep/sub/f.txt"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text(name)
+    for pattern in ("**/**/*.txt", "**/sub/**/*.txt", "**/*/**/*.txt", "*/**"):  # as Python has it: no link leads back
+        wanted = {name for name in glob.glob(str(copy / pattern), recursive=True) if os.path.isfile(name)}
+        assert {*find_files([str(copy / pattern)], "text", "utf-8").paths} == wanted
+    twice = find_files([str(tmp_path / "a.txt"), str(tmp_path / "sub" / "z.txt")], "text", "utf-8")
+    assert twice.paths == (str(tmp_path / "a.txt"),)
+    assert twice.notes == (f"{tmp_path}/sub/z.txt: passed over: 1 read already by another way: {tmp_path}/sub/z.txt",)
 
 
 def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""Types of command-line arguments, for argparse: what is wrong is said in one line before anything is measured.
+"""Command-line arguments, for argparse: what is wrong is said in one line before anything is measured.
 
-Each raises ArgumentTypeError, which argparse turns into that line.
+Types raise ArgumentTypeError, which argparse turns into that line.
 """
 
 from __future__ import annotations
@@ -8,9 +8,35 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 MOST_THREADS = 1024  # a hundred thousand threads end in a crash, or hold the machine
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which refuses an option that is given twice: there the last one counts, without a word."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Once)
+
+
+class _Once(argparse.Action):
+    """Store a value, as where nothing is said."""
+
+    _stored_in: argparse.Namespace | None = None
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string and self._stored_in is namespace:
+            raise argparse.ArgumentError(self, "given twice")
+        self._stored_in = namespace
+        setattr(namespace, self.dest, values)
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
