@@ -61,7 +61,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def as_record(kind: Callable[..., Record], found: Any, **parts: Any) -> Record:
-    """A dataclass of the values of an object; parts: fields that are records themselves, and were read already.
+    """A dataclass of the values of an object, numbers of the field's type; parts: fields that were read already.
 
     Raises ValueError for what is no object, for fields that are missing or too many, and for values of another type;
     numbers are from 0 on.
@@ -75,7 +75,8 @@ def as_record(kind: Callable[..., Record], found: Any, **parts: Any) -> Record:
         words, test = _KINDS.get(str(wanted[name]), ("", None))
         if name not in parts and test is not None and not test(value):
             raise ValueError(f"{name}: expected {words}, found {value!r:.60}")
-    return kind(**{**found, **parts})
+    numbers = {k: float(found[k]) for k in wanted if wanted[k] in ("float", "float | None") and found[k] is not None}
+    return kind(**{**found, **numbers, **parts})
 
 
 def as_list(found: Any) -> list[Any]:

@@ -6,6 +6,7 @@ Types raise ArgumentTypeError, which argparse turns into that line.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Any, Callable
@@ -66,13 +67,16 @@ def fraction(text: str) -> float:
 
 
 def file_to_write(suffix: str = "") -> Callable[[str], Path]:
-    """The path of a file in a folder that is there, whose name ends in `suffix`."""
+    """The path of a file or of nothing yet, in a folder that is there, with a name that ends in `suffix`.
+
+    Links are followed.
+    """
 
     def parse(text: str) -> Path:
-        path = Path(text)
-        if not path.parent.is_dir() or path.is_dir():
+        path = Path(os.path.realpath(text))
+        if not path.parent.is_dir() or (os.path.exists(text) and not os.path.isfile(text)):
             raise argparse.ArgumentTypeError(f"{text}: expected a file in a folder that is there")
-        if not path.name.endswith(suffix):
+        if not text.endswith(suffix):
             raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {suffix}")
         return path
 

@@ -63,8 +63,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write a file to; it takes the place of `path` when the block ends, and goes if it fails.
 
     A reader, a killed process and a power cut see the old file or the new one, never a part. A missing folder is made.
+    A link is replaced, not followed. Raises OSError as `plain`: a device would become a file.
     """
-    final = Path(path)
+    final = Path(plain(path))
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:

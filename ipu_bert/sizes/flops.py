@@ -96,11 +96,11 @@ def interpolate_loss(points: Sequence[tuple[float, float]], flops: float) -> flo
 
     The paper says "linear interpolation" and draws Figure 3 with both axes logarithmic; log-log is what gives its two
     "Matched" rows exactly (Table 1: 2.350, Table A.8: 2.603). Linear in FLOPs gives 2.381 and 2.609, log FLOPs alone
-    gives 2.353 and 2.604. Outside the points the nearest segment is continued.
+    gives 2.353 and 2.604. Outside the points the nearest segment is continued, to 0 or infinity where it is steep.
     Raises ValueError for fewer than two points, two points of the same FLOPs, or a value that is not above 0.
     """
     low, high, t = _segment([(math.log(f), math.log(loss)) for f, loss in _checked(points)], math.log(flops))
-    return math.exp(low + t * (high - low))
+    return _exp(low + t * (high - low))
 
 
 def interpolate_cost(points: Sequence[tuple[float, float]], loss: float) -> float:
@@ -109,7 +109,14 @@ def interpolate_cost(points: Sequence[tuple[float, float]], loss: float) -> floa
     The inverse of `interpolate_loss`.
     """
     low, high, t = _segment([(math.log(value), math.log(f)) for f, value in _checked(points)], math.log(loss))
-    return math.exp(low + t * (high - low))
+    return _exp(low + t * (high - low))
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
 
 
 def matched_loss(flops: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any, Sequence
 from ipu_bert.sizes.flops import dense_family, interpolate_cost, interpolate_loss
 
 PAPER_SEQUENCES = 757_000 * 512  # of one of the paper's runs
+FARTHEST = 1e6  # times above or below all of the family: beyond, its line says nothing
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,19 @@ class Point:
 @dataclass(frozen=True)
 class Matched:
     """A point against the family. loss: the family's at this cost. cost: the family's at this loss. inside: whether
-    both lie between members of the family; else its nearest line is continued.
+    both lie between members of the family; else its nearest line is continued, and what it comes to beyond FARTHEST, as
+    it does where two of the family have all but equal losses, is None.
     """
 
     point: Point
-    loss: float
-    cost: float
+    loss: float | None
+    cost: float | None
     inside: bool
 
     @property
-    def cost_ratio(self) -> float:
+    def cost_ratio(self) -> float | None:
         """Cost over the family's at equal loss: below 1 the point wins; over FLOPs, 1 / epsilon_critical (Eq. 7)."""
-        return self.point.cost / self.cost
+        return None if self.cost is None else self.point.cost / self.cost
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -75,13 +77,17 @@ def match(points: Sequence[Point], family: Sequence[Point]) -> list[Matched]:
     return [
         Matched(
             point,
-            interpolate_loss(pairs, point.cost),
-            interpolate_cost(pairs, point.loss),
+            _near(interpolate_loss(pairs, point.cost), [loss for _, loss in pairs]),
+            _near(interpolate_cost(pairs, point.loss), [cost for cost, _ in pairs]),
             curve[0].cost <= point.cost <= curve[-1].cost and curve[-1].loss <= point.loss <= curve[0].loss,
         )
         for point in points
         if not point.dense
     ]
+
+
+def _near(value: float, family: Sequence[float]) -> float | None:
+    return value if min(family) / FARTHEST <= value <= max(family) * FARTHEST else None
 
 
 def table(name: str, found: Sequence[Matched]) -> list[str]:
@@ -95,10 +101,22 @@ def table(name: str, found: Sequence[Matched]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for one in found:
-        verdict = f"wins by {1 / one.cost_ratio:.2f}" if one.cost_ratio < 1 else f"loses by {one.cost_ratio:.2f}"
-        beyond = "" if one.inside else ", beyond the dense runs"
+        loss, cost = (_or_dash(one.loss, ".4f"), _or_dash(one.cost, ".3g"))
         lines.append(
-            f"| {one.point.label} | {one.point.loss:.4f} | {one.loss:.4f} | {one.point.cost:.3g} | {one.cost:.3g} "
-            f"| {one.cost_ratio:.2f} | {verdict}{beyond} |"
+            f"| {one.point.label} | {one.point.loss:.4f} | {loss} | {one.point.cost:.3g} | {cost} "
+            f"| {_or_dash(one.cost_ratio, '.2f')} | {_verdict(one)} |"
         )
     return [*lines, ""]
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _verdict(one: Matched) -> str:
+    ratio = one.cost_ratio
+    if ratio is None:
+        return "too far from the dense runs"
+    return (f"wins by {1 / ratio:.2f}" if ratio < 1 else f"loses by {ratio:.2f}") + (
+        "" if one.inside else ", beyond the dense runs"
+    )

@@ -15,7 +15,7 @@ from ipu_bert.study.frontier import Matched, Point, match, table
 from ipu_bert.study.groups import Group, group, outdated, timed
 from ipu_bert.study.results import Results, RunResult
 from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
-from ipu_bert.study.statistics import Difference, difference
+from ipu_bert.study.statistics import CLEAR, Difference, difference
 from sparse_ops import files
 from sparse_ops.saying import say
 
@@ -198,15 +198,16 @@ def _comparison(found: Sequence[tuple[str, str, Difference]]) -> list[str]:
     if not found:
         return []
     lines = [
-        "Differences of these losses, first minus second, paired by seed where both have the same seeds; clear: beyond "
-        "twice the standard error.",
+        "Differences of these losses, first minus second, paired by seed where both have the same seeds. p: how often "
+        f"models that are equal differ as much (Student); below {CLEAR} something is said.",
         "",
-        "| first | second | difference | |",
-        "|---|---|---|---|",
+        "| first | second | difference | p | |",
+        "|---|---|---|---|---|",
     ]
     for first, second, one in found:
         verdict = ("first is lower" if one.value < 0 else "first is higher") if one.clear else "nothing can be said"
-        lines.append(f"| {first} | {second} | {one} | {verdict} |")
+        p = "" if one.p is None else f"{one.p:.2g}"
+        lines.append(f"| {first} | {second} | {one} | {p} | {verdict} |")
     return [*lines, ""]
 
 

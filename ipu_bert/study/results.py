@@ -30,6 +30,9 @@ _READ = (
     ("settings", "data.sequence_length", is_count),
     ("machine", "processor", is_line),
 )
+# What logarithms are taken of, and sums of squares made of, by which MOST is bounded.
+_POSITIVE = ("flops", "executed_flops", "seconds", "unigram_entropy")
+MOST = 1e30  # of any amount here
 _SAME = 1e-6  # of two entropies of the same text, rounded by two machines
 
 
@@ -196,6 +199,10 @@ def _from_dict(run: Mapping[str, Any]) -> RunResult:
     found = as_record(RunResult, run, evaluations=evaluations, updates=updates)
     if not evaluations or evaluations[-1].step != found.steps:
         raise ValueError(f"expected an evaluation after step {found.steps}, the last, found none")
+    amounts = {name: getattr(found, name) for name in _POSITIVE}
+    for name, value in [*amounts.items(), *(("mlm_loss", one.mlm_loss) for one in evaluations)]:
+        if not 0 < value < MOST:
+            raise ValueError(f"{name}: expected a number above 0 and below {MOST:g}, found {value}")
     for name, key, is_right in _READ:
         value = getattr(found, name).get(key)
         if not is_right(value):

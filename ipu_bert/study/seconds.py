@@ -17,7 +17,7 @@ from ipu_bert.json_file import as_list, as_record, read_object
 from ipu_bert.machine import processor
 from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import dumps
-from ipu_bert.study.results import first_other
+from ipu_bert.study.results import MOST, first_other
 from ipu_bert.trial import Trial
 from sparse_ops import files
 from sparse_ops.bench.sampling import Summary, alternate, summarize
@@ -126,6 +126,8 @@ def _from_dict(found: Mapping[str, Any]) -> MachineSeconds:
     for label, row in rows.items():
         if not row.steps:
             raise ValueError(f"{label}: steps: expected at least 1, found 0")
+        if not 0 < row.per_step < MOST:
+            raise ValueError(f"{label}: expected seconds above 0 and below {MOST:g}, found {row.per_step}")
         if not isinstance(row.settings.get("sparsity.method"), str):
             raise ValueError(f"{label}: settings: expected sparsity.method, found none")
     return as_record(MachineSeconds, found, rows=rows)

@@ -7,7 +7,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Sequence
 
-CLEAR = 2.0  # standard errors
+from scipy import stats
+
+CLEAR = 0.05  # of equal models so many differences are told apart by chance
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,19 @@ class Difference:
     """Of two means, first minus second. error: standard error of it, None where one of them has one seed.
 
     paired: by equal seeds, whose runs share their batches and starting weights, rather than of two independent samples.
+    p: how often models that are equal would differ as much, by Student's distribution, which knows that an error of few
+    seeds is itself uncertain: beyond twice the standard error are 18 % of three seeds' differences; None without error.
     """
 
     value: float
     error: float | None
     paired: bool
+    p: float | None
 
     @property
     def clear(self) -> bool:
-        """Beyond twice its standard error."""
-        return self.error is not None and abs(self.value) > CLEAR * self.error
+        """Whether chance alone makes so large a difference in fewer than one of twenty cases."""
+        return self.p is not None and self.p < CLEAR
 
     def __str__(self) -> str:
         return f"{self.value:+.4f}" + (f" ± {self.error:.4f}" if self.error is not None else "")
@@ -55,7 +60,18 @@ def difference(first: dict[str, float], second: dict[str, float]) -> Difference:
     """Of the values by seed: paired where both have the same seeds, else Welch's standard error."""
     if first.keys() == second.keys():
         paired = mean([first[seed] - second[seed] for seed in first])
-        return Difference(paired.value, paired.error, True)
+        return Difference(paired.value, paired.error, True, _p(paired.value, paired.error, paired.count - 1))
     a, b = mean(list(first.values())), mean(list(second.values()))
-    error = None if a.error is None or b.error is None else math.hypot(a.error, b.error)
-    return Difference(a.value - b.value, error, False)
+    if a.error is None or b.error is None:
+        return Difference(a.value - b.value, None, False, None)
+    error = math.hypot(a.error, b.error)
+    # Welch and Satterthwaite's.
+    freedom = error**4 / (a.error**4 / (a.count - 1) + b.error**4 / (b.count - 1)) if error else 1.0
+    return Difference(a.value - b.value, error, False, _p(a.value - b.value, error, freedom))
+
+
+def _p(value: float, error: float | None, freedom: float) -> float | None:
+    """Of both sides. Without any spread nothing is left to chance."""
+    if error is None:
+        return None
+    return float(2 * stats.t.sf(abs(value) / error, freedom)) if error else float(not value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import subprocess
@@ -95,7 +96,13 @@ def test_what_stands_in_the_way_is_named_and_what_was_expected(tmp_path: Path) -
             lambda: files.write(tmp_path / "file" / "x", ""),
             "file: expected a folder, or nothing yet, found something else",
         ),
-        (lambda: files.write(tmp_path / "folder", ""), "folder: Is a directory"),
+        *(
+            (
+                functools.partial(files.write, tmp_path / name, ""),
+                f"{name}: expected a file, found a folder, a pipe or a",
+            )
+            for name in ("folder", "pipe")
+        ),
         (
             lambda: files.lock(tmp_path / "pipe", wait=False),
             "pipe: expected a file, found a folder, a pipe or a device",
@@ -105,6 +112,7 @@ def test_what_stands_in_the_way_is_named_and_what_was_expected(tmp_path: Path) -
         with pytest.raises(OSError, match=r"\[Errno") as caught:
             act()
         assert files.in_words(caught.value).startswith(f"{tmp_path}/{words}")
+    assert (tmp_path / "pipe").is_fifo()  # /dev/null had become a file
 
 
 def test_what_is_written_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ def finished_study(tmp_path, monkeypatch):
     ("path", "value"),
     [
         *((key, value) for key in ("sequences", "flops", "unigram_entropy") for value in (None, "x", -1, [1], True)),
+        *((key, value) for key in ("flops", "seconds", "evaluations.0.mlm_loss") for value in (0, 1e308)),
         ("flops", 10**400),
         ("evaluations", []),
         ("evaluations.0.step", 7),

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from scipy import stats
 
 from ipu_bert.settings import Config
 from ipu_bert.study.definition import Row, Study
@@ -69,8 +70,38 @@ def test_equal_seeds_are_paired_and_others_are_not(seed):
     assert not apart.paired
     assert apart.error == pytest.approx(math.hypot(*errors))
     assert not apart.clear
-    assert difference({"0": 1.0}, {"0": 2.0}).error is None
-    assert not difference({"0": 1.0}, {"0": 2.0}).clear
+    assert paired.p == pytest.approx(stats.ttest_rel(list(base.values()), list(other.values())).pvalue)
+    uneven = [*other.values()][:3]
+    welch = difference(base, {f"x{k}": value for k, value in enumerate(uneven)})
+    assert welch.p == pytest.approx(stats.ttest_ind(list(base.values()), uneven, equal_var=False).pvalue)
+
+
+def test_what_few_seeds_can_say():
+    """Beyond Student's 12.71 and 4.30 standard errors with two and three seeds (his table), not beyond two."""
+    for deltas, quantile in ((1.0, -1.0), 12.706), ((1.0, 0.0, -1.0), 4.3027):
+        error = statistics.stdev(deltas) / math.sqrt(len(deltas))
+        for times, clear in ((2.5, False), (quantile * 0.999, False), (quantile * 1.001, True)):
+            shifted = {str(k): delta + times * error for k, delta in enumerate(deltas)}
+            assert difference(shifted, dict.fromkeys(shifted, 0.0)).clear == clear
+    single, same = difference({"0": 1.0}, {"0": 2.0}), {"0": 1.0, "1": 2.0}
+    assert (single.error, single.p, single.clear) == (None, None, False)
+    assert (difference(same, same).p, difference(same, {"0": 2.0, "1": 3.0}).p) == (1.0, 0.0)
+
+
+def test_a_family_of_all_but_equal_losses_says_nothing_far_away():
+    """The line through such two ends beyond what numbers hold; the whole page was lost."""
+    family = [Point("a", 1e12, 5.0001, True), Point("b", 2e12, 5.0, True)]
+    found = match(
+        [Point("below", 1e12, 4.0, False), Point("above", 1e12, 8.0, False), Point("at", 1e12, 5.00005, False)], family
+    )
+    assert [one.cost is None for one in found] == [True, True, False]
+    assert [one.cost_ratio is None for one in found] == [True, True, False]
+    assert found[2].cost == pytest.approx(2**0.5 * 1e12, rel=1e-4)
+    rows = table("FLOPs", found)[4:7]
+    assert rows[0] == "| below | 4.0000 | 5.0001 | 1e+12 | - | - | too far from the dense runs |"
+    assert "wins by 1.41" in rows[2]
+    (far,) = match([Point("x", 1e300, 5.0, False)], [Point("a", 1e12, 5.0, True), Point("b", 1.01e12, 4.0, True)])
+    assert far.loss is None
 
 
 def test_a_curve_is_over_the_steps_that_all_seeds_have():

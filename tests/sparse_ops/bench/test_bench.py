@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from compiler import needs_kernels
 
+from sparse_ops.arguments import file_to_write
 from sparse_ops.bench import peers_xsmm
 from sparse_ops.bench import products as bench
 from sparse_ops.bench.peers import IMPLEMENTATIONS, PRODUCTS, Problem, prepare
@@ -45,6 +47,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--quick", option, str(tmp_path / "missing" / "file")])
     assert f"{option}: {tmp_path}/missing/file: expected a file in a folder that is there" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--quick", option, str(tmp_path / "pipe.png")])
+    assert f"{option}: {tmp_path}/pipe.png: expected a file in a folder that is there" in capsys.readouterr().err
+
+
+def test_a_link_is_written_to_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link.json").symlink_to("a/b/there.json")
+    assert file_to_write(".json")(str(tmp_path / "link.json")) == (tmp_path / "a" / "b" / "there.json").resolve()
 
 
 @pytest.mark.parametrize(
