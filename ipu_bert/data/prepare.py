@@ -10,7 +10,6 @@ them. The same request gives the same bytes, whatever the number of workers, but
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -21,7 +20,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, TextIO
+from typing import Any, Iterable, Iterator, TextIO
 
 import numpy as np
 import tokenizers
@@ -29,13 +28,13 @@ from tqdm import tqdm
 
 from ipu_bert import sealed_json
 from ipu_bert.data import shards
+from ipu_bert.data.command_line import corpus_of, parse
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.language import language_notes
-from ipu_bert.data.local_files import DOCUMENT_WORDS, WHOLE_FILES_FROM
 from ipu_bert.data.sentences import split_sentences
-from ipu_bert.data.source import SOURCES, Source, make_source
+from ipu_bert.data.source import Source, make_source
 from ipu_bert.data.token_files import (
     AGAIN,
     FORMAT,
@@ -50,18 +49,13 @@ from ipu_bert.data.tokenizer import (
     NOT_PREDICTED,
     SPECIAL_TOKENS,
     TRAINED,
-    Normalization,
     given_tokenizer,
     load_tokenizer,
     train_tokenizer,
 )
 from ipu_bert.data.workers import end_if_worker, in_order, worker_count
 from sparse_ops import files
-from sparse_ops.arguments import Parser, whole_number
 from sparse_ops.saying import Heedless, say
-
-if TYPE_CHECKING:
-    from ipu_bert.settings import DataSettings
 
 TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
 
@@ -275,25 +269,9 @@ def summary(prepared: TokenFiles) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    from ipu_bert.settings import DataSettings  # brings torch along, which workers do not need
-
-    defaults = DataSettings()
-    options = _parser(defaults).parse_args(arguments)
+    options = parse(arguments)
     try:
-        corpus = Corpus(
-            source=options.source or ("files" if options.paths else defaults.source),
-            paths=tuple(options.paths),
-            column=options.column,
-            encoding=options.encoding,
-            document_words=options.document_words,
-            language=options.language,
-            line_is_sentence=options.line_is_sentence,
-            vocab_size=options.vocab_size,
-            tokenizer=options.tokenizer,
-            normalization=Normalization(options.do_lower_case, options.strip_accents, options.tokenize_chinese_chars),
-            heldout_fraction=options.heldout_fraction,
-        )
-        prepared = prepare(corpus, options.out, workers=options.workers, progress=not options.quiet)
+        prepared = prepare(corpus_of(options), options.out, workers=options.workers, progress=not options.quiet)
     except DataError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -301,85 +279,6 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     say(summary(prepared), sys.stdout)
-
-
-def _parser(defaults: DataSettings) -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m ipu_bert.data.prepare", description="Turn text into token files for pre-training.")
-    _text_arguments(parser, defaults)
-    _vocabulary_arguments(parser, defaults)
-    add = parser.add_argument
-    add("--out", default=defaults.dir, help="folder for prepared text (default: %(default)s)")
-    add(
-        "--heldout-fraction",
-        type=float,
-        default=defaults.heldout_fraction,
-        help="share of documents kept for evaluation (default: %(default)s)",
-    )
-    count = whole_number(0, 1024)
-    add("--workers", type=count, default=defaults.workers, help="processes, 0: one per core (default: %(default)s)")
-    add("--quiet", action="store_true", help="no progress bars")
-    return parser
-
-
-def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> None:
-    """Where text comes from, and what its documents and sentences are."""
-    add = parser.add_argument
-    add(
-        "--source",
-        help=f"where the text comes from: {', '.join(SOURCES)} (default: files with --paths, else {defaults.source})",
-    )
-    add("--paths", nargs="+", default=(), metavar="PATH", help="for --source files: files, folders or globs")
-    add(
-        "--column",
-        default=defaults.column,
-        help="column with the text, for .jsonl, .json and .parquet (default: %(default)s)",
-    )
-    add("--encoding", default=defaults.encoding, help="of text without a byte order mark (default: %(default)s)")
-    add(
-        "--document-words",
-        type=whole_number(0, 1 << 30),
-        metavar="N",
-        help=f"cut text files into documents of about N words, 0: one document per file (default: {DOCUMENT_WORDS}, "
-        f"fewer for a short text, or 0 from {WHOLE_FILES_FROM} files on)",
-    )
-    add(
-        "--language",
-        default=defaults.language,
-        help="whose rules find sentences, as de; auto: by the text (default: %(default)s)",
-    )
-    add(
-        "--line-is-sentence",
-        action="store_true",
-        default=defaults.line_is_sentence,
-        help="each line is a sentence, a blank line ends a document",
-    )
-
-
-def _vocabulary_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> None:
-    """What the words and their pieces are."""
-    add = parser.add_argument
-    count = whole_number(1, 10_000_000)
-    add("--vocab-size", type=count, default=defaults.vocab_size, help="word pieces to train (default: %(default)s)")
-    add(
-        "--tokenizer",
-        "--vocab-file",
-        default=defaults.tokenizer or None,
-        help="use this vocab.txt, tokenizer.json, folder or hub name instead of training one",
-    )
-    for name in vars(TRAINED):
-        add(
-            f"--{name.replace('_', '-')}",
-            type=_yes_or_no,
-            default=getattr(defaults, name),
-            metavar="yes/no",
-            help="as of transformers' BertTokenizer (default: as the tokenizer has it)",
-        )
-
-
-def _yes_or_no(value: str) -> bool:
-    if value not in ("yes", "no"):
-        raise argparse.ArgumentTypeError(f"expected yes or no, found {value!r}")
-    return value == "yes"
 
 
 if __name__ == "__main__":

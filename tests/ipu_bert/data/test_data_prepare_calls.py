@@ -85,6 +85,30 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
         main(arguments)
 
 
+def test_what_the_command_line_has_and_does_nothing_is_told(monkeypatch, capsys) -> None:
+    """Another text than the one that was named was prepared, without a word."""
+    monkeypatch.setattr(prepare_module, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(prepare_module, "summary", str)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["--source", "sotu", "--paths", "a.txt"])
+    assert capsys.readouterr().err.endswith("error: --paths: expected --source files, found sotu\n")
+    for arguments, idle in (
+        (
+            ["--source", "sotu", "--column", "x", "--encoding", "ascii"],
+            ["column x, since --source is sotu", "encoding ascii, since"],
+        ),
+        (["--paths", "a.txt", "b.csv", "--column", "x"], ["column x, since files of this kind have no columns"]),
+        (["--paths", "a.parquet", "--encoding", "ascii"], ["encoding ascii, since files of this kind say"]),
+        (["--line-is-sentence", "--language", "de"], ["language de, since --line-is-sentence was given"]),
+        (["--tokenizer", "t", "--vocab-size", "77"], ["vocab-size 77, since --tokenizer has its own vocabulary"]),
+        (["--paths", "a.jsonl", "b.txt", "--column", "x", "--encoding", "ascii", "--vocab-size", "77"], []),
+    ):
+        main(arguments)
+        found = capsys.readouterr().err.splitlines()
+        assert len(found) == len(idle)
+        assert all(line.startswith(f"no effect: --{words}") for line, words in zip(found, idle))
+
+
 def test_the_command_line_takes_its_defaults_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = DataSettings(
         source="a", column="b", tokenizer="c", vocab_size=7, heldout_fraction=0.25, dir="d", workers=3
