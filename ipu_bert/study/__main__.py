@@ -95,8 +95,8 @@ def _only_one(folder: Path) -> TextIO:
 
 def _jobs(cells: Sequence[Cell]) -> int:
     """As many as the machine has CPUs for, by the threads of a run; one where runs take all."""
-    threads = max(cell.config.engine.threads for cell in cells)
-    return max(1, (os.cpu_count() or 1) // threads) if threads else 1
+    threads = [cell.config.engine.threads for cell in cells]
+    return max(1, (os.cpu_count() or 1) // max(threads)) if all(threads) else 1
 
 
 def _plan(study: Study, results: Results, jobs: int | None) -> None:

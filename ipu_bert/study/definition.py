@@ -74,7 +74,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A study whose every cell has a checked config."""
+    """A study whose every cell has a checked config. asked: what it was read by, its name or a file."""
 
     name: str
     about: str
@@ -83,6 +83,7 @@ class Study:
     cells: tuple[Cell, ...]
     compare: tuple[tuple[str, str], ...]
     figures: tuple[str, ...]
+    asked: str
 
     @property
     def configs(self) -> dict[str, Config]:
@@ -124,6 +125,7 @@ def read_study(name_or_file: str) -> Study:
         cells=tuple(cells),
         compare=tuple(_pair(path, pair, rows) for pair in _pairs(path, tree.get("compare"))),
         figures=_figures(path, tree.get("figures") or [], grid),
+        asked=name_or_file,
     )
     twice = _twice(cells)
     errors += [f"study {path}: {a} and {b} are the same run: expected settings that differ" for a, b in twice]
@@ -212,8 +214,8 @@ def _pairs(path: Path, found: Any) -> list[Any]:
 
 def _pair(path: Path, pair: Any, rows: Mapping[str, Any]) -> tuple[str, str]:
     labels = tuple(_text(label) for label in pair) if isinstance(pair, list) else ()
-    if len(labels) != 2 or any(label not in rows for label in labels):
-        raise ConfigError([f"study {path}: compare: expected pairs of rows, found {list(labels) or pair!r}"])
+    if len(labels) != 2 or any(label not in rows for label in labels) or labels[0] == labels[1]:
+        raise ConfigError([f"study {path}: compare: expected pairs of two rows, found {list(labels) or pair!r}"])
     return labels[0], labels[1]
 
 
@@ -258,9 +260,12 @@ def _number(path: Path, label: str, found: Any) -> float | None:
     if found is None:
         return None
     try:
-        return float(_text(found))
+        number = float(str(found))
     except ValueError:
-        raise ConfigError([f"study {path}: rows: {label}: paper: expected a number, found {found!r}"]) from None
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ConfigError([f"study {path}: rows: {label}: paper: expected a number above 0, found {str(found)!r:.60}"])
+    return number
 
 
 def _mapping(path: Path, where: str, found: Any) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
             f"seconds on {machine.threads} threads of {machine.machine}", _matched(over_seconds(groups, machine))
         )
     lines += [f"![{name}]({name}.svg)" for name in drawn]
-    lines += ["", f"Made by `python -m ipu_bert.study {study.name} --report`.", ""]
+    lines += ["", f"Made by `python -m ipu_bert.study {study.asked} --report`.", ""]
     return "\n".join(lines)
 
 

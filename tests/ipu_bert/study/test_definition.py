@@ -79,11 +79,11 @@ def test_a_base_beside_the_study_is_meant(write, tmp_path):
     [
         (("base: quickstart", ""), "base: expected the name of a config, found none"),
         (("about: A claim.", "abuot: A claim."), "abuot: expected one of about, base"),
-        (("paper: 2.5", "paper: much"), "rows: dense: paper: expected a number, found 'much'"),
+        (("paper: 2.5", "paper: much"), "rows: dense: paper: expected a number above 0, found 'much'"),
         (("paper: 2.5", "papers: 2.5"), "rows: dense: papers: expected one of settings, paper"),
         (("[0, 1]", "3"), "grid: run.seed: expected a list of values, found 3"),
         (("[0, 1]", "[]"), "grid: run.seed: expected a list of values, found []"),
-        (("[[sparse, dense]]", "[[sparse, dens]]"), "compare: expected pairs of rows, found ['sparse', 'dens']"),
+        (("[[sparse, dense]]", "[[sparse, dens]]"), "compare: expected pairs of two rows, found ['sparse', 'dens']"),
         (("train.steps: 50", "optim.lr: 5e-3"), "settings: optim.lr: expected it here or in grid, found both"),
         (
             ("{sparsity.method: dense}", "{sparsity.method: dense, run.seed: 7}"),

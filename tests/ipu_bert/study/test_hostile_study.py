@@ -38,6 +38,14 @@ ROW = {**OLD_ROW, "settings": {"sparsity.method": "dense"}}
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (STUDY + "compare: [[dense, dense]]\n", "compare: expected pairs of two rows, found ['dense', 'dense']"),
+        *(
+            (
+                STUDY.replace("4}}", f"4}}, paper: {paper}}}"),
+                f"sparse: paper: expected a number above 0, found '{said}'",
+            )
+            for paper, said in ((".nan", "nan"), ("-1", "-1"), ("0", "0"), ("x", "x"), (".inf", "inf"))
+        ),
         (STUDY + "compare: 5\n", "compare: expected a list of pairs of rows, found 5"),
         (STUDY.replace("run.seed: [0]", MANY), "expected at most 10,000 runs, found more"),
         (STUDY + "#" + "x" * MOST_BYTES + "\nfigures: [pie]\n", "expected at most 1,048,576 bytes, found more"),

@@ -112,7 +112,7 @@ def test_a_curve_is_over_the_steps_that_all_seeds_have():
 
 def test_rows_are_compared_as_the_study_says():
     groups = [row("dynamic", {"0": 5.9, "1": 6.0, "2": 6.1}), row("static", {"0": 6.0, "1": 6.11, "2": 6.19})]
-    study = Study("s", "", tuple(g.row for g in groups), {}, (), (("dynamic", "static"),), ())
+    study = Study("s", "", tuple(g.row for g in groups), {}, (), (("dynamic", "static"),), (), "s")
     ((first, second, found),) = compared(study, groups)
     assert (first, second) == ("dynamic", "static")
     assert found.value == pytest.approx(-0.1)
@@ -139,7 +139,7 @@ def test_what_runs_were_made_of_is_told_of_all_of_them():
 
 
 def test_results_of_other_settings_are_left_out():
-    assert group(Study("s", "", (), {}, (), (), ()), {"old": result(5.0)}) == []
+    assert group(Study("s", "", (), {}, (), (), (), "s"), {"old": result(5.0)}) == []
 
 
 def test_the_line_of_the_paper_gives_its_matched_rows():
