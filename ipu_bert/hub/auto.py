@@ -34,9 +34,8 @@ from transformers.modeling_outputs import (
 from ipu_bert.data.errors import one_line
 from ipu_bert.hub.folders import CONFIG, WEIGHTS
 from ipu_bert.hub.packed import packed, unpacked
-from ipu_bert.hub.source import INDEX, load_files, numbers, parts_of
+from ipu_bert.hub.source import load_files, numbers, weight_files
 from ipu_bert.hub.weights import NOT_WEIGHTS, TIED, WORD_EMBEDDINGS
-from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import is_count
 from ipu_bert.model import Bert, BertForPreTraining, LinearFactory, PretrainingHeads, sparse_layers
 from ipu_bert.sizes.config_json import CONFIG_KEYS, FIXED_CONFIG, check_labels, hugging_face_config, shape_from_config
@@ -311,13 +310,10 @@ def check_sizes(config: SparseBertConfig, state: Mapping[str, Tensor]) -> None:
 
 def _files_of(where: str, hub: Mapping[str, Any]) -> list[Path]:
     """The files of the weights: one, or as many as save_pretrained(max_shard_size=...) has made."""
-    file = find_file(where, WEIGHTS, **hub)
-    if file is not None:
-        return [file]
-    index = find_file(where, INDEX, **hub)
-    if index is None:
+    files = weight_files(where, **hub)
+    if not files:
         raise ValueError(f"{where}: expected {CONFIG} and {WEIGHTS}, found no {WEIGHTS}")
-    return parts_of(where, index, **hub)
+    return files
 
 
 def _refuse(where: str, options: Mapping[str, Any]) -> None:

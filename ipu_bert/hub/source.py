@@ -14,7 +14,7 @@ from ipu_bert.hub.weights import NOT_WEIGHTS, QKV_PARTS, TIED
 from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import read_object
 
-_WEIGHTS, INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}  # of LayerNorm, in the oldest checkpoints
 
@@ -48,25 +48,33 @@ def _modern(name: str) -> str:
 
 def _read(where: str) -> dict[str, Tensor]:
     """All tensors under the names that the files have."""
-    index = find_file(where, INDEX)
-    file = None if index is not None else find_file(where, _WEIGHTS)
-    if index is not None:
-        files = parts_of(where, index)
-    elif file is not None:
-        files = [file]
-    elif find_file(where, _PICKLE) is not None:
+    files = weight_files(where)
+    if files:
+        return load_files(files)
+    if find_file(where, _PICKLE) is not None:
         convert = f"from transformers import BertForPreTraining as B; B.from_pretrained('{where}')"
         raise ValueError(
             f"{where}: expected {_WEIGHTS}, found {_PICKLE}, a pickle, which can run any code and is never loaded; if "
             f"you trust it, convert it to a folder NEW: python -c \"{convert}.save_pretrained('NEW')\""
         )
-    else:
-        raise ValueError(f"{where}: expected {_WEIGHTS}, found none")
-    return load_files(files)
+    raise ValueError(f"{where}: expected {_WEIGHTS}, found none")
 
 
-def parts_of(where: str, index: Path, **hub: Any) -> list[Path]:
-    """The files that an index of parts names; `where` and `hub` as in `find_file`. Raises ValueError, one line."""
+def weight_files(where: str, **hub: Any) -> list[Path]:
+    """The safetensors files of a model's weights, none where there are none; `where` and `hub` as in `find_file`.
+
+    One file counts before parts, as for transformers, which leaves the index of earlier parts beside it. Raises
+    ValueError, one line, for an index that is none or names files that are not there.
+    """
+    file = find_file(where, _WEIGHTS, **hub)
+    if file is not None:
+        return [file]
+    index = find_file(where, _INDEX, **hub)
+    return [] if index is None else _parts_of(where, index, hub)
+
+
+def _parts_of(where: str, index: Path, hub: Mapping[str, Any]) -> list[Path]:
+    """The files that an index of parts names."""
     parts = read_object(index).get("weight_map")
     if not isinstance(parts, dict):
         raise ValueError(f"{index}: expected the file of each weight as weight_map, found {parts!r:.80}")

@@ -169,7 +169,7 @@ def test_what_the_hub_is_asked_with_is_handed_to_its_client(small, monkeypatch):
     """The weights were those of the newest revision, whatever was asked for."""
     asked = []
     monkeypatch.setattr(
-        "ipu_bert.hub.auto.find_file",
+        "ipu_bert.hub.source.find_file",
         lambda where, name, **hub: asked.append((name, hub)) or small / "sparse" / name,
     )
     SparseBertModel.from_pretrained(small / "sparse", revision="v1", token=None)
