@@ -33,7 +33,7 @@ from transformers.modeling_outputs import (
 
 from ipu_bert.data.errors import one_line
 from ipu_bert.hub.folders import CONFIG, WEIGHTS
-from ipu_bert.hub.packed import packed, unpacked
+from ipu_bert.hub.packed import packed, row_major, unpacked
 from ipu_bert.hub.source import load_files, numbers, weight_files
 from ipu_bert.hub.weights import NOT_WEIGHTS, TIED, WORD_EMBEDDINGS
 from ipu_bert.json_file import is_count
@@ -182,7 +182,7 @@ class SparseBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **options: Any
     ) -> None:
-        """As of every PreTrainedModel, with the positions of blocks packed; no pickle."""
+        """As of every PreTrainedModel, with the positions of blocks packed and slots in their order; no pickle."""
         if options.get("safe_serialization") is False:
             raise ValueError("save_pretrained: safe_serialization=False: expected safetensors, found pickle asked for")
         state = packed(self.state_dict() if state_dict is None else state_dict, _columns(self))
@@ -281,10 +281,14 @@ def save_sparse(model: BertForPreTraining, folder: Path, pad_token_id: int) -> N
 
 
 def write_sparse(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
-    """Write a model's weights, values and positions of blocks among them, and `config` with what the form adds."""
+    """Write a model's weights, values and positions of blocks among them, and `config` with what the form adds.
+
+    No optimizer's file goes by these slots, so they are put in row-major order, which takes a byte a block.
+    """
     blocks = {name: [layer.block_size, layer.values.shape[0]] for name, layer in sparse_layers(model)}
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    state = {name: tensor.contiguous() for name, tensor in packed(state, _columns(model)).items()}
+    state = packed(row_major(state, _columns(model)), _columns(model))
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
     with files.replacing(folder / WEIGHTS) as aside:
         save_file(state, str(aside), metadata={"format": "pt"})
     whole = {**config, "model_type": MODEL_TYPE, "blocks": blocks}

@@ -261,6 +261,57 @@ def test_files_with_rows_and_columns_still_load_and_a_state_dict_takes_both(fini
         assert torch.equal(dense_state(old)[name], tensor)
 
 
+def in_any_order(folder: Path, seed: int) -> None:
+    """Make a sparse form's file one of the older form, with slots in any order."""
+    model, generator = AutoModelForMaskedLM.from_pretrained(folder), torch.Generator().manual_seed(seed)
+    state = model.state_dict()
+    for name, layer in sparse_layers(model):
+        order = torch.randperm(len(layer.rows), generator=generator)
+        state.update({f"{name}.{key}": state[f"{name}.{key}"][order] for key in ("rows", "cols", "values")})
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("history", ["as exported", "an older file", "moved blocks"])
+def test_slots_come_back_in_their_order(history, small, seed):
+    if history == "an older file":
+        in_any_order(small / "sparse", seed)
+    model = AutoModelForMaskedLM.from_pretrained(small / "sparse")
+    for _, layer in sparse_layers(model) if history == "moved blocks" else ():
+        free = (layer.to_dense()[: layer.out_features // layer.segments : 8, ::8] == 0).nonzero()
+        layer.reallocate(torch.tensor([0]), free[-1:, 0], free[-1:, 1])
+    model.save_pretrained(small / "again")
+    loaded = AutoModelForMaskedLM.from_pretrained(small / "again").state_dict()
+    taken = AutoModelForMaskedLM.from_pretrained(small / "sparse")
+    written = load_file(small / "again/model.safetensors")
+    taken.load_state_dict(written, strict=False)  # as Trainer goes on from its checkpoint
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
+        assert torch.equal(taken.state_dict()[name], tensor), name
+    assert any(name.endswith(".rows") for name in written) == (history != "as exported")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_trainer_goes_on_with_the_moments_of_each_block(older, small, tmp_path, seed):
+    """From a file of the older form it went on with those of other blocks: slots were saved in another order."""
+    if older:
+        in_any_order(small / "sparse", seed)
+    ids = torch.randint(5, 50, (16, 12), generator=torch.Generator().manual_seed(seed))
+    rows = [{"input_ids": line, "labels": number % 2} for number, line in enumerate(ids)]
+
+    def trained(go_on: str | None) -> dict[str, torch.Tensor]:
+        transformers.set_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(small / "sparse", num_labels=2)
+        arguments = transformers.TrainingArguments(
+            str(tmp_path / "out"), max_steps=6, save_steps=3, per_device_train_batch_size=4, learning_rate=5e-3,
+            report_to=[], use_cpu=True, seed=1, disable_tqdm=True,
+        )  # fmt: skip
+        transformers.Trainer(model, arguments, train_dataset=rows).train(resume_from_checkpoint=go_on)
+        return {name: layer.to_dense() for name, layer in sparse_layers(model)}
+
+    whole, resumed = trained(None), trained(str(tmp_path / "out/checkpoint-3"))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
 def test_positions_that_cannot_be_are_refused(folder):
     good = load_file(folder / "model.safetensors")
     name = next(name for name in good if name.endswith(".steps"))
