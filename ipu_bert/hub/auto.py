@@ -142,12 +142,12 @@ class SparseBertPreTrainedModel(PreTrainedModel):
             dtype = _dtype_of(torch_dtype if dtype is None else dtype, config)
             check_sizes(config, state)
             model = cls(config, *args)
+            nn.Module.to(model, dtype)
             missing = model._take(state)
         except ValueError as error:
             raise ValueError(f"{parts[0]}: {error}") from None
         if missing:
             say(f"{where}: not in it, starts at random: {', '.join(missing)}", sys.stdout)
-        nn.Module.to(model, dtype)
         return model.eval()
 
     @staticmethod
@@ -163,7 +163,10 @@ class SparseBertPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{CONFIG}: cannot be read: {one_line(error)}") from None
 
     def _take(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Load the weights of a file; the names of heads that are not in it. Raises ValueError, and nothing changed."""
+        """Load the weights of a file, in the model's dtype; the names of heads that are not in it.
+
+        Raises ValueError, and nothing changed.
+        """
         state, mine = unpacked(state, _columns(self)), self.state_dict()
         missing = [name for name in mine if name not in state]
         wrong = [name for name in missing if name.startswith("bert.")]
@@ -176,7 +179,9 @@ class SparseBertPreTrainedModel(PreTrainedModel):
                 raise ValueError(f"expected {tied} to be tied to {name}, found another tensor")
         found = {name: state.get(name, tensor) for name, tensor in mine.items()}
         places = {f"{layer}.{key}" for layer in _columns(self) for key in ("rows", "cols")}
-        self.load_state_dict({name: t if name in places else numbers(name, t) for name, t in found.items()})
+        self.load_state_dict(
+            {name: t if name in places else numbers(name, t, mine[name].dtype) for name, t in found.items()}
+        )
         return missing
 
     def save_pretrained(  # type: ignore[override]

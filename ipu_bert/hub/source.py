@@ -99,16 +99,18 @@ def _part(where: str, name: str, hub: Mapping[str, Any]) -> Path:
     return file
 
 
-def numbers(name: str, tensor: Tensor) -> Tensor:
-    """In float32. Quantized weights mean something only with their scales, and would be taken for the numbers.
+def numbers(name: str, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """In a floating dtype. Quantized weights mean something only with their scales, and would be taken for the numbers.
 
-    Raises ValueError for these, and for what float32 does not hold as a finite number.
+    Raises ValueError for these, and for what the dtype does not hold as a finite number.
     """
     if tensor.dtype not in _DTYPES:
         raise ValueError(f"{name}: expected one of {', '.join(map(str, _DTYPES))}, found {tensor.dtype}")
-    found = tensor.float()
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError(f"{name}: expected numbers that float32 holds, found NaN, inf or larger ones")
+    found = tensor.to(dtype)
+    wide = found if dtype == torch.float64 else found.float()  # float8 has no isfinite
+    if not bool(torch.isfinite(wide).all()):
+        held = str(dtype).replace("torch.", "")
+        raise ValueError(f"{name}: expected numbers that {held} holds, found NaN, inf or larger ones")
     return found
 
 

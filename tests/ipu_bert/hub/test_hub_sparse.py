@@ -137,8 +137,37 @@ def test_a_dtype_is_obeyed_by_both_its_names(door, name, value, small):
     model.save_pretrained(small / "again")
     assert door.from_pretrained(small / "again").dtype == torch.bfloat16
     assert door.from_pretrained(small / "sparse", dtype="auto").dtype == torch.float32
+    assert door.from_pretrained(small / "sparse", dtype="float8_e4m3fn").dtype == torch.float8_e4m3fn
     with pytest.raises(ValueError, match="dtype: expected a floating dtype of torch or its name, found 'int8'"):
         SparseBertModel.from_pretrained(small / "sparse", dtype="int8")
+
+
+def test_float64_comes_back_bit_for_bit(small, seed):
+    """It was rounded to float32 on the way, whatever was asked for."""
+    model, generator = SparseBertModel.from_pretrained(small / "sparse").double(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for x in model.parameters():
+            x.copy_(torch.randn(x.shape, generator=generator, dtype=torch.float64))
+        model.bert.pooler.dense.bias[0] = 1e200
+    model.save_pretrained(small / "again")
+    for options in ({}, {"dtype": torch.float64}):
+        found = SparseBertModel.from_pretrained(small / "again", **options).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"pooler\.dense\.bias: expected numbers that float32 holds"):
+        SparseBertModel.from_pretrained(small / "again", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_a_dtype_does_not_hold_is_refused(dtype, small):
+    """It was inf."""
+    model = SparseBertModel.from_pretrained(small / "sparse")
+    narrow = SparseBertModel.from_pretrained(small / "sparse", dtype=dtype)
+    assert all(torch.equal(x.to(dtype).float(), y.float()) for x, y in zip(model.parameters(), narrow.parameters()))
+    with torch.no_grad():
+        model.bert.pooler.dense.bias[0] = torch.finfo(torch.float32).max
+    model.save_pretrained(small / "again")
+    with pytest.raises(ValueError, match=f"bias: expected numbers that {str(dtype)[6:]} holds, found NaN, inf"):
+        SparseBertModel.from_pretrained(small / "again", dtype=dtype)
 
 
 def test_values_of_the_config_may_be_given_as_the_model_is_loaded(small):
