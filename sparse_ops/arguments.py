@@ -8,36 +8,38 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, Callable
+
+from sparse_ops.saying import say
 
 MOST_THREADS = 1024  # a hundred thousand threads end in a crash, or hold the machine
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which refuses an option that is given twice: there the last one counts, without a word."""
+    """argparse's, which says so where an option is given twice: the last one counts."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.register("action", None, _Once)
+        self.register("action", None, _Told)
 
 
-class _Once(argparse.Action):
-    """Store a value, as where nothing is said."""
+class _Told(argparse.Action):
+    """Store a value."""
 
     _stored_in: argparse.Namespace | None = None
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if option_string and self._stored_in is namespace:
-            raise argparse.ArgumentError(self, "given twice")
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        if option and self._stored_in is namespace and before != values:
+            say(f"no effect: {option} {_words(before)}, since {option} {_words(values)} comes after it", sys.stderr)
         self._stored_in = namespace
         setattr(namespace, self.dest, values)
+
+
+def _words(values: Any) -> str:
+    return " ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
