@@ -19,7 +19,7 @@ from ipu_bert.finetune.__main__ import main
 from ipu_bert.finetune.train import predict
 from ipu_bert.hub.weights import dense_state
 
-QUICK = ["--epochs", "8", "--lr", "3e-3", "--batch-size", "8", "--dropout", "0", "--validation-share", "0.25"]
+QUICK = {"--epochs": "8", "--lr": "3e-3", "--batch-size": "8", "--dropout": "0", "--validation-share": "0.25"}
 
 
 def write(path: Path, header: list[str], rows: list[list[str]]) -> Path:
@@ -36,7 +36,8 @@ def words(tmp_path) -> Path:
 
 
 def tune(start: Path, folder: Path, file: Path, *options: str) -> dict:
-    assert main([str(start), str(folder), "--train", str(file), *QUICK, *options]) == 0
+    quick = [text for option, value in QUICK.items() if option not in options for text in (option, value)]
+    assert main([str(start), str(folder), "--train", str(file), *quick, *options]) == 0
     return json.loads((folder / "finetune.json").read_text())
 
 
