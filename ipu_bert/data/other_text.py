@@ -12,10 +12,12 @@ from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.encoding import encode_documents, split_documents
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.kept_text import KeptText, count_ids
+from ipu_bert.data.quality import told_words
+from ipu_bert.data.sentences import count_units
 from ipu_bert.data.shards import bounded, told_empty, unigram_baseline
 from ipu_bert.data.source import make_source
 from ipu_bert.data.token_files import OFFSETS, Split, token_dtype
-from ipu_bert.data.tokenizer import NOT_PREDICTED
+from ipu_bert.data.tokenizer import NOT_PREDICTED, long_words
 
 _DOCUMENTS = 256  # tokenized together
 
@@ -24,8 +26,9 @@ class TextFiles:
     """Text of local files (rules: local_files.py), tokenized as the text of a run was; all of it is held out.
 
     kept: what the run keeps of its text. corpus: the one of the run; files are read and their sentences found as it
-    says, so that they are what the model learned from. directory: the paths, which messages name. notes: of the text.
-    unigram_entropy: as of prepared files, by the frequencies of the run's training text. In memory: the text's tokens.
+    says, so that they are what the model learned from. directory: the paths, which messages name. notes: of the text,
+    and where its words do not suit the tokenizer. unigram_entropy: as of prepared files, by the frequencies of the
+    run's training text. In memory: the text's tokens.
     Raises DataError for text that cannot be read or has no tokens.
     """
 
@@ -34,9 +37,14 @@ class TextFiles:
         self.directory = ", ".join(paths)
         source = make_source(replace(corpus, source="files", paths=tuple(paths)), workers=1)
         counts = {False: 0, True: 0}  # documents, by whether they are empty
+        self._words = self._long_words = 0
         self._split = self._tokenized(_counted(source.documents(), counts), corpus)
-        self.notes = [*source.notes, *told_empty(counts[True], sum(counts.values()), corpus.column)]
         mine, special = count_ids(self._split.tokens, len(kept.seen)), self.special_ids()
+        self.notes = [
+            *source.notes,
+            *told_empty(counts[True], sum(counts.values()), corpus.column),
+            *self._told_words(int(mine[special["[UNK]"]])),
+        ]
         baseline = unigram_baseline(kept.seen, mine, [special[token] for token in NOT_PREDICTED])
         self.unigram_entropy = baseline["heldout_cross_entropy"]
 
@@ -63,9 +71,16 @@ class TextFiles:
                 tokens += document.ids
                 lengths += map(len, document.ids)
                 counts.append(len(document.ids))
+                self._words += sum(map(count_units, document.split.sentences))
+                self._long_words += sum(map(long_words, document.split.sentences))
         if len(counts) == 1:
             raise DataError(f"{self.directory}: expected text, found no word")
         return Split(np.concatenate(tokens), np.cumsum(lengths, dtype=OFFSETS), np.cumsum(counts, dtype=OFFSETS))
+
+    def _told_words(self, unknown: int) -> list[str]:
+        """Where words do not suit the tokenizer, of whose tokens so many are unknown."""
+        tokens, words = len(self._split.tokens), max(1, self._words)  # a space of Ethiopic is a token and no word
+        return told_words(unknown / tokens, self._long_words / words, tokens / words)
 
 
 def _counted(texts: Iterable[str], counts: dict[bool, int]) -> Iterator[str]:

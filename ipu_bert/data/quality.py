@@ -60,15 +60,7 @@ class TextQuality:
 
     def warnings(self) -> list[str]:
         """A line for each thing that is bad, and each note."""
-        lines = list(self.notes)
-        if self.unknown > 0.01:
-            lines.append(f"{100 * self.unknown:.1f} % of the tokens are [UNK]: is the vocabulary one for this text?")
-        if self.long_words:
-            lines.append(
-                f"{100 * self.long_words:.2g} % of the words have more than {MAX_LETTERS} letters and become [UNK]"
-            )
-        if self.pieces_a_word > 3.0:
-            lines.append(f"{self.pieces_a_word:.1f} pieces a word: is the vocabulary for this text, and large enough?")
+        lines = [*self.notes, *told_words(self.unknown, self.long_words, self.pieces_a_word)]
         if self.shown < 0.5:
             lines.append(
                 f"an epoch shows {100 * self.shown:.0f} % of the tokens: sentences are longer than sequences; "
@@ -80,6 +72,18 @@ class TextQuality:
                 "next-sentence prediction"
             )
         return lines
+
+
+def told_words(unknown: float, long_words: float = 0.0, pieces_a_word: float = 1.0) -> list[str]:
+    """A line for each sign that a vocabulary does not suit a text; numbers as in TextQuality."""
+    lines = []
+    if unknown > 0.01:
+        lines.append(f"{100 * unknown:.1f} % of the tokens are [UNK]: is the vocabulary one for this text?")
+    if long_words:
+        lines.append(f"{100 * long_words:.2g} % of the words have more than {MAX_LETTERS} letters and become [UNK]")
+    if pieces_a_word > 3.0:
+        lines.append(f"{pieces_a_word:.1f} pieces a word: is the vocabulary for this text, and large enough?")
+    return lines
 
 
 def text_quality(files: TokenFiles, sequence_length: int) -> TextQuality:

@@ -38,6 +38,17 @@ class Source:
     tokenizer: Any
 
 
+def check_borders(tokenizer: Any, where: str, columns: int) -> None:
+    """Raises ValueError unless [CLS] comes before a row of so many texts and [SEP] after each, as in pre-training."""
+    ids = tokenizer(*["a"] * columns)["input_ids"]
+    if ids[:1] != [tokenizer.cls_token_id] or ids[-1] != tokenizer.sep_token_id or ids.count(ids[-1]) < columns:
+        found = " ".join(map(str, tokenizer.convert_ids_to_tokens(ids))) or "nothing"
+        raise ValueError(
+            f"{where}: expected a tokenizer that puts [CLS] before a row and [SEP] after each text (post_processor in "
+            f"tokenizer.json), found {found!r:.80} for {' and '.join(['a'] * columns)}"
+        )
+
+
 def read_source(start: Start, seed: int) -> Source:
     """Raises ValueError, one line, for what is none of these, and for sparsity or blocks that it cannot have."""
     source = _of_run(start.where) if is_run(start.where) else _of_folder(start.where, seed)
@@ -108,4 +119,6 @@ def _of_folder(where: str, seed: int) -> Source:
             f"{where}: expected a row of the word embedding for each of the tokenizer's {len(tokenizer)} ids, found "
             f"{model.shape.vocab_size}"
         )
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes where there are no files of one
+        raise ValueError(f"{where}: expected word pieces beside the tokenizer's special tokens, found none")
     return Source(model, tokenizer)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ipu_bert.data.quality import told_words
 from ipu_bert.finetune.examples import Encoded, Labels, encode, split
 from ipu_bert.finetune.measures import measures
 from ipu_bert.finetune.options import LEAST_LENGTH, Options
 from ipu_bert.finetune.result import Result, write_result
 from ipu_bert.finetune.rows import Rows, read_rows
-from ipu_bert.finetune.start import Source, classifier, read_source
+from ipu_bert.finetune.start import Source, check_borders, classifier, read_source
 from ipu_bert.finetune.train import Examples, fit, in_units_of, predict, steps_of
 from ipu_bert.hub.folders import check_place
 from ipu_bert.model import sparse_layers
@@ -40,6 +42,7 @@ def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
         option = "--sparse" if sparse else "--updates"
         raise ValueError(f"{option}: expected a start with block-sparse weights, or --sparsity; found dense ones")
     length = _length(options, source)
+    check_borders(source.tokenizer, options.start.where, len(options.files.columns.texts))
     model = classifier(source.model, len(labels.classes) or 1, options.training)
     texts = {"train": train, "validation": validation, **({} if test is None else {"test": test})}
     encoded = {name: _encoded(source, options.start.where, name, rows, length) for name, rows in texts.items()}
@@ -93,11 +96,6 @@ def _length(options: Options, source: Source) -> int:
 
 def _encoded(source: Source, where: str, name: str, rows: Rows, length: int) -> Encoded:
     encoded, shape = encode(source.tokenizer, rows, length), source.model.shape
-    empty = [i for i, ids in enumerate(encoded.ids) if not len(ids)]
-    if empty:
-        raise ValueError(
-            f"{rows.file}, row {empty[0] + 1}: expected text that the tokenizer has tokens for, found none"
-        )
     for kind, numbers, known in (("ids", encoded.ids, shape.vocab_size), ("types", encoded.types, shape.type_vocab)):
         largest = int(torch.cat(numbers).max())
         if largest >= known:
@@ -109,7 +107,17 @@ def _encoded(source: Source, where: str, name: str, rows: Rows, length: int) -> 
             f"{name}: {encoded.cut:,} of {len(rows.texts):,} rows are longer than {length} tokens and were cut",
             sys.stdout,
         )
+    for line in told_words(_unknown(source.tokenizer, encoded)):
+        say(f"{name}: {line}", sys.stdout)
     return encoded
+
+
+def _unknown(tokenizer: Any, encoded: Encoded) -> float:
+    """The share of [UNK], in [0, 1], of all tokens that stand for text."""
+    ids = torch.cat(encoded.ids)
+    unknown = int((ids == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
+    around = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])
+    return unknown / max(1, int((~torch.isin(ids, around)).sum()))
 
 
 def _say_result(result: Result, folder: Path) -> None:

@@ -131,6 +131,25 @@ def test_a_text_is_read_as_the_text_of_the_run(tiny, tmp_path):
     assert not special & set(split.tokens.tolist()) - {data.special_ids()["[UNK]"]}
 
 
+def test_words_that_do_not_suit_the_tokenizer_are_noted(run, tmp_path, capsys):
+    """As a run says of its own text; Chinese was "below word frequencies alone" by an English run, and no more."""
+    shown = {
+        "中文" * 20 + "。": ["100.0 % of the tokens are [UNK]: is the vocabulary one for this text?"],
+        "the war " + "a" * 101 + ".": [
+            "25.0 % of the tokens are [UNK]: is the vocabulary one for this text?",
+            "33 % of the words have more than 100 letters and become [UNK]",
+        ],
+        "q7z9 x8k5": ["4.0 pieces a word: is the vocabulary for this text, and large enough?"],
+        "the war .": [],
+    }
+    for number, (sentence, lines) in enumerate(shown.items()):
+        path = tmp_path / f"{number}.txt"
+        path.write_text(f"{sentence}\n{sentence}\n\n" * 60, encoding="utf-8")
+        assert found(capsys, run, "--text", path)["notes"] == lines
+    assert evaluate.main([str(run), "--text", str(tmp_path / "0.txt")]) == 0
+    assert f"note: {shown[next(iter(shown))][0]}" in capsys.readouterr().out
+
+
 def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
     (tmp_path / "short.txt").write_text("One document of one line.")

@@ -58,11 +58,14 @@ BAD = {
 }  # fmt: skip
 
 
+CLS, SEP = ({"SpecialToken": {"id": name, "type_id": 0}} for name in ("[CLS]", "[SEP]"))
+A, B = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+MARKS = {name: {"id": name, "ids": [number], "tokens": [name]} for name, number in (("[CLS]", 2), ("[SEP]", 3))}
 OTHER_TYPES = {
     "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 7}}, {"Sequence": {"id": "A", "type_id": 7}}],
-    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-    "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}},
+    "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 7}}, {"Sequence": {"id": "A", "type_id": 7}}, SEP],
+    "pair": [CLS, A, SEP, B, SEP],
+    "special_tokens": MARKS,
 }
 EXPECTED = "expected a new or empty folder or an earlier model's"
 
@@ -100,7 +103,9 @@ def test_a_pipe_is_not_waited_for(option, tmp_path, capsys):
     """Nobody may ever write into it."""
     (tmp_path / "a.csv").write_text(GOOD)
     os.mkfifo(tmp_path / "b.csv")
-    assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", option, str(tmp_path / "b.csv")) == 2
+    files = {"--train": tmp_path / "a.csv", option: tmp_path / "b.csv"}
+    options = [text for name, file in files.items() for text in (name, str(file))]
+    assert main([str(tmp_path), str(tmp_path / "out"), *options]) == 2
     assert one_line(capsys) == f"error: {tmp_path / 'b.csv'}: expected a file, found a folder, a pipe or a device"
 
 
@@ -131,7 +136,8 @@ def test_labels_that_training_has_not(finished, tmp_path, capsys):
 def test_options_that_a_start_cannot_have(options, expected, finished, tmp_path, capsys):
     (tmp_path / "a.csv").write_text(GOOD)
     more = options if "--sparsity" in options or "--lr" in options else ["--sparsity", "0", *options]
-    assert run(finished, tmp_path / "out", tmp_path / "a.csv", "--batch-size", "4", *more) == 2
+    small = [] if "--batch-size" in options else ["--batch-size", "4"]
+    assert run(finished, tmp_path / "out", tmp_path / "a.csv", *small, *more) == 2
     assert expected in one_line(capsys)
     assert not (tmp_path / "out").exists()
 
@@ -193,15 +199,55 @@ def test_nobody_is_asked_whether_a_tokenizer_s_code_may_run(finished, tmp_path, 
     assert "expected a tokenizer that AutoTokenizer opens" in one_line(capsys)
 
 
-def test_text_without_any_token(finished, tmp_path, capsys):
-    """What makes no token, where nothing is put around it, was a traceback."""
-    (tmp_path / "a.csv").write_text(GOOD + "\u200b,1\n")
-    assert export_run.main([str(finished), str(tmp_path / "start"), "--sparse"]) == 0
-    tokenizer = json.loads((tmp_path / "start/tokenizer.json").read_text())
-    (tmp_path / "start/tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+def test_a_tokenizer_that_knows_no_word(finished, tmp_path, capsys):
+    """Of a folder without a tokenizer's files transformers makes one of five ids: every word was [UNK]."""
+    (tmp_path / "a.csv").write_text(GOOD)
+    assert export_run.main([str(finished), str(tmp_path / "start")]) == 0
+    for path in (tmp_path / "start").iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
     capsys.readouterr()
-    assert run(tmp_path / "start", tmp_path / "out", tmp_path / "a.csv", "--validation-share", "0.2") == 2
-    assert "expected text that the tokenizer has tokens for, found none" in one_line(capsys)
+    assert run(tmp_path / "start", tmp_path / "out", tmp_path / "a.csv") == 2
+    assert "expected word pieces beside the tokenizer's special tokens, found none" in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("single", "pair", "refused"),
+    [
+        (None, None, ["", "--pair"]),
+        ([A], [A, B], ["", "--pair"]),
+        ([CLS, A], [CLS, A, SEP, B], ["", "--pair"]),
+        ([A, SEP], [A, SEP, B, SEP], ["", "--pair"]),
+        ([CLS, A, SEP], [CLS, A, B, SEP], ["--pair"]),
+        ([CLS, A, SEP], [CLS, A, SEP, B, SEP], []),
+    ],
+)
+def test_a_tokenizer_that_puts_no_cls_or_sep(single, pair, refused, finished, tmp_path, capsys):
+    """Fine-tuned on all the same: on another first token than the pooled one, and pairs without a border."""
+    (tmp_path / "a.csv").write_text(GOOD.replace("text,", "text,second,").replace("peace", "peace,so it was"))
+    assert export_run.main([str(finished), str(tmp_path / "start"), "--sparse"]) == 0
+    found = json.loads((tmp_path / "start/tokenizer.json").read_text())
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": MARKS}
+    found["post_processor"] = single and template
+    (tmp_path / "start/tokenizer.json").write_text(json.dumps(found))
+    capsys.readouterr()
+    for option in ("", "--pair"):
+        more = ["--pair", "second"] if option else []
+        status = run(tmp_path / "start", tmp_path / f"out{option}", tmp_path / "a.csv", *more)
+        assert status == (2 if option in refused else 0)
+        if status:
+            assert "start: expected a tokenizer that puts [CLS] before a row and [SEP] after" in one_line(capsys)
+
+
+def test_rows_of_unknown_words_are_told(finished, tmp_path, capsys):
+    """Every fourth row of four words is unknown: 4 of 16 tokens; at one token of a hundred nothing is said."""
+    rows = [("中文" * 2 if i % 4 == 0 else "the war the war") + f",{i % 2}\n" for i in range(40)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
+    (tmp_path / "b.csv").write_text("text,label\n" + 33 * "the war the,0\n" + "中,1\n", encoding="utf-8")
+    assert run(finished, tmp_path / "out", tmp_path / "a.csv", "--validation", str(tmp_path / "b.csv")) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "[UNK]" in line]
+    assert said == ["train: 25.0 % of the tokens are [UNK]: is the vocabulary one for this text?"]
 
 
 def test_a_folder_of_somebody_else_s_is_left_alone(finished, tmp_path, capsys):
@@ -278,5 +324,6 @@ def test_an_option_that_does_nothing_beside_the_others_is_told(tmp_path, capsys)
         "no effect: --pruning-ratio 0.3, since --updates moves no block",
         "no effect: --validation-share 0.2, since --validation was given",
     ]
-    assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", *idle, "--sparsity", "0.5", "--updates", "2") == 2
+    busy = ["--block-size", "8", "--pruning-ratio", "0.3", "--sparsity", "0.5", "--updates", "2"]
+    assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", *busy) == 2
     assert "no effect" not in capsys.readouterr().err
