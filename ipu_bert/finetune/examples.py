@@ -6,12 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Any, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ipu_bert.config.values import LARGEST_FLOAT32
 from ipu_bert.data.errors import DataError
 from ipu_bert.finetune.rows import Rows
+
+_STEPS = (
+    100  # rounding to whole steps adds a twelfth of a squared step to the variance: 8e-6 of it, below what is shown
+)
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,14 @@ class Labels:
         """From training rows.
 
         Raises DataError for labels of one class only, for a number that is written in two ways as two classes, and, of
-        a regression, for what is no finite number of float32.
+        a regression, for what is no finite number of float32 and for what float32 does not tell apart.
         """
         assert rows.labels is not None
         if regression:
             numbers = torch.tensor([_number(rows, i) for i in range(len(rows.labels))], dtype=torch.float64)
-            return cls((), float(numbers.mean()), float(numbers.std(unbiased=False)) or 1.0)
+            spread = float(numbers.std(unbiased=False))
+            _check_steps(rows, float(numbers.abs().max()), spread)
+            return cls((), float(numbers.mean()), spread or 1.0)
         classes = sorted(set(rows.labels), key=_in_order)
         if len(classes) < 2:
             raise DataError(f"{rows.file}: expected labels of two classes or more, found {classes[0]!r:.60} only")
@@ -71,6 +78,16 @@ def _in_order(label: str) -> tuple[float, str]:
     except ValueError:
         number = math.inf
     return (number if math.isfinite(number) else math.inf), label
+
+
+def _check_steps(rows: Rows, largest: float, spread: float) -> None:
+    """A model answers in float32, whose rounding near the labels must vanish beside their spread."""
+    step = max(np.spacing(np.float32(largest)), np.finfo(np.float32).tiny)  # below tiny some processors round to zero
+    if 0 < spread < _STEPS * step:
+        raise DataError(
+            f"{rows.file}: expected labels whose standard deviation is {_STEPS} steps of float32 or more, found "
+            f"{spread:g} and steps of {step:g} at {largest:g}: subtract what they have in common, or take another unit"
+        )
 
 
 def _number(rows: Rows, i: int) -> float:

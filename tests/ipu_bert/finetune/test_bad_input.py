@@ -20,6 +20,13 @@ from ipu_bert.finetune.rows import read_rows
 from ipu_bert.finetune.train import in_units_of
 
 GOOD = "text,label\n" + "".join(f"war and peace {i},{i % 2}\n" for i in range(20))
+
+
+def numbered(first: float, more: float) -> str:
+    """Half of the rows with one number and half with another."""
+    return "text,label\n" + "".join(f"war and peace {i},{first + i % 2 * more}\n" for i in range(20))
+
+
 BAD = {
     "no text column": ("a.csv", GOOD.replace("text,", "words,"), [], "row 1: expected a column 'text' (--text)"),
     "no label column": ("a.csv", GOOD, ["--label", "class"], "expected a column 'class' (--label), found 'text'"),
@@ -51,6 +58,9 @@ BAD = {
     "half a pair as label": ("a.jsonl", '{"text": "a", "label": "\\ud800"}\n', [], "found half of a surrogate pair"),
     "a number that is only Python's": ("a.csv", GOOD + "war,1_0\n", ["--regression"], "as label, found '1_0'"),
     "beyond float32": ("a.csv", GOOD + "war,1e39\n", ["--regression"], "expected a finite number as label"),
+    "times in seconds": ("a.csv", numbered(1.7e9, 100), ["--regression"], "found 50 and steps of 128 at 1.7"),
+    "days as numbers": ("a.csv", numbered(20261127, 1), ["--regression"], "found 0.5 and steps of 2 at 2.02611e+07"),
+    "below float32's numbers": ("a.csv", numbered(0, 1e-44), ["--regression"], "found 5e-45 and steps of 1.17549e-38"),
     "encoding of nothing": ("a.csv", GOOD, ["--encoding", "undefined"], "a.csv: expected text in undefined"),
     "encoding in bytes": ("a.csv", GOOD, ["--encoding", "\udcff"], "expected one that Python knows"),
     "more updates than steps": ("a.csv", GOOD, ["--updates", "3", "--batch-size", "9"], "makes 2 step(s), found 3"),

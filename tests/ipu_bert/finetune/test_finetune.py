@@ -143,6 +143,22 @@ def test_pairs_and_numbers_in_every_kind_of_file(finished, tmp_path):
     assert answer["score"] == pytest.approx(guess[0], rel=1e-4)  # in the labels' units
 
 
+@pytest.mark.parametrize(("first", "more"), [(1_700_000_000, 26_000), (0, 2.4e-36), (5, 1e-3)])
+def test_what_is_measured_is_what_the_written_model_answers(first, more, finished, tmp_path):
+    """Down to the smallest spread that is taken; below it the model answered one number, whatever was measured."""
+    rows = [[("war " if i % 2 else "peace ") * (3 + i // 10), str(first + i % 2 * more)] for i in range(40)]
+    file = write(tmp_path / "a.csv", ["text", "label"], rows)
+    found = tune(finished, tmp_path / "tuned", file, "--regression", "--test", str(file))
+    asked = pipeline("text-classification", model=str(tmp_path / "tuned"), function_to_apply="none")
+    answers = np.array([answer["score"] for answer in asked([text for text, _ in rows])])
+    truth, written = (
+        np.array([float(line[name]) for line in predictions(tmp_path / "tuned")]) for name in ("label", "prediction")
+    )
+    assert abs(answers - written).max() < truth.std() / 100
+    assert np.corrcoef(truth, answers)[0, 1] == pytest.approx(found["measures"]["pearson"], abs=1e-4)
+    assert found["measures"]["pearson"] > 0.9
+
+
 def test_it_ends_early_and_the_best_epoch_is_what_is_kept(finished, words, tmp_path, monkeypatch):
     scores, after = iter([0.5, 0.9, 0.7, 0.9, 1.0]), []
 
