@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from ipu_bert.data.language import AUTO, fits, language_of
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.token_files import token_dtype
+from ipu_bert.data.tokenizer import NOT_PREDICTED
 
 _BATCH = 4096  # sentences that are encoded at once: an encoding takes many times its sentence's memory
 _START = 4000  # characters of a document in which two languages' rules are compared
@@ -53,7 +54,7 @@ def is_foreign(document: SplitDocument) -> bool:
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[SplitDocument]) -> Iterator[EncodedDocument]:
-    """Documents that have any token; the name of a special token in a text is text."""
+    """Documents that have any token; the name of a special token in a text is text, or [UNK] without a piece."""
     encoded = _encode(tokenizer, [sentence for document in documents for sentence in document.sentences])
     for document in documents:
         ids = [pieces for pieces in itertools.islice(encoded, len(document.sentences)) if len(pieces)]
@@ -62,11 +63,23 @@ def encode_documents(tokenizer: Tokenizer, documents: list[SplitDocument]) -> It
 
 
 def _encode(tokenizer: Tokenizer, sentences: list[str]) -> Iterator[np.ndarray]:
-    """The ids of each sentence."""
+    """The ids of each sentence, none of them in NOT_PREDICTED."""
     tokenizer.encode_special_tokens = True
-    dtype = token_dtype(tokenizer.get_vocab_size())
+    ids = _ids_of_text(tokenizer)
     # older versions of tokenizers lack the fast one
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
     for first in range(0, len(sentences), _BATCH):
         for encoding in encode(sentences[first : first + _BATCH], add_special_tokens=False):
-            yield np.array(encoding.ids, dtype)
+            yield ids.take(encoding.ids)
+
+
+def _ids_of_text(tokenizer: Tokenizer) -> np.ndarray:
+    """By id what it is in a text: itself, but [UNK] of a special token.
+
+    encode_special_tokens acts on names that the tokenizer knows as special. Where they are other added tokens, or words
+    that stand between spaces, a text that names them would be padded, cut or masked there.
+    """
+    size = tokenizer.get_vocab_size()
+    ids = np.arange(size, dtype=token_dtype(size))
+    ids[np.array([tokenizer.token_to_id(name) for name in NOT_PREDICTED])] = tokenizer.token_to_id("[UNK]")
+    return ids

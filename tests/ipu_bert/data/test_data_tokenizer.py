@@ -7,11 +7,13 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_corpora import AS_FOUND, prepared
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizerFast
 
+from ipu_bert.data.encoding import encode_documents, split_documents
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, Normalization, given_tokenizer, long_words, train_tokenizer
 
@@ -37,6 +39,30 @@ def test_special_tokens_in_a_text_are_text(monkeypatch: pytest.MonkeyPatch, tmp_
         assert not found & {special[name] for name in ("[PAD]", "[CLS]", "[SEP]", "[MASK]")}
     names = [files.vocabulary()[i] for i in files.split("train").tokens]
     assert names.count("[") == names.count("]") == 3 * files.manifest["splits"]["train"]["documents"]
+
+
+@pytest.mark.parametrize("kind", ["special", "added", "words", "between spaces"])
+def test_names_of_special_tokens_are_text_by_any_tokenizer(kind: str, tmp_path: Path) -> None:
+    """Ids of [PAD], [CLS], [SEP] and [MASK] stood in token files, and [PAD] was a label: as added tokens that are not
+    special, and as words of a tokenizer that keeps what stands between spaces.
+    """
+    words = [*SPECIAL_TOKENS, "the", "war", "[", "]", "mask"]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=kind == "special")
+    spaces = kind in ("words", "between spaces")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if spaces else pre_tokenizers.BertPreTokenizer()
+    if kind == "added":
+        tokenizer.add_tokens(list(SPECIAL_TOKENS))
+    elif kind != "words":
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    given = given_tokenizer(str(tmp_path / "tokenizer.json"), AS_FOUND)
+    documents = split_documents(["\u200b\nthe [MASK] war [PAD] [CLS] [SEP] [UNK]"], "en", line_is_sentence=True)
+    (document,) = encode_documents(given, documents)
+    found = [words[i] for i in document.ids[0]]
+    bracketed = ["[", "mask", "]", "war", *["[", "[UNK]", "]"] * 4]
+    assert found == ["the", *(bracketed if kind == "special" else ["[UNK]", "war", *["[UNK]"] * 4])]
+    assert document.ids[0].dtype == np.uint16
 
 
 @pytest.mark.parametrize("cased", [False, True])
