@@ -43,8 +43,9 @@ def main(argv: list[str]) -> int:
 
 def _no_effect(found: argparse.Namespace) -> Iterator[str]:
     """What was asked for and does nothing beside the other options."""
+    given = found.sparsity is not None
     idle = {
-        "block_size": (found.sparsity is None, "--sparsity was not given"),
+        "block_size": (not found.sparsity, "--sparsity 0 is dense" if given else "--sparsity was not given"),
         "updates": (found.updates == 1, "patterns change once less"),
         "pruning_ratio": (found.updates < 2, "--updates moves no block"),
         "validation_share": (found.validation is not None, "--validation was given"),

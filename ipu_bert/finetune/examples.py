@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Sequence
 
 import numpy as np
@@ -14,9 +15,8 @@ from ipu_bert.config.values import LARGEST_FLOAT32
 from ipu_bert.data.errors import DataError
 from ipu_bert.finetune.rows import Rows
 
-_STEPS = (
-    100  # rounding to whole steps adds a twelfth of a squared step to the variance: 8e-6 of it, below what is shown
-)
+_WORD = Decimal("Infinity")  # where words stand among numbers
+_STEPS = 100  # rounding to whole ones adds a twelfth of a squared step to the variance: 8e-6 of it, below what is shown
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Labels:
         if len(classes) < 2:
             raise DataError(f"{rows.file}: expected labels of two classes or more, found {classes[0]!r:.60} only")
         for one, other in zip(classes, classes[1:]):
-            if math.isfinite(_in_order(one)[0]) and _in_order(one)[0] == _in_order(other)[0]:
+            if _in_order(one)[0] == _in_order(other)[0] != _WORD:
                 raise DataError(
                     f"{rows.file}: expected each class written in one way, found {one!r:.60} and {other!r:.60}"
                 )
@@ -71,13 +71,12 @@ class Labels:
         return torch.tensor([known[label] for label in rows.labels])
 
 
-def _in_order(label: str) -> tuple[float, str]:
-    """Numbers by size before words."""
+def _in_order(label: str) -> tuple[Decimal, str]:
+    """Numbers by size before words; exactly, as numbers of twenty digits may differ in the last."""
     try:
-        number = float(label)
-    except ValueError:
-        number = math.inf
-    return (number if math.isfinite(number) else math.inf), label
+        return (Decimal(label) if math.isfinite(float(label)) else _WORD), label
+    except (ValueError, ArithmeticError):  # no number, or none that even Decimal holds
+        return _WORD, label
 
 
 def _check_steps(rows: Rows, largest: float, spread: float) -> None:

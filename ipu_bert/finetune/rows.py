@@ -88,11 +88,11 @@ def _table_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mappin
     else:
         reader = csv.reader(stream, strict=True)
     try:
-        rows = (row for row in reader if row)
-        names = [name.strip() for name in next(rows, [])]
+        names = [name.strip() for name in next((row for row in reader if row), [])]
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise DataError(f"{file}: expected columns of different names, found {twice[0]!r} twice")
+        rows = _rows_with_blanks(reader) if len(names) == 1 else (row for row in reader if row)
         for number, row in enumerate(rows, 1):
             if len(row) != len(names):
                 raise DataError(f"{file}, row {number}: expected {len(names)} columns, found {len(row)}")
@@ -101,6 +101,16 @@ def _table_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mappin
         raise DataError(
             f"{file}, line {reader.line_num}: cannot be read as {file.suffix[1:]}: {one_line(error)}"
         ) from None
+
+
+def _rows_with_blanks(rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Rows of one column: an empty one is a blank line, unless that is at the end."""
+    blank = 0
+    for row in rows:
+        if row:
+            yield from [[""]] * blank
+            yield row
+        blank = 0 if row else blank + 1
 
 
 def _json_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:

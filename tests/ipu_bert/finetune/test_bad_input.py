@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from ipu_bert import export_run
+from ipu_bert.data.errors import DataError
 from ipu_bert.finetune import work
 from ipu_bert.finetune.__main__ import main
 from ipu_bert.finetune.examples import Labels
 from ipu_bert.finetune.options import Columns
-from ipu_bert.finetune.rows import read_rows
+from ipu_bert.finetune.rows import Rows, read_rows
 from ipu_bert.finetune.train import in_units_of
 
 GOOD = "text,label\n" + "".join(f"war and peace {i},{i % 2}\n" for i in range(20))
@@ -54,6 +55,7 @@ BAD = {
         "a.jsonl", '{"text": "a", "label": 1}\n{"text": "a", "label": "1"}\n', [], "found a number and text"
     ),
     "a class written twice": ("a.csv", GOOD + "war,1.0\n", [], "found '1' and '1.0'"),
+    "a class with powers": ("a.csv", GOOD + "war,10e-1\n", [], "found '1' and '10e-1'"),
     "half a pair": ("a.jsonl", '{"text": "a\\ud800", "label": 1}\n', [], "found half of a surrogate pair"),
     "half a pair as label": ("a.jsonl", '{"text": "a", "label": "\\ud800"}\n', [], "found half of a surrogate pair"),
     "a number that is only Python's": ("a.csv", GOOD + "war,1_0\n", ["--regression"], "as label, found '1_0'"),
@@ -316,6 +318,26 @@ def test_marks_blank_lines_and_thousands_of_columns(tmp_path):
     assert time.process_time() - began < 1.0  # 9 s where each name is counted in all
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_blank_line_of_one_column_is_a_text(suffix, tmp_path):
+    """It was passed over, and every prediction after it had the number of the row before; those at the end are none."""
+    file, columns = (tmp_path / "a").with_suffix(suffix), Columns("text", None, "label")
+    file.write_text("\ntext\nab cd\n\nef gh\n")
+    with pytest.raises(DataError, match=r"a\.(csv|tsv), row 2: expected text in column 'text', found an empty one"):
+        read_rows(file, columns, "utf-8", labelled=False)
+    file.write_text("\ntext\nab cd\nef gh\n\n\n")
+    assert read_rows(file, columns, "utf-8", labelled=False).texts == (("ab cd",), ("ef gh",))
+
+
+def test_class_names_of_many_digits_are_compared_exactly(tmp_path):
+    """As floats the first two were one number written in two ways."""
+    names = ["10000000000000000000", "10000000000000000001", "1e400", "9", "word", "1e-99999999999999999999"]
+    rows = Rows(tmp_path / "a.csv", (("war",),) * 12, tuple(names * 2))
+    assert Labels.of(rows, regression=False).classes == (
+        "9", "10000000000000000000", "10000000000000000001", "1e-99999999999999999999", "1e400", "word",
+    )  # fmt: skip
+
+
 def test_a_model_that_cannot_answer_in_its_labels_units():
     model = SimpleNamespace(classifier=torch.nn.Linear(4, 1))
     torch.nn.init.constant_(model.classifier.weight, 2.0)
@@ -334,6 +356,8 @@ def test_an_option_that_does_nothing_beside_the_others_is_told(tmp_path, capsys)
         "no effect: --pruning-ratio 0.3, since --updates moves no block",
         "no effect: --validation-share 0.2, since --validation was given",
     ]
+    assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", "--sparsity", "0", "--block-size", "8") == 2
+    assert capsys.readouterr().err.splitlines()[0] == "no effect: --block-size 8, since --sparsity 0 is dense"
     busy = ["--block-size", "8", "--pruning-ratio", "0.3", "--sparsity", "0.5", "--updates", "2"]
     assert run(tmp_path, tmp_path / "out", tmp_path / "a.csv", *busy) == 2
     assert "no effect" not in capsys.readouterr().err
