@@ -81,7 +81,8 @@ def _in_order(label: str) -> tuple[Decimal, str]:
 
 def _check_steps(rows: Rows, largest: float, spread: float) -> None:
     """A model answers in float32, whose rounding near the labels must vanish beside their spread."""
-    step = max(np.spacing(np.float32(largest)), np.finfo(np.float32).tiny)  # below tiny some processors round to zero
+    step = 2 * np.spacing(np.float32(largest / 2))  # the largest number of all has no next one
+    step = max(float(step), float(np.finfo(np.float32).tiny))  # below which some processors round to zero
     if 0 < spread < _STEPS * step:
         raise DataError(
             f"{rows.file}: expected labels whose standard deviation is {_STEPS} steps of float32 or more, found "

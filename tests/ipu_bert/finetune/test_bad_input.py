@@ -329,6 +329,11 @@ def test_a_blank_line_of_one_column_is_a_text(suffix, tmp_path):
     assert read_rows(file, columns, "utf-8", labelled=False).texts == (("ab cd",), ("ef gh",))
 
 
+def test_labels_up_to_the_largest_float32_are_numbers(tmp_path):
+    rows = Rows(tmp_path / "a.csv", (("war",),) * 2, ("0", "3.4028234663852886e38"))
+    assert Labels.of(rows, regression=True).mean == 1.7014117331926443e38
+
+
 def test_class_names_of_many_digits_are_compared_exactly(tmp_path):
     """As floats the first two were one number written in two ways."""
     names = ["10000000000000000000", "10000000000000000001", "1e400", "9", "word", "1e-99999999999999999999"]
