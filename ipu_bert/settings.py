@@ -218,7 +218,7 @@ class PrecisionSettings:
         "dtype of products and activations: bfloat16 on the torch engine; float16 (FP16.16) on the ipu engine",
         choices=("float32", "bfloat16", "float16"),
     )
-    loss_scale: float = setting(1.0, "factor on the loss before the backward pass, divided out of gradients", above=0)
+    loss_scale: float = setting(1.0, "factor on the loss before the backward pass, divided out of gradients", low=1e-8)
 
     @property
     def half(self) -> bool:

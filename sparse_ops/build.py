@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
-from sparse_ops.files import in_words, lock, replacing, sha256_of, write
+from sparse_ops.files import in_words, lock_after_others, replacing, sha256_of, write
 from sparse_ops.ipu import build as build_ipu
 from sparse_ops.saying import answer, say
 
@@ -198,7 +198,8 @@ def build() -> Path:
 
 def _made(path: Path) -> Path:
     """The library's path, compiled by one process while others wait."""
-    with lock(path.with_suffix(".lock"), wait=True):
+    told = f"sparse_ops: another process compiles kernels into {path.parent}; waiting for it"
+    with lock_after_others(path.with_suffix(".lock"), told):
         if not is_whole(path):  # another process may have made it while this one waited
             _compile(path, units())
             write(_digest_path(path), sha256_of(path))

@@ -6,10 +6,13 @@ import errno
 import hashlib
 import os
 import stat
+import sys
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, TextIO
+
+from sparse_ops.saying import say
 
 
 @contextmanager
@@ -108,6 +111,15 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         for piece in iter(lambda: file.read(1 << 20), b""):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def lock_after_others(path: str | os.PathLike[str], held: str) -> TextIO:
+    """As `lock` with `wait`, where `held` is said on standard error if another process has it."""
+    try:
+        return lock(path, wait=False)
+    except BlockingIOError:
+        say(held, sys.stderr)
+        return lock(path, wait=True)
 
 
 def lock(path: str | os.PathLike[str], wait: bool) -> TextIO:

@@ -25,7 +25,7 @@ from torch import Tensor
 from sparse_ops import native
 from sparse_ops.arguments import MOST_THREADS, Parser, fraction, whole_number
 from sparse_ops.ends import with_one_line
-from sparse_ops.files import in_words, lock
+from sparse_ops.files import in_words, lock_after_others
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES, BlockIndex, BlockPattern, block_count
 from sparse_ops.saying import answer, say
@@ -69,7 +69,8 @@ def _alone(choices: Choices) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # nowhere to keep anything: then there is nothing to share either
             choices.path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock(choices.path.with_suffix(".lock"), wait=True))
+            told = "sparse_ops: another process measures the kernels; waiting for it"
+            held.enter_context(lock_after_others(choices.path.with_suffix(".lock"), told))
             choices.load()
         yield
 

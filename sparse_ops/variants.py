@@ -143,6 +143,7 @@ class Choices:
             OSError,
             ValueError,
             LookupError,
+            ArithmeticError,
             TypeError,
             AttributeError,
             RecursionError,

@@ -1,4 +1,4 @@
-"""The one exception of this package."""
+"""The exceptions of this package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import re
 
 class DataError(ValueError):
     """Text or token files that cannot be used; the message is one line: the file, what was expected, what was found."""
+
+
+class ChangedTextError(DataError):
+    """A text that is another one now than when its checksum was made."""
 
 
 def one_line(error: BaseException) -> str:

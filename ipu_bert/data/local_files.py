@@ -247,6 +247,15 @@ def file_identity(path: str, encoding: str) -> dict[str, Any] | None:
     return facts
 
 
+def stamp(path: str) -> tuple[int, int] | None:
+    """What changes when a file is written to: its size and time; None where it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def told_tables(paths: Iterable[str]) -> list[str]:
     """A line about tables among the files, if there are any: they are read as any text is."""
     tables = [path for path in paths if ending_of(path) in TABLES]

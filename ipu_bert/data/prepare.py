@@ -31,7 +31,7 @@ from ipu_bert.data import shards
 from ipu_bert.data.command_line import corpus_of, parse
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
-from ipu_bert.data.errors import DataError
+from ipu_bert.data.errors import ChangedTextError, DataError
 from ipu_bert.data.language import language_notes
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import Source, make_source
@@ -115,8 +115,12 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
         os.makedirs(out, exist_ok=True)
         with _only_one(_lock_file(final)):
             if not os.path.exists(final):
-                with files.naming(final + ".partial"):
-                    _build(request, final, workers, progress)
+                try:
+                    with files.naming(final + ".partial"):
+                        _build(request, final, workers, progress)
+                except ChangedTextError:  # what was read of it is not the text whose checksum the folder is named by
+                    shutil.rmtree(final + ".partial", ignore_errors=True)
+                    raise
             shutil.rmtree(final + ".partial", ignore_errors=True)
     elif os.path.exists(final + ".partial"):  # killed after the rename; where nothing can be written it may stay
         with contextlib.suppress(OSError), _only_one(_lock_file(final)):
@@ -250,11 +254,7 @@ def _counted(items: Iterable[str], bar: tqdm) -> Iterator[str]:
 
 def _only_one(path: str) -> TextIO:
     """The lock of a folder: one process at a time builds it, the others wait here and then find it built."""
-    try:
-        return files.lock(path, wait=False)
-    except BlockingIOError:
-        say("another process prepares this text; waiting for it", sys.stderr)
-        return files.lock(path, wait=True)
+    return files.lock_after_others(path, "another process prepares this text; waiting for it")
 
 
 def summary(prepared: TokenFiles) -> str:

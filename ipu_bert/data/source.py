@@ -21,12 +21,13 @@ from typing import Any, Callable, Iterable, Iterator
 
 from ipu_bert.data import packaged
 from ipu_bert.data.corpus import Corpus
-from ipu_bert.data.errors import DataError, one_line
+from ipu_bert.data.errors import ChangedTextError, DataError, one_line
 from ipu_bert.data.local_files import (
     Reading,
     file_documents,
     file_identity,
     find_files,
+    stamp,
     told_tables,
     words_per_document,
 )
@@ -115,6 +116,7 @@ def files(
 ) -> Source:
     """Local files (kinds and rules: local_files.py). Raises DataError where none of them has text."""
     found = find_files(paths, column, encoding)
+    before = {path: stamp(path) for path in found.paths}
     looked_at = {path: file_identity(path, encoding) for path in found.paths}  # binary ones stop here
     words = words_per_document(found.paths, document_words, encoding)
     how = Reading(column, encoding, words, language, line_is_sentence)
@@ -126,7 +128,10 @@ def files(
     notes = [f"{path}: empty, left out" for path in found.paths if path not in read]
 
     def documents() -> Iterator[str]:
-        return itertools.chain.from_iterable(file_documents(path, how, workers) for path in read)
+        for path in read:
+            yield from file_documents(path, how, workers)
+            if stamp(path) != before[path]:
+                raise ChangedTextError(f"{path}: expected the file as it was at the start, found it changed since")
 
     return Source("files", identity, documents, (*found.notes, *notes, *told_tables(read)))
 

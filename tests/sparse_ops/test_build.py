@@ -131,7 +131,7 @@ def test_a_cache_that_cannot_be_made_is_replaced(
         build.build()
 
 
-@pytest.mark.parametrize("stopped", ["lock", "write"])
+@pytest.mark.parametrize("stopped", ["lock_after_others", "write"])
 def test_a_cache_with_files_that_another_user_keeps_is_replaced(
     stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

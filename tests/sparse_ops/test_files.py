@@ -9,6 +9,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ HOLD = (
 )
 
 
-def test_another_process_is_kept_out_until_the_first_ends(tmp_path: Path) -> None:
+def test_another_process_is_kept_out_until_the_first_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / ".lock")
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -146,8 +147,11 @@ def test_another_process_is_kept_out_until_the_first_ends(tmp_path: Path) -> Non
         assert other.stdout.readline() == "held\n"
         with pytest.raises(BlockingIOError, match="locked by another process"):
             files.lock(path, wait=False)
-        other.kill()
-    files.lock(path, wait=False).close()
+        threading.Timer(0.2, other.kill).start()
+        files.lock_after_others(path, "somebody has it").close()
+        assert capfd.readouterr().err == "somebody has it\n"  # it was waited for in silence
+    files.lock_after_others(path, "nobody has it").close()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ DAMAGES: dict[str, Callable[[str], str]] = {
     "a weight of nothing": _edited(lambda c: c["choices"][0]["work"].update(out=0)),
     "no such level": _edited(lambda c: c["choices"][0]["work"].update(level=2**40)),
     "no milliseconds": _edited(lambda c: c["choices"][0].update(milliseconds={"tokens": "few"})),
+    "too many milliseconds": _edited(lambda c: c["choices"][0].update(milliseconds={"tokens": 10**400})),
     "no such block": _edited(lambda c: c["choices"][0]["work"].update(block=3)),
 }
 

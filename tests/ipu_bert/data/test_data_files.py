@@ -396,3 +396,24 @@ def test_what_is_no_file_is_refused_before_it_is_read(tmp_path):
     for path in (str(pipe), os.devnull):
         with pytest.raises(DataError, match=f"{path}: expected a file or a folder, found a device or a pipe"):
             find_files([path], "text", "utf-8")
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused_and_nothing_of_it_kept(monkeypatch, tmp_path):
+    """Its tokens were kept under the other text's checksum, and every later run on that one had them."""
+    path, spool = tmp_path / "a.txt", shards.spool
+    old = "".join(f"Sentence {i} of old. Another {i}.\n\n" for i in range(40))
+    path.write_text(old)
+
+    def changed(*arguments):
+        path.write_text(old.replace("old", "new"))
+        return spool(*arguments)
+
+    asked, out = corpus(source="files", paths=(str(path),), document_words=20), str(tmp_path / "out")
+    monkeypatch.setattr(shards, "spool", changed)
+    with pytest.raises(DataError, match=rf"^{path}: expected the file as it was at the start, found it changed since$"):
+        prepare(asked, out, workers=1, progress=False)
+    monkeypatch.undo()
+    assert not [name for name in os.listdir(out) if not name.endswith(".lock")]
+    path.write_text(old)
+    again, fresh = (prepare(asked, str(tmp_path / name), workers=1, progress=False) for name in ("out", "fresh"))
+    assert again.manifest["files"] == fresh.manifest["files"]
