@@ -26,6 +26,18 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def known_as(final: str | os.PathLike[str], aside: str | os.PathLike[str]) -> Iterator[None]:
+    """An error of the system about `aside`, or what is in it, is about `final`: nobody knows what is built aside."""
+    try:
+        yield
+    except OSError as error:
+        where = Path(str(error.filename2 or error.filename))
+        if Path(aside) not in (where, *where.parents):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(final)) from None
+
+
 def in_words(error: OSError) -> str:
     """An error of the system as a message has it: which file, and what is wrong."""
     where = error.filename2 or error.filename  # of a rename what it was to be called: the file aside means nothing
@@ -72,14 +84,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
-        with naming(final), usual_mode(aside):
-            yield aside
-        sync(aside)
-        os.replace(aside, final)
-    except OSError as error:
-        if error.filename == os.fspath(aside):
-            error.filename = os.fspath(final)  # what was asked for: nobody knows the file aside
-        raise
+        with known_as(final, aside):
+            with naming(final), usual_mode(aside):
+                yield aside
+            sync(aside)
+            os.replace(aside, final)
     finally:
         with suppress(OSError):  # gone where all went well; else what went wrong before is what is told
             aside.unlink()

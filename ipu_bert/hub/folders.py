@@ -13,7 +13,7 @@ import psutil
 
 from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import one_line
-from sparse_ops.files import naming, sync
+from sparse_ops.files import known_as, naming, sync
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
@@ -44,8 +44,9 @@ def check_place(final: Path) -> None:
         raise ValueError(f"{final}: {wanted}, found the root of a disk or a volume; name a folder in it")
     trial = (real.parent if there == real else there) / _beside(real, "tmp").name
     shutil.rmtree(trial, ignore_errors=True)
-    trial.mkdir()
-    trial.rmdir()
+    with known_as(final, trial):
+        trial.mkdir()
+        trial.rmdir()
 
 
 def _real(final: Path) -> Path:
@@ -84,13 +85,13 @@ def whole_folder(final: Path) -> Iterator[Path]:
     _settle(final)
     aside, old = _beside(final, "tmp"), _beside(final, "old")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
-        with naming(final):
+        with known_as(final, aside), naming(final):
+            aside.mkdir()
             yield aside
-        for path in aside.iterdir():
-            sync(path)
-        sync(aside)
+            for path in aside.iterdir():
+                sync(path)
+            sync(aside)
         if final.exists():
             os.replace(final, old)
         os.replace(aside, final)

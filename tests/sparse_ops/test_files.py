@@ -80,6 +80,18 @@ def test_an_error_of_the_file_aside_names_the_one_that_was_asked_for(tmp_path: P
     assert caught.value.filename == str(path)
 
 
+def test_an_error_of_a_file_in_the_folder_aside_names_the_folder_that_was_asked_for(tmp_path: Path) -> None:
+    aside = tmp_path / ".a.1.tmp"
+    for name in ("x", "x/y"):
+        with pytest.raises(FileNotFoundError) as caught, files.known_as(tmp_path / "a", aside):
+            (aside / name).read_bytes()
+        assert caught.value.filename == str(tmp_path / "a")
+    for act in (tmp_path / "other").read_bytes, lambda: os.replace(aside, tmp_path / "a"):
+        with pytest.raises(FileNotFoundError) as caught, files.known_as(tmp_path / "a", aside):
+            act()
+        assert (caught.value.filename2 or caught.value.filename) in (str(tmp_path / "other"), str(tmp_path / "a"))
+
+
 def test_an_error_that_names_no_file_gets_its_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left.*data\.bin"), files.naming(tmp_path / "data.bin"):
         raise OSError(errno.ENOSPC, "No space left on device")
