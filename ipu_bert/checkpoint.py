@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipu_bert import sealed_json
+from ipu_bert import moving, sealed_json
 from ipu_bert.config.values import is_unicode
 from ipu_bert.json_file import is_count, read_object
 from ipu_bert.stopwatch import PHASES
-from sparse_ops.files import naming, sha256_of, sync, usual_mode
+from sparse_ops.files import known_as, naming, sha256_of, sync, usual_mode
 
 FORMAT = 1
 STATE = "state.json"
@@ -61,7 +61,8 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
     """
     _check_finite(folder, step, groups)
     _make(folder)
-    final, aside = folder / f"step_{step:08d}", _aside(folder, step)
+    final = _place(folder, step)
+    aside = moving.aside(final)
     try:
         _write(aside, final, step, groups, info)
         if final.exists():  # the same step again: the old one goes when the new one stands
@@ -70,67 +71,43 @@ def save(folder: Path, step: int, groups: Groups, info: Mapping[str, Any], keep:
         sync(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        _remove(aside.with_suffix(".old"))
+    moving.remove(aside.with_suffix(".old"))
     prune(folder, step, keep)
     return final
 
 
-def adopt(origin: Path, step: int, folder: Path) -> Path:
+def adopt(origin: Path, step: int, folder: Path, before: Callable[[], object]) -> Path:
     """A copy of a checkpoint as `folder`/step_<step>, if it is not that: what a run goes on from is its own then.
 
-    Raises CheckpointError where another one of the step is there, as after going back under other conditions.
+    before: called when the copy is on disk, just before it appears. Raises CheckpointError where another one of the
+    step is there, as after going back under other conditions, and OSError that names the copy on a full disk.
     """
     _make(folder)
-    final, aside = folder / f"step_{step:08d}", _aside(folder, step)
+    final = _place(folder, step)
     if final.exists():
         if read_info(final)["files"] != read_info(origin)["files"]:
             raise CheckpointError(
                 f"checkpoint {origin}: expected {final} to be the same one, found another: go on in a new folder, with "
                 "run.dir=FOLDER"
             )
-        return final
-    try:
-        shutil.copytree(origin, aside)
-        for file in aside.iterdir():
-            sync(file)
-        os.replace(aside, final)
-        sync(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        before()
+    else:
+        moving.copy(origin, final, before)
     return final
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints up to a step (0: none)."""
-    own = [(number, path) for number, path in complete(folder) if number <= step]
-    for number, old in own[:-keep] if keep else ():
-        _take_away(old, number)
+    """Remove all but the newest `keep` checkpoints up to a step (0: none); what cannot be removed is told and left."""
+    own = [path for number, path in complete(folder) if number <= step]
+    for old in own[:-keep] if keep else ():
+        moving.take_away(old)
 
 
 def keep_only(path: Path) -> None:
-    """Remove the complete checkpoints beside this one."""
-    for number, other in complete(path.parent):
+    """Remove the complete checkpoints beside this one; what cannot be removed is told and left."""
+    for _, other in complete(path.parent):
         if other != path:
-            _take_away(other, number)
-
-
-def _take_away(path: Path, step: int) -> None:
-    """Remove a checkpoint of a step; half of it never has a checkpoint's name."""
-    doomed = _aside(path.parent, step)
-    os.replace(path, doomed)
-    try:
-        _remove(doomed)
-    except OSError as error:  # it names files without their folder
-        raise OSError(error.errno, error.strerror, str(doomed)) from None
-
-
-def _remove(path: Path) -> None:
-    """A checkpoint, or what stood in its place: of a link, as to another disk, the link alone."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            moving.take_away(other)
 
 
 def try_out(folder: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:
@@ -139,9 +116,10 @@ def try_out(folder: Path, step: int, groups: Groups, info: Mapping[str, Any]) ->
     Raises OSError or ValueError, one line, as `save` and `load` would, or when something is read that was not written.
     """
     _make(folder)
-    aside = _aside(folder, step)
+    final = _place(folder, step)
+    aside = moving.aside(final)
     try:
-        _write(aside, folder / f"step_{step:08d}", step, groups, info)
+        _write(aside, final, step, groups, info)
         read_info(aside)
         for group, tensors in groups.items():
             with safe_open(str(aside / f"{group}.safetensors"), "pt") as file:  # one tensor at a time: no second state
@@ -285,7 +263,10 @@ def intact_before(path: Path) -> Path | None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what killed processes left in a folder of checkpoints; the caller holds the run's lock."""
+    """Remove what killed processes left in a folder of checkpoints; the caller holds the run's lock.
+
+    What cannot be removed is told and left.
+    """
     newest = max((step for step, _ in complete(folder)), default=0)
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         match = _ASIDE.fullmatch(path.name)
@@ -293,7 +274,7 @@ def clean(folder: Path) -> None:
         if match and match[2] == "old" and whole and not (folder / match[1]).exists():
             os.replace(path, folder / match[1])  # killed between the renames of `save`: it is still the one that counts
         elif match or (not whole and _step_of(path) < newest):  # half removed by an older version
-            _remove(path)
+            moving.remove(path)
 
 
 def _step_of(path: Path) -> int:
@@ -308,32 +289,38 @@ def _make(folder: Path) -> None:
         sync(folder.parent)
 
 
-def _aside(folder: Path, step: int) -> Path:
-    """Where this process builds or removes the checkpoint of a step."""
-    return folder / f".step_{step:08d}.{os.getpid()}.tmp"
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
 
 
 def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:
     """All files of a checkpoint, on disk; `final` is what messages call it."""
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    files = {}
     try:
-        for group, tensors in groups.items():
-            path = aside / f"{group}.safetensors"
-            with usual_mode(path):
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            sync(path)
+        with known_as(final, aside):
+            aside.mkdir()
+            files = _write_groups(aside, groups)
     except SafetensorError as error:  # its message has no file name
         raise OSError(f"checkpoint {final}: could not be written: {error}") from None
     state = {"format": FORMAT, "step": step, "files": files, **info}
     for where, value in _floats(state, ""):
         if not math.isfinite(value):
             raise CheckpointError(f"checkpoint {final}: expected a finite number to write, found {where} = {value}")
-    with naming(aside / STATE):
+    with known_as(final, aside), naming(final):
         (aside / STATE).write_text(sealed_json.sealed(state), encoding="utf-8")
-    sync(aside / STATE)
+        sync(aside / STATE)
+
+
+def _write_groups(aside: Path, groups: Groups) -> dict[str, dict[str, Any]]:
+    """One safetensors file per group, on disk; what state.json says of each."""
+    files = {}
+    for group, tensors in groups.items():
+        path = aside / f"{group}.safetensors"
+        with usual_mode(path):
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        sync(path)
+    return files
 
 
 def _check_finite(folder: Path, step: int, groups: Groups) -> None:

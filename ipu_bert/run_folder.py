@@ -90,10 +90,7 @@ class RunFolder:
         self._clean()
         self.origin = None  # where the run goes on from, in its own folder: to be found until it has saved anything
         if origin is not None:
-            records = [] if (self.path / METRICS_FILE).exists() else _records_before(origin)
-            self.origin = checkpoint.adopt(origin.checkpoint, origin.step, self.checkpoints)
-            if records:
-                write_metrics(self.path / METRICS_FILE, records)
+            self.origin = checkpoint.adopt(origin.checkpoint, origin.step, self.checkpoints, lambda: None)
             self._go_back(origin.step)
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between

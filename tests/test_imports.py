@@ -28,6 +28,7 @@ ORDER = [
     "model",
     "optim",
     "hub",
+    "moving",
     "checkpoint",
     "same_run",
     "run_folder",

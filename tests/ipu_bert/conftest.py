@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -45,6 +48,23 @@ def _free_device() -> Iterator[None]:
 def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process write empty pictures: rendering a run's three takes longer than all else that it does."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: Path(file).touch())
+
+
+@pytest.fixture
+def as_user() -> Iterator[Path]:
+    """A folder of a user whom permissions stop; tests may run as root, whom they do not."""
+    nobody, root = 65534, os.geteuid() == 0
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    if root:
+        os.chown(folder, nobody, nobody)
+        os.seteuid(nobody)
+    yield folder
+    if root:
+        os.seteuid(0)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o700)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from ipu_bert import checkpoint, same_run
 from ipu_bert.checkpoint import CheckpointError
+from sparse_ops import files
 
 GROUPS = {"model": {"w": torch.arange(6.0).view(2, 3)}, "random": {"torch": torch.get_rng_state()}}
 
@@ -182,14 +185,82 @@ def test_another_run_is_refused_with_every_difference(tmp_path):
         same_run.check_same_run(tmp_path, {"a": 1, "c": 4}, {"a": 2, "b": 3, "c": 4})
 
 
-def test_an_old_checkpoint_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTEMPTY])
+def test_an_old_checkpoint_that_cannot_be_removed_is_told_once_and_left(number, tmp_path, monkeypatch, capsys):
+    """The run ended, and every start after it: as with NFS, where a file that others read leaves one in its folder."""
     save(tmp_path, 3)
+    rmtree = checkpoint.shutil.rmtree
 
     def stuck(path, **options):
         if not options:
-            raise OSError(errno.EIO, "Input/output error", "model.safetensors")
+            raise OSError(number, os.strerror(number), "model.safetensors")
+        rmtree(path, **options)
 
     monkeypatch.setattr(checkpoint.shutil, "rmtree", stuck)
-    with pytest.raises(OSError, match=r"Input/output error: '.*/\.step_00000003\.\d+\.tmp'"):
-        save(tmp_path, 4, keep=1)
+    save(tmp_path, 4, keep=1)
+    (left,) = tmp_path.glob(".*")
+    for _ in range(2):
+        checkpoint.clean(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{left}: could not be removed, and is left there: {os.strerror(number)}"
+
     assert checkpoint.find(tmp_path).name == "step_00000004"
+    monkeypatch.undo()
+    checkpoint.clean(tmp_path)
+    assert os.listdir(tmp_path) == ["step_00000004"]
+
+
+def test_a_checkpoint_that_cannot_be_renamed_is_told_and_left(tmp_path, monkeypatch, capsys):
+    first, replace = save(tmp_path, 3), os.replace
+
+    def refused(source, target):
+        if source == first:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(source), None, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    for step in (4, 5):
+        save(tmp_path, step, keep=1)
+    checkpoint.keep_only(tmp_path / "step_00000005")
+    line = f"{first}: could not be removed, and is left there: Operation not permitted"
+    assert capsys.readouterr().err.splitlines() == [line]
+    assert [step for step, _ in checkpoint.complete(tmp_path)] == [3, 5]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are of another kind")
+def test_a_read_only_checkpoint_is_gone_on_from_and_pruned(as_user, capsys):
+    """Of a read-only archive the copy was read-only, too, and what is in it could not be removed: the run ended."""
+    archived = save(as_user / "archive", 3)
+    for path in (*archived.iterdir(), archived, archived.parent):
+        path.chmod(path.stat().st_mode & ~0o222)
+    run = as_user / "run"
+    checkpoint.adopt(archived, 3, run, before=lambda: None)
+    (run / "step_00000003").chmod(0o555)  # and where somebody protects it, or an older version copied it
+    save(run, 4, keep=1)
+    assert os.listdir(run) == ["step_00000004"]
+    shutil.copytree(archived, run / ".step_00000003.7.tmp")
+    checkpoint.clean(run)
+    assert os.listdir(run) == ["step_00000004"]
+    assert checkpoint.load(archived)[1]["step"] == 3
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda origin, folder: checkpoint.adopt(origin, 3, folder, lambda: pytest.fail("it is not there")),
+        lambda _, folder: save(folder, 3),
+    ],
+)
+def test_a_full_disk_names_the_checkpoint_that_was_to_be_there(act, tmp_path, monkeypatch):
+    """A list of Python's stood there, or the hidden name of what is built aside."""
+    origin = save(tmp_path / "old", 3)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        act(origin, tmp_path)
+    assert files.in_words(caught.value) == f"{tmp_path / 'step_00000003'}: No space left on device"
+    assert os.listdir(tmp_path) == ["old"]
