@@ -26,6 +26,7 @@ from ipu_bert.record.metrics import (
     Sink,
     TensorBoardSink,
     WandbSink,
+    as_lines,
     check_packages,
     read_metrics,
     split_at,
@@ -82,7 +83,7 @@ class RunFolder:
             _make_room(self.path, found)
             found = Found(None)  # what was there is elsewhere
         else:
-            _check_same_run(self.path, origin.checkpoint)
+            _check_same_run(self.path, origin)
         self.path.mkdir(parents=True, exist_ok=True)
         files.sync(self.path.parent)
         self._lock = _lock(self.path)
@@ -90,7 +91,9 @@ class RunFolder:
         self._clean()
         self.origin = None  # where the run goes on from, in its own folder: to be found until it has saved anything
         if origin is not None:
-            self.origin = checkpoint.adopt(origin.checkpoint, origin.step, self.checkpoints, lambda: None)
+            self.origin = checkpoint.adopt(
+                origin.checkpoint, origin.step, self.checkpoints, before=lambda: self._take_records(origin)
+            )
             self._go_back(origin.step)
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
@@ -133,6 +136,13 @@ class RunFolder:
                 path.unlink()
         checkpoint.clean(self.checkpoints)
         checkpoint.clean(self.best)
+
+    def _take_records(self, origin: Origin) -> None:
+        """What was recorded before this folder's first step: there before its checkpoint, by which `auto` goes on."""
+        if not (self.path / METRICS_FILE).exists():
+            records = _records_before(origin)
+            if records:
+                write_metrics(self.path / METRICS_FILE, records)
 
     def _go_back(self, step: int) -> None:
         """Move checkpoints after `step`, with the report and a copy of the records, to a place of their own, if there
@@ -306,32 +316,44 @@ def _records_before(origin: Origin) -> list[Record]:
     return records if records and records[0]["kind"] == "start" else []
 
 
-def _check_same_run(path: Path, origin: Path) -> None:
+def _check_same_run(path: Path, origin: Origin) -> None:
     """A run goes on in its own folder or in a new one; what another run has in its folder is not touched.
 
-    New is also a folder that has nothing but a copy of the checkpoint: its process was killed before it saved anything.
+    New is also a folder that has nothing but a copy of the checkpoint, or of the records before it: its process was
+    killed before it saved anything.
     """
-    if (path / BRANCHES).resolve() in origin.resolve().parents:
+    start = origin.checkpoint
+    if (path / BRANCHES).resolve() in start.resolve().parents:
         raise ValueError(
-            f"run.dir {path}: expected a new folder for {origin}, which this run went back from, found the run itself; "
+            f"run.dir {path}: expected a new folder for {start}, which this run went back from, found the run itself; "
             "name a new one with run.dir=FOLDER"
         )
-    own = (path / CHECKPOINTS, path / BEST)
+    own = start.resolve().parent in [(path / name).resolve() for name in (CHECKPOINTS, BEST)]
     copies = [folder for _, folder in checkpoint.complete(path / CHECKPOINTS)]
-    begun = len(copies) == 1 and checkpoint.read_info(copies[0]) == checkpoint.read_info(origin)
-    if not begun and not _is_free(path) and origin.resolve().parent not in [folder.resolve() for folder in own]:
+    begun = len(copies) == 1 and checkpoint.read_info(copies[0]) == checkpoint.read_info(start)
+    if not own and not begun and not _is_free(path) and not _has_records_alone(path, origin):
         raise ValueError(
-            f"run.dir {path}: expected the run that {origin} is of, or a new folder, found another run or other files; "
+            f"run.dir {path}: expected the run that {start} is of, or a new folder, found another run or other files; "
             "name a new one with run.dir=FOLDER"
         )
 
 
-def _is_free(path: Path) -> bool:
-    """Whether nothing is there but what a run makes before its config is written: it may have been killed just then."""
+def _has_records_alone(path: Path, origin: Origin) -> bool:
+    """Whether a folder has nothing but what was recorded before a checkpoint: killed before that appeared there."""
+    metrics = path / METRICS_FILE
+    return (
+        metrics.is_file()
+        and _is_free(path, but=METRICS_FILE)
+        and metrics.read_bytes() == as_lines(_records_before(origin)).encode()
+    )
+
+
+def _is_free(path: Path, but: str = _LOCK) -> bool:
+    """Whether nothing, `but` a file, is there but what a run makes before its config: it may have been killed then."""
     if not path.exists():
         return True
     return all(
-        found.name == _LOCK
+        found.name in (_LOCK, but)
         or _ASIDE.fullmatch(found.name)
         or (found.name in (CHECKPOINTS, BEST) and not checkpoint.complete(found))
         for found in path.iterdir()

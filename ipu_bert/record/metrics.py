@@ -133,7 +133,12 @@ def split_at(records: Sequence[Record], step: int) -> tuple[list[Record], list[R
 
 def write_metrics(path: PathLike, records: Sequence[Record]) -> None:
     """A metrics.jsonl of these records, in the place of one that is there."""
-    files.write(path, "".join(dumps(record) + "\n" for record in records))
+    files.write(path, as_lines(records))
+
+
+def as_lines(records: Sequence[Record]) -> str:
+    """The text of a metrics.jsonl of these records."""
+    return "".join(dumps(record) + "\n" for record in records)
 
 
 # ---------------------------------------------------------------- sinks

@@ -72,6 +72,45 @@ def test_a_run_that_begins_from_another_ones_checkpoint_can_be_killed(tiny, tmp_
         train(config, other / "checkpoints" / "step_00000002")
 
 
+@pytest.mark.parametrize("appeared", [False, True])
+def test_a_run_that_begins_from_another_ones_has_its_records_whenever_it_is_killed(appeared, tiny, tmp_path, monkeypatch):
+    """Killed once the checkpoint was there it went on by `auto` without them; before that the same command goes on."""
+    other = train(tiny(*SHORT, "train.stop_at=4", f"run.dir={tmp_path / 'other'}"))
+    origin, config = other / "checkpoints" / "step_00000004", tiny(*SHORT)
+    own, replace = Path(config.run.dir) / "checkpoints" / "step_00000004", os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target == own and not appeared:
+            raise Killed
+        replace(source, target)
+        if target == own:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            train(config, origin)
+    assert own.exists() == appeared
+    found = cli._start(config, "auto", ALONE)[0]
+    assert found == (own if appeared else None)
+    folder = train(config, found or origin)
+    assert [r["step"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert steps(folder / "checkpoints") == [4, 6]
+
+
+def test_records_of_somebody_else_are_no_new_folder(tiny, tmp_path):
+    other = train(tiny(*SHORT, "train.stop_at=4", f"run.dir={tmp_path / 'other'}"))
+    config = tiny(*SHORT)
+    mine = Path(config.run.dir) / "metrics.jsonl"
+    mine.parent.mkdir()
+    for text in ((other / "metrics.jsonl").read_text() + "\n", "", "mine"):
+        mine.write_text(text)
+        with pytest.raises(ValueError, match="found another run or other files"):
+            train(config, other / "checkpoints" / "step_00000004")
+        assert os.listdir(mine.parent) == ["metrics.jsonl"]
+        assert mine.read_text() == text
+
+
 def test_a_kill_between_two_renames_is_undone_before_the_newest_is_looked_for(tiny):
     config = tiny(*SHORT)
     checkpoints = train(config) / "checkpoints"
