@@ -41,15 +41,18 @@ def copy(origin: Path, final: Path, before: Callable[[], object]) -> None:
         remove(built)
 
 
-def move(moves: Mapping[Path, Path]) -> None:
-    """Move folders and files in this order, each to its new path in a folder that is there.
+def copy_afar(moves: Mapping[Path, Path]) -> None:
+    """Copy those sources that `move` could not rename, as they are on another disk or write-protected.
 
-    What is on another disk or write-protected is copied, all of it before anything is moved: where the disk is full
-    every source is as it was, and some targets may be there. Raises OSError.
+    moves: from files and folders to their new paths, in folders that are there. Raises OSError, as on a full disk.
     """
     for source, target in moves.items():
         if not _can_be_renamed(source, target.parent):
             copy(source, target, before=lambda: None)
+
+
+def move(moves: Mapping[Path, Path]) -> None:
+    """Move in this order what `copy_afar` was called for: what that has copied is removed where it was."""
     for source, target in moves.items():
         _move(source, target)
 
@@ -106,7 +109,8 @@ def _make_writable(path: Path) -> None:
 
 def _can_be_renamed(source: Path, folder: Path) -> bool:
     """Not to another disk, nor, without leave to write in it, a folder, whose `..` changes."""
-    return os.access(source, os.W_OK) and source.lstat().st_dev == folder.stat().st_dev
+    writable = os.access(source, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    return writable and source.lstat().st_dev == folder.stat().st_dev
 
 
 def _move(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Mapping, TextIO
 
 import yaml
 
-from ipu_bert import checkpoint
+from ipu_bert import checkpoint, moving
 from ipu_bert.config import Config, as_dict
 from ipu_bert.record.console import ConsoleSink
 from ipu_bert.record.metrics import (
@@ -150,25 +150,28 @@ class RunFolder:
 
         The newest checkpoint goes last, and the best one after it: until then a killed process has left the run that it
         was. A best one that stays, after a kill just then or of steps that a killed process took, is of steps that the
-        run is about to take again.
+        run is about to take again. Where something cannot be copied to the disk of the branch, nothing has changed.
         """
         later = [path for number, path in checkpoint.complete(self.checkpoints) if number > step]
         if not later:
             return
+        best = [path for number, path in checkpoint.complete(self.best) if number > step]
+        report = [self.path / name for name in (WANDB_PAGE, *_REPORT)]  # what comes now gets its own
         branch = _free_name(self.path / BRANCHES / f"after_step_{step:08d}")
-        (branch / CHECKPOINTS).mkdir(parents=True)
-        if (self.path / METRICS_FILE).exists():
-            write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
-        for name in (WANDB_PAGE, *_REPORT):  # of what came after: what comes now gets its own
-            if (self.path / name).exists():
-                os.replace(self.path / name, branch / name)
-        for path in later:
-            os.replace(path, branch / CHECKPOINTS / path.name)
-        for number, path in checkpoint.complete(self.best):
-            if number > step:
-                (branch / BEST).mkdir(exist_ok=True)
-                os.replace(path, branch / BEST / path.name)
-        for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path, self.checkpoints):
+        moves = {path: branch / path.relative_to(self.path) for path in (*report, *later, *best) if path.exists()}
+        try:
+            for folder in {target.parent for target in moves.values()}:
+                folder.mkdir(parents=True, exist_ok=True)
+            if (self.path / METRICS_FILE).exists():
+                write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
+            moving.copy_afar(moves)
+        except BaseException:
+            moving.remove(branch)
+            raise
+        for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path):
+            files.sync(folder)  # before what was copied is removed where it was
+        moving.move(moves)
+        for folder in (branch / CHECKPOINTS, branch, self.path, self.checkpoints):
             files.sync(folder)
         say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
 
@@ -299,7 +302,15 @@ def _make_room(path: Path, found: Found) -> None:
         aside = _free_name(folder)
         folder.rename(aside)
     folder.mkdir(exist_ok=True)  # another process may have begun there by now: then its lock is what counts
-    say(f"an earlier run was in {path}; it is in {aside} now", sys.stdout)
+    say(f"an earlier run was in {path}; it is in {aside} now{_way_on(aside)}", sys.stdout)
+
+
+def _way_on(path: Path) -> str:
+    """How a run goes on whose only checkpoint is its best: `auto` looks for the newest, and begins anew."""
+    best = checkpoint.complete(path / BEST)
+    if not best or look(path).newest:
+        return ""
+    return f", and goes on from its best checkpoint with run.dir={path} --resume {best[-1][1]}"
 
 
 def _records_before(origin: Origin) -> list[Record]:

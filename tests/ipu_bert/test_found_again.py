@@ -73,7 +73,9 @@ def test_a_run_that_begins_from_another_ones_checkpoint_can_be_killed(tiny, tmp_
 
 
 @pytest.mark.parametrize("appeared", [False, True])
-def test_a_run_that_begins_from_another_ones_has_its_records_whenever_it_is_killed(appeared, tiny, tmp_path, monkeypatch):
+def test_a_run_that_begins_from_another_one_has_its_records_whenever_it_is_killed(
+    appeared, tiny, tmp_path, monkeypatch
+):
     """Killed once the checkpoint was there it went on by `auto` without them; before that the same command goes on."""
     other = train(tiny(*SHORT, "train.stop_at=4", f"run.dir={tmp_path / 'other'}"))
     origin, config = other / "checkpoints" / "step_00000004", tiny(*SHORT)
@@ -135,6 +137,30 @@ def test_a_kill_while_going_back_keeps_the_best(tiny, monkeypatch):
             train(config, folder / "checkpoints" / "step_00000002")
     assert cli._start(config, "auto", ALONE)[0] == last
     assert steps(folder / "best") == [best]
+
+
+def test_a_run_whose_only_checkpoint_is_its_best_is_told_how_it_goes_on(tiny, tmp_path, capsys):
+    """`auto` began anew and moved it aside without a word of `best`."""
+    config = tiny(*SHORT, "checkpoint.keep_best=true", "checkpoint.every=0", "train.stop_at=3")
+    trainer = Trainer(config)
+    save = trainer._save
+
+    def killed(_: Any) -> None:
+        raise Killed
+
+    trainer._save = killed
+    with pytest.raises(Killed):
+        trainer.run()
+    trainer._save = save
+    (best,) = steps(tmp_path / "run" / "best")
+    kill_in_first_step(config, cli._start(config, "auto", ALONE)[0])
+    aside = tmp_path / "run.1"
+    start = aside / "best" / f"step_{best:08d}"
+    said = f"an earlier run was in {config.run.dir}; it is in {aside} now, and goes on from its best checkpoint with "
+    assert f"{said}run.dir={aside} --resume {start}" in capsys.readouterr().out.splitlines()
+    assert steps(train(tiny(*SHORT, f"run.dir={aside}"), start) / "checkpoints")[-1] == 6
+    kill_in_first_step(config, None)
+    assert "best checkpoint" not in capsys.readouterr().out
 
 
 def test_a_damaged_best_checkpoint_is_no_reason_not_to_go_on(tiny, capsys):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
-from typing import TextIO
+from typing import Callable, Iterator, TextIO
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 import yaml
 
-from ipu_bert import checkpoint
-from ipu_bert.config import as_dict
+from ipu_bert import checkpoint, moving
+from ipu_bert.config import Config, as_dict
 from ipu_bert.run_folder import Origin, RunFolder
 from ipu_bert.trainer import Trainer
 from sparse_ops import files
@@ -184,3 +187,88 @@ def test_a_branch_goes_on_in_a_new_folder(tiny, tmp_path):
     branch = tmp_path / "run" / "branches" / "after_step_00000001" / "checkpoints" / "step_00000002"
     with pytest.raises(ValueError, match="which this run went back from, found the run itself; name a new one"):
         RunFolder(tiny(), Origin(branch, 2, skipped=0), unigram_entropy=6.5)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """What files are below a folder, by way of links, too."""
+    return {
+        str(Path(where, name).relative_to(folder)): Path(where, name).read_bytes()
+        for where, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name != ".lock"
+    }
+
+
+@pytest.fixture(params=["disk", "mount"])
+def afar(request, tmp_path, monkeypatch) -> Iterator[Path]:
+    """A folder that nothing can be renamed from or to: of another disk, or a mount of the same one."""
+    if request.param == "disk":
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            if os.stat(folder).st_dev == tmp_path.stat().st_dev:
+                pytest.skip("it is on the same disk")
+            yield Path(folder)
+        return
+    folder, replace = tmp_path / "mount", os.replace
+
+    def within(source: Path, target: Path) -> None:
+        if len({folder in Path(os.path.realpath(path)).parents for path in (source, target)}) == 2:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
+        replace(source, target)
+
+    folder.mkdir()
+    monkeypatch.setattr(os, "replace", within)
+    yield folder
+
+
+def went_on(tiny: Callable[..., Config], afar: Path, *links: str) -> tuple[Path, list[Origin]]:
+    """A run after three steps, the last its best, of which these folders are links to another disk."""
+    with RunFolder(tiny("checkpoint.keep=0"), None, unigram_entropy=6.5) as folder:
+        folder.metrics.write({"kind": "start", "step": 0})
+        for name in links:
+            (afar / name).mkdir()
+            (folder.path / name).symlink_to(afar / name)
+        checkpoint.save(folder.best, 3, {"model": {"w": torch.ones(1)}}, {}, keep=1)
+        starts = saved(folder, 1, 2, 3)
+        (folder.path / "report.md").write_text("of step 3")
+    return folder.path, starts
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="a disk beside that of temporary files")
+@pytest.mark.parametrize("links", [("checkpoints",), ("best",), ("branches",), ("checkpoints", "best", "branches")])
+def test_a_run_goes_back_over_links_to_another_disk(links, afar, tiny, capsys):
+    """It ended at its first checkpoint, when the report had been moved, and left one more branch at each try."""
+    run, (early, *_) = went_on(tiny, afar, *links)
+    before = listing(run)
+    RunFolder(tiny("checkpoint.keep=0"), early, unigram_entropy=6.5).__exit__(None, None, None)
+    branch = "branches/after_step_00000001/"
+    moved = {name: data for name, data in before.items() if "step_0000000" in name and "step_00000001" not in name}
+    moved["report.md"] = before["report.md"]
+    after = listing(run)
+    records = after.pop(f"{branch}metrics.jsonl")
+    assert records == b""
+    assert after == {**{k: v for k, v in before.items() if k not in moved}, **{branch + k: v for k, v in moved.items()}}
+    assert all((run / name).is_symlink() for name in links)
+    assert capsys.readouterr().err == ""
+    RunFolder(tiny("checkpoint.keep=0"), early, unigram_entropy=6.5).__exit__(None, None, None)
+    assert os.listdir(run / "branches") == ["after_step_00000001"]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="a disk beside that of temporary files")
+@pytest.mark.parametrize("afar", ["disk"], indirect=True)
+def test_going_back_to_a_full_disk_changes_nothing(afar, tiny, monkeypatch):
+    run, (early, *_) = went_on(tiny, afar, "checkpoints")
+    before, copies, sync = listing(run), [], moving.sync
+
+    def full(path: Path) -> None:
+        if path.is_file():
+            copies.append(path)
+            if len(copies) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        sync(path)
+
+    monkeypatch.setattr(moving, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        RunFolder(tiny("checkpoint.keep=0"), early, unigram_entropy=6.5)
+    assert len(copies) == 2
+    assert listing(run) == before
+    assert os.listdir(run / "branches") == []
