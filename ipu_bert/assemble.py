@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 import time
@@ -104,6 +105,21 @@ def choose_variants(config: Config, ranks: Ranks) -> None:
 def find_data(config: Config) -> tuple[str, TokenFiles | None]:
     """Where the corpus is or will be prepared, and its token files if they are there; nothing is made."""
     return find_prepared(corpus(config), config.data.dir)
+
+
+def text_identity(config: Config) -> dict[str, str]:
+    """What `TokenFiles.identity` says of the run's text, as far as it is known without preparing it.
+
+    Raises DataError for a text or a tokenizer that cannot be read.
+    """
+    _, files = find_data(config)
+    if files:
+        return files.identity
+    wanted = corpus(config)
+    if not wanted.tokenizer:
+        return {}
+    written = given_tokenizer(wanted.tokenizer, wanted.normalization).to_str(pretty=True)  # as prepare() does
+    return {"tokenizer": hashlib.sha256(written.encode()).hexdigest()}
 
 
 def vocabulary_size(config: Config, files: TokenFiles | None) -> int:

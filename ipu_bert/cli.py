@@ -13,16 +13,17 @@ and saved: the same command with --resume auto goes on; 130 stopped by Ctrl-C an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from pathlib import Path
 
 from ipu_bert import checkpoint
-from ipu_bert.config import Config, ConfigError, identity, load_config
+from ipu_bert.config import Begun, Config, ConfigError, identity, load_config
 from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import Found, look, newest_checkpoint, settle
-from ipu_bert.same_run import check_goes_on
+from ipu_bert.same_run import begun, check_goes_on
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.arguments import Parser
 from sparse_ops.ends import out_of
@@ -40,13 +41,17 @@ def main(argv: list[str]) -> int:
         return _fail("--json: expected --dry-run, --measure or --throughput with it, found none")
     ranks, config = ALONE, None
     try:
-        ranks = join()
+        ranks = joined = join()
         with ranks.together():
             _check(options)
-            config = load_config(options.config, options.overrides)
+            config = load_config(
+                options.config, options.overrides, lambda folder: _begun(folder, options.resume, joined)
+            )
             ranks = _of_engine(config, ranks)
             if planned:
-                return _dry_run(config, _checkpoint(config, options.resume) if ranks.first else None, options, ranks)
+                return _dry_run(
+                    config, _checkpoint(config.run.dir, options.resume) if ranks.first else None, options, ranks
+                )
             for line in _about(config) if ranks.first else ():
                 say(line, sys.stderr)
             if options.throughput:
@@ -135,8 +140,7 @@ def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ra
     from ipu_bert.sizes.dry_run import render
 
     if start is not None:
-        _, text = assemble.find_data(config)
-        mine = {**identity(config), **(text.identity if text else {})}
+        mine = {**identity(config), **assemble.text_identity(config)}
         check_goes_on(start, mine, checkpoint.read_info(start), config.train.last_step)
     found = {**assemble.plan(config, ranks), "goes_on_from": start}
     lines = [render(found)]
@@ -198,17 +202,34 @@ def _start(config: Config, resume: str | None, ranks: Ranks) -> tuple[Path | Non
     folder, start = Path(config.run.dir), None
     found = settle(folder) if resume is not None and ranks.first else look(folder)
     if ranks.first:
-        start = _checkpoint(config, resume)
+        start = _checkpoint(config.run.dir, resume)
     path = ranks.text_from_first(str(start) if start else "")
     return Path(path) if path else None, found
 
 
-def _checkpoint(config: Config, resume: str | None) -> Path | None:
-    """What --resume means now, if anything. Raises CheckpointError where one was asked for and there is none."""
+def _begun(folder: str, resume: str | None, ranks: Ranks) -> Begun | None:
+    """What the run that goes on in a folder began with, as rank 0 reads it; None where none goes on.
+
+    That there is no checkpoint, where one was asked for, is told by `_start`.
+    """
+    found, path = None, None
+    if ranks.first:
+        with contextlib.suppress(checkpoint.CheckpointError):
+            path = _checkpoint(folder, resume)
+        found = begun(path) if path is not None else None
+    values = ranks.plain_from_first(vars(found) if found else None)
+    return Begun(**values) if values else None
+
+
+def _checkpoint(folder: str, resume: str | None) -> Path | None:
+    """What --resume means now for a run's folder, if anything.
+
+    Raises CheckpointError where one was asked for and there is none.
+    """
     if resume is None:
         return None
     try:
-        return checkpoint.find(Path(config.run.dir if resume in ("latest", "auto") else resume))
+        return checkpoint.find(Path(folder if resume in ("latest", "auto") else resume))
     except checkpoint.CheckpointError:
         if resume == "auto":
             return None

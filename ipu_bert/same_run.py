@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any, Mapping
 
+from ipu_bert import checkpoint
 from ipu_bert.checkpoint import STATE, CheckpointError
-from ipu_bert.config import Config, identity
+from ipu_bert.config import Begun, Config, identity
+from ipu_bert.data.token_files import TOKENIZER
+from sparse_ops.files import sha256_of
 from sparse_ops.saying import say
 
 _TEXT = ("tokenizer", "text")  # of a run's identity: what was prepared, which follows from the settings and the text
@@ -16,11 +20,11 @@ _TEXT = ("tokenizer", "text")  # of a run's identity: what was prepared, which f
 def check_goes_on(path: Path, expected: Mapping[str, Any], info: Mapping[str, Any], last: int) -> None:
     """CheckpointError where a run of these settings, to step `last`, does not go on from a checkpoint of this info.
 
-    Without the text's entries in `expected`, as before it is prepared, the text is not compared.
+    Of the text's entries those are compared that are in `expected`: before it is prepared not all are known.
     """
     found = info.get("identity")
-    if found is not None and not any(key in expected for key in _TEXT):
-        found = {key: value for key, value in found.items() if key not in _TEXT}
+    if found is not None:
+        found = {key: value for key, value in found.items() if key not in _TEXT or key in expected}
     check_same_run(path, expected, found)
     if info["step"] > last:
         raise CheckpointError(f"checkpoint {path}: expected a step of at most {last}, found {info['step']}")
@@ -30,14 +34,15 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
     """CheckpointError that lists every setting in which a checkpoint's run differs from this one, or names its text.
 
     Another precision is no other run: weights, moments and step are the same numbers on every engine. A setting that
-    was added after the checkpoint was written counts as its default there. A checkpoint of a version that did not
-    record its prepared text is taken, with a warning.
+    was added after the checkpoint was written counts as its default there. A tokenizer is what it holds, wherever it
+    lies. A checkpoint of a version that did not record its prepared text is taken, with a warning.
     """
     if found is None:
         raise CheckpointError(f"checkpoint {path}: expected the settings of its run in {STATE}, found none")
     defaults = {key: value for key, value in identity(Config()).items() if key in expected}
     found = {**defaults, **found}
-    named = sorted(key for key in {*expected, *found} if not key.startswith("precision."))
+    free = _free(expected, found)
+    named = sorted(key for key in {*expected, *found} if not key.startswith("precision.") and key not in free)
     differing = [key for key in named if expected.get(key) != found.get(key)]
     settings = [f"{k}: expected {expected.get(k)!r}, found {found.get(k)!r}" for k in differing if k not in _TEXT]
     if settings:
@@ -51,3 +56,33 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
             f"checkpoint {path}: the text of {of}, or how it is prepared, changed since this was saved: a run goes on "
             "with the text that it began with; bring it back, or begin a new run without --resume"
         )
+
+
+def _free(expected: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
+    """Settings of the vocabulary that do not count between two runs."""
+    free = set()
+    if expected.get("data.tokenizer") or found.get("data.tokenizer"):
+        free.add("data.vocab_size")  # it has no effect there
+    if expected.get("tokenizer") is not None and expected["tokenizer"] == found.get("tokenizer"):
+        free.add("data.tokenizer")
+    return free
+
+
+def begun(path: Path) -> Begun | None:
+    """What the run of a checkpoint began with; None where that does not say it, as those of older versions.
+
+    Raises CheckpointError where it cannot be read.
+    """
+    info = checkpoint.read_info(path)
+    if "config" not in info:
+        return None
+    return Begun(f"checkpoint {path}", info["config"], _own_tokenizer(path, info.get("identity", {}).get("tokenizer")))
+
+
+def _own_tokenizer(path: Path, sha256: object) -> str:
+    """The tokenizer.json with this checksum in the folder of a checkpoint's run, also where it is of a branch."""
+    for folder in list(path.resolve().parents)[1:4:2]:
+        with contextlib.suppress(OSError):
+            if sha256_of(folder / TOKENIZER) == sha256:
+                return str(folder / TOKENIZER)
+    return ""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, from_dict
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.kept_text import KeptText
-from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.token_files import TOKENIZER, TokenFiles
+from ipu_bert.data.tokenizer import why_not_taken
 from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining
 from ipu_bert.sizes.footprint import parameter_counts
@@ -101,7 +104,8 @@ def open_text(trained: TrainedModel) -> TokenFiles:
     Raises ValueError where the text cannot be read, or is another one now, or has another vocabulary: what is held out
     of another text may be what the model was trained on.
     """
-    prepared = assemble.open_data(trained.config, progress=True)
+    with _with_words(trained) as config:
+        prepared = assemble.open_data(config, progress=True)
     trained_on = trained.info["identity"]  # older ones know their tokenizer alone
     for what, of in (("tokenizer", "vocabulary"), ("text", "text")):
         if trained_on.get(what, prepared.identity[what]) != prepared.identity[what]:
@@ -110,3 +114,16 @@ def open_text(trained: TrainedModel) -> TokenFiles:
                 f"{prepared.directory}: the text or data.tokenizer has changed since, or is sought from another folder"
             )
     return prepared
+
+
+@contextmanager
+def _with_words(trained: TrainedModel) -> Iterator[Config]:
+    """The model's config, with the tokenizer that its checkpoint keeps where the one that was given is gone."""
+    config = trained.config
+    if not config.data.tokenizer or not why_not_taken(config.data.tokenizer):
+        yield config
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / TOKENIZER
+        kept.write_bytes(trained.text.tokenizer_json)
+        yield replace(config, data=replace(config.data, tokenizer=str(kept)))

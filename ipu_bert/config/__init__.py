@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipu_bert.config.begun import Begun
 from ipu_bert.config.load import from_dict, load_config
 from ipu_bert.config.plain import as_dict, config_hash, identity
 from ipu_bert.config.reference import reference_page
@@ -10,6 +11,7 @@ from ipu_bert.settings import Config
 
 __all__ = [
     "CONFIG_DIR",
+    "Begun",
     "Config",
     "ConfigError",
     "as_dict",

@@ -19,7 +19,7 @@ _TOKENIZERS = ("tokenizer.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
-class _Initial:
+class Initial:
     """model: values of FOLLOWING. data: the tokenizer, and the vocabulary's size where it is known."""
 
     model: dict[str, Any]
@@ -30,15 +30,23 @@ def follow_initial(config: Config, written: Written) -> tuple[Written, list[str]
     """What was written, with what follows from `model.init` over it, and a line for each value that gave way.
 
     Raises ConfigError where the model cannot be read, or where the user wrote other sizes than it has. A config that
-    says all of it, as that of a run's folder, is taken as it is: the model may be gone once training has begun.
+    says all of it, as that of a run's folder, is taken as it is. A run that goes on reads no model (begun.py).
     """
-    users = written.users
-    if not config.model.init or {*(f"model.{key}" for key in FOLLOWING), "data.tokenizer"} <= users:
+    if not config.model.init or {*(f"model.{key}" for key in FOLLOWING), "data.tokenizer"} <= written.users:
         return written, []
     try:
         initial = _read(config.model.init)
     except (ValueError, OSError) as error:
         raise ConfigError([f"model.init: {' '.join(str(error).split())}"]) from None
+    return over_sizes(config, written, initial, config.model.init)
+
+
+def over_sizes(config: Config, written: Written, initial: Initial, where: str) -> tuple[Written, list[str]]:
+    """What was written, with the values of a model over it, and a line for each that gave way; where: its name.
+
+    Raises ConfigError where the user wrote other sizes.
+    """
+    users = written.users
     errors, lines = [], []
     tree: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
     for section, values in (("model", initial.model), ("data", initial.data)):
@@ -50,13 +58,13 @@ def follow_initial(config: Config, written: Written) -> tuple[Written, list[str]
                     owner = f"{written.shipped[name]}'s" if name in written.shipped else "the default"
                     lines.append(f"{name}: {value}, since {owner} {found} is not that of model.init")
             elif key in SIZES and found not in (value, 0):
-                errors.append(f"{name}: expected {value}, as of model.init {config.model.init}, found {found}")
+                errors.append(f"{name}: expected {value}, as of model.init {where}, found {found}")
     if errors:
         raise ConfigError(errors)
     return written.over(tree, None), lines
 
 
-def _read(where: str) -> _Initial:
+def _read(where: str) -> Initial:
     """From a config.json, or from what a run, one of its checkpoints or a folder of them says of itself."""
     folder = Path(where)
     if (folder / "config.yaml").is_file():
@@ -71,10 +79,10 @@ def _read(where: str) -> _Initial:
     shape = shape_from_config(read_object(file))
     names = [str(folder / name) for name in _TOKENIZERS if (folder / name).is_file()]
     data = {"tokenizer": names[0] if names else where, "vocab_size": shape.vocab_size}
-    return _Initial({key: getattr(shape, key) for key in FOLLOWING}, data)
+    return Initial({key: getattr(shape, key) for key in FOLLOWING}, data)
 
 
-def _of_run(tree: Any, folder: Path) -> _Initial:
+def _of_run(tree: Any, folder: Path) -> Initial:
     errors: list[str] = []
     model = build(tree if isinstance(tree, dict) else {}, errors).model
     if errors:
@@ -84,4 +92,4 @@ def _of_run(tree: Any, folder: Path) -> _Initial:
             f"{folder}: expected a run with its tokenizer.json, found none, as in those of older versions: write "
             "data.tokenizer and the sizes of the model yourself"
         )
-    return _Initial({key: getattr(model, key) for key in FOLLOWING}, {"tokenizer": str(folder / "tokenizer.json")})
+    return Initial({key: getattr(model, key) for key in FOLLOWING}, {"tokenizer": str(folder / "tokenizer.json")})

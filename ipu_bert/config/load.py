@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Collection, Mapping, Sequence
+from typing import Any, Callable, Collection, Mapping, Sequence
 
 from ipu_bert.config.automatic import place_automatically
+from ipu_bert.config.begun import Begun, follow_begun
 from ipu_bert.config.build import build
 from ipu_bert.config.checks import cross_checks
 from ipu_bert.config.give_way import give_way, too_few_predictions
@@ -17,11 +18,18 @@ from ipu_bert.settings import Config
 from sparse_ops.files import there
 
 
-def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
+def _from_its_start(folder: str) -> Begun | None:
+    return None
+
+
+def load_config(
+    name_or_file: str, overrides: Sequence[str] = (), begun: Callable[[str], Begun | None] = _from_its_start
+) -> Config:
     """The checked config of a name in configs/ or a YAML file, with `section.key=value` overrides after it.
 
     What the user did not write gives way to what they wrote (give_way.py), and `gave_way` of the config says where;
-    `no_effect` says what of theirs does nothing (no_effect.py). Raises ConfigError with all that is wrong.
+    `no_effect` says what of theirs does nothing (no_effect.py). begun: of a run's folder, what the run that goes on
+    there began with, None where it starts. Raises ConfigError with all that is wrong.
     """
     path = config_path(name_or_file)
     written = read(path)
@@ -34,13 +42,19 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
         except ValueError as error:
             errors.append(str(error))
     config = build(written.tree, errors)
+    idle: dict[str, str] = {}
     if not errors:
-        written, followed = follow_initial(config, written)
+        _name(config, path.stem)
+        began = begun(config.run.dir)
+        if began is None:
+            written, followed = follow_initial(config, written)
+        else:
+            written, followed, idle = follow_begun(config, written, began, users)
         config = build(written.tree, errors)
         config.gave_way = [*_said_again(overrides), *followed, *give_way(config, written)]
     config = _checked(config, path.stem, errors, written.users)
     config.gave_way += too_few_predictions(config)
-    config.no_effect = no_effect(config, users)
+    config.no_effect = [*idle.values(), *no_effect(config, users - idle.keys())]
     return config
 
 
@@ -64,8 +78,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 def _checked(config: Config, name: str, errors: list[str], users: Collection[str]) -> Config:
     """The config with all that follows written out; users: the keys that stay as they are."""
-    config.run.name = config.run.name or name
-    config.run.dir = there(config.run.dir or str(Path("runs") / config.run.name))
+    _name(config, name)
     if not errors:
         resolve(config)
         errors += cross_checks(config)
@@ -74,3 +87,8 @@ def _checked(config: Config, name: str, errors: list[str], users: Collection[str
     if errors:
         raise ConfigError(errors)
     return config
+
+
+def _name(config: Config, name: str) -> None:
+    config.run.name = config.run.name or name
+    config.run.dir = there(config.run.dir or str(Path("runs") / config.run.name))

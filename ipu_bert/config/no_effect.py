@@ -40,7 +40,7 @@ def no_effect(config: Config, users: Collection[str]) -> list[str]:
             key = f"{section}.{name}"
             since = _idle_since(config, key) if key in users else None
             if since is not None:
-                lines.append(f"{key}={_text(value)}, since {since}")
+                lines.append(f"{key}={text_of(value)}, since {since}")
     return lines
 
 
@@ -52,7 +52,8 @@ def _idle_since(config: Config, key: str) -> str | None:
     return None
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A setting's value in words of one line, cut where it is long."""
     return cut(value if isinstance(value, str) and value.isprintable() else json.dumps(value), 120)
 
 

@@ -152,6 +152,15 @@ def given_tokenizer(name: str, wanted: Normalization) -> Tokenizer:
     return _normalized(name, tokenizer, wanted)
 
 
+def why_not_taken(name: str) -> str:
+    """Why `given_tokenizer` does not take a tokenizer as it is; empty where it does."""
+    try:
+        given_tokenizer(name, Normalization(None, None, None))
+    except DataError as error:
+        return one_line(error)
+    return ""
+
+
 def _normalized(name: str, tokenizer: Tokenizer, wanted: Normalization) -> Tokenizer:
     """The tokenizer with the wanted normalization, where anything is wanted."""
     found = tokenizer.normalizer

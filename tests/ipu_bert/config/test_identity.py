@@ -9,7 +9,7 @@ import pytest
 
 from ipu_bert.checkpoint import CheckpointError
 from ipu_bert.config import config_hash, from_dict, identity, load_config
-from ipu_bert.same_run import check_same_run
+from ipu_bert.same_run import check_goes_on, check_same_run
 
 # identity() and config_hash() of the quickstart before warm-ups could be shares and anything gave way.
 STORED = json.loads((Path(__file__).parent / "quickstart_identity.json").read_text())
@@ -80,3 +80,23 @@ def test_a_checkpoint_that_does_not_know_its_text_is_taken_with_a_warning(tmp_pa
     assert "does not say which text it has seen" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="the text of"):
         check_same_run(tmp_path, {**TEXT, "tokenizer": "c"}, older)
+
+
+WORDS = {**TEXT, "data.tokenizer": "mine/tokenizer.json", "data.vocab_size": 8}
+
+
+def test_a_tokenizer_is_what_it_holds_wherever_it_lies(tmp_path):
+    moved = {**WORDS, "data.tokenizer": "copy.json", "data.vocab_size": 9}
+    check_same_run(tmp_path, moved, WORDS)
+    with pytest.raises(
+        CheckpointError, match=r"run: data\.tokenizer: expected 'copy.json', found 'mine/tokenizer.json'$"
+    ):
+        check_same_run(tmp_path, {**moved, "tokenizer": "c", "text": "c"}, WORDS)
+
+
+def test_a_tokenizer_is_compared_before_the_text_is_prepared(tmp_path):
+    moved = {key: value for key, value in {**WORDS, "data.tokenizer": "copy.json"}.items() if key != "text"}
+    info = {"identity": WORDS, "step": 1}
+    check_goes_on(tmp_path, moved, info, 1)
+    with pytest.raises(CheckpointError, match=r"data\.tokenizer: expected 'copy.json'"):
+        check_goes_on(tmp_path, {**moved, "tokenizer": "c"}, info, 1)

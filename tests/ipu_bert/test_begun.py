@@ -1,0 +1,107 @@
+"""A run that goes on when what it began from is gone, is another one in the command, or lies in its own folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import yaml
+from run_history import assert_same_state
+
+from ipu_bert import cli, evaluate
+from ipu_bert.json_file import read_object
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+Program = Callable[..., int]
+
+
+@pytest.fixture
+def program(tiny: Any, tmp_path: Path) -> Program:
+    """The command line with a config of `tiny_settings` that leaves the model's sizes open; call it with overrides."""
+    path = Path(tiny().run.dir).parent / "tiny.yaml"
+    written = yaml.safe_load(path.read_text())
+    written["model"] = {"dropout": 0.1}
+    mine = path.with_name("open.yaml")
+    mine.write_text(yaml.safe_dump(written))
+    return lambda *overrides: cli.main(["--config", str(mine), "engine.threads=1", *overrides])
+
+
+@pytest.fixture
+def first(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "first"))
+
+
+def told(capsys: pytest.CaptureFixture[str], kind: str) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith(kind)]
+
+
+def test_what_a_run_began_from_may_be_gone(program, first, tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = (f"run.dir={folder}", f"model.init={first}")
+    assert program(*arguments, "train.stop_at=2") == 0
+    shutil.copytree(folder, tmp_path / "whole")
+    assert program(*arguments, "train.stop_at=4", f"run.dir={tmp_path / 'whole'}", "--resume") == 0
+    shutil.rmtree(first)
+    capsys.readouterr()
+    assert program(*arguments, "train.stop_at=3", "--resume", "auto", "--dry-run") == 0
+    assert program(*arguments, "train.stop_at=3", "--resume", "auto") == 0
+    (line,) = told(capsys, "gave way: data.tokenizer")
+    assert line.startswith(f"gave way: data.tokenizer: {folder / 'tokenizer.json'}, which the run keeps, since {first}")
+    assert cli.main(["--config", str(folder / "config.yaml"), "--resume", "train.stop_at=4"]) == 0
+    assert_same_state(*(path / "checkpoints/step_00000004" for path in (tmp_path / "whole", folder)))
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path / "whole")]) == 0  # whose config has the tokenizer that is gone
+
+
+def test_only_a_run_that_began_with_a_tokenizer_has_one_of_its_own(program, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    sizes = ("model.layers=2", "model.hidden_size=64", "model.heads=2", "model.max_positions=64")
+    assert program(*sizes, f"run.dir={folder}", "data.tokenizer=typo.json", "--resume", "train.stop_at=3") == 2
+    assert told(capsys, "error") == [
+        "error: typo.json: cannot be read as a tokenizer: No such file or directory (os error 2)"
+    ]
+
+
+def test_a_copy_of_the_tokenizer_is_the_tokenizer(program, first, tmp_path):
+    arguments = (f"run.dir={tmp_path / 'run'}", f"model.init={first}")
+    assert program(*arguments, "train.stop_at=2") == 0
+    copy = shutil.copy(first / "tokenizer.json", tmp_path / "copy.json")
+    spelled = tmp_path / "run" / ".." / "run" / "tokenizer.json"
+    for step, tokenizer in ((3, copy), (4, spelled)):
+        goes_on = (*arguments, f"data.tokenizer={tokenizer}", "data.vocab_size=700", "--resume")
+        assert program(*goes_on, f"train.stop_at={step}", "--dry-run") == 0
+        assert program(*goes_on, f"train.stop_at={step}") == 0
+
+
+def test_another_start_has_no_effect_on_a_run_that_goes_on(program, first, tmp_path, capsys):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(first, other)
+    assert program(f"run.dir={folder}", f"model.init={first}", "train.stop_at=2") == 0
+    for step, said in (
+        (3, {f"model.init={other}": f"from {first}", "sparsity.init_pattern=random": "with magnitude"}),
+        (4, {}),
+    ):
+        capsys.readouterr()
+        assert program(f"run.dir={folder}", *said, "--resume", f"train.stop_at={step}") == 0
+        expected = [f"no effect: {setting}, since the run began {origin}" for setting, origin in said.items()]
+        lines = told(capsys, "no effect")
+        assert [line for line in lines if "init" in line] == expected
+        for config in (yaml.safe_load((folder / "config.yaml").read_text()), state_of(folder, step)["config"]):
+            assert (config["model"]["init"], config["sparsity"]["init_pattern"]) == (str(first), "magnitude")
+        assert not (folder / "pattern_start_end.png").exists()  # it would show a start that was none
+
+
+def state_of(folder: Path, step: int) -> dict[str, Any]:
+    return read_object(folder / f"checkpoints/step_{step:08d}/state.json")
+
+
+def test_a_run_that_began_at_random_goes_on_so(program, first, finished, capsys):
+    sizes = ("model.layers=2", "model.hidden_size=64", "model.heads=2", "model.max_positions=64")
+    assert program(*sizes, f"run.dir={first}", f"model.init={finished}", "--resume", "train.stop_at=3") == 0
+    assert told(capsys, "no effect: model") == [
+        f"no effect: model.init={finished}, since the run began from random weights"
+    ]
+    assert state_of(first, 3)["config"]["model"]["init"] == ""
