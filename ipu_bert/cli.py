@@ -138,10 +138,13 @@ def _parser() -> argparse.ArgumentParser:
 def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ranks: Ranks) -> int:
     from ipu_bert import assemble
     from ipu_bert.sizes.dry_run import render
+    from ipu_bert.starting import check_place
 
     if start is not None:
         mine = {**identity(config), **assemble.text_identity(config)}
         check_goes_on(start, mine, checkpoint.read_info(start), config.train.last_step)
+    else:
+        check_place(config)
     found = {**assemble.plan(config, ranks), "goes_on_from": start}
     lines = [render(found)]
     if options.measure:

@@ -26,6 +26,16 @@ class Start:
     said: tuple[str, ...]
 
 
+def check_place(config: Config) -> None:
+    """ValueError where `model.init` lies in the run's own folder: moved aside by the start, none could follow it."""
+    where, folder = Path(config.model.init), Path(config.run.dir).resolve()
+    if config.model.init and where.exists() and folder in (where.resolve(), *where.resolve().parents):
+        raise ValueError(
+            f"model.init: expected a model outside of run.dir {config.run.dir}, whose earlier run a new one moves "
+            f"aside, found {config.model.init}; name a new folder with run.dir=FOLDER"
+        )
+
+
 def start(config: Config, files: TokenFiles) -> Start:
     """The model of this config with the weights, and where they fit the patterns, of `model.init`.
 

@@ -26,7 +26,7 @@ from ipu_bert.run_folder import Found, NoFolder, Origin, RunFolder, evaluated_by
 from ipu_bert.same_run import check_goes_on
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
-from ipu_bert.starting import start
+from ipu_bert.starting import check_place, start
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
 from sparse_ops import files
@@ -48,6 +48,8 @@ class Trainer:
     ) -> None:
         self.config, self._ranks = config, ranks
         self._found = found or look(Path(config.run.dir))
+        if resume is None:
+            check_place(config)
         ranks.connect(config.engine.patience)
         ranks.check_same(common(config), "start")
         groups, info = checkpoint.load(resume) if resume is not None and ranks.first else ({}, {})

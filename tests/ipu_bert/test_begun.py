@@ -105,3 +105,17 @@ def test_a_run_that_began_at_random_goes_on_so(program, first, finished, capsys)
         f"no effect: model.init={finished}, since the run began from random weights"
     ]
     assert state_of(first, 3)["config"]["model"]["init"] == ""
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints", "checkpoints/step_00000002"])
+def test_a_start_in_the_runs_own_folder_is_refused(program, first, inside, capsys):
+    """It was moved aside: the same command found no model once the run had been killed before its first checkpoint."""
+    for more in ((), ("--dry-run",), ("--resume", "auto")):
+        if more == ("--resume", "auto"):
+            (first / "checkpoints").rename(first.with_name("elsewhere"))  # nothing to go on from
+            if inside:
+                continue
+        assert program(f"run.dir={first}/../{first.name}", f"model.init={first / inside}", *more) == 2
+        (line,) = told(capsys, "error")
+        assert line.startswith(f"error: model.init: expected a model outside of run.dir {first}/../first, whose")
+    assert not first.with_name("first.1").exists()
