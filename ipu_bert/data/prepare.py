@@ -269,8 +269,8 @@ def summary(prepared: TokenFiles) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    options = parse(arguments)
     try:
+        options = parse(arguments)
         prepared = prepare(corpus_of(options), options.out, workers=options.workers, progress=not options.quiet)
     except DataError as error:
         sys.exit(f"error: {error}")

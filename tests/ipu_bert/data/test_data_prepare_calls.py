@@ -109,6 +109,15 @@ def test_what_the_command_line_has_and_does_nothing_is_told(monkeypatch, capsys)
         assert all(line.startswith(f"no effect: --{words}") for line, words in zip(found, idle))
 
 
+def test_ctrl_c_while_options_are_read_is_one_line(monkeypatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "parse", interrupted)
+    with pytest.raises(SystemExit, match=r"^stopped; the same command goes on from here$"):
+        main([])
+
+
 def test_the_command_line_takes_its_defaults_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = DataSettings(
         source="a", column="b", tokenizer="c", vocab_size=7, heldout_fraction=0.25, dir="d", workers=3
