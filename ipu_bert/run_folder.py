@@ -134,8 +134,10 @@ class RunFolder:
         for path in self.path.iterdir():
             if _ASIDE.fullmatch(path.name) and path.is_file():
                 path.unlink()
-        checkpoint.clean(self.checkpoints)
-        checkpoint.clean(self.best)
+        branches = (self.path / BRANCHES).glob("*")  # killed while it was copied to another disk
+        for run in (self.path, *branches):
+            checkpoint.clean(run / CHECKPOINTS)
+            checkpoint.clean(run / BEST)
 
     def _take_records(self, origin: Origin) -> None:
         """What was recorded before this folder's first step: there before its checkpoint, by which `auto` goes on."""

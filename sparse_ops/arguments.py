@@ -28,13 +28,15 @@ class Parser(argparse.ArgumentParser):
 class _Told(argparse.Action):
     """Store a value."""
 
-    _stored_in: argparse.Namespace | None = None
+    _stored_in: tuple[argparse.Namespace, str] | None = None
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         before = getattr(namespace, self.dest, None)
-        if option and self._stored_in is namespace and before != values:
-            say(f"no effect: {option} {_words(before)}, since {option} {_words(values)} comes after it", sys.stderr)
-        self._stored_in = namespace
+        if option:
+            if self._stored_in and self._stored_in[0] is namespace and before != values:
+                first = f"{self._stored_in[1]} {_words(before)}"
+                say(f"no effect: {first}, since {option} {_words(values)} comes after it", sys.stderr)
+            self._stored_in = namespace, option
         setattr(namespace, self.dest, values)
 
 
@@ -76,7 +78,7 @@ def file_to_write(suffix: str = "") -> Callable[[str], Path]:
 
     def parse(text: str) -> Path:
         path = Path(os.path.realpath(text))
-        if not path.parent.is_dir() or (os.path.exists(text) and not os.path.isfile(text)):
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
             raise argparse.ArgumentTypeError(f"{text}: expected a file in a folder that is there")
         if not text.endswith(suffix):
             raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {suffix}")

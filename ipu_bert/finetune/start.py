@@ -38,10 +38,24 @@ class Source:
     tokenizer: Any
 
 
+def border_ids(tokenizer: Any) -> tuple[int | None, int | None]:
+    """Ids of [CLS] and [SEP], also of a tokenizer whose files do not declare them, or as RoBERTa's <s> and </s>."""
+    words = tokenizer.get_vocab()
+    cls, sep = (
+        next((number for number in (declared, words.get(name), other) if number is not None), None)
+        for declared, name, other in (
+            (tokenizer.cls_token_id, "[CLS]", tokenizer.bos_token_id),
+            (tokenizer.sep_token_id, "[SEP]", tokenizer.eos_token_id),
+        )
+    )
+    return cls, sep
+
+
 def check_borders(tokenizer: Any, where: str, columns: int) -> None:
     """Raises ValueError unless [CLS] comes before a row of so many texts and [SEP] after each, as in pre-training."""
     ids = tokenizer(*["a"] * columns)["input_ids"]
-    if ids[:1] != [tokenizer.cls_token_id] or ids[-1] != tokenizer.sep_token_id or ids.count(ids[-1]) < columns:
+    first, last = border_ids(tokenizer)
+    if not ids or None in (first, last) or [ids[0], ids[-1]] != [first, last] or ids.count(last) < columns:
         found = " ".join(map(str, tokenizer.convert_ids_to_tokens(ids))) or "nothing"
         raise ValueError(
             f"{where}: expected a tokenizer that puts [CLS] before a row and [SEP] after each text (post_processor in "

@@ -14,7 +14,7 @@ from ipu_bert.finetune.measures import measures
 from ipu_bert.finetune.options import LEAST_LENGTH, Options
 from ipu_bert.finetune.result import Result, write_result
 from ipu_bert.finetune.rows import Rows, read_rows
-from ipu_bert.finetune.start import Source, check_borders, classifier, read_source
+from ipu_bert.finetune.start import Source, border_ids, check_borders, classifier, read_source
 from ipu_bert.finetune.train import Examples, fit, in_units_of, predict, steps_of
 from ipu_bert.hub.folders import check_place
 from ipu_bert.model import sparse_layers
@@ -115,8 +115,9 @@ def _encoded(source: Source, where: str, name: str, rows: Rows, length: int) -> 
 def _unknown(tokenizer: Any, encoded: Encoded) -> float:
     """The share of [UNK], in [0, 1], of all tokens that stand for text."""
     ids = torch.cat(encoded.ids)
-    unknown = int((ids == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
-    around = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])
+    number = tokenizer.get_vocab().get("[UNK]") if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    unknown = 0 if number is None else int((ids == number).sum())
+    around = torch.tensor(border_ids(tokenizer))  # there are such: check_borders
     return unknown / max(1, int((~torch.isin(ids, around)).sum()))
 
 

@@ -13,6 +13,7 @@ from typing import Callable, Sequence
 
 from ipu_bert import assemble
 from ipu_bert.config import load_config
+from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.run_folder import CONFIG_FILE
@@ -99,7 +100,12 @@ def _other_run(cell: Cell, folder: Path) -> str:
     if not (folder / CONFIG_FILE).exists():
         return ""
     try:
-        problem = other_settings(cell, deciding(load_config(str(folder / CONFIG_FILE), [])))
+        found = deciding(load_config(str(folder / CONFIG_FILE), []))
+        if found["data.tokenizer"] == str(
+            folder / TOKENIZER
+        ):  # its own, of the same words, where the given one was gone
+            del found["data.tokenizer"]
+        problem = other_settings(cell, found)
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).splitlines())
     return f"{folder / CONFIG_FILE}: {problem}; {ANEW}" if problem else ""

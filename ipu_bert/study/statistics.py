@@ -66,7 +66,7 @@ def difference(first: dict[str, float], second: dict[str, float]) -> Difference:
         return Difference(a.value - b.value, None, False, None)
     error = math.hypot(a.error, b.error)
     # Welch and Satterthwaite's.
-    freedom = error**4 / (a.error**4 / (a.count - 1) + b.error**4 / (b.count - 1)) if error else 1.0
+    freedom = 1 / sum((one.error / error) ** 4 / (one.count - 1) for one in (a, b) if one.error) if error else 1.0
     return Difference(a.value - b.value, error, False, _p(a.value - b.value, error, freedom))
 
 

@@ -130,12 +130,12 @@ def test_an_option_given_twice_is_told(program, capsys):
 def test_all_commands_tell_it_each_time_they_read_a_line(capsys):
     parser = Parser()
     parser.add_argument("--number", type=int)
-    parser.add_argument("--names", nargs="+")
+    parser.add_argument("--names", "--words", nargs="+")
     for line, told in (
         ("--number 7", ""),
         ("--number 7 --number 7", ""),
         ("--number 7 --number 8", "no effect: --number 7, since --number 8 comes after it\n"),
-        ("--names a b --names c", "no effect: --names a b, since --names c comes after it\n"),
+        ("--names a b --words c", "no effect: --names a b, since --words c comes after it\n"),
     ):
         for _ in range(2):
             found = parser.parse_args(line.split())

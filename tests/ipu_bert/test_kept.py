@@ -99,6 +99,8 @@ def test_leftovers_go_at_the_next_start_and_nothing_else(tiny):
         for name in (".step_00000001.77.tmp", ".step_00000001.77.old", "step_00000000"):
             (folder / place / name).mkdir()
             (folder / place / name / "model.safetensors").write_text("half")
+    for place in ("checkpoints", "best"):  # of a branch on another disk, to which a killed process copied
+        (folder / "branches" / "after_step_00000001" / place / ".step_00000002.77.tmp").mkdir(parents=True)
     (folder / "checkpoints" / "notes.txt").write_text("mine")
     (folder / ".metrics.jsonl.77.tmp").write_text("{")
     train(tiny("train.stop_at=2"), newest(config))
@@ -106,7 +108,7 @@ def test_leftovers_go_at_the_next_start_and_nothing_else(tiny):
         [*(p.name for _, p in kept), "notes.txt"]
     )
     assert [p.name for p in (folder / "best").iterdir()] == [p.name for _, p in best]
-    assert not list(folder.glob(".*.tmp"))
+    assert not list(folder.rglob(".*.tmp"))
 
 
 @pytest.mark.parametrize("number", range(1, 5))

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ipu_bert import export_run
 from ipu_bert.data.errors import DataError
@@ -250,6 +252,20 @@ def test_a_tokenizer_that_puts_no_cls_or_sep(single, pair, refused, finished, tm
         assert status == (2 if option in refused else 0)
         if status:
             assert "start: expected a tokenizer that puts [CLS] before a row and [SEP] after" in one_line(capsys)
+
+
+@pytest.mark.parametrize("names", [{}, {"bos_token": "[CLS]", "eos_token": "[SEP]"}])
+def test_a_tokenizer_whose_borders_are_not_declared_is_taken(names, finished, tmp_path, capsys):
+    """As PreTrainedTokenizerFast(tokenizer_object=...) saves one: its post-processor puts them all the same."""
+    (tmp_path / "a.csv").write_text(GOOD)
+    start = tmp_path / "start"
+    assert export_run.main([str(finished), str(start)]) == 0
+    words = Tokenizer.from_file(str(start / "tokenizer.json"))
+    for path in start.glob("*tok*"):
+        path.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(start)
+    assert AutoTokenizer.from_pretrained(start).cls_token is None
+    assert run(start, tmp_path / "out", tmp_path / "a.csv") == 0
 
 
 def test_rows_of_unknown_words_are_told(finished, tmp_path, capsys):

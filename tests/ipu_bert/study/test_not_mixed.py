@@ -149,6 +149,13 @@ def test_a_folder_with_the_run_of_other_settings_is_not_gone_on_in(tiny, tmp_pat
     assert failed[cell.title].startswith(f"{folder / 'config.yaml'}: ")
     (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(cell.config)))
     assert runner._other_run(cell, folder) == ""
+    for own, words in ((folder, ""), (folder.parent, "expected data.tokenizer=")):
+        plain = as_dict(cell.config)  # as after a resume while the given tokenizer was gone
+        plain["data"]["tokenizer"] = str(own / "tokenizer.json")
+        (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+        found = runner._other_run(cell, folder)
+        assert words in found
+        assert bool(words) == bool(found)
 
 
 def test_time_left_is_never_negative_and_follows_no_clock_that_jumps(tiny, tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--quick", option, str(tmp_path / "pipe.png")])
     assert f"{option}: {tmp_path}/pipe.png: expected a file in a folder that is there" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--quick", option, ""])
 
 
 def test_a_link_is_written_to_where_it_leads(tmp_path: Path) -> None:
