@@ -36,8 +36,10 @@ def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Ro
     """Read a file by the end of its name. labelled: whether the label's column must be there.
 
     .csv: with commas and quotes; .tsv: with tabs, where quotes are letters, as GLUE's; both with a first line of names.
-    .jsonl: an object a line. Raises DataError, one line, for a file of another kind or encoding, a column that is
-    missing, an empty text or label, and labels of which some are text and others numbers; OSError as open does.
+    .jsonl: an object a line. Blank lines are passed over; in a table of one column they are empty texts, but for those
+    at the end.
+    Raises DataError, one line, for a file of another kind or encoding, a column that is missing, an empty text or
+    label, and labels of which some are text and others numbers; OSError as open does.
     """
     if file.suffix not in _KINDS:
         raise DataError(
