@@ -133,7 +133,7 @@ def _files_below(folder: str, passed: dict[str, list[str]]) -> list[str]:
 
 def _matching(pattern: str, passed: dict[str, list[str]]) -> Iterator[str]:
     """What a glob matches, maybe more than once. `**`: any number of folders, each gone into once."""
-    parts = re.sub(f"{os.sep}+", os.sep, pattern).split(os.sep)
+    parts = re.sub(f"{re.escape(os.sep)}+", lambda _: os.sep, pattern).split(os.sep)
     if "**" not in parts:
         yield from glob.glob(pattern)
         return
