@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator, Mapping
 
 from sparse_ops.saying import say
 
@@ -42,6 +42,14 @@ class _Told(argparse.Action):
 
 def _words(values: Any) -> str:
     return " ".join(map(str, values)) if isinstance(values, list) else str(values)
+
+
+def no_effect(parser: argparse.ArgumentParser, found: argparse.Namespace, idle: Mapping[str, str]) -> Iterator[str]:
+    """A line for each option that was given and does nothing. idle: by name, why; empty where it acts."""
+    for name, since in idle.items():
+        value = getattr(found, name)
+        if since and value != parser.get_default(name):
+            yield f"--{name.replace('_', '-')} {value}, since {since}"
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING
 
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.local_files import DOCUMENT_WORDS, TABLES, WHOLE_FILES_FROM
 from ipu_bert.data.source import SOURCES
 from ipu_bert.data.text_files import ending_of
 from ipu_bert.data.tokenizer import TRAINED, Normalization
-from sparse_ops.arguments import Parser, whole_number
+from sparse_ops.arguments import Parser, no_effect, whole_number
 from sparse_ops.saying import say
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.paths and options.source not in (None, "files"):
         parser.error(f"--paths: expected --source files, found {options.source}")
     options.source = options.source or ("files" if options.paths else DataSettings().source)
-    for line in _no_effect(options, parser):
+    for line in no_effect(parser, options, _idle(options)):
         say(f"no effect: {line}", sys.stderr)
     return options
 
@@ -49,21 +49,18 @@ def corpus_of(options: argparse.Namespace) -> Corpus:
     )
 
 
-def _no_effect(found: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[str]:
-    """What was asked for and does nothing beside the other options, as `ipu_bert.config.no_effect` has it for runs."""
-    elsewhere = found.source != "files", f"--source is {found.source}"
+def _idle(found: argparse.Namespace) -> dict[str, str]:
+    """Why an option does nothing beside the others, as `ipu_bert.config.no_effect` has it for runs; empty: it acts."""
     endings = {ending_of(path) for path in found.paths}
-    without = endings <= {".txt", ".xml", *TABLES}, "files of this kind have no columns"
-    idle = {
-        "column": [elsewhere, without],
-        "encoding": [elsewhere, (endings <= {".parquet", ".xml"}, "files of this kind say their encoding themselves")],
-        "language": [(found.line_is_sentence, "--line-is-sentence was given")],
-        "vocab_size": [(bool(found.tokenizer), "--tokenizer has its own vocabulary")],
+    elsewhere = f"--source is {found.source}" if found.source != "files" else ""
+    without = "files of this kind have no columns" if endings <= {".txt", ".xml", *TABLES} else ""
+    themselves = "files of this kind say their encoding themselves" if endings <= {".parquet", ".xml"} else ""
+    return {
+        "column": elsewhere or without,
+        "encoding": elsewhere or themselves,
+        "language": "--line-is-sentence was given" if found.line_is_sentence else "",
+        "vocab_size": "--tokenizer has its own vocabulary" if found.tokenizer else "",
     }
-    for name, reasons in idle.items():
-        since = next((words for is_idle, words in reasons if is_idle), None)
-        if since and getattr(found, name) != parser.get_default(name):
-            yield f"--{name.replace('_', '-')} {getattr(found, name)}, since {since}"
 
 
 def _parser(defaults: DataSettings) -> argparse.ArgumentParser:

@@ -12,11 +12,11 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Start, Training
 from ipu_bert.settings import MOST_STEPS, SparsitySettings
-from sparse_ops.arguments import MOST_THREADS, Parser, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, no_effect, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.files import there
 from sparse_ops.pattern import BLOCK_SIZES
@@ -34,27 +34,22 @@ def main(argv: list[str]) -> int:
             import torch
 
             torch.set_num_threads(options.threads)
-        for line in _no_effect(options):
+        for line in no_effect(_parser(), options, _idle(options)):
             say(f"no effect: {line}", sys.stderr)
         fine_tune(_options(options), Path(options.folder), options.sparse)
 
     return with_one_line(act)
 
 
-def _no_effect(found: argparse.Namespace) -> Iterator[str]:
-    """What was asked for and does nothing beside the other options."""
-    given = found.sparsity is not None
-    idle = {
-        "block_size": (not found.sparsity, "--sparsity 0 is dense" if given else "--sparsity was not given"),
-        "updates": (found.updates == 1, "patterns change once less"),
-        "pruning_ratio": (found.updates < 2, "--updates moves no block"),
-        "validation_share": (found.validation is not None, "--validation was given"),
+def _idle(found: argparse.Namespace) -> dict[str, str]:
+    """Why an option does nothing beside the others; empty: it acts."""
+    without = "--sparsity was not given" if found.sparsity is None else "--sparsity 0 is dense"
+    return {
+        "block_size": "" if found.sparsity else without,
+        "updates": "patterns change once less" if found.updates == 1 else "",
+        "pruning_ratio": "--updates moves no block" if found.updates < 2 else "",
+        "validation_share": "" if found.validation is None else "--validation was given",
     }
-    parser = _parser()
-    for name, (is_idle, since) in idle.items():
-        value = getattr(found, name)
-        if is_idle and value != parser.get_default(name):
-            yield f"--{name.replace('_', '-')} {value}, since {since}"
 
 
 def _options(found: argparse.Namespace) -> Options:

@@ -91,7 +91,7 @@ def _near(value: float, family: Sequence[float]) -> float | None:
 
 
 def table(name: str, found: Sequence[Matched]) -> list[str]:
-    """Lines of Markdown; name: of the cost. None where nothing was matched."""
+    """Lines of Markdown, none where nothing was matched; name: of the cost."""
     if not found:
         return []
     lines = [

@@ -101,10 +101,8 @@ def _other_run(cell: Cell, folder: Path) -> str:
         return ""
     try:
         found = deciding(load_config(str(folder / CONFIG_FILE), []))
-        if found["data.tokenizer"] == str(
-            folder / TOKENIZER
-        ):  # its own, of the same words, where the given one was gone
-            del found["data.tokenizer"]
+        if found["data.tokenizer"] == str(folder / TOKENIZER):
+            del found["data.tokenizer"]  # its own, of the same words, taken while the given one was gone
         problem = other_settings(cell, found)
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).splitlines())

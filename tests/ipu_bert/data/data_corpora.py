@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -70,3 +71,12 @@ def texts(files: TokenFiles, split: str) -> list[list[str]]:
         " ".join(pieces[t] for t in arrays.tokens[a:b]) for a, b in zip(arrays.sentences[:-1], arrays.sentences[1:])
     ]
     return [sentences[a:b] for a, b in zip(arrays.documents[:-1], arrays.documents[1:])]
+
+
+def source_of(*paths: Path, **options: Any) -> source.Source:
+    """These files, folders and globs, as a source."""
+    return source.make_source(corpus(source="files", paths=tuple(map(str, paths)), **options), workers=1)
+
+
+def documents_of(*paths: Path, **options: Any) -> list[str]:
+    return list(source_of(*paths, **options).documents())

@@ -1,9 +1,8 @@
-"""Files: compressed, in other encodings, named otherwise, broken, huge; and what a folder leaves out."""
+"""Files: compressed, in other encodings, broken, huge, changing."""
 
 from __future__ import annotations
 
 import bz2
-import glob
 import gzip
 import json
 import lzma
@@ -13,24 +12,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from data_corpora import corpus, prepared
+from data_corpora import corpus, documents_of, prepared, source_of
 
 from ipu_bert.data import rows, shards, wiki_dump
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.local_files import find_files
-from ipu_bert.data.prepare import prepare, summary
-from ipu_bert.data.source import Source, make_source
+from ipu_bert.data.prepare import prepare
+from ipu_bert.data.source import make_source
 from ipu_bert.data.text_documents import line_documents
 from ipu_bert.data.text_files import LINE, text_lines
 from ipu_bert.data.workers import in_order
-
-
-def source(*paths: Path, **options: object) -> Source:
-    return make_source(corpus(source="files", paths=tuple(map(str, paths)), **options), workers=1)
-
-
-def documents(*paths: Path, **options: object) -> list[str]:
-    return list(source(*paths, **options).documents())
 
 
 def zst(data: bytes) -> bytes:
@@ -45,33 +35,33 @@ def test_compressed_files(tmp_path: Path, ending: str, pack) -> None:
     text = "Première ligne.\n\nSecond paragraph.\n"
     (tmp_path / f"a.txt{ending}").write_bytes(pack(text.encode()))
     (tmp_path / f"b.jsonl{ending}").write_bytes(pack(b'{"text": "row"}\n'))
-    assert documents(tmp_path) == ["Première ligne.\n\nSecond paragraph.", "row"]
+    assert documents_of(tmp_path) == ["Première ligne.\n\nSecond paragraph.", "row"]
     broken = tmp_path / f"c.txt{ending}"
     whole = pack(bytes(range(1, 256)) * 500)
     middle = len(whole) // 2
     for damaged in (pack(text.encode() * 50)[:-9], whole[:middle] + b"\0\xff" * 8 + whole[middle + 16 :], b"no such"):
         broken.write_bytes(damaged)
         with pytest.raises(DataError, match=r"c\.txt.*: cannot be read: ") as caught:
-            documents(broken)
+            documents_of(broken)
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("Привет, мир.", encoding=encoding)
-    assert documents(tmp_path / "a.txt") == ["Привет, мир."]
+    assert documents_of(tmp_path / "a.txt") == ["Привет, мир."]
 
 
 def test_an_encoding_by_setting(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Привет", encoding="cp1251")
-    assert documents(tmp_path / "a.txt", encoding="cp1251") == ["Привет"]
+    assert documents_of(tmp_path / "a.txt", encoding="cp1251") == ["Привет"]
     with pytest.raises(DataError, match=r"a\.txt: expected UTF-8 text, found .* near byte 0; data\.encoding names"):
-        documents(tmp_path / "a.txt")
+        documents_of(tmp_path / "a.txt")
     for name in ("utf9", "base64", "rot13", "hex", "uu", "a\0", "\ud800"):  # bytes of a codec are no text
         with pytest.raises(
             DataError, match="encoding: expected a name that Python knows, as utf-8 or cp1251"
         ) as caught:
-            documents(tmp_path / "a.txt", encoding=name)
+            documents_of(tmp_path / "a.txt", encoding=name)
         assert str(caught.value).endswith(f"found {name!r}")
 
 
@@ -86,10 +76,10 @@ def test_an_encoding_by_setting(tmp_path: Path) -> None:
 )
 def test_json_arrays_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    assert documents(tmp_path / "a.json") == ["a", "b"]
+    assert documents_of(tmp_path / "a.json") == ["a", "b"]
     monkeypatch.setattr(rows, "_READ", 3)  # every piece ends in the middle of something
     monkeypatch.setattr(rows, "_LITERAL", 1000)
-    assert documents(tmp_path / "a.json") == ["a", "b"]
+    assert documents_of(tmp_path / "a.json") == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +88,7 @@ def test_json_arrays_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
 def test_broken_json_is_refused_by_row(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json: cannot be read as json: row 1: "):
-        documents(tmp_path / "a.json")
+        documents_of(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("name", ["a.ndjson", "a.JSONL", "a.Json", "a.NDJSON.gz", "a.jsonl.GZ"])
@@ -107,15 +97,15 @@ def test_rows_by_other_endings(tmp_path: Path, name: str) -> None:
     text = b'{"body": "row"}\n'
     (tmp_path / name).write_bytes(gzip.compress(text) if name.lower().endswith(".gz") else text)
     for path in (tmp_path / name, tmp_path):
-        assert documents(path, column="body") == ["row"]
-    assert source(tmp_path / name, column="body").notes == ()
+        assert documents_of(path, column="body") == ["row"]
+    assert source_of(tmp_path / name, column="body").notes == ()
 
 
 def test_rows_that_were_read_as_text_are_another_text_now(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.JSONL"):
         (tmp_path / name).write_text('{"text": "row"}\n')
     old = {"name", "bytes", "sha256"}
-    assert [{*source(tmp_path / name).identity["files"][0]} - old for name in ("a.jsonl", "a.JSONL")] == [
+    assert [{*source_of(tmp_path / name).identity["files"][0]} - old for name in ("a.jsonl", "a.JSONL")] == [
         set(),
         {"kind"},
     ]
@@ -125,7 +115,7 @@ def test_a_table_is_told_to_be_read_as_text(tmp_path: Path) -> None:
     for name in ("a.csv", "b.TSV.gz", "c.txt"):
         text = b"id,text\n1,one\n"
         (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
-    found = source(tmp_path / "*.*")
+    found = source_of(tmp_path / "*.*")
     assert len(list(found.documents())) == 3
     assert found.notes == (
         f"{tmp_path / 'a.csv'}, {tmp_path / 'b.TSV.gz'}: 2 file(s) of a table, read as text, separators and all; "
@@ -136,147 +126,7 @@ def test_a_table_is_told_to_be_read_as_text(tmp_path: Path) -> None:
 def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
     found = [{"text": "a", "x": 1}, {"x": "one", "text": "b"}, {"text": None, "x": []}, {"x": {}}, {"text": "\ud800c"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, found)))
-    assert documents(tmp_path / "a.jsonl") == ["a", "b", "", "", "?c"]  # half a surrogate pair is no text
-
-
-def test_files_are_read_whatever_they_are_called_when_named(tmp_path: Path) -> None:
-    for name in ("ca01", "ca02", "read.me"):
-        (tmp_path / name).write_text(f"Text of {name}.")
-    assert documents(tmp_path / "ca01", tmp_path / "read.me") == ["Text of ca01.", "Text of read.me."]
-    assert documents(tmp_path / "ca*") == ["Text of ca01.", "Text of ca02."]
-    with pytest.raises(DataError, match=r"no text found at .*3 of its files are not read .*: ca01, ca02, read\.me"):
-        documents(tmp_path)
-
-
-def test_what_a_folder_leaves_out_is_counted_and_named(tmp_path: Path) -> None:
-    for i in range(4):
-        (tmp_path / f"t{i}.txt").write_text(f"Text {i}. More of {i}.")
-    (tmp_path / "sub").mkdir()
-    for i in range(7):
-        (tmp_path / "sub" / f"ca{i:02d}").write_text("x")
-    (tmp_path / "meta.json").write_text("{}")
-    (tmp_path / "note.xml").write_text("<note/>")
-    (tmp_path / "blank.txt").write_text("\n")
-    asked = corpus(source="files", paths=(str(tmp_path),), document_words=0)
-    found = prepare(asked, str(tmp_path / "out"), workers=1, progress=False)
-    left, empty = found.notes
-    assert left.startswith(
-        f"{tmp_path}: 9 of its files are not read (1 with .json, 1 with .xml, 7 with no ending): meta.json, note.xml, "
-        "sub/ca00, ...; name them, or give a glob"
-    )
-    assert empty == f"{tmp_path / 'blank.txt'}: empty, left out"
-    assert left in summary(found)
-
-
-def test_links_of_a_folder_are_followed_once(tmp_path: Path) -> None:
-    """Two links to `.` never came to an end; what a link leads to inside the folder was read twice."""
-    folder = tmp_path / "text"
-    (folder / "sub").mkdir(parents=True)
-    (tmp_path / "beside").mkdir()
-    (folder / "sub" / "a.txt").write_text("a")
-    (folder / "b.txt").write_text("b")
-    (tmp_path / "beside" / "c.txt").write_text("c")
-    for name, to in (("l1", "."), ("l2", "."), ("l3", "../beside"), ("l4", "sub"), ("z.txt", "b.txt"), ("b", "b.txt")):
-        (folder / name).symlink_to(to)
-    found = source(folder)
-    assert list(found.documents()) == ["b", "c", "a"]  # l3/c.txt, l4/a.txt
-    left, passed = found.notes
-    assert "1 of its files are not read (1 with no ending): b;" in left
-    where = ", ".join(str(folder / name) for name in ("l1", "l2", "sub"))
-    assert passed == f"{folder}: passed over: 4 read already by another way: {where}, ..."
-
-
-def test_globs_follow_links_once_too(tmp_path: Path) -> None:
-    """`**` went through links that lead back for ever, and read a file as often as links led to it."""
-    for name in ("a.txt", "sub/b.txt", "sub/deep/c.txt", "sub/deep/d", ".hidden/e.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    for name, to in (("l1", "."), ("l2", "."), ("sub/l3", ".."), ("sub/z.txt", "../a.txt")):
-        (tmp_path / name).symlink_to(to)
-    found = source(tmp_path / "**" / "*.txt")
-    assert list(found.documents()) == ["a.txt", "sub/b.txt", "sub/deep/c.txt"]
-    again = ", ".join(str(tmp_path / name) for name in (".hidden", "l1", "l2"))
-    assert found.notes == (f"{tmp_path}/**/*.txt: passed over: 1 hidden, 4 read already by another way: {again}, ...",)
-    copy = tmp_path / "copy"
-    for name in ("a.txt", "sub/b.txt", "sub/deep/c.txt", "sub/deep/sub/f.txt"):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_text(name)
-    for pattern in (
-        "**/**/*.txt",
-        "**/sub/**/*.txt",
-        "**/*/**/*.txt",
-        "*/**",
-        "**//*.txt",
-        "sub//**/",
-    ):  # as Python has it: no link leads back
-        wanted = {name for name in glob.glob(str(copy / pattern), recursive=True) if os.path.isfile(name)}
-        assert {*find_files([str(copy / pattern)], "text", "utf-8").paths} == wanted
-    twice = find_files([str(tmp_path / "a.txt"), str(tmp_path / "sub" / "z.txt")], "text", "utf-8")
-    assert twice.paths == (str(tmp_path / "a.txt"),)
-    assert twice.notes == (f"{tmp_path}/sub/z.txt: passed over: 1 read already by another way: {tmp_path}/sub/z.txt",)
-
-
-def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("a.txt", ".b.txt", ".git/c.txt", "closed/d.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    os.mkfifo(tmp_path / "pipe.txt")
-    scandir = os.scandir
-
-    def refused(path: str) -> object:
-        if path.endswith("closed"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refused)  # root may open everything
-    found = source(tmp_path)
-    assert list(found.documents()) == ["a.txt"]
-    assert found.notes == (
-        f"{tmp_path}: passed over: 1 broken link(s), 1 device(s) or pipe(s), 2 hidden, 1 that cannot be opened: "
-        f"{tmp_path / '.b.txt'}, {tmp_path / '.git'}, {tmp_path / 'closed'}, ...",
-    )
-    with pytest.raises(DataError, match=r"no text found at .*: passed over: 1 that cannot be opened: "):
-        documents(tmp_path / "closed")
-
-
-def test_what_training_puts_beside_its_text_is_no_text(tmp_path: Path) -> None:
-    """A run begun in the folder of its text could not go on: its own files had become text."""
-    made = {
-        "runs/mine": (".lock", "config.yaml", "metrics.jsonl", "checkpoints/step_1/a.txt"),
-        "data/files-1": ("manifest.json", "tokenizer.json", "b.txt"),
-        "data/files-2.partial": ("text/00000.jsonl",),
-        "exported": ("config.json", "model.safetensors", "vocab.txt"),
-        "parts": ("config.json", "model.safetensors.index.json", "vocab.txt"),
-        "mine": ("config.yaml", "c.txt"),  # not a run: it is read
-    }
-    for folder, names in made.items():
-        for name in names:
-            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / folder / name).write_text(f"of {folder}")
-    found = source(tmp_path)
-    assert list(found.documents()) == ["of mine"]
-    assert f"passed over: 5 folder(s) of a run, of prepared text or of a model: {tmp_path / 'data'}" in found.notes[-1]
-    with pytest.raises(DataError, match="cannot be read as json"):  # named itself it is read as any folder
-        documents(tmp_path / "runs/mine", tmp_path / "data/files-2.partial")
-
-
-def test_a_glob_says_which_folders_and_links_it_passes_over(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.txt").write_text("a")
-    (tmp_path / "b.txt").write_text("b")
-    (tmp_path / "c.txt").symlink_to("nowhere")
-    found = source(tmp_path / "*")
-    assert list(found.documents()) == ["b"]
-    assert found.notes == (
-        f"{tmp_path / '*'}: passed over: 1 broken link(s), 1 folder(s), to be named themselves: "
-        f"{tmp_path / 'c.txt'}, {tmp_path / 'sub'}",
-    )
-    (tmp_path / "c.txt").unlink()
-    assert (found := source(tmp_path / "**")).notes == ()
-    assert list(found.documents()) == ["b", "a"]
-    with pytest.raises(DataError, match=r"no text found at .*passed over: 1 folder"):
-        documents(tmp_path / "s*")
+    assert documents_of(tmp_path / "a.jsonl") == ["a", "b", "", "", "?c"]  # half a surrogate pair is no text
 
 
 def test_a_folder_gives_json_and_xml_that_are_text(tmp_path: Path) -> None:
@@ -287,7 +137,7 @@ def test_a_folder_gives_json_and_xml_that_are_text(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_bytes(b"\xff\xfe\0")
     (tmp_path / "f.xml").write_text(DUMP, encoding="utf-8")
     (tmp_path / "g.xml").write_text("<a/>")
-    found = source(tmp_path)
+    found = source_of(tmp_path)
     assert list(found.documents()) == ["of an array", "again", "of rows", ARTICLE]
     (note,) = found.notes
     assert "4 of its files are not read (3 with .json, 1 with .xml): b.json, c.json, e.json, ..." in note
@@ -315,7 +165,7 @@ ARTICLE = "Katze\n\nDie Katze ist ein Haustier.\n\nLeben\nSie schläft."
 @pytest.mark.parametrize("name", ["pages.xml.bz2", "pages-articles1.xml-p1p9.bz2"])
 def test_a_wiki_dump_gives_its_articles_without_mark_up(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(bz2.compress(DUMP.encode()))
-    assert documents(tmp_path / name) == [ARTICLE]
+    assert documents_of(tmp_path / name) == [ARTICLE]
 
 
 def test_a_large_dump_is_cleaned_by_all_workers_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -334,7 +184,7 @@ def test_a_large_dump_is_cleaned_by_all_workers_in_order(monkeypatch: pytest.Mon
 
 def test_an_article_without_a_title_is_its_text(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(DUMP.replace("<title>Katze</title>", ""), encoding="utf-8")
-    assert documents(tmp_path / "a.xml") == [ARTICLE[len("Katze\n\n") :]]
+    assert documents_of(tmp_path / "a.xml") == [ARTICLE[len("Katze\n\n") :]]
 
 
 def test_broken_dumps_are_refused(tmp_path: Path) -> None:
@@ -342,7 +192,7 @@ def test_broken_dumps_are_refused(tmp_path: Path) -> None:
     for text, message in ((DUMP[:-20], broken), ("x", broken), ("<a/>", "expected a MediaWiki dump, found <a>")):
         (tmp_path / "a.xml").write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=rf"a\.xml: {message}"):
-            documents(tmp_path / "a.xml")
+            documents_of(tmp_path / "a.xml")
 
 
 def test_a_line_is_a_sentence_and_blank_lines_end_documents() -> None:
@@ -394,15 +244,6 @@ def test_a_full_disk_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         monkeypatch.setattr(Path, "write_bytes", no_space)
         with pytest.raises(OSError, match=rf"No space left on device: '.*\.partial/.*{name}.*'"):
             prepared(monkeypatch, tmp_path / name, [f"One. Two {i}." for i in range(8)])
-
-
-def test_what_is_no_file_is_refused_before_it_is_read(tmp_path):
-    """A device has no end, and a pipe (as of `<(zcat x)`) gives its text once; a text is read more than once."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    for path in (str(pipe), os.devnull):
-        with pytest.raises(DataError, match=f"{path}: expected a file or a folder, found a device or a pipe"):
-            find_files([path], "text", "utf-8")
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused_and_nothing_of_it_kept(monkeypatch, tmp_path):
