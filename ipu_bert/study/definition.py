@@ -175,15 +175,13 @@ def _cells(
             _only(path, row, _ROW_KEYS, f"rows: {label}: ")
             own = _settings(path, f"rows: {label}: settings", row.get("settings"))
             errors += _both(path, f"rows: {label}: settings", own, grid)
+            line = Row(label, _number(path, label, row.get("paper")))
             settings = {**common, **own, **combination}
             overrides = tuple(f"{key}={value}" for key, value in settings.items())
             try:
-                config = load_config(base, overrides)
-                cells.append(
-                    Cell(Row(label, _number(path, label, row.get("paper"))), combination, base, overrides, config)
-                )
+                cells.append(Cell(line, combination, base, overrides, load_config(base, overrides)))
             except ConfigError as error:
-                errors += [f"study {path}: {label}: {line}" for line in error.errors]
+                errors += [f"study {path}: {label}: {problem}" for problem in error.errors]
     return cells, list(dict.fromkeys(errors))
 
 
