@@ -155,6 +155,17 @@ struct Ahead {
     }
 };
 
+// The same at every step of a loop whose registers are few: `lines` at each, and a few too many at the end.
+struct AheadSteps {
+    const char* at;
+    const int64_t lines;
+    AheadSteps(const Ahead& ahead, int64_t lines) : at(ahead.at), lines(ahead.at < ahead.end ? lines : 0) {}
+    inline void some() {
+        for (int64_t n = 0; n < lines; ++n, at += 64) __builtin_prefetch(at, 0, 2);
+    }
+    void end(Ahead& ahead) const { ahead.at = at; }
+};
+
 // The same for a chunk of columns: `width` elements of each of `rows` rows.
 struct AheadChunk {
     const char* at = nullptr;

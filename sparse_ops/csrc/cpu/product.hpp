@@ -23,11 +23,15 @@ template <class T>
 constexpr int kPairs = 1;
 #endif
 
-// What one pass over blocks needs: a chunk's part of a product, for one panel.
+// What one pass over blocks needs: a chunk's part of a product, for one panel; and what to ask for at every block (of
+// 1x1 blocks at every pass), which are `lines` of the next panel: as many at once as a pass needs would hold up the
+// multiply-adds, whose own inputs come from L2.
 struct Pass {
     const Product& job;
     int64_t chunk;
     const float* panel;
+    Ahead& ahead;
+    int64_t lines;
 };
 
 // Outputs [o, o + R) of a block row start from the sums of the chunks before, or from the bias.
@@ -51,9 +55,11 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
     start_sums<R, NV, P>(acc, job, row * B + first, sums ? sums + first * P : nullptr);
     const RowBlocks blocks = row_blocks(job, pass.chunk, row);
     const float* w = row_weights<B, PAIRS>(job, blocks, first);
+    AheadSteps ahead(pass.ahead, pass.lines);
     for (const Entry* e = blocks.begin; e < blocks.end; ++e, w += K * R) {
         const float* x = pass.panel + e->source;
         pin(x), pin(w);
+        ahead.some();
 #pragma GCC unroll 16
         for (int i = 0; i < K; ++i) {
             V xv[NV];
@@ -72,6 +78,7 @@ static __attribute__((noinline)) void block_row(const Pass& pass, int64_t row, i
     for (int o = 0; o < R; ++o)
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) store(out + (first + o) * P + v * W, acc[o][v]);
+    ahead.end(pass.ahead);
 }
 
 // A pair of rows of 1x1 blocks, rows[0] and rows[1] (or the last row alone): one alone would wait for its own sums.
@@ -120,6 +127,7 @@ INLINE void run_pass(const Pass& pass, int64_t row, int64_t o, int64_t n, const 
         block_row<B, NV, P, kPairs<T>>(pass, row + o / B, (int)(o % B), from, out + in_row);
     } else {
         const Product& job = pass.job;
+        pass.ahead.some(pass.lines);
         const int32_t* rows = job.pair_rows + pass.chunk * job.n_rows + row + o;
         const int64_t* ptr = job.pair_ptr + pass.chunk * ((job.n_rows + 1) / 2) + (row + o) / 2;
         const auto run = n > 1 ? scalar_rows<2, NV, P> : scalar_rows<1, NV, P>;
@@ -141,23 +149,22 @@ INLINE void write_tiles(const float* done, const Target<T>& to) {
 // many parts: no branch between the passes depends on data.
 template <int B, int NV, int N, class T>
 INLINE void whole_line(const Pass& pass, int64_t row, const float* sums, float* out, const Target<T>& next,
-                       const float* done, const Target<T>& to, Ahead& ahead, int64_t lines) {
+                       const float* done, const Target<T>& to) {
     constexpr int P = NV * W, R = kOutputs<B>, PASSES = kLine / R, TILES = kLine / W * NV;
     constexpr int A_PASS = (TILES + PASSES - 1) / PASSES, FIRST = N * A_PASS;
     constexpr int LAST = FIRST + A_PASS < TILES ? FIRST + A_PASS : TILES;
     if constexpr (N < PASSES) {
-        ahead.some(lines);
         next.claim(P * N / PASSES, P * (N + 1) / PASSES);
         write_tiles<FIRST, LAST, P>(done, to);
         run_pass<B, NV, P, T>(pass, row, N * R, R, sums, out);
-        whole_line<B, NV, N + 1>(pass, row, sums, out, next, done, to, ahead, lines);
+        whole_line<B, NV, N + 1>(pass, row, sums, out, next, done, to);
     }
 }
 
 // The last chunk of a panel: results go to memory.
 template <int B, int NV, class T>
 static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t last_row, const float* sums, float* stage,
-                       const Target<T>& to, Ahead ahead, int64_t lines) {
+                       const Target<T>& to) {
     constexpr int P = NV * W, R = kOutputs<B>, PASSES = kLine / R;
     Results<T> done;
     for (int turn = 0; row < last_row; turn = 1 - turn) {
@@ -166,10 +173,9 @@ static void last_chunk(const Pass& pass, int64_t tokens, int64_t row, int64_t la
         Results<T> next = {out, to.at(0, row * B), P, tokens, (last - row) * B};
         const float* from = sums ? sums + row * (B * P) : nullptr;
         if (next.whole_lines() && done.whole_lines()) {
-            whole_line<B, NV, 0>(pass, row, from, out, next.to, done.in, done.to, ahead, lines);
+            whole_line<B, NV, 0>(pass, row, from, out, next.to, done.in, done.to);
         } else {
             for (int64_t o = 0, n = 0; o < next.features; o += R, ++n) {
-                ahead.some(lines);
                 next.to.claim(tokens * n / PASSES, tokens * (n + 1) / PASSES);
                 run_pass<B, NV, P, T>(pass, row, o, next.features - o, from, out);
             }
@@ -186,7 +192,9 @@ template <int B, int NV, class T>
 static void product_panel(const Product& job, const T* x, const Target<T>& to, int64_t tokens, int64_t row,
                           int64_t last_row, Ahead ahead, bool packed, float* panel, float* sums, float* stage) {
     constexpr int P = NV * W, R = kOutputs<B>;
-    int64_t passes = (last_row - row) * B / R + 1, lines = ahead.lines() / (passes * job.n_chunks) + 1;
+    const int64_t passes = (last_row - row) * B / R * job.n_chunks;
+    const int64_t blocks = job.chunk_ptr[job.n_chunks * job.n_rows + last_row - 1] - job.chunk_ptr[row];
+    const int64_t lines = ahead.lines() / ((B > 1 ? blocks * (B / R) : passes) + 1) + 1;
     for (int64_t c = 0; c < job.n_chunks; ++c) {
         if (!packed) {
             constexpr int64_t PAIRS = kPairs<T>;
@@ -194,17 +202,15 @@ static void product_panel(const Product& job, const T* x, const Target<T>& to, i
             int64_t first = c * job.chunk, end = smaller(first + job.chunk, job.n_in);
             pack<1>((const Packed*)x, job.n_in / PAIRS, first / PAIRS, end / PAIRS, tokens, P, panel);
         }
-        Pass pass{job, c, panel};
+        Pass pass{job, c, panel, ahead, lines};
         if (c + 1 == job.n_chunks) {
-            last_chunk<B, NV, T>(pass, tokens, row, last_row, c > 0 ? sums : nullptr, stage, to, ahead, lines);
+            last_chunk<B, NV, T>(pass, tokens, row, last_row, c > 0 ? sums : nullptr, stage, to);
             return;
         }
         for (int64_t r = row; r < last_row; r += kLine / B) {
             int64_t outputs = smaller(kLine, (last_row - r) * B), at = r * (B * P);
-            for (int64_t o = 0; o < outputs; o += R) {
-                ahead.some(lines);
+            for (int64_t o = 0; o < outputs; o += R)
                 run_pass<B, NV, P, T>(pass, r, o, outputs - o, c > 0 ? sums + at : nullptr, sums + at);
-            }
         }
     }
 }
