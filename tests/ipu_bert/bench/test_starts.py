@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,43 @@ def test_training_and_test_rows_share_no_text_and_no_message(reviews, tmp_path):
     assert set(starts.sentiment(reviews)) >= {("it is bad 0", "negative"), ("it is good 1", "positive")}
 
 
+STOPPED = """#!/bin/sh
+trap 'echo saved > {told}; exit 75' TERM
+kill -TERM $PPID
+while :; do sleep 0.02; done
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_a_pre_training_is_stopped_with_the_command_that_began_it(reviews, tmp_path, monkeypatch, capsys):
+    program = tmp_path / "python"
+    program.write_text(STOPPED.format(told=tmp_path / "told"))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody answers the signal"))
+    try:
+        status = starts.main(command(tmp_path, reviews))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "told").read_text() == "saved\n"
+    assert status == 75
+    assert capsys.readouterr().err == "stopped; a run has saved, the same command goes on\n"
+
+
+def test_ctrl_c_within_a_fine_tuning_is_no_error(reviews, tmp_path, monkeypatch, capsys):
+    """It was `expected a fine-tuning that ends with 0`, with status 2."""
+    monkeypatch.setattr(starts, "fine_tune", lambda argv: 130)
+    monkeypatch.setattr(starts, "pretrain", lambda work, method: None)
+    with pytest.raises(SystemExit) as ended:
+        starts.main(command(tmp_path, reviews))
+    assert (ended.value.code, capsys.readouterr().err) == (130, "")
+
+
+def command(folder: Path, reviews: Path) -> list[str]:
+    """The arguments, with everything in a folder."""
+    return [str(folder / "work"), "--reviews", str(reviews), "--minilm", "minilm", "--results", str(folder / "out")]
+
+
 def test_what_is_finished_is_not_done_again_and_the_table_says_what_there_is(reviews, tmp_path, monkeypatch):
     done = []
 
@@ -45,22 +84,13 @@ def test_what_is_finished_is_not_done_again_and_the_table_says_what_there_is(rev
 
     monkeypatch.setattr(starts, "fine_tune", fine_tune)
     monkeypatch.setattr(starts, "pretrain", lambda work, method: None)
-    command = [
-        str(tmp_path / "work"),
-        "--reviews",
-        str(reviews),
-        "--minilm",
-        "minilm",
-        "--results",
-        str(tmp_path / "out"),
-    ]
-    assert starts.main(command) == 130
+    assert starts.main(command(tmp_path, reviews)) == 130
     assert len(done) == 9
     lines = (tmp_path / "out/starts.md").read_text().splitlines()
     assert "| from scratch, dense | 0.600 ± 0.100 | 0.600 ± 0.100 |" in lines
     assert "| MiniLM as it is | not run | not run |" in lines
     done.append("")  # so that it goes on
-    assert starts.main(command) == 0
+    assert starts.main(command(tmp_path, reviews)) == 0
     assert len(set(done)) == len(done) == 1 + len(starts.ROWS) * len(starts.TASKS) * len(starts.SEEDS)
     found = json.loads((tmp_path / "out/starts.json").read_text())["tasks"]["reviews"]
     assert found["MiniLM as it is"]["seeds"] == [{"accuracy": 0.5}, {"accuracy": 0.6}, {"accuracy": 0.7}]

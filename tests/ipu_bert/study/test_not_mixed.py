@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ipu_bert.config import as_dict
+from ipu_bert.signals import stop
 from ipu_bert.study import run as runner
 from ipu_bert.study.definition import Cell, read_study
 from ipu_bert.study.report import write_report
@@ -180,8 +181,8 @@ def test_a_second_signal_leaves_no_run_untold():
         told.append(1)
         signal.raise_signal(signal.SIGINT)
 
-    runs: Any = [SimpleNamespace(process=SimpleNamespace(terminate=terminate, wait=lambda _: None)) for _ in range(3)]
-    runner._stop(runs)
+    runs: Any = [SimpleNamespace(terminate=terminate, wait=lambda _: None) for _ in range(3)]
+    stop(runs)
     assert told == [1, 1, 1]
 
 
