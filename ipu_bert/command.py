@@ -22,6 +22,11 @@ def main(argv: list[str]) -> int:
             how = "pip install 'ipu-bert-dynsparse[quickstart]', in a checkout -r requirements.txt"
             print(f"error: ipu-bert needs the package {missing.name}, which is not installed: {how}", file=sys.stderr)
             return 2
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] in ("ipu_bert", "sparse_ops"):  # a fault of ours
+                raise
+            print(f"error: ipu-bert needs a package that cannot be imported: {error}", file=sys.stderr)
+            return 2
         except FileNotFoundError as error:  # of the package itself, as where it is a zip
             print(f"error: {error}", file=sys.stderr)
             return 2

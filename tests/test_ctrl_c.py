@@ -59,6 +59,16 @@ def test_any_other_error_stays_a_traceback(tmp_path: Path) -> None:
         assert said.endswith("RuntimeError: 7\n")
 
 
+def test_the_program_without_a_package_that_works_is_one_line(tmp_path: Path) -> None:
+    for name, (status, line) in {
+        "numpy": (2, "error: ipu-bert needs a package that cannot be imported: another version\n"),
+        "ipu_bert": (1, "ImportError: another version\n"),  # a fault of ours
+    }.items():
+        found = ended(tmp_path, f"raise ImportError('another version', name='{name}')", ["ipu_bert"])["ipu_bert"]
+        assert (found[0], found[1][-len(line) :]) == (status, line)
+        assert ("Traceback" in found[1]) == (status == 1)
+
+
 def test_a_program_that_imports_the_library_has_its_own_way() -> None:
     program = "import sys, ipu_bert, sparse_ops; assert sys.excepthook is sys.__excepthook__"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

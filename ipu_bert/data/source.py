@@ -174,8 +174,12 @@ def group_rows(rows: Iterable[str], count: int) -> Iterator[str]:
 
 
 def _hub(which: dict[str, str]) -> Iterator[dict[str, str]]:
-    from datasets import load_dataset
-
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError(
+            f"source 'wikipedia_bookcorpus' needs the package datasets: {one_line(error)}; pip install datasets"
+        ) from error
     try:
         yield from load_dataset(streaming=True, **which)
     except Exception as error:  # the hub client raises many kinds; all of them mean the same to the user

@@ -45,6 +45,29 @@ def test_a_fault_of_ours_is_not_hidden(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_package_of_others_that_is_missing_or_broken_is_named(tmp_path, monkeypatch, capsys):
+    """It was a traceback of every command that imports what it needs when it needs it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_one.py").write_text("raise ImportError('another\\nversion')")
+    (tmp_path / "incomplete.py").write_text("import no_such_package.part")
+    for name, package, why in (
+        ("broken_one", "broken_one", "another version"),
+        ("incomplete", "incomplete", "No module named 'no_such_package'"),
+        ("no_such_package.part", "no_such_package", "No module named 'no_such_package'"),
+    ):
+        assert with_one_line(lambda name=name: sparse_ops_imports(name)) == 2
+        line = f"error: expected the package {package}, found that it cannot be imported: {why}\n"
+        assert capsys.readouterr().err == line
+    for name in ("sparse_ops.no_such_module", "ipu_bert.no_such_module"):  # a fault of ours
+        with pytest.raises(ImportError, match="no_such_module"):
+            with_one_line(lambda name=name: sparse_ops_imports(name))
+
+
+def sparse_ops_imports(name: str) -> None:
+    """As an import in a function of the project."""
+    exec(f"import {name}", {"__name__": "sparse_ops.module"})
+
+
 @pytest.mark.parametrize("command", ["evaluate", "export_run"])
 def test_a_checkpoint_that_lies_about_its_size_is_refused_before_a_model_is_built(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str

@@ -201,6 +201,12 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         next(made(corpus(source="wikipedia_bookcorpus")).documents())
 
 
+def test_a_package_for_the_hub_that_is_broken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("datasets.load_dataset")
+    with pytest.raises(DataError, match=r"^source 'wikipedia_bookcorpus' needs the package datasets: cannot import"):
+        next(made(corpus(source="wikipedia_bookcorpus")).documents())
+
+
 @pytest.mark.parametrize(
     "module",
     ["", "b = 1", "b = B(", "b = B('v', 't', {1: 0})", "b = B('v', 't', {1: 0}, {})", "b = B('v', open('x'), {}, {})"],
