@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import statistics
@@ -63,11 +64,30 @@ ROWS = (
 
 
 def sentiment(reviews: Path) -> list[tuple[str, str]]:
-    """Snippets with the sign of their mean rating; those rated 0 are left out."""
-    rows = [line.split("\t") for line in reviews.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not rows or any(len(row) != 3 for row in rows):
-        raise ValueError(f"{reviews}: expected lines of number, rating and text with tabs between, found others")
-    return [(text, "positive" if float(rating) > 0 else "negative") for _, rating, text in rows if float(rating)]
+    """Snippets with the sign of their mean rating; those rated 0 are left out. ValueError names a wrong line."""
+    found = []
+    for number, line in enumerate(reviews.read_bytes().splitlines(), 1):
+        if line.strip():
+            rating, text = _rated(line, f"{reviews}, line {number}")
+            if rating:
+                found.append((text, "positive" if rating > 0 else "negative"))
+    return found
+
+
+def _rated(line: bytes, place: str) -> tuple[float, str]:
+    try:
+        row = line.decode("utf-8").split("\t")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: expected UTF-8, found byte 0x{line[error.start]:02x}") from None
+    if len(row) != 3:
+        raise ValueError(f"{place}: expected number, rating and text with tabs between, found {len(row)} columns")
+    try:
+        rating = float(row[1])
+    except ValueError:
+        rating = math.nan
+    if not math.isfinite(rating):
+        raise ValueError(f"{place}: expected a number as rating, found {row[1]!r:.60}")
+    return rating, row[2]
 
 
 def eras() -> list[list[tuple[str, str]]]:
@@ -86,6 +106,10 @@ def split_of(task: str, reviews: Path) -> tuple[list[tuple[str, str]], list[tupl
     """Training and test rows, the same for every row of the table; eras are split by message."""
     if task == "reviews":
         rows = _shuffled(sentiment(reviews), task)
+        if len(rows) < sum(SIZES.values()):  # of fewer, some were in both
+            raise ValueError(
+                f"{reviews}: expected {sum(SIZES.values())} rows or more rated above or below 0, found {len(rows)}"
+            )
         return rows[: SIZES["train"]], rows[-SIZES["test"] :]
     messages = _shuffled(eras(), task)
     test_messages = len(messages) // 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -31,6 +32,31 @@ def test_training_and_test_rows_share_no_text_and_no_message(reviews, tmp_path):
     assert not {text.split()[1] for text, _ in train} & {text.split()[1] for text, _ in test}  # of eras
     assert len(starts.sentiment(reviews)) == 36  # without those rated 0
     assert set(starts.sentiment(reviews)) >= {("it is bad 0", "negative"), ("it is good 1", "positive")}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"1\tabc\ttext", "expected a number as rating, found 'abc'"),
+        (b"1\tnan\ttext", "expected a number as rating, found 'nan'"),
+        (b"1\t1\t\xff", "expected UTF-8, found byte 0xff"),
+        (b"1\t1", "expected number, rating and text with tabs between, found 2 columns"),
+    ],
+)
+def test_a_wrong_line_of_the_reviews_is_named(reviews, line, words):
+    reviews.write_bytes(b"1\t1\tgood\n\n" + line + b"\n")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{reviews}, line 3: {words}')}$"):
+        starts.sentiment(reviews)
+
+
+def test_too_few_reviews_are_refused(reviews, monkeypatch):
+    """Some were both learned from and tested on."""
+    monkeypatch.setattr(starts, "SIZES", {"train": 26, "test": 10})
+    train, test = starts.split_of("reviews", reviews)
+    assert len({text for text, _ in train} | {text for text, _ in test}) == 36
+    monkeypatch.setattr(starts, "SIZES", {"train": 27, "test": 10})
+    with pytest.raises(ValueError, match=r"reviews.txt: expected 37 rows or more rated above or below 0, found 36$"):
+        starts.split_of("reviews", reviews)
 
 
 STOPPED = """#!/bin/sh
