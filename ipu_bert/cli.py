@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from ipu_bert import checkpoint
-from ipu_bert.config import Begun, Config, ConfigError, identity, load_config
+from ipu_bert.config import Begun, Config, ConfigError, identity, load_config, not_as_written
 from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_folder import Found, look, newest_checkpoint, settle
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
                 return _dry_run(
                     config, _checkpoint(config.run.dir, options.resume) if ranks.first else None, options, ranks
                 )
-            for line in _about(config) if ranks.first else ():
+            for line in not_as_written(config) if ranks.first else ():
                 say(line, sys.stderr)
             if options.throughput:
                 return _throughput(config, options.json, options.steps or TIMED_STEPS, ranks)
@@ -83,11 +83,6 @@ def main(argv: list[str]) -> int:
             raise
         smaller = "; try a smaller train.micro_batch_size or a smaller model"
         return _fail(problem + smaller * problem.startswith("out of memory"))
-
-
-def _about(config: Config) -> list[str]:
-    """What is not as somebody wrote it."""
-    return [*(f"gave way: {line}" for line in config.gave_way), *(f"no effect: {line}" for line in config.no_effect)]
 
 
 def _with_path(argv: list[str]) -> list[str]:

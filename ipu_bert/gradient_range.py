@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ipu_bert import assemble, checkpoint, starting
-from ipu_bert.config import Config, load_config
+from ipu_bert.config import Config, load_config, not_as_written
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.engines.checked_state import check_model
@@ -26,7 +26,7 @@ from sparse_ops.arguments import Parser, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.process import make_ready
-from sparse_ops.saying import answer
+from sparse_ops.saying import answer, say
 
 LOWEST, HIGHEST = -100, 100  # exponents that are told apart
 SMALLEST, NORMAL, ABOVE = -25, -14, 16  # of float16
@@ -88,9 +88,8 @@ def gradient_magnitudes(config: Config, model: BertForPreTraining, batch: Batch,
 
     watched = [(name, module) for name, module in model.named_modules() if isinstance(module, WATCHED)]
     hooks = [module.register_forward_hook(watch(f"{name} ->")) for name, module in watched]
-    size = config.train.micro_batch_size
+    size, micro_batches = config.train.micro_batch_size, _in_a_batch(config)
     assert size is not None
-    micro_batches = config.train.batch_size // size
     labels = max(1, int((batch.masked_labels != IGNORED_LABEL).sum()))
     model.train()
     for parts in list(zip(*(x.split(size) for x in vars(batch).values())))[:count]:
@@ -108,12 +107,20 @@ def gradient_magnitudes(config: Config, model: BertForPreTraining, batch: Batch,
     return found
 
 
-def render(config: Config, found: dict[str, Magnitudes]) -> str:
-    """For a reader: the worst tensors, and all together for other scales."""
+def _in_a_batch(config: Config) -> int:
+    """Micro-batches of a batch: the most that can be measured."""
+    size = config.train.micro_batch_size
+    assert size is not None
+    return config.train.batch_size // size
+
+
+def render(config: Config, found: dict[str, Magnitudes], count: int) -> str:
+    """For a reader: the worst tensors, and all together for other scales. count: measured micro-batches."""
     rows = {name: each.to_dict() for name, each in found.items()}
     worst = sorted(rows, key=lambda name: -max(rows[name]["lost"], rows[name]["over"]))[:WORST]
     width = max(len(name) for name in worst)
-    lines = [f"loss scale {config.precision.loss_scale:g}, {len(rows)} tensors; the {len(worst)} worst:"]
+    measured = f"{count} of the batch's {_in_a_batch(config)} micro-batches"
+    lines = [f"loss scale {config.precision.loss_scale:g}, {measured}, {len(rows)} tensors; the {len(worst)} worst:"]
     lines.append(f"{'tensor (NAME ->: of its output)':{width}}     lost   coarse     over   median")
     for name in worst:
         lines.append(f"{name:{width}} {_shares(rows[name])} {rows[name]['median']:8.1e}")
@@ -161,17 +168,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="NAME_or_FILE", help="as for run_pretraining.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the config's")
     parser.add_argument("--run", type=Path, metavar="RUN", help="weights of this run's newest checkpoint")
-    count = whole_number(1, 1_000_000)
-    parser.add_argument("--micro-batches", type=count, default=4, metavar="N", help="how many; default: 4")
+    number = whole_number(1, 1_000_000)
+    parser.add_argument(
+        "--micro-batches", type=number, default=4, metavar="N", help="how many, at most a batch's; default: 4"
+    )
     parser.add_argument("--json", action="store_true", help="all tensors, as one JSON object")
     options = parser.parse_intermixed_args(list(argv))
 
     def act() -> None:
         config = load_config(options.config, options.overrides)
-        found = measure(config, options.run, options.micro_batches)
+        for line in not_as_written(config):
+            say(line, sys.stderr)
+        count = min(options.micro_batches, _in_a_batch(config))
+        found = measure(config, options.run, count)
         tensors: dict[str, Any] = {name: each.to_dict() for name, each in found.items()}
-        as_json = dumps({"loss_scale": config.precision.loss_scale, "tensors": tensors})
-        answer(as_json if options.json else render(config, found))
+        scale = config.precision.loss_scale
+        as_json = dumps({"loss_scale": scale, "micro_batches": count, "tensors": tensors})
+        answer(as_json if options.json else render(config, found, count))
 
     return with_one_line(act)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipu_bert.config.begun import Begun
-from ipu_bert.config.load import from_dict, load_config
+from ipu_bert.config.load import from_dict, load_config, not_as_written
 from ipu_bert.config.plain import as_dict, config_hash, identity
 from ipu_bert.config.reference import reference_page
 from ipu_bert.config.written import CONFIG_DIR, ConfigError
@@ -19,5 +19,6 @@ __all__ = [
     "from_dict",
     "identity",
     "load_config",
+    "not_as_written",
     "reference_page",
 ]

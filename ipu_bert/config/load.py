@@ -65,6 +65,11 @@ def _said_again(overrides: Sequence[str]) -> list[str]:
     return [f"{shortened(one)}, since {shortened(last[one.partition('=')[0]])} comes after it" for one in lost]
 
 
+def not_as_written(config: Config) -> list[str]:
+    """A line for each value that gave way and for each of the user's that does nothing, for commands to say."""
+    return [*(f"gave way: {line}" for line in config.gave_way), *(f"no effect: {line}" for line in config.no_effect)]
+
+
 def from_dict(tree: Mapping[str, Any]) -> Config:
     """The checked config of nested plain values, as `as_dict` gives them; nothing gives way.
 

@@ -57,6 +57,23 @@ def test_the_command_prints_the_worst_and_all(
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_the_command_says_what_is_not_as_it_was_written(
+    tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What gave way, what has no effect, and that a batch has fewer micro-batches than were asked for."""
+    tiny()
+    settings = ["train.micro_batch_size=2", "sparsity.method=static", "sparsity.updates=3", "sparsity.updates=7"]
+    command = ["--config", str(tmp_path / "tiny.yaml"), *settings, "--micro-batches", "1000"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert ", 2 of the batch's 2 micro-batches, " in captured.out.splitlines()[0]
+    lines = captured.err.splitlines()
+    assert "no effect: sparsity.updates=7, since sparsity.method is static" in lines
+    assert "gave way: 'sparsity.updates=3', since 'sparsity.updates=7' comes after it" in lines
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["micro_batches"] == 2
+
+
 def test_the_process_has_the_configs_threads(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(gradient_range, "make_ready", lambda: asked.append("ready"))
