@@ -94,6 +94,17 @@ def test_another_start_has_no_effect_on_a_run_that_goes_on(program, first, tmp_p
         assert not (folder / "pattern_start_end.png").exists()  # it would show a start that was none
 
 
+def test_a_setting_that_does_nothing_makes_no_other_run(program, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert program(f"run.dir={folder}", "train.stop_at=2") == 0
+    shutil.copytree(folder, tmp_path / "whole")
+    assert program(f"run.dir={tmp_path / 'whole'}", "--resume", "train.stop_at=3") == 0
+    capsys.readouterr()
+    assert program(f"run.dir={folder}", "--resume", "train.stop_at=3", "optim.dense_lr=0.5") == 0
+    assert told(capsys, "no effect") == ["no effect: optim.dense_lr=0.5, since optim.lr is 0.001"]
+    assert_same_state(*(tmp_path / name / "checkpoints/step_00000003" for name in ("whole", "run")))
+
+
 def state_of(folder: Path, step: int) -> dict[str, Any]:
     return read_object(folder / f"checkpoints/step_{step:08d}/state.json")
 

@@ -82,6 +82,24 @@ def test_a_checkpoint_that_does_not_know_its_text_is_taken_with_a_warning(tmp_pa
         check_same_run(tmp_path, {**TEXT, "tokenizer": "c"}, older)
 
 
+@pytest.mark.parametrize(
+    ("setting", "idle", "acting"),
+    [
+        ("optim.dense_lr", {"optim.lr": 1e-3}, {"optim.lr": "auto"}),
+        ("data.column", {"data.source": "sotu"}, {"data.source": "files"}),
+        ("data.encoding", {"data.source": "sotu"}, {"data.source": "files"}),
+    ],
+)
+def test_a_setting_that_does_nothing_in_both_makes_no_other_run(tmp_path, setting, idle, acting):
+    mine, found = ({**identity(load_config("quickstart")), setting: value} for value in ("a", "b"))
+    check_same_run(tmp_path, {**mine, **idle}, {**found, **idle})
+    with pytest.raises(CheckpointError, match=f"is of another run: {setting}: expected 'a', found 'b'$"):
+        check_same_run(tmp_path, {**mine, **acting}, {**found, **acting})
+    for one, other in ((idle, acting), (acting, idle)):
+        with pytest.raises(CheckpointError, match=f"{setting}: expected 'a', found 'b'"):
+            check_same_run(tmp_path, {**mine, **one}, {**found, **other})
+
+
 WORDS = {**TEXT, "data.tokenizer": "mine/tokenizer.json", "data.vocab_size": 8}
 
 
