@@ -55,6 +55,7 @@ from ipu_bert.data.tokenizer import (
 )
 from ipu_bert.data.workers import end_if_worker, in_order, worker_count
 from sparse_ops import files
+from sparse_ops.ends import out_of
 from sparse_ops.saying import Heedless, say
 
 TOKENIZER_BYTES = 1 << 30  # text to train a vocabulary on at most: the trainer's memory grows with the words
@@ -278,6 +279,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {files.in_words(error)}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
+    except BaseException as error:  # a panic of tokenizers is no Exception
+        problem = out_of(error)
+        if not problem:
+            raise
+        sys.exit(f"error: {' '.join(problem.splitlines())}")
     say(summary(prepared), sys.stdout)
 
 

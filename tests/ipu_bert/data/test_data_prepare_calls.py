@@ -109,6 +109,23 @@ def test_what_the_command_line_has_and_does_nothing_is_told(monkeypatch, capsys)
         assert all(line.startswith(f"no effect: --{words}") for line, words in zip(found, idle))
 
 
+def test_what_the_machine_or_a_package_refuses_is_one_line(tmp_path, monkeypatch) -> None:
+    """They were tracebacks here, and one line of all other commands."""
+    rows = tmp_path / "rows.parquet"
+    rows.write_bytes(b"PAR1" * 8)
+    arguments = ["--paths", str(rows), "--out", str(tmp_path / "out"), "--quiet"]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SystemExit, match=r"^error: expected the package pyarrow, found that it cannot be imported: "):
+        main(arguments)
+
+    def refused(*_: object, **__: object) -> None:
+        raise MemoryError("3 GB")
+
+    monkeypatch.setattr(prepare_module, "prepare", refused)
+    with pytest.raises(SystemExit, match=r"^error: out of memory: 3 GB$"):
+        main(arguments)
+
+
 def test_ctrl_c_while_options_are_read_is_one_line(monkeypatch) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
