@@ -14,6 +14,7 @@ A cell is one run of it: a row with one value of each key of the grid. Seeds are
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from ipu_bert.config import CONFIG_DIR, Config, ConfigError, config_hash, load_config
+from ipu_bert.config import CONFIG_DIR, Config, ConfigError, as_dict, identity, load_config
 from ipu_bert.config.written import config_path, shortened
 from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
 
@@ -34,6 +35,9 @@ _ROW_KEYS = ("settings", "paper")
 _PLAIN = re.compile(r"[^a-z0-9.]+")
 MOST_CELLS = 10_000
 MOST_LETTERS = 100  # of a label: it is in names of files
+# What a run reads and starts from is none of its identity: it may go on without. Values of it that are in no key either:
+# the defaults, and the path of the studies here, whose results are older than keys that tell texts apart.
+_IN_NO_KEY = {"data.path": ("", "data/books"), "model.init": ("",), "sparsity.init_pattern": ("magnitude",)}
 _UNPRINTED = re.compile(r"[\x00-\x1f\x7f|]")  # in a label they would end the line, or the column, of a table
 
 
@@ -58,7 +62,10 @@ class Cell:
     @property
     def key(self) -> str:
         """SHA-256 of all that decides the run's numbers: a finished run of this key is not repeated."""
-        return config_hash(self.config)
+        plain = as_dict(self.config)
+        more = {name: plain[name.partition(".")[0]][name.partition(".")[2]] for name in _IN_NO_KEY}
+        more = {name: value for name, value in more.items() if value not in _IN_NO_KEY[name]}
+        return hashlib.sha256(json.dumps({**identity(self.config), **more}, sort_keys=True).encode()).hexdigest()
 
     @property
     def folder(self) -> str:

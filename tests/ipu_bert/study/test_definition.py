@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipu_bert.config import ConfigError
+from ipu_bert.config import ConfigError, config_hash
 from ipu_bert.study.definition import STUDY_DIR, read_study
 
 TEXT = """
@@ -118,3 +118,37 @@ def test_every_shipped_study_can_be_run(path):
     study = read_study(path.stem)
     assert study.cells
     assert study.about.endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    ("common", "key", "values"),
+    [
+        ("data.source: files", "data.path", ("one.txt", "two.txt")),
+        ("data.source: files", "data.path", ('["one.txt", "two.txt"]', '["two.txt"]')),
+        ("train.steps: 5", "sparsity.init_pattern", ("random", "magnitude")),
+    ],
+)
+def test_runs_that_read_or_begin_from_something_else_are_two(write, tmp_path, common, key, values):
+    """Rows that differ in nothing else were refused, and a study on another text took the first one's results."""
+    rows = ", ".join(f"row {n}: {{settings: {{{key}: {value}}}}}" for n, value in enumerate(values))
+    text = f"base: quickstart\nsettings: {{{common}}}\nrows: {{{rows}}}\n"
+    first, second = read_study(write(text)).cells
+    assert first.key != second.key
+    assert first.folder != second.folder
+    (alone,) = read_study(
+        write(f"base: quickstart\nsettings: {{{common}, {key}: {values[1]}}}\nrows: {{a: {{}}}}\n")
+    ).cells
+    assert alone.key == second.key
+
+
+def test_a_run_that_begins_from_a_model_is_another_one(write):
+    (cell,) = read_study(write("base: quickstart\nrows: {a: {}}\n")).cells
+    before = cell.key
+    cell.config.model.init = "runs/base"
+    assert cell.key != before
+
+
+def test_results_that_are_kept_here_keep_their_keys():
+    """Those that a run's identity alone had given, with the text of `data/books`."""
+    for path in sorted(STUDY_DIR.glob("*.yaml")):
+        assert all(cell.key == config_hash(cell.config) for cell in read_study(path.stem).cells)

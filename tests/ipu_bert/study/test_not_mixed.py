@@ -80,7 +80,8 @@ def test_another_text_under_the_same_settings_is_named_and_not_mixed(made, tmp_p
     assert len(kept(tmp_path, without(other, "text")).finished(found)) == 2
     elsewhere = [found[0], replace(found[1], config=replace(found[1].config, data=replace(found[1].config.data)))]
     elsewhere[1].config.data.path = "another"
-    assert len(kept(tmp_path, changed).finished(elsewhere)) == 2, "rows may have texts of their own"
+    there = kept(tmp_path, replace(changed, key=elsewhere[1].key))
+    assert len(there.finished(elsewhere)) == 2, "rows may have texts of their own"
 
 
 def test_results_of_other_settings_are_refused_and_of_fewer_steps_are_not_finished(made, tmp_path):
