@@ -65,6 +65,7 @@ def _act(options: argparse.Namespace) -> int:
                 stack.enter_context(_only_one(held))
             if options.time:
                 read_seconds(folder)  # where it is damaged, before anything is measured
+                Results(folder).finished(study.cells)
                 write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
             else:
                 for line in study.no_effect:

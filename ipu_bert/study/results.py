@@ -18,6 +18,7 @@ from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.definition import Cell
+from ipu_bert.study.source import Sources, source_of_run
 from sparse_ops import files
 
 RESULTS_FILE = "results.json"
@@ -141,9 +142,15 @@ class Results:
         """Those of these cells that came to the cell's last step, by key.
 
         Raises ValueError for one that was made with other settings, or on another text than one of the same data
-        settings: a table of both would compare what cannot be compared.
+        settings: a table of both would compare what cannot be compared. And for one whose files are here and have
+        changed since: what is run next would read another text.
         """
-        return self._checked(cells, self.by_key)
+        found, sources = self._checked(cells, self.by_key), Sources()
+        for cell in cells:
+            kept = found[cell.key].settings.get("source") if cell.key in found else None
+            if problem := sources.changed(cell.config, kept):
+                raise ValueError(f"{self.path}: {cell.title}: {problem}; {ANEW}")
+        return found
 
     def of_other_studies(self, cells: Sequence[Cell]) -> dict[str, RunResult]:
         """Those of these cells that are not here and that a study in a folder beside this one has finished, by key.
@@ -151,6 +158,7 @@ class Results:
         What is damaged there, or would not go together with what is here, is left there.
         """
         found: dict[str, RunResult] = {}
+        sources = Sources()
         for path in sorted(self.path.parent.parent.glob(f"*/{RESULTS_FILE}")):
             if path.parent.name == self.path.parent.name:
                 continue
@@ -161,6 +169,8 @@ class Results:
             for cell in cells:
                 if cell.key in theirs and cell.key not in self.by_key and cell.key not in found:
                     run = replace(theirs[cell.key], row=cell.row.label, grid=dict(cell.grid))
+                    if sources.changed(cell.config, run.settings.get("source")):
+                        continue
                     with suppress(ValueError):
                         if cell.key in self._checked(cells, {**self.by_key, **found, cell.key: run}):
                             found[cell.key] = run
@@ -232,6 +242,7 @@ def _collected(cell: Cell, folder: Path) -> RunResult | None:
     report = read_object(folder / "report.json")
     shape = bert_shape(config.model, report["model"]["vocab_size"])
     weights, data = assemble.weights(config), config.data
+    text = _text_of(folder)
     return RunResult(
         row=cell.row.label,
         grid=dict(cell.grid),
@@ -246,7 +257,7 @@ def _collected(cell: Cell, folder: Path) -> RunResult | None:
         updates=tuple(
             Update(r["step"], r["ratio"], r["explored_dof"], r["removed_new"]) for r in records if r["kind"] == "update"
         ),
-        settings={**deciding(config), "text": _text_of(folder)},
+        settings={**deciding(config), "text": text, "source": source_of_run(config, text)},
         machine=report["machine"],
         revision=_revision(),
         finished=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
