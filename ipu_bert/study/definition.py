@@ -35,7 +35,7 @@ _ROW_KEYS = ("settings", "paper")
 _PLAIN = re.compile(r"[^a-z0-9.]+")
 MOST_CELLS = 10_000
 MOST_LETTERS = 100  # of a label: it is in names of files
-# What a run reads and starts from is none of its identity: it may go on without. Values of it that are in no key either:
+# What a run reads and starts from is none of its identity: it may go on without. Values of it that no key has, either:
 # the defaults, and the path of the studies here, whose results are older than keys that tell texts apart.
 _IN_NO_KEY = {"data.path": ("", "data/books"), "model.init": ("",), "sparsity.init_pattern": ("magnitude",)}
 _UNPRINTED = re.compile(r"[\x00-\x1f\x7f|]")  # in a label they would end the line, or the column, of a table

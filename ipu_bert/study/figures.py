@@ -39,12 +39,12 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def steps_figure(groups: Sequence[Group], entropy: float) -> Figure:
-    """Loss over training steps; a band from the least to the largest seed."""
+def steps_figure(groups: Sequence[Group], entropy: float | None) -> Figure:
+    """Loss over steps; a band from the least to the largest seed. entropy: None where rows have no one in common."""
     return _curves(groups, lambda group, step: float(step), "training step", entropy)
 
 
-def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: float) -> Figure:
+def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: float | None) -> Figure:
     """Loss over seconds of training on one machine: losses by step, and seconds a step measured apart."""
     found = timed(groups, seconds)
     per_step = {group.label: row.per_step for group, row in found}
@@ -56,9 +56,10 @@ def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: fl
     )
 
 
-def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str, entropy: float) -> Figure:
+def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str, entropy: float | None) -> Figure:
     figure, axes = _figure()
-    lowest = entropy
+    highest = max(group.first.unigram_entropy for group in groups) if entropy is None else entropy
+    lowest = highest
     for group, colour, marker in _marked(groups):
         curve = [(x(group, step), loss) for step, loss in group.curve() if step]
         places, losses = [place for place, _ in curve], [loss for _, loss in curve]
@@ -75,11 +76,12 @@ def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str
         )
         _band(axes, places, losses, colour)
         lowest = min([lowest, *(loss.spread[0] for loss in losses)])
-    axes.axhline(entropy, color="black", linestyle=":", linewidth=1.0)
-    axes.annotate(
-        "word frequencies alone", (0.99, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-    )
-    axes.set_ylim(lowest - 0.03 * (entropy + 0.3 - lowest), entropy + 0.3)
+    if entropy is not None:
+        axes.axhline(entropy, color="black", linestyle=":", linewidth=1.0)
+        axes.annotate(
+            "word frequencies alone", (0.99, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+        )
+    axes.set_ylim(lowest - 0.03 * (highest + 0.3 - lowest), highest + 0.3)
     axes.set_xlim(left=0)
     return _finished(figure, axes, name, _LOSS)
 

@@ -12,8 +12,8 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.study import figures
 from ipu_bert.study.definition import SEED, Study
 from ipu_bert.study.frontier import Matched, Point, match, table
-from ipu_bert.study.groups import Group, group, outdated, timed
-from ipu_bert.study.results import Results, RunResult
+from ipu_bert.study.groups import Group, apart, group, other_loss, outdated, timed
+from ipu_bert.study.results import Results, RunResult, same_entropy
 from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
 from ipu_bert.study.statistics import CLEAR, Difference, difference
 from sparse_ops import files
@@ -31,6 +31,8 @@ def write_report(study: Study, folder: Path) -> Path:
     groups = group(study, Results(folder).finished(study.cells))
     if not groups:
         raise ValueError(f"{folder}: expected the result of at least one run of {study.name}, found none")
+    if line := apart(groups):
+        say(line, sys.stderr)
     seconds = _of_now(folder, groups)
     drawn = _draw(study, groups, seconds)
     for name, figure in drawn.items():
@@ -40,14 +42,18 @@ def write_report(study: Study, folder: Path) -> Path:
     return folder / REPORT_FILE
 
 
-def compared(study: Study, groups: Sequence[Group]) -> list[tuple[str, str, Difference]]:
-    """What the study compares, as far as it has finished: rows by equal values of the grid."""
+def compared(study: Study, groups: Sequence[Group]) -> list[tuple[str, str, Difference | None]]:
+    """What the study compares, as far as it has finished: rows by equal values of the grid.
+
+    None for those whose losses cannot be compared.
+    """
     found = []
     for first, second in study.compare:
         for one in groups:
             for other in groups:
                 if (one.row.label, other.row.label) == (first, second) and one.grid == other.grid:
-                    found.append((one.label, other.label, difference(one.losses, other.losses)))
+                    alike = not other_loss(one, other)
+                    found.append((one.label, other.label, difference(one.losses, other.losses) if alike else None))
     return found
 
 
@@ -74,12 +80,19 @@ def _of_now(folder: Path, groups: Sequence[Group]) -> list[MachineSeconds]:
     return [machine for machine in found if timed(groups, machine)]
 
 
-def _matched(points: Sequence[Point]) -> list[Matched]:
-    return match(points, [point for point in points if point.dense])
+def _matched(groups: Sequence[Group], points: Sequence[Point]) -> list[Matched]:
+    return match(points, _family(groups, points))
+
+
+def _family(groups: Sequence[Group], points: Sequence[Point]) -> list[Point]:
+    """The dense ones; none where they stand among losses that cannot be compared."""
+    return [] if apart(groups) else [point for point in points if point.dense]
 
 
 def _draw(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Figure]:
-    entropy, drawn = groups[0].first.unigram_entropy, {}
+    alike = all(same_entropy(one.first, groups[0].first) for one in groups)
+    entropy = groups[0].first.unigram_entropy if alike else None
+    drawn = {}
     for name in study.figures:
         if name == "steps":
             drawn["steps"] = figures.steps_figure(groups, entropy)
@@ -89,7 +102,7 @@ def _draw(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
         elif name == "flops":
             points = over_flops(groups)
             errors = [one.loss.error for one in groups]
-            family = [point for point in points if point.dense]
+            family = _family(groups, points)
             drawn["flops"] = figures.cost_figure(points, errors, family, "FLOPs of the whole run, as the paper counts")
         elif name == "explored" and any(one.first.updates for one in groups):
             drawn["explored"] = figures.explored_figure(groups)
@@ -122,12 +135,13 @@ def _numbers(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSec
             for one in groups
         ],
         "compared": [
-            {"first": a, "second": b, **vars(found), "clear": found.clear} for a, b, found in compared(study, groups)
+            {"first": a, "second": b, **({**vars(found), "clear": found.clear} if found else {"comparable": False})}
+            for a, b, found in compared(study, groups)
         ],
-        "at_equal_flops": [found.to_dict() for found in _matched(over_flops(groups))],
+        "at_equal_flops": [found.to_dict() for found in _matched(groups, over_flops(groups))],
         "at_equal_seconds": {
             f"{machine.machine}, {machine.threads} threads": [
-                found.to_dict() for found in _matched(over_seconds(groups, machine))
+                found.to_dict() for found in _matched(groups, over_seconds(groups, machine))
             ]
             for machine in seconds
         },
@@ -138,13 +152,15 @@ def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
     runs = [run for one in groups for run in one.runs.values()]
     lines = [f"# {study.name}", "", study.about, ""]
     lines += [f"{len(runs)} of {len(study.cells)} runs have finished. {made_of(runs)}", ""]
+    lines += [f"**{line}**", ""] if (line := apart(groups)) else []
     lines += _table(groups)
     lines += _comparison(compared(study, groups))
-    lines += table("FLOPs", _matched(over_flops(groups)))
+    lines += table("FLOPs", _matched(groups, over_flops(groups)))
     for machine in seconds:
         lines += _seconds_table(groups, machine)
         lines += table(
-            f"seconds on {machine.threads} threads of {machine.machine}", _matched(over_seconds(groups, machine))
+            f"seconds on {machine.threads} threads of {machine.machine}",
+            _matched(groups, over_seconds(groups, machine)),
         )
     lines += [f"![{name}]({name}.svg)" for name in drawn]
     lines += ["", f"Made by `python -m ipu_bert.study {study.asked} --report`.", ""]
@@ -194,7 +210,7 @@ def _table(groups: Sequence[Group]) -> list[str]:
     return [*lines, ""]
 
 
-def _comparison(found: Sequence[tuple[str, str, Difference]]) -> list[str]:
+def _comparison(found: Sequence[tuple[str, str, Difference | None]]) -> list[str]:
     if not found:
         return []
     lines = [
@@ -205,6 +221,9 @@ def _comparison(found: Sequence[tuple[str, str, Difference]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for first, second, one in found:
+        if one is None:
+            lines.append(f"| {first} | {second} | | | losses do not compare |")
+            continue
         verdict = ("first is lower" if one.value < 0 else "first is higher") if one.clear else "nothing can be said"
         p = "" if one.p is None else f"{one.p:.2g}"
         lines.append(f"| {first} | {second} | {one} | {p} | {verdict} |")

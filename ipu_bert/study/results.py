@@ -108,12 +108,17 @@ def other_settings(cell: Cell, found: Mapping[str, Any]) -> str:
     return f"expected {key}={wanted[key]}, found a run with {key}={found[key]}" if key else ""
 
 
+def same_entropy(one: RunResult, other: RunResult) -> bool:
+    """Whether word frequencies alone give both the same loss: that of one held-out text in one vocabulary."""
+    return math.isclose(one.unigram_entropy, other.unigram_entropy, rel_tol=_SAME)
+
+
 def _same_text(one: RunResult, other: RunResult) -> bool:
     """By its checksum, which older results lack: by its entropy then."""
     texts = [run.settings.get("text") for run in (one, other)]
     if None not in texts:
         return texts[0] == texts[1]
-    return math.isclose(one.unigram_entropy, other.unigram_entropy, rel_tol=_SAME)
+    return same_entropy(one, other)
 
 
 class Results:

@@ -1,0 +1,90 @@
+"""Losses of other vocabularies, texts and masks are not set against each other."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipu_bert.study.definition import read_study
+from ipu_bert.study.report import write_report
+from ipu_bert.study.results import Evaluation, Results, RunResult, deciding
+
+STUDY = """
+base: quickstart
+settings: {train.steps: 50, sparsity.updates: 5}
+rows:
+  dense: {settings: {sparsity.method: dense}}
+  larger: {settings: {sparsity.method: dense, model.layers: 3}}
+  sparse: {settings: {OTHER}}
+grid: {run.seed: [0, 1, 2]}
+compare: [[sparse, dense], [larger, dense]]
+figures: [steps, flops]
+"""
+
+
+def page(folder: Path, setting: str, entropy: float) -> tuple[str, dict[str, Any], str]:
+    """The page, its numbers and the figure over steps of a study whose last row has a setting and an entropy."""
+    (folder / "mine.yaml").write_text(STUDY.replace("OTHER", setting))
+    study, results = read_study(str(folder / "mine.yaml")), Results(folder)
+    losses = {"dense": 6.0, "larger": 5.9, "sparse": 5.8}
+    for number, cell in enumerate(study.cells):
+        row = cell.row.label
+        loss = losses[row] + 0.001 * number
+        results.add(
+            RunResult(
+                row=row, grid=dict(cell.grid), key=cell.key, steps=50, sequences=1600,
+                flops=2e9 if row == "larger" else 1e9, executed_flops=2e9, seconds=9.0,
+                unigram_entropy=entropy if row == "sparse" else 6.5,
+                evaluations=(Evaluation(50, loss, None),), updates=(), settings=deciding(cell.config),
+                machine={"processor": "x"}, revision="r", finished="now",
+            )
+        )  # fmt: skip
+    text = write_report(study, folder).read_text()
+    return text, json.loads((folder / "report.json").read_text()), (folder / "steps.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "entropy", "why"),
+    [
+        ("data.vocab_size: 200", 5.5, "word frequencies alone come to 6.5000 and 5.5000 nats"),
+        ("data.mask_probability: 0.3", 6.5, "data.mask_probability is 0.15 and 0.3"),
+        ("data.sequence_length: 32", 6.5, "data.sequence_length is 128 and 32"),
+        ("data.whole_word_masking: false", 6.5, "data.whole_word_masking is True and False"),
+        ("data.max_predictions: 3", 6.5, "at most 19 and 3 tokens of a sequence are masked"),
+    ],
+)
+def test_losses_that_mean_another_thing_are_not_called_lower(tmp_path, capsys, setting, entropy, why):
+    text, numbers, figure = page(tmp_path, setting, entropy)
+    line = f"losses do not compare: dense and sparse: {why}"
+    assert capsys.readouterr().err == line + "\n"
+    assert text.count(line) == 1
+    assert "| sparse | dense | | | losses do not compare |" in text
+    assert re.search(r"\| larger \| dense \| -0.0990 ± 0.0000 \| \S+ \| first is lower \|", text)
+    assert numbers["compared"][0] == {"first": "sparse", "second": "dense", "comparable": False}
+    assert numbers["compared"][1]["clear"]
+    assert numbers["at_equal_flops"] == []
+    assert "Against the dense family" not in text
+    assert ("word frequencies alone" in figure) == (entropy == 6.5)
+
+
+@pytest.mark.parametrize("setting", ["sparsity.block_size: 4", "data.vocab_size: 8193", "data.max_predictions: 21"])
+def test_losses_that_mean_the_same_are_compared(tmp_path, capsys, setting):
+    """Also where both vocabularies have all that the text gives, and where no sequence needs more predictions."""
+    text, numbers, figure = page(tmp_path, setting, 6.5 * (1 + 1e-9))
+    assert capsys.readouterr().err == ""
+    assert "do not compare" not in text
+    assert re.search(r"\| sparse \| dense \| -0.1980 ± 0.0000 \| \S+ \| first is lower \|", text)
+    assert len(numbers["at_equal_flops"]) == 1
+    assert "word frequencies alone" in figure
+
+
+def test_more_rows_that_differ_are_counted(tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "STUDY", STUDY.replace("model.layers: 3", "model.layers: 3, data.sequence_length: 32"))
+        page(tmp_path, "data.vocab_size: 200", 5.5)
+    line = "losses do not compare: dense and larger: data.sequence_length is 128 and 32; 2 of 3 differ so from dense\n"
+    assert capsys.readouterr().err == line
