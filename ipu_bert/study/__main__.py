@@ -68,7 +68,7 @@ def _act(options: argparse.Namespace) -> int:
                 Results(folder).finished(study.cells)
                 write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
             else:
-                for line in study.no_effect:
+                for line in study.told:
                     tell(line)
                 failed = run_cells(study.cells, Results(folder), runs, options.jobs or _jobs(study.cells), tell)
     for title, problem in failed.items():
@@ -126,9 +126,7 @@ def _plan(study: Study, results: Results, jobs: int | None) -> None:
         f"about {format_duration(total / rate / jobs)} at the speed of those that finished" if rate else _guess(total)
     )
     answer(
-        "\n".join(
-            [*lines, *study.no_effect, f"{len(study.cells)} runs, {total:.3g} FLOPs to do, {jobs} at a time: {hours}"]
-        )
+        "\n".join([*lines, *study.told, f"{len(study.cells)} runs, {total:.3g} FLOPs to do, {jobs} at a time: {hours}"])
     )
 
 

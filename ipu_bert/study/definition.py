@@ -98,6 +98,25 @@ class Study:
         return {cell.row.label: cell.config for cell in reversed(self.cells)}
 
     @property
+    def told(self) -> list[str]:
+        """What gave way in its rows, and what does nothing, a line each."""
+        return self.gave_way + self.no_effect
+
+    @property
+    def gave_way(self) -> list[str]:
+        """A line for each value of a row that had to fit what was written; one alone where it is so in all rows."""
+        rows: dict[str, list[str]] = {}
+        for cell in self.cells:
+            for line in cell.config.gave_way:
+                rows.setdefault(line, []).append(cell.row.label)
+        of = {line: dict.fromkeys(labels) for line, labels in rows.items()}
+        return [
+            f"gave way: {prefix}{line}"
+            for line, labels in of.items()
+            for prefix in (("",) if len(labels) == len(self.rows) else (f"{label}: " for label in labels))
+        ]
+
+    @property
     def no_effect(self) -> list[str]:
         """A line for each setting in which runs differ and that does nothing in a row."""
         common = set.intersection(*(set(cell.overrides) for cell in self.cells))

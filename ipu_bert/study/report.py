@@ -153,6 +153,7 @@ def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
     lines = [f"# {study.name}", "", study.about, ""]
     lines += [f"{len(runs)} of {len(study.cells)} runs have finished. {made_of(runs)}", ""]
     lines += [f"**{line}**", ""] if (line := apart(groups)) else []
+    lines += [*(f"- {line}" for line in study.told), ""] if study.told else []
     lines += _table(groups)
     lines += _comparison(compared(study, groups))
     lines += table("FLOPs", _matched(groups, over_flops(groups)))
