@@ -63,6 +63,8 @@ def _act(options: argparse.Namespace) -> int:
         with ExitStack() as stack:
             for held in (folder,) if options.time else (folder, runs):
                 stack.enter_context(_only_one(held))
+            for line in _of_another(study, Results(folder)):
+                tell(line)
             if options.time:
                 read_seconds(folder)  # where it is damaged, before anything is measured
                 Results(folder).finished(study.cells)
@@ -94,6 +96,14 @@ def _only_one(folder: Path) -> TextIO:
     return lock
 
 
+def _of_another(study: Study, results: Results) -> list[str]:
+    """A line where all that a folder has is of another study whose file has the same name, in another folder."""
+    if not results.by_key or any(cell.key in results.by_key for cell in study.cells):
+        return []
+    which = f"expected results of {study.asked}, found those of another study of this name, or of it before it changed"
+    return [f"{results.path}: {which}; its page will be replaced, and --results with another folder keeps it"]
+
+
 def _jobs(cells: Sequence[Cell]) -> int:
     """As many as the machine has CPUs for, by the threads of a run; one where runs take all."""
     threads = [cell.config.engine.threads for cell in cells]
@@ -112,7 +122,7 @@ def _plan(study: Study, results: Results, jobs: int | None) -> None:
     rates = [run.executed_flops * run.sequences / run.seconds for run in mine]
     rate = sum(rates) / len(rates) if rates else None
     total = 0.0
-    lines = [study.about]
+    lines = [study.about, *_of_another(study, results)]
     for cell in study.cells:
         flops, state = cell_flops(cell), "finished" if cell.key in finished else "waits"
         total += flops if state == "waits" else 0.0

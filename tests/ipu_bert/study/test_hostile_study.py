@@ -307,3 +307,20 @@ def test_what_gave_way_is_told_by_plan_start_and_page(finished_study, capsys, mo
     assert command.main(["mine.yaml"]) == 0
     assert capsys.readouterr().err.count(told) == 1
     assert Path("results/mine/report.md").read_text().count(f"- {told}") == 1
+
+
+def test_results_of_another_study_of_the_same_name_are_told(finished_study, capsys, monkeypatch):
+    """Its page was replaced in silence."""
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    Path("other").mkdir()
+    Path("other/mine.yaml").write_text(STUDY.replace("run.seed: [0]", "run.seed: [7]"))
+    line = (
+        "results/mine/results.json: expected results of other/mine.yaml, found those of another study of this name, or "
+        "of it before it changed; its page will be replaced, and --results with another folder keeps it"
+    )
+    monkeypatch.setattr(runner, "_start", lambda *_: "not this time")
+    for study, count in (("other/mine.yaml", 1), ("mine.yaml", 0)):
+        assert command.main([study, "--dry-run"]) == 0
+        assert capsys.readouterr().out.count(line) == count
+        assert command.main([study]) == count
+        assert capsys.readouterr().err.count(line) == count
