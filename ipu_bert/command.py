@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
         except ImportError as error:
             if (error.name or "").partition(".")[0] in ("ipu_bert", "sparse_ops"):  # a fault of ours
                 raise
-            print(f"error: ipu-bert needs a package that cannot be imported: {error}", file=sys.stderr)
+            found = " ".join(f"{error.name or 'of others'}: {error}".split())
+            print(f"error: ipu-bert needs a package that cannot be imported: {found}", file=sys.stderr)
             return 2
         except FileNotFoundError as error:  # of the package itself, as where it is a zip
             print(f"error: {error}", file=sys.stderr)

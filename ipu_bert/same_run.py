@@ -41,7 +41,7 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
         raise CheckpointError(f"checkpoint {path}: expected the settings of its run in {STATE}, found none")
     defaults = {key: value for key, value in identity(Config()).items() if key in expected}
     found = {**defaults, **found}
-    free = _free(expected, found)
+    free = free_settings(expected, found)
     named = sorted(key for key in {*expected, *found} if not key.startswith("precision.") and key not in free)
     differing = [key for key in named if expected.get(key) != found.get(key)]
     settings = [f"{k}: expected {expected.get(k)!r}, found {found.get(k)!r}" for k in differing if k not in _TEXT]
@@ -58,7 +58,7 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
         )
 
 
-def _free(expected: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
+def free_settings(expected: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
     """Settings that do not count between two runs: in both they do nothing (config/no_effect.py), or the tokenizer
     itself is compared. Who wrote one that does nothing is told so."""
     both, free = (expected, found), set()

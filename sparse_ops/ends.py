@@ -56,4 +56,4 @@ def _not_imported(error: ImportError) -> str:
             break
         if package not in stdlib:
             found = package
-    return "" if found in _OURS else found
+    return "" if found in (*_OURS, *stdlib) else found

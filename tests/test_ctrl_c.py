@@ -61,7 +61,7 @@ def test_any_other_error_stays_a_traceback(tmp_path: Path) -> None:
 
 def test_the_program_without_a_package_that_works_is_one_line(tmp_path: Path) -> None:
     for name, (status, line) in {
-        "numpy": (2, "error: ipu-bert needs a package that cannot be imported: another version\n"),
+        "numpy": (2, "error: ipu-bert needs a package that cannot be imported: numpy: another version\n"),
         "ipu_bert": (1, "ImportError: another version\n"),  # a fault of ours
     }.items():
         found = ended(tmp_path, f"raise ImportError('another version', name='{name}')", ["ipu_bert"])["ipu_bert"]

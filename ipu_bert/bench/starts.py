@@ -260,7 +260,7 @@ def main(argv: list[str]) -> int:
         with raised():
             return with_one_line(act)
     except InterruptedRunError as asked:
-        say("stopped; a run has saved, the same command goes on", sys.stderr)
+        say("stopped; the same command goes on", sys.stderr)
         return asked.status
 
 

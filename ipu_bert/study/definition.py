@@ -21,7 +21,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from ipu_bert.config import CONFIG_DIR, Config, ConfigError, as_dict, identity, load_config
 from ipu_bert.config.written import config_path, shortened
@@ -64,7 +64,8 @@ class Cell:
         """SHA-256 of all that decides the run's numbers: a finished run of this key is not repeated."""
         plain = as_dict(self.config)
         more = {name: plain[name.partition(".")[0]][name.partition(".")[2]] for name in _IN_NO_KEY}
-        more = {name: value for name, value in more.items() if value not in _IN_NO_KEY[name]}
+        idle = {"data.path": self.config.data.source != "files", "sparsity.init_pattern": not self.config.model.init}
+        more = {name: value for name, value in more.items() if value not in _IN_NO_KEY[name] and not idle.get(name)}
         return hashlib.sha256(json.dumps({**identity(self.config), **more}, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -104,17 +105,21 @@ class Study:
 
     @property
     def gave_way(self) -> list[str]:
-        """A line for each value of a row that had to fit what was written; one alone where it is so in all rows."""
-        rows: dict[str, list[str]] = {}
+        """A line for each value that had to fit what was written: alone where it is so in all, else by row or run."""
+        rows: dict[str, list[Cell]] = {}
         for cell in self.cells:
             for line in cell.config.gave_way:
-                rows.setdefault(line, []).append(cell.row.label)
-        of = {line: dict.fromkeys(labels) for line, labels in rows.items()}
+                rows.setdefault(line, []).append(cell)
         return [
             f"gave way: {prefix}{line}"
-            for line, labels in of.items()
-            for prefix in (("",) if len(labels) == len(self.rows) else (f"{label}: " for label in labels))
+            for line, cells in rows.items()
+            for prefix in (("",) if len(cells) == len(self.cells) else dict.fromkeys(map(self._where(cells), cells)))
         ]
+
+    def _where(self, cells: Sequence[Cell]) -> Callable[[Cell], str]:
+        """How a cell is called in a line that is true of these: by its row, where it is true of all of the row."""
+        whole = {row.label for row in self.rows if all(cell in cells for cell in self.cells if cell.row == row)}
+        return lambda cell: f"{cell.row.label if cell.row.label in whole else cell.title}: "
 
     @property
     def no_effect(self) -> list[str]:

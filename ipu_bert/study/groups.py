@@ -97,6 +97,17 @@ def apart(groups: Sequence[Group]) -> str:
     return f"losses do not compare: {groups[0].label} and {found[0][0]}: {found[0][1]}{more}"
 
 
+def judged_on(groups: Sequence[Group]) -> str:
+    """A line where losses are means over other numbers of held-out sequences; empty where they are not."""
+    numbers: dict[int, list[str]] = {}
+    for one in groups:
+        numbers.setdefault(one.config.eval.batches * one.config.train.batch_size, []).append(one.label)
+    if len(numbers) < 2:
+        return ""
+    words = "; ".join(f"{number:,}: {' / '.join(labels)}" for number, labels in sorted(numbers.items()))
+    return f"held-out sequences that losses are means over, which alone may make them differ: {words}"
+
+
 def timed(groups: Sequence[Group], machine: MachineSeconds) -> list[tuple[Group, RowSeconds]]:
     """Those whose row was timed on a machine, with all settings of the group that a step's time depends on."""
     found = [(one, machine.rows[one.row.label]) for one in groups if one.row.label in machine.rows]

@@ -12,7 +12,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.study import figures
 from ipu_bert.study.definition import SEED, Study
 from ipu_bert.study.frontier import Matched, Point, match, table
-from ipu_bert.study.groups import Group, apart, group, other_loss, outdated, timed
+from ipu_bert.study.groups import Group, apart, group, judged_on, other_loss, outdated, timed
 from ipu_bert.study.results import Results, RunResult, same_entropy
 from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
 from ipu_bert.study.statistics import CLEAR, Difference, difference
@@ -28,10 +28,11 @@ def write_report(study: Study, folder: Path) -> Path:
     Rows that were timed before they were edited are told, and have no seconds on it.
     Raises ValueError where nothing has finished yet, or a file there is damaged.
     """
-    groups = group(study, Results(folder).finished(study.cells))
+    results = Results(folder)
+    groups = group(study, results.kept(study.cells))
     if not groups:
         raise ValueError(f"{folder}: expected the result of at least one run of {study.name}, found none")
-    if line := apart(groups):
+    for line in filter(None, [results.changed(study.cells), apart(groups), judged_on(groups)]):
         say(line, sys.stderr)
     seconds = _of_now(folder, groups)
     drawn = _draw(study, groups, seconds)
@@ -152,7 +153,8 @@ def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
     runs = [run for one in groups for run in one.runs.values()]
     lines = [f"# {study.name}", "", study.about, ""]
     lines += [f"{len(runs)} of {len(study.cells)} runs have finished. {made_of(runs)}", ""]
-    lines += [f"**{line}**", ""] if (line := apart(groups)) else []
+    for line in filter(None, [apart(groups), judged_on(groups)]):
+        lines += [f"**{line}**", ""]
     lines += [*(f"- {line}" for line in study.told), ""] if study.told else []
     lines += _table(groups)
     lines += _comparison(compared(study, groups))

@@ -15,6 +15,7 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, identity
 from ipu_bert.json_file import as_list, as_record, is_count, is_line, read_object
 from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
+from ipu_bert.same_run import free_settings
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.definition import Cell
@@ -104,7 +105,8 @@ def first_other(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | No
 def other_settings(cell: Cell, found: Mapping[str, Any]) -> str:
     """The first setting in which those of a run differ from a cell's, in words."""
     wanted = deciding(cell.config)
-    key = first_other(wanted, found)
+    free = free_settings(wanted, found)
+    key = first_other({key: value for key, value in wanted.items() if key not in free}, found)
     return f"expected {key}={wanted[key]}, found a run with {key}={found[key]}" if key else ""
 
 
@@ -150,12 +152,23 @@ class Results:
         settings: a table of both would compare what cannot be compared. And for one whose files are here and have
         changed since: what is run next would read another text.
         """
-        found, sources = self._checked(cells, self.by_key), Sources()
-        for cell in cells:
-            kept = found[cell.key].settings.get("source") if cell.key in found else None
-            if problem := sources.changed(cell.config, kept):
-                raise ValueError(f"{self.path}: {cell.title}: {problem}; {ANEW}")
+        found = self.kept(cells)
+        if problem := self.changed(cells):
+            raise ValueError(f"{problem}; {ANEW}")
         return found
+
+    def kept(self, cells: Sequence[Cell]) -> dict[str, RunResult]:
+        """`finished`, whatever their files are now: for a page of what there is."""
+        return self._checked(cells, self.by_key)
+
+    def changed(self, cells: Sequence[Cell]) -> str:
+        """The first of these that has finished and whose files have changed since, in words; empty where none has."""
+        sources = Sources()
+        for cell in cells:
+            kept = self.by_key[cell.key].settings.get("source") if cell.key in self.by_key else None
+            if problem := sources.changed(cell.config, kept):
+                return f"{self.path}: {cell.title}: {problem}"
+        return ""
 
     def of_other_studies(self, cells: Sequence[Cell]) -> dict[str, RunResult]:
         """Those of these cells that are not here and that a study in a folder beside this one has finished, by key.

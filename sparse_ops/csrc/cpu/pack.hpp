@@ -155,7 +155,7 @@ struct Ahead {
     }
 };
 
-// The same at every step of a loop whose registers are few: `lines` at each, and a few too many at the end.
+// The same at every step of a loop whose registers are few: `lines` at each, and in the last loop some beyond the end.
 struct AheadSteps {
     const char* at;
     const int64_t lines;

@@ -79,7 +79,7 @@ def test_a_pre_training_is_stopped_with_the_command_that_began_it(reviews, tmp_p
         signal.signal(signal.SIGTERM, before)
     assert (tmp_path / "told").read_text() == "saved\n"
     assert status == 75
-    assert capsys.readouterr().err == "stopped; a run has saved, the same command goes on\n"
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
 
 
 def test_ctrl_c_within_a_fine_tuning_is_no_error(reviews, tmp_path, monkeypatch, capsys):

@@ -125,7 +125,6 @@ def test_every_shipped_study_can_be_run(path):
     [
         ("data.source: files", "data.path", ("one.txt", "two.txt")),
         ("data.source: files", "data.path", ('["one.txt", "two.txt"]', '["two.txt"]')),
-        ("train.steps: 5", "sparsity.init_pattern", ("random", "magnitude")),
     ],
 )
 def test_runs_that_read_or_begin_from_something_else_are_two(write, tmp_path, common, key, values):
@@ -145,7 +144,19 @@ def test_a_run_that_begins_from_a_model_is_another_one(write):
     (cell,) = read_study(write("base: quickstart\nrows: {a: {}}\n")).cells
     before = cell.key
     cell.config.model.init = "runs/base"
-    assert cell.key != before
+    from_magnitudes = cell.key
+    assert from_magnitudes != before
+    cell.config.sparsity.init_pattern = "random"
+    assert cell.key not in (before, from_magnitudes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.source: sotu, data.path", "one.txt"), ("sparsity.init_pattern", "random")]
+)
+def test_a_path_or_a_pattern_that_nothing_reads_makes_no_other_run(write, key, value):
+    """They would be trained twice, and compared."""
+    with pytest.raises(ConfigError, match="are the same run"):
+        read_study(write(f"base: quickstart\nrows: {{a: {{}}, b: {{settings: {{{key}: {value}}}}}}}\n"))
 
 
 def test_results_that_are_kept_here_keep_their_keys():

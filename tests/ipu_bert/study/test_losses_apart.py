@@ -88,3 +88,13 @@ def test_more_rows_that_differ_are_counted(tmp_path, capsys):
         page(tmp_path, "data.vocab_size: 200", 5.5)
     line = "losses do not compare: dense and larger: data.sequence_length is 128 and 32; 2 of 3 differ so from dense\n"
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("setting", ["eval.batches: 1", "train.batch_size: 16"])
+def test_means_over_other_numbers_of_sequences_are_told(tmp_path, capsys, setting):
+    """Which sequences are judged follows from both, and is the same for all seeds: their spread does not show it."""
+    text, _, _ = page(tmp_path, setting, 6.5)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "gave way" not in line]
+    few, many = sorted({"eval.batches: 1": (32, 512), "train.batch_size: 16": (256, 512)}[setting])
+    assert line.endswith(f"which alone may make them differ: {few}: sparse; {many}: dense / larger")
+    assert f"**{line}**" in text

@@ -74,7 +74,7 @@ def test_a_run_whose_text_was_prepared_anew_since_says_nothing_of_its_files(stud
     assert found.settings["source"] is None
 
 
-@pytest.mark.parametrize("option", [[], ["--dry-run"], ["--report"], ["--time"]])
+@pytest.mark.parametrize("option", [[], ["--dry-run"], ["--time"]])
 def test_every_command_refuses_what_has_finished_on_another_text(study, result, text, tmp_path, capsys, option):
     results = Results(tmp_path / "results" / "mine")
     results.add(result)
@@ -84,6 +84,15 @@ def test_every_command_refuses_what_has_finished_on_another_text(study, result, 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {results.path}: dense: expected the files of data.path={text} as its run has read")
     assert line.endswith("; bring back what has changed, or begin anew with --results and --runs in new folders")
+
+
+def test_a_page_of_what_there_is_can_still_be_made(study, result, text, tmp_path, capsys):
+    """It needs no text, and says that what was read is no longer there."""
+    Results(tmp_path / "results" / "mine").add(result)
+    changed(text)
+    assert command.main([study.asked, "--results", str(tmp_path / "results"), "--report"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"dense: expected the files of data.path={text} as its run has read" in line
 
 
 def test_what_another_study_has_of_such_files_is_left_there(study, result, text, tmp_path):
