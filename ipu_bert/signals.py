@@ -64,6 +64,15 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
+def delayed() -> Iterator[None]:
+    """A signal waits until this has been done: a process that is begun here is known to who stops it then."""
+    with noted() as request:
+        yield
+    if request.number:
+        signal.raise_signal(request.number)
+
+
+@contextmanager
 def unheeded() -> Iterator[None]:
     """Nothing asks this process to stop: it is about to, and has something to find out first."""
     with _handled((signal.SIGINT, *PREEMPTION), signal.SIG_IGN):

@@ -26,7 +26,7 @@ from typing import Any, Sequence
 from ipu_bert.finetune.__main__ import main as fine_tune
 from ipu_bert.finetune.measures import measures
 from ipu_bert.record.metrics import dumps
-from ipu_bert.signals import InterruptedRunError, raised, stop
+from ipu_bert.signals import InterruptedRunError, delayed, raised, stop
 from sparse_ops import files
 from sparse_ops.arguments import Parser
 from sparse_ops.ends import with_one_line
@@ -171,8 +171,9 @@ def pretrain(work: Path, method: str) -> None:
         again = ["--resume", "auto"] if folder.exists() else []
         command = [*program, "--config", "quickstart", *settings, *fixed, *again]
         with ExitStack() as stack:  # however this is left, the run does not go on without us
-            run = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            stack.callback(stop, [run])
+            with delayed():
+                run = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                stack.callback(stop, [run])
             status = run.wait()
         if status:
             raise ValueError(f"{folder}: expected a run that ends with 0, found {status}")

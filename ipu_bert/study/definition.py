@@ -21,7 +21,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from ipu_bert.config import CONFIG_DIR, Config, ConfigError, as_dict, identity, load_config
 from ipu_bert.config.written import config_path, shortened
@@ -106,20 +106,20 @@ class Study:
     @property
     def gave_way(self) -> list[str]:
         """A line for each value that had to fit what was written: alone where it is so in all, else by row or run."""
-        rows: dict[str, list[Cell]] = {}
+        of: dict[str, dict[str, list[Cell]]] = {}  # by line and row
         for cell in self.cells:
             for line in cell.config.gave_way:
-                rows.setdefault(line, []).append(cell)
-        return [
-            f"gave way: {prefix}{line}"
-            for line, cells in rows.items()
-            for prefix in (("",) if len(cells) == len(self.cells) else dict.fromkeys(map(self._where(cells), cells)))
-        ]
-
-    def _where(self, cells: Sequence[Cell]) -> Callable[[Cell], str]:
-        """How a cell is called in a line that is true of these: by its row, where it is true of all of the row."""
-        whole = {row.label for row in self.rows if all(cell in cells for cell in self.cells if cell.row == row)}
-        return lambda cell: f"{cell.row.label if cell.row.label in whole else cell.title}: "
+                of.setdefault(line, {}).setdefault(cell.row.label, []).append(cell)
+        a_row, found = len(self.cells) // len(self.rows), []
+        for line, rows in of.items():
+            whole = {label for label, cells in rows.items() if len(cells) == a_row}
+            if len(whole) == len(self.rows):
+                found.append(f"gave way: {line}")
+                continue
+            for label, cells in rows.items():
+                names = [label] if label in whole else [cell.title for cell in cells]
+                found += [f"gave way: {name}: {line}" for name in names]
+        return found
 
     @property
     def no_effect(self) -> list[str]:

@@ -17,7 +17,7 @@ from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.run_folder import CONFIG_FILE
-from ipu_bert.signals import stop
+from ipu_bert.signals import delayed, stop
 from ipu_bert.sizes.flops import sequence_flops
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.definition import Cell
@@ -133,7 +133,7 @@ def _start(cell: Cell, runs: Path, running: list[_Running]) -> str:
     arguments = [*command, *cell.overrides, f"run.dir={folder}"]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(files.plain(_log(folder)), "ab") as log:
+        with open(files.plain(_log(folder)), "ab") as log, delayed():
             process = subprocess.Popen(
                 arguments,
                 stdout=log,
@@ -142,9 +142,9 @@ def _start(cell: Cell, runs: Path, running: list[_Running]) -> str:
                 env=_environment(),
                 close_fds=False,  # the lock of the results, until the run has ended, too
             )
+            running.append(_Running(cell, folder, process))
     except OSError as error:  # of this run alone: the others go on
         return files.in_words(error)
-    running.append(_Running(cell, folder, process))
     return ""
 
 

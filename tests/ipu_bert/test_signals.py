@@ -15,7 +15,7 @@ import pytest
 
 import run_pretraining
 from ipu_bert import checkpoint
-from ipu_bert.signals import InterruptedRunError, noted, raised
+from ipu_bert.signals import InterruptedRunError, delayed, noted, raised
 
 PROGRAM = Path(run_pretraining.__file__)
 STATUS = {
@@ -61,6 +61,21 @@ def test_where_nothing_is_lost_preemption_ends_at_once():
         os.kill(os.getpid(), signal.SIGUSR1)
     with pytest.raises(KeyboardInterrupt), raised():
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, InterruptedRunError), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_waits_until_what_must_be_whole_is_done(number, error):
+    """A process that had been begun and not been noted went on by itself."""
+    done = []
+    with pytest.raises(error), raised():
+        with delayed():
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            done.append("noted")
+        done.append("after it")
+    assert done == ["noted"]
 
 
 @pytest.mark.parametrize("manager", [noted, raised])

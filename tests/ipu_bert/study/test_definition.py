@@ -127,7 +127,7 @@ def test_every_shipped_study_can_be_run(path):
         ("data.source: files", "data.path", ('["one.txt", "two.txt"]', '["two.txt"]')),
     ],
 )
-def test_runs_that_read_or_begin_from_something_else_are_two(write, tmp_path, common, key, values):
+def test_runs_that_read_something_else_are_two(write, common, key, values):
     """Rows that differ in nothing else were refused, and a study on another text took the first one's results."""
     rows = ", ".join(f"row {n}: {{settings: {{{key}: {value}}}}}" for n, value in enumerate(values))
     text = f"base: quickstart\nsettings: {{{common}}}\nrows: {{{rows}}}\n"
@@ -178,3 +178,5 @@ def test_what_gave_way_is_told_once_where_it_is_so_in_all_rows(write):
     assert found.told == found.gave_way == [f"gave way: short: {line}" for line in GAVE_WAY]
     same = text.replace("600", "10") + "{train.steps: 10, sparsity.block_size: 4}}}\n"
     assert read_study(write(same)).told == [f"gave way: {line}" for line in GAVE_WAY]
+    some = "base: quickstart\ngrid: {train.steps: [10, 600]}\nrows: {only: {}}\n"
+    assert read_study(write(some)).told == [f"gave way: only, steps 10: {line}" for line in GAVE_WAY]
