@@ -106,13 +106,14 @@ class Victim:
         status = TRACEBACK
         try:
             os.setpgid(0, 0)  # Ctrl-C is for the attacker
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
             for descriptor in (1, 2):
                 os.dup2(self._printed.fileno(), descriptor)
             library, what = ctypes.CDLL(os.environ[_LIBRARY]), self._what
             log = self._log.fileno()
             library.operations_arm(str(root).encode(), ctypes.c_long(what.at), MODES.index(what.how), log)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # before here it would be a traceback of ours
             status = action()
         except SystemExit as ended:  # as the interpreter would end it
             status = ended.code if isinstance(ended.code, int) else 1
