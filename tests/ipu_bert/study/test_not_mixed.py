@@ -18,7 +18,7 @@ from ipu_bert.signals import stop
 from ipu_bert.study import run as runner
 from ipu_bert.study.definition import Cell, read_study
 from ipu_bert.study.report import write_report
-from ipu_bert.study.results import Results, RunResult, collect, deciding
+from ipu_bert.study.results import Results, RunResult, collect, deciding, other_settings
 
 STUDY = """
 base: tiny
@@ -82,6 +82,18 @@ def test_another_text_under_the_same_settings_is_named_and_not_mixed(made, tmp_p
     elsewhere[1].config.data.path = "another"
     there = kept(tmp_path, replace(changed, key=elsewhere[1].key))
     assert len(there.finished(elsewhere)) == 2, "rows may have texts of their own"
+
+
+def test_a_run_that_went_on_under_a_setting_that_does_nothing_is_still_its_study_s(tiny, tmp_path):
+    """A resume under another dense_lr goes on, where optim.lr is a number; its study refused the run then."""
+    tiny()
+    cell = cells(tmp_path, **{"optim.lr": "1.0e-3"})[0]
+    assert other_settings(cell, {**deciding(cell.config), "optim.dense_lr": 0.5}) == ""
+    assert "expected optim.lr=0.001, found" in other_settings(cell, {**deciding(cell.config), "optim.lr": 0.5})
+    auto = cells(tmp_path, **{"optim.lr": "auto", "optim.dense_lr": "1.0e-3"})[0]
+    assert "found a run with optim.dense_lr=0.5" in other_settings(
+        auto, {**deciding(auto.config), "optim.dense_lr": 0.5}
+    )
 
 
 def test_results_of_other_settings_are_refused_and_of_fewer_steps_are_not_finished(made, tmp_path):
