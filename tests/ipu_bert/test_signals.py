@@ -69,12 +69,17 @@ def test_where_nothing_is_lost_preemption_ends_at_once():
 def test_a_signal_waits_until_what_must_be_whole_is_done(number, error):
     """A process that had been begun and not been noted went on by itself."""
     done = []
-    with pytest.raises(error), raised():
-        with delayed():
-            os.kill(os.getpid(), number)
-            time.sleep(0.01)
-            done.append("noted")
-        done.append("after it")
+
+    def act() -> None:
+        with raised():
+            with delayed():
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+                done.append("noted")
+            done.append("after it")
+
+    with pytest.raises(error):
+        act()
     assert done == ["noted"]
 
 
