@@ -80,7 +80,6 @@ def _processor_seconds(threads: list[threading.Thread]) -> list[float]:
     return [int(task.read_text().split()[0]) / 1e9 for task in tasks]
 
 
-
 def test_it_gives_way_while_threads_have_waited_and_no_longer(monkeypatch):
     seen: list[str] = []
     shares = iter([0.0, 0.05, 0.5, 0.9, 0.2, 0.01, 0.0, 0.3])
