@@ -22,7 +22,7 @@ from ipu_bert import checkpoint
 from ipu_bert.config import Begun, Config, ConfigError, identity, load_config, not_as_written
 from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
-from ipu_bert.run_folder import Found, look, newest_checkpoint, settle
+from ipu_bert.run_place import Found, look, newest_checkpoint, settle
 from ipu_bert.same_run import begun, check_goes_on
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.arguments import Parser

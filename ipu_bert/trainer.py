@@ -22,7 +22,8 @@ from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.machine import changed, common, conditions
 from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.metrics import Metrics
-from ipu_bert.run_folder import Found, NoFolder, Origin, RunFolder, evaluated_by, kept_after, look
+from ipu_bert.run_folder import NoFolder, RunFolder, evaluated_by, kept_after
+from ipu_bert.run_place import Found, Origin, look
 from ipu_bert.same_run import check_goes_on
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory

@@ -31,6 +31,7 @@ ORDER = [
     "moving",
     "checkpoint",
     "same_run",
+    "run_place",
     "run_folder",
     "engines",
     "assemble",

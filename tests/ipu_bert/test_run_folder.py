@@ -17,7 +17,8 @@ import yaml
 
 from ipu_bert import checkpoint, moving
 from ipu_bert.config import Config, as_dict
-from ipu_bert.run_folder import Origin, RunFolder
+from ipu_bert.run_folder import RunFolder
+from ipu_bert.run_place import Origin
 from ipu_bert.trainer import Trainer
 from sparse_ops import files
 

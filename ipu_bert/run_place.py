@@ -1,0 +1,183 @@
+"""Where a run may be: what is in a folder, who holds it, and which run may begin or go on there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from ipu_bert import checkpoint
+from ipu_bert.config import Config
+from ipu_bert.record.metrics import METRICS_FILE, Record, as_lines, read_metrics, split_at
+from sparse_ops import files
+from sparse_ops.saying import say
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+BEST = "best"  # the checkpoint of the lowest held-out loss
+BRANCHES = "branches"  # what came after a step that the run went back to
+ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a run goes on from, and its step. skipped: steps in a row that were passed over before it."""
+
+    checkpoint: Path
+    step: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was in a run's folder when it was decided where the run goes on. newest: its newest checkpoint, if any."""
+
+    newest: Path | None
+
+
+def settle(path: Path) -> Found:
+    """Undo what a killed process had half done, and find a run's newest checkpoint.
+
+    Raises ValueError when another process is training there: what is its newest checkpoint is not decided yet.
+    """
+    if not (path / CONFIG_FILE).exists():
+        return look(path)
+    with hold(path):
+        checkpoint.clean(path / CHECKPOINTS)
+        return look(path)
+
+
+def look(path: Path) -> Found:
+    """What is in a run's folder now."""
+    checkpoints = checkpoint.complete(path / CHECKPOINTS)
+    return Found(checkpoints[-1][1] if checkpoints else None)
+
+
+def newest_checkpoint(config: Config) -> Path | None:
+    """Of the run that the config names, if it has one."""
+    return look(Path(config.run.dir)).newest
+
+
+def check_as_found(path: Path, found: Found) -> None:
+    """Raises ValueError where the newest checkpoint is another one by now: the run would go back, or begin, unasked.
+
+    The caller holds the lock.
+    """
+    newest = look(path).newest
+    if newest != found.newest:
+        raise ValueError(
+            f"run.dir {path}: expected {found.newest or 'no checkpoint'} to be its newest checkpoint, as it was when "
+            f"this process began, found {newest or 'none'}: another process was there meanwhile; start again"
+        )
+
+
+def make_room(path: Path, found: Found) -> None:
+    if _is_free(path):
+        return
+    if not (path / CONFIG_FILE).exists():
+        raise ValueError(f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it")
+    folder = path.resolve()  # what a link stands for is moved, and stays on its disk
+    with hold(path) as lock:  # nobody may be training there, or begin to before it is moved
+        check_as_found(path, found)
+        if folder in (Path.cwd(), *Path.cwd().parents):
+            raise ValueError(
+                f"run.dir {path}: expected a folder whose earlier run can be moved aside, found the one that this "
+                "program works in; name a new one with run.dir=FOLDER, or go on with --resume"
+            )
+        if os.name == "nt":  # no folder with an open file can be moved there, and a lock is none (sparse_ops/files.py)
+            lock.close()
+        aside = free_name(folder)
+        folder.rename(aside)
+    folder.mkdir(exist_ok=True)  # another process may have begun there by now: then its lock is what counts
+    say(f"an earlier run was in {path}; it is in {aside} now{_way_on(aside)}", sys.stdout)
+
+
+def _way_on(path: Path) -> str:
+    """How a run goes on whose only checkpoint is its best: `auto` looks for the newest, and begins anew."""
+    best = checkpoint.complete(path / BEST)
+    if not best or look(path).newest:
+        return ""
+    return f", and goes on from its best checkpoint with run.dir={path} --resume {best[-1][1]}"
+
+
+def records_before(origin: Origin) -> list[Record]:
+    """What the run whose folder a checkpoint is in has recorded up to it; nothing of a branch, which has a part."""
+    folder = origin.checkpoint.resolve().parent
+    metrics = folder.parent / METRICS_FILE
+    if folder.name not in (CHECKPOINTS, BEST) or not metrics.exists():
+        return []
+    try:
+        records = split_at(read_metrics(metrics), origin.step)[0]
+    except ValueError as error:  # a run that goes on elsewhere needs nothing of it
+        say(f"the records before step {origin.step} are left out: {error}", sys.stderr)
+        return []
+    return records if records and records[0]["kind"] == "start" else []
+
+
+def check_same_run(path: Path, origin: Origin) -> None:
+    """A run goes on in its own folder or in a new one; what another run has in its folder is not touched.
+
+    New is also a folder that has nothing but a copy of the checkpoint, or of the records before it: its process was
+    killed before it saved anything.
+    """
+    start = origin.checkpoint
+    if (path / BRANCHES).resolve() in start.resolve().parents:
+        raise ValueError(
+            f"run.dir {path}: expected a new folder for {start}, which this run went back from, found the run itself; "
+            "name a new one with run.dir=FOLDER"
+        )
+    own = start.resolve().parent in [(path / name).resolve() for name in (CHECKPOINTS, BEST)]
+    copies = [folder for _, folder in checkpoint.complete(path / CHECKPOINTS)]
+    begun = len(copies) == 1 and checkpoint.read_info(copies[0]) == checkpoint.read_info(start)
+    if not own and not begun and not _is_free(path) and not _has_records_alone(path, origin):
+        raise ValueError(
+            f"run.dir {path}: expected the run that {start} is of, or a new folder, found another run or other files; "
+            "name a new one with run.dir=FOLDER"
+        )
+
+
+def _has_records_alone(path: Path, origin: Origin) -> bool:
+    """Whether a folder has nothing but what was recorded before a checkpoint: killed before that appeared there."""
+    metrics = path / METRICS_FILE
+    return (
+        metrics.is_file()
+        and _is_free(path, but=METRICS_FILE)
+        and metrics.read_bytes() == as_lines(records_before(origin)).encode()
+    )
+
+
+def _is_free(path: Path, but: str = _LOCK) -> bool:
+    """Whether nothing, `but` a file, is there but what a run makes before its config: it may have been killed then."""
+    if not path.exists():
+        return True
+    return all(
+        found.name in (_LOCK, but)
+        or ASIDE.fullmatch(found.name)
+        or (found.name in (CHECKPOINTS, BEST) and not checkpoint.complete(found))
+        for found in path.iterdir()
+    )
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or with .1, .2, ... after it the first that is not there."""
+    number, free = 0, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
+
+
+def hold(path: Path) -> TextIO:
+    """Hold the folder until the file is closed or the process ends."""
+    with contextlib.suppress(BlockingIOError):
+        lock = files.lock(path / _LOCK, wait=False)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (path / _LOCK).stat()):
+                return lock
+        lock.close()  # the folder was moved aside after the file had been opened
+    raise ValueError(f"run.dir {path}: another process is training there; choose another run.dir")
