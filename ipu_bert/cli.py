@@ -135,9 +135,11 @@ def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ra
     from ipu_bert.sizes.dry_run import render
     from ipu_bert.starting import check_place
 
+    done = 0
     if start is not None:
-        mine = {**identity(config), **assemble.text_identity(config)}
-        check_goes_on(start, mine, checkpoint.read_info(start), config.train.last_step)
+        mine, info = {**identity(config), **assemble.text_identity(config)}, checkpoint.read_info(start)
+        check_goes_on(start, mine, info, config.train.last_step)
+        done = info["step"]
     else:
         check_place(config)
     found = {**assemble.plan(config, ranks), "goes_on_from": start}
@@ -145,7 +147,7 @@ def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ra
     if options.measure:
         from ipu_bert.measure import measure
 
-        times = measure(config, ranks)
+        times = measure(config, ranks, ranks.plain_from_first(done))
         found["measured"] = times.to_dict()
         lines += ["", times.render()]
     if ranks.first:

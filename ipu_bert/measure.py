@@ -15,7 +15,7 @@ MEASURED_STEPS = 2  # after one to warm up
 
 @dataclass(frozen=True)
 class RunTimes:
-    """Seconds of one step, one pattern update and one evaluation, and how many of each the run has."""
+    """Seconds of one step, one pattern update and one evaluation, and how many of each are to be made."""
 
     steps: int
     step_seconds: float
@@ -26,7 +26,7 @@ class RunTimes:
 
     @property
     def total_seconds(self) -> float:
-        """Of the whole run; saving and preparing text are left out."""
+        """Of all of them; saving and preparing text are left out."""
         return (
             self.steps * self.step_seconds
             + self.updates * self.update_seconds
@@ -52,25 +52,27 @@ class RunTimes:
         return "time        " + "\n            ".join(lines)
 
 
-def measure(config: Config, ranks: Ranks = ALONE) -> RunTimes:
+def measure(config: Config, ranks: Ranks = ALONE, done: int = 0) -> RunTimes:
     """Build the run's model and time its steps, an update and an evaluation; nothing is written.
 
-    Raises ValueError or ArithmeticError as the run would.
+    done: steps that the run has made before it goes on; what came with them is not counted. Raises ValueError or
+    ArithmeticError as the run would.
     """
     trial, last = Trial(config, ranks), config.train.last_step
     trial.step()
     step_seconds = trial.steps(MEASURED_STEPS).whole
-    update = trial.update(step_seconds)
+    update = trial.update(step_seconds, done)
     return RunTimes(
-        steps=last,
+        steps=last - done,
         step_seconds=step_seconds,
         updates=update.number if update else 0,
         update_seconds=update.seconds if update else 0.0,
-        evaluations=_evaluations(config.eval.every, last),
+        evaluations=_evaluations(config.eval.every, last, done),
         evaluation_seconds=trial.evaluation(),
     )
 
 
-def _evaluations(every: int, last: int) -> int:
-    """Before the first step, at each multiple of `every`, and after the last step."""
-    return 1 + (-(-last // every) if every else 1)
+def _evaluations(every: int, last: int, done: int) -> int:
+    """Before the first step, at each multiple of `every`, and after the last step; those after `done` steps."""
+    due = {0, last, *(range(0, last, every) if every else ())}
+    return sum(step > done or step == done == 0 for step in due)

@@ -99,10 +99,10 @@ class Trial:
         self._number += 1
         return batch
 
-    def update(self, step_seconds: float) -> UpdateTimes | None:
-        """The first pattern update; None where the run has none. step_seconds: of a step without any."""
+    def update(self, step_seconds: float, done: int = 0) -> UpdateTimes | None:
+        """The first pattern update after `done` steps; None where none comes. step_seconds: of a step without any."""
         updater, engine = self._updater, self._engine
-        due = sorted(step for step in updater.ratios if step <= self._last) if updater else []
+        due = sorted(step for step in updater.ratios if done < step <= self._last) if updater else []
         if updater is None or not due:
             return None
         counts, gradients, search = updater.gradient_counts(due[0]), None, 0.0

@@ -39,6 +39,19 @@ def test_what_is_timed_and_how_it_adds_up(tiny, monkeypatch):
     assert times.total_seconds == 11 * 2 + 3 * 7 + 4
     assert "2 s a step: 22 s for 11 steps" in times.render()
     assert measure.measure(tiny("sparsity.method=static", "eval.every=0")).total_seconds == 12 * 2 + 2 * 2 * 0.5
+    left = measure.measure(config, done=6)
+    assert (left.steps, left.updates, left.evaluations) == (5, 1, 2)  # an update after 9, evaluations after 10 and 11
+
+
+def test_a_run_that_goes_on_is_measured_from_there(tiny, tmp_path, capsys, blank_pictures):
+    """Nine of twelve steps are made: three are left; of pattern updates after 3, 6 and 9 none."""
+    tiny()
+    command = ["--config", str(tmp_path / "tiny.yaml"), "train.stop_at=9"]
+    assert run_pretraining.main(command) == 0
+    capsys.readouterr()
+    assert run_pretraining.main([*command[:2], "--resume", "auto", "--measure", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert (measured["steps"], measured["updates"]) == (3, 0)
 
 
 @pytest.mark.parametrize("engine", [[], ["engine.name=ipu", "train.micro_batch_size=1"]], ids=["torch", "ipu"])
