@@ -9,7 +9,7 @@ from typing import Any, Mapping
 
 from ipu_bert import checkpoint
 from ipu_bert.checkpoint import STATE, CheckpointError
-from ipu_bert.config import Begun, Config, identity
+from ipu_bert.config import Begun, Config, identity, runs_of
 from ipu_bert.data.token_files import TOKENIZER
 from sparse_ops.files import sha256_of
 from sparse_ops.saying import say
@@ -85,8 +85,8 @@ def begun(path: Path) -> Begun | None:
 
 
 def _own_tokenizer(path: Path, sha256: object) -> str:
-    """The tokenizer.json with this checksum in the folder of a checkpoint's run, also where it is of a branch."""
-    for folder in list(path.resolve().parents)[1:4:2]:
+    """The tokenizer.json with this checksum in the folder of a checkpoint's run."""
+    for folder in runs_of(path):
         with contextlib.suppress(OSError):
             if sha256_of(folder / TOKENIZER) == sha256:
                 return str(folder / TOKENIZER)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from ipu_bert.config.build import build
 from ipu_bert.config.written import ConfigError, Written, read
@@ -65,14 +66,14 @@ def over_sizes(config: Config, written: Written, initial: Initial, where: str) -
 
 
 def _read(where: str) -> Initial:
-    """From a config.json, or from what a run, one of its checkpoints or a folder of them says of itself."""
+    """From a config.json, or from what a run, a branch, a checkpoint of them or a folder of these says of itself."""
     folder = Path(where)
     if (folder / "config.yaml").is_file():
-        return _of_run(read(folder / "config.yaml").tree, folder)
-    states = [folder / "state.json", *sorted(folder.glob("step_*/state.json"), reverse=True)]
-    state = next((path for path in states if path.is_file()), None)
+        return _of_run(read(folder / "config.yaml").tree, [folder])
+    several = (sorted(folder.glob(f"{place}step_*/state.json"), reverse=True) for place in ("", "checkpoints/"))
+    state = next((path for path in (folder / "state.json", *chain(*several)) if path.is_file()), None)
     if state is not None:
-        return _of_run(read_object(state).get("config", {}), state.parent.resolve().parent.parent)
+        return _of_run(read_object(state).get("config", {}), runs_of(state.parent))
     file = find_file(where, "config.json")
     if file is None:
         raise ValueError(f"{where}: expected a BERT with config.json, or a run, found neither")
@@ -82,14 +83,20 @@ def _read(where: str) -> Initial:
     return Initial({key: getattr(shape, key) for key in FOLLOWING}, data)
 
 
-def _of_run(tree: Any, folder: Path) -> Initial:
+def runs_of(checkpoint: Path) -> list[Path]:
+    """The folders that a checkpoint's run may have: the one that it is in, and, where that is a branch, the run's."""
+    return list(checkpoint.resolve().parents)[1:4:2]
+
+
+def _of_run(tree: Any, folders: Sequence[Path]) -> Initial:
     errors: list[str] = []
     model = build(tree if isinstance(tree, dict) else {}, errors).model
     if errors:
-        raise ValueError(f"{folder}: {errors[0]}")
-    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folders[0]}: {errors[0]}")
+    tokenizer = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
+    if tokenizer is None:
         raise ValueError(
-            f"{folder}: expected a run with its tokenizer.json, found none, as in those of older versions: write "
+            f"{folders[0]}: expected a run with its tokenizer.json, found none, as in those of older versions: write "
             "data.tokenizer and the sizes of the model yourself"
         )
-    return Initial({key: getattr(model, key) for key in FOLLOWING}, {"tokenizer": str(folder / "tokenizer.json")})
+    return Initial({key: getattr(model, key) for key in FOLLOWING}, {"tokenizer": str(tokenizer)})

@@ -227,13 +227,22 @@ def test_a_run_of_another_sparsity_keeps_its_largest_blocks_and_more_at_random(f
         assert torch.equal(own_weights(dense)[f"{name}.weight"], layer.to_dense())
 
 
-def test_a_folder_of_a_runs_checkpoints_is_the_run(finished, tiny, tmp_path):
-    """As `best/`, which `checkpoint.keep_best` makes."""
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        ("best", "best"),
+        ("branches/after_step_00000001/checkpoints", "branches/after_step_00000001"),
+        ("branches/after_step_00000001/checkpoints", "branches/after_step_00000001/checkpoints"),
+        ("branches/after_step_00000001/checkpoints", "branches/after_step_00000001/checkpoints/step_00000002"),
+    ],
+)
+def test_a_folder_of_a_runs_checkpoints_is_the_run(kept, named, finished, tiny, tmp_path):
+    """As `best/`, which `checkpoint.keep_best` makes, and what a run went back from."""
     expected = load_model(finished).model.state_dict()
     (tmp_path / "run").mkdir()
     shutil.copy(finished / "tokenizer.json", tmp_path / "run")
-    shutil.copytree(finished / "checkpoints", tmp_path / "run" / "best")
-    config = of_model(tiny, tmp_path / "run" / "best")
+    shutil.copytree(finished / "checkpoints", tmp_path / "run" / kept)
+    config = of_model(tiny, tmp_path / "run" / named)
     assert config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
     found = starting.start(config, assemble.open_data(config, progress=False)).state
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
