@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -108,6 +109,13 @@ def keep_only(path: Path) -> None:
     for _, other in complete(path.parent):
         if other != path:
             moving.take_away(other)
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two folders, made where they are missing, are on one disk: what has room in one has it in the other."""
+    for folder in (one, other):
+        _make(folder)
+    return one.stat().st_dev == other.stat().st_dev
 
 
 def try_out(folder: Path, step: int, groups: Groups, info: Mapping[str, Any]) -> None:
@@ -229,7 +237,11 @@ def _problem(state: Mapping[str, Any]) -> str:
 
 
 def complete(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the complete checkpoints in a folder, oldest first by number."""
+    """(step, path) of the complete checkpoints in a folder, oldest first by number.
+
+    Raises OSError for a link to nothing, as to a disk that is not mounted: what is there is not known.
+    """
+    not_dangling(folder)
     if not folder.is_dir():
         return []
     named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
@@ -275,6 +287,13 @@ def clean(folder: Path) -> None:
             os.replace(path, folder / match[1])  # killed between the renames of `save`: it is still the one that counts
         elif match or (not whole and _step_of(path) < newest):  # half removed by an older version
             moving.remove(path)
+
+
+def not_dangling(folder: Path) -> None:
+    """OSError where a folder is a link to nothing, which names both."""
+    if folder.is_symlink() and not folder.exists():
+        found = f"expected a folder, found a link to {os.readlink(folder)}, where nothing is: is its disk mounted?"
+        raise OSError(errno.ENOTDIR, found, str(folder))
 
 
 def _step_of(path: Path) -> int:

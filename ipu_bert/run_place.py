@@ -53,7 +53,9 @@ def settle(path: Path) -> Found:
 
 
 def look(path: Path) -> Found:
-    """What is in a run's folder now."""
+    """What is in a run's folder now; OSError where that, or one of its folders of checkpoints, is a link to nothing."""
+    for folder in (path, path / BEST):
+        checkpoint.not_dangling(folder)
     checkpoints = checkpoint.complete(path / CHECKPOINTS)
     return Found(checkpoints[-1][1] if checkpoints else None)
 

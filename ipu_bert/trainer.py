@@ -109,7 +109,7 @@ class Trainer:
         config, first = self.config, self._ranks.first
         with (RunFolder if first else NoFolder)(config, self._origin, self.data.unigram_entropy, self._found) as folder:
             self._started, before = time.monotonic(), self.timer.seconds
-            self._try_out(folder.checkpoints)
+            self._try_out(folder)
             if first:
                 files.write(folder.path / TOKENIZER, self._kept.tokenizer_json)
             self._ranks.meet()
@@ -125,11 +125,15 @@ class Trainer:
         self._ranks.meet()
         return folder.path
 
-    def _try_out(self, checkpoints: Path) -> None:
-        state = self._state()
-        if self._ranks.first:
-            with self.timer("checkpoint"):
-                checkpoint.try_out(checkpoints, self.step, *state)
+    def _try_out(self, folder: RunFolder | NoFolder) -> None:
+        groups, info = self._state()
+        if not self._ranks.first:
+            return
+        with self.timer("checkpoint"):
+            checkpoint.try_out(folder.checkpoints, self.step, groups, info)
+            if self.config.checkpoint.keep_best:  # on the same disk it needs no second trial of the room that is there
+                near = checkpoint.same_disk(folder.checkpoints, folder.best)
+                checkpoint.try_out(folder.best, self.step, {} if near else groups, info)
 
     def _open(self, folder: RunFolder | NoFolder) -> None:
         """Where checkpoints go, and what is there: the newest one, and the best one's held-out loss."""

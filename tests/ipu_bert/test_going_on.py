@@ -311,6 +311,24 @@ def test_resume_auto_starts_or_goes_on(program, tmp_path):
     assert not (tmp_path / "run.1").exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "best", ""])
+@pytest.mark.parametrize("resume", [("--resume", "auto"), ("--resume",), ()])
+def test_what_is_on_a_disk_that_is_not_mounted_is_not_begun_anew(name, resume, program, tmp_path, capsys, monkeypatch):
+    """A run whose checkpoints were links to nothing was moved aside, and began anew."""
+    assert program("train.stop_at=2", "checkpoint.keep_best=true") == 0
+    path, away = tmp_path / "run" / name, tmp_path / "disk"
+    path.rename(away)
+    path.symlink_to(away)
+    assert program("train.stop_at=2", "--resume", "auto") == 0
+    away.rename(tmp_path / "unmounted")
+    capsys.readouterr()
+    monkeypatch.setattr(assemble, "open_data", None)  # it is told before the text is prepared
+    assert program("train.stop_at=4", *resume) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {path}: expected a folder, found a link to {away}, where nothing is: is its disk mounted?"
+    assert not (tmp_path / "run.1").exists()
+
+
 def test_what_is_newest_is_not_decided_while_somebody_trains(program, tiny, tmp_path, capsys):
     """What that process saves before it ends would else be taken for a future to go back from."""
     with RunFolder(tiny(), None, unigram_entropy=6.5):

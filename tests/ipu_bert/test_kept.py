@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
 import os
@@ -64,6 +65,48 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(tiny, tm
     with pytest.raises(OSError, match="checkpoints"):
         train(tiny("train.stop_at=2"), checkpoint.find(folder / "best"))
     assert read_metrics(folder / METRICS_FILE) == before
+
+
+@pytest.mark.parametrize("found", ["link", "file", "pipe", "read-only"])
+def test_a_best_folder_that_cannot_be_written_is_found_before_the_first_step(found, tiny, tmp_path, monkeypatch):
+    """The run ended at its first best checkpoint, hours later, and again at each start."""
+    folder = train(tiny("train.stop_at=1"))
+    before, best = history(folder)[:-1], folder / "best"  # all but its end
+    if found == "link":
+        best.symlink_to(tmp_path / "not mounted")
+    elif found == "pipe":
+        os.mkfifo(best)
+    elif found == "file":
+        best.write_text("mine")
+    else:
+        best.mkdir()
+        mkdir = Path.mkdir
+
+        def refused(path: Path, *arguments: Any, **rest: Any) -> None:  # tests may run as root, whom no mode stops
+            if path.parent == best:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            mkdir(path, *arguments, **rest)
+
+        monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(OSError, match="best"):
+        train(
+            tiny("train.stop_at=2", "eval.every=2", "checkpoint.keep_best=true"), folder / "checkpoints/step_00000001"
+        )
+    assert [record for record in history(folder) if record["kind"] != "end"] == before
+    assert "resume" not in {record["kind"] for record in read_metrics(folder / METRICS_FILE)}
+    assert steps(folder / "checkpoints") == [1]
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_the_best_folder_is_tried_with_the_whole_state_on_another_disk_alone(near, tiny, tmp_path, monkeypatch):
+    tried: list[tuple[str, bool]] = []
+    assert checkpoint.same_disk(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(checkpoint, "same_disk", lambda *_: near)
+    monkeypatch.setattr(
+        checkpoint, "try_out", lambda folder, step, groups, info: tried.append((folder.name, "model" in groups))
+    )
+    train(tiny("train.stop_at=1", "checkpoint.keep_best=true"))
+    assert tried == [("checkpoints", True), ("best", not near)]
 
 
 def test_what_is_not_read_as_it_was_written_is_refused(tmp_path, monkeypatch):
