@@ -78,25 +78,43 @@ def check_as_found(path: Path, found: Found) -> None:
         )
 
 
+def check_room(path: Path) -> None:
+    """ValueError where a new run cannot begin, since something else than an earlier run is there."""
+    others = [] if (path / CONFIG_FILE).exists() else _others(path)
+    if others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        raise ValueError(
+            f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it: "
+            f"{others[0]}{more}"
+        )
+
+
 def make_room(path: Path, found: Found) -> None:
-    if _is_free(path):
+    """Move an earlier run aside; ValueError where that cannot be, or where something else is there."""
+    check_room(path)
+    if not _others(path):
         return
-    if not (path / CONFIG_FILE).exists():
-        raise ValueError(f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it")
     folder = path.resolve()  # what a link stands for is moved, and stays on its disk
     with hold(path) as lock:  # nobody may be training there, or begin to before it is moved
         check_as_found(path, found)
         if folder in (Path.cwd(), *Path.cwd().parents):
-            raise ValueError(
-                f"run.dir {path}: expected a folder whose earlier run can be moved aside, found the one that this "
-                "program works in; name a new one with run.dir=FOLDER, or go on with --resume"
-            )
+            raise _not_moved(path, "the one that this program works in")
         if os.name == "nt":  # no folder with an open file can be moved there, and a lock is none (sparse_ops/files.py)
             lock.close()
         aside = free_name(folder)
-        folder.rename(aside)
+        try:
+            folder.rename(aside)
+        except OSError as error:  # a mount point, or in a folder that may not be written
+            raise _not_moved(path, f"one that cannot become {aside}: {error.strerror or error}") from None
     folder.mkdir(exist_ok=True)  # another process may have begun there by now: then its lock is what counts
     say(f"an earlier run was in {path}; it is in {aside} now{_way_on(aside)}", sys.stdout)
+
+
+def _not_moved(path: Path, found: str) -> ValueError:
+    return ValueError(
+        f"run.dir {path}: expected a folder whose earlier run can be moved aside, found {found}; name a new one with "
+        "run.dir=FOLDER, or go on with --resume"
+    )
 
 
 def _way_on(path: Path) -> str:
@@ -136,7 +154,7 @@ def check_same_run(path: Path, origin: Origin) -> None:
     own = start.resolve().parent in [(path / name).resolve() for name in (CHECKPOINTS, BEST)]
     copies = [folder for _, folder in checkpoint.complete(path / CHECKPOINTS)]
     begun = len(copies) == 1 and checkpoint.read_info(copies[0]) == checkpoint.read_info(start)
-    if not own and not begun and not _is_free(path) and not _has_records_alone(path, origin):
+    if not own and not begun and _others(path) and not _has_records_alone(path, origin):
         raise ValueError(
             f"run.dir {path}: expected the run that {start} is of, or a new folder, found another run or other files; "
             "name a new one with run.dir=FOLDER"
@@ -148,20 +166,19 @@ def _has_records_alone(path: Path, origin: Origin) -> bool:
     metrics = path / METRICS_FILE
     return (
         metrics.is_file()
-        and _is_free(path, but=METRICS_FILE)
+        and not _others(path, but=METRICS_FILE)
         and metrics.read_bytes() == as_lines(records_before(origin)).encode()
     )
 
 
-def _is_free(path: Path, but: str = _LOCK) -> bool:
-    """Whether nothing, `but` a file, is there but what a run makes before its config: it may have been killed then."""
-    if not path.exists():
-        return True
-    return all(
-        found.name in (_LOCK, but)
-        or ASIDE.fullmatch(found.name)
-        or (found.name in (CHECKPOINTS, BEST) and not checkpoint.complete(found))
-        for found in path.iterdir()
+def _others(path: Path, but: str = _LOCK) -> list[str]:
+    """What is there, `but` a file, beside what a run makes before its config, during which it may have been killed."""
+    return sorted(
+        found.name
+        for found in (path.iterdir() if path.exists() else ())
+        if found.name not in (_LOCK, but)
+        and not ASIDE.fullmatch(found.name)
+        and (found.name not in (CHECKPOINTS, BEST) or checkpoint.complete(found))
     )
 
 

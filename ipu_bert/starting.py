@@ -15,6 +15,7 @@ from ipu_bert.data.tokenizer import Normalization, given_tokenizer, vocabulary_o
 from ipu_bert.hub.source import read_bert
 from ipu_bert.hub.start import Taken, Weights, take_weights
 from ipu_bert.hub.weights import own_weights
+from ipu_bert.run_place import check_room
 from ipu_bert.trained import is_run, load_model
 
 
@@ -27,13 +28,23 @@ class Start:
 
 
 def check_place(config: Config) -> None:
-    """ValueError where `model.init` lies in the run's own folder: moved aside by the start, none could follow it."""
-    where, folder = Path(config.model.init), Path(config.run.dir).resolve()
-    if config.model.init and where.exists() and folder in (where.resolve(), *where.resolve().parents):
+    """ValueError where a new run cannot begin in its folder, or needs what lies in it and would be moved aside."""
+    check_room(Path(config.run.dir))
+    where, folder = Path(config.model.init), config.run.dir
+    if config.model.init and where.exists() and _within(where, folder):
         raise ValueError(
-            f"model.init: expected a model outside of run.dir {config.run.dir}, whose earlier run a new one moves "
-            f"aside, found {config.model.init}; name a new folder with run.dir=FOLDER"
+            f"model.init: expected a model outside of run.dir {folder}, whose earlier run a new one moves "
+            f"aside, found {where}; name a new folder with run.dir=FOLDER"
         )
+    if _within(Path(config.data.dir), folder):
+        raise ValueError(
+            f"data.dir: expected a folder outside of run.dir {folder}, which a new run has to itself, found "
+            f"{config.data.dir}; name another one with data.dir=FOLDER"
+        )
+
+
+def _within(where: Path, folder: str) -> bool:
+    return Path(folder).resolve() in (where.resolve(), *where.resolve().parents)
 
 
 def start(config: Config, files: TokenFiles) -> Start:

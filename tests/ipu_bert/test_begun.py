@@ -130,3 +130,33 @@ def test_a_start_in_the_runs_own_folder_is_refused(program, first, inside, capsy
         (line,) = told(capsys, "error")
         assert line.startswith(f"error: model.init: expected a model outside of run.dir {first}/../first, whose")
     assert not first.with_name("first.1").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "data"])
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_prepared_text_in_the_runs_own_folder_is_refused_before_it_is_made(
+    inside, there, more, program, first, capsys, monkeypatch
+):
+    """All of it was prepared, and then the folder was none for a run, by reason of the text in it."""
+    run = first if there else first.with_name("new")
+    monkeypatch.setattr("ipu_bert.assemble.open_data", None)
+    assert program(f"run.dir={run}", f"data.dir={run}/../{run.name}/{inside}", *more) == 2
+    (line,) = told(capsys, "error")
+    assert line.startswith(
+        f"error: data.dir: expected a folder outside of run.dir {run}, which a new run has to itself"
+    )
+    assert there or not run.exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_folder_of_something_else_is_told_before_the_text_is_prepared(more, program, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    monkeypatch.setattr("ipu_bert.assemble.open_data", None)
+    for found in ("data", "data and 1 more"):
+        assert program(f"run.dir={tmp_path / 'mine'}", *more) == 2
+        (line,) = told(capsys, "error")
+        assert line.endswith(
+            f"mine: expected a new or empty folder or an earlier run's, found other files in it: {found}"
+        )
+        (tmp_path / "mine" / "thesis.txt").write_text("mine")

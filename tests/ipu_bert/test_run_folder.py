@@ -171,6 +171,22 @@ def test_the_folder_that_the_program_works_in_is_not_moved(tiny, tmp_path, monke
             RunFolder(tiny(f"run.dir={name}"), None, unigram_entropy=6.5)
 
 
+def test_a_folder_that_cannot_be_moved_aside_is_named_with_a_way_on(tiny, monkeypatch):
+    """As a mount point: "Device or resource busy", of a folder that nobody had named."""
+    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+        saved(folder, 1)
+
+    def busy(path: Path, aside: Path) -> Path:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path), None, str(aside))
+
+    monkeypatch.setattr(Path, "rename", busy)
+    message = f"""run.dir {folder.path}: expected a folder whose earlier run can be moved aside, found one that cannot \
+become {folder.path}.1: Device or resource busy; name a new one with run.dir=FOLDER, or go on with --resume"""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RunFolder(tiny(), None, unigram_entropy=6.5)
+    assert [step for step, _ in checkpoint.complete(folder.checkpoints)] == [1]
+
+
 def test_a_folder_that_is_there_once_another_is_made_is_looked_into(tiny, tmp_path):
     """`new/../old` was taken for a new folder: a run was put over what was in `old`."""
     (tmp_path / "old").mkdir()
