@@ -23,9 +23,11 @@ def setting(
     above: Optional[float] = None,
     below: Optional[float] = None,
     choices: Optional[Collection[Any]] = None,
+    place: bool = False,
 ) -> Any:
-    """A documented field; low and high are allowed, above and below are not."""
-    metadata = {"text": text, "low": low, "high": high, "above": above, "below": below, "choices": choices}
+    """A documented field; low and high are allowed, above and below are not; place: a file or folder, or several."""
+    limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
+    metadata = {"text": text, "place": place, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -36,7 +38,7 @@ class RunSettings:
     """What the run is called and where it goes."""
 
     name: str = setting("", "name of the run; the config's name when empty")
-    dir: str = setting("", "folder of the run; `runs/<name>` when empty")
+    dir: str = setting("", "folder of the run; `runs/<name>` when empty", place=True)
     seed: int = setting(0, "seed of weights, patterns, dropout, data order and pattern updates", low=0, below=2**63)
 
 
@@ -48,6 +50,7 @@ class ModelSettings:
         "",
         "where weights start: a folder or hub name of a BERT that transformers opens (safetensors), or a run's folder "
         "or checkpoint; sizes and data.tokenizer follow from it; empty: random",
+        place=True,
     )
     layers: int = setting(2, "encoder layers L", low=1, high=1000)
     hidden_size: int = setting(128, "hidden size H", low=1, high=65_536)
@@ -130,6 +133,7 @@ class DataSettings:
         "",
         "with source files: a file (text, .jsonl, .json, .parquet, a MediaWiki dump; also as .gz, .bz2, .xz, .zst), a "
         "folder, a glob, or a list",
+        place=True,
     )
     column: str = setting("text", "with jsonl, json and parquet files: the column that holds the text")
     encoding: str = setting("utf-8", "of text files that have no byte order mark")
@@ -141,6 +145,7 @@ class DataSettings:
         "",
         "a vocab.txt in BERT's form, a tokenizer.json, or a folder or hub name that AutoTokenizer opens (WordPiece); "
         "empty: train WordPiece on the training documents",
+        place=True,
     )
     do_lower_case: Optional[bool] = setting(
         None, "as of transformers' BertTokenizer; none: as the tokenizer or its vocabulary has it, true for a new one"
@@ -152,7 +157,9 @@ class DataSettings:
         None, "as of BertTokenizer; none: as the tokenizer has it, true for a new one"
     )
     vocab_size: int = setting(8192, "size of the vocabulary to train", low=128, high=10_000_000)
-    dir: str = setting("data", "folder that token files are kept in, one subfolder per corpus and vocabulary")
+    dir: str = setting(
+        "data", "folder that token files are kept in, one subfolder per corpus and vocabulary", place=True
+    )
     workers: int = setting(0, "processes that prepare text; 0: one per CPU", low=0, high=1024)
     heldout_fraction: float = setting(0.05, "share of the documents that is never trained on", above=0, below=1)
     sequence_length: int = setting(128, "tokens of a sequence S, with [CLS] and [SEP]", low=8, high=2**20)
@@ -282,8 +289,8 @@ class IpuSettings:
         True, "keep only a layer's input and compute the rest again in the backward pass; false: keep everything"
     )
     vocabulary_parts: int = setting(1, "parts that the vocabulary's product is cut into", low=1, high=4096)
-    executable_cache: str = setting("", "folder for compiled executables; empty: none")
-    profile_dir: str = setting("", "folder for PopVision profiles; empty: none")
+    executable_cache: str = setting("", "folder for compiled executables; empty: none", place=True)
+    profile_dir: str = setting("", "folder for PopVision profiles; empty: none", place=True)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from typing import Any, Collection, Mapping, get_type_hints
 
-from ipu_bert.config.values import LARGEST_FLOAT32, convert, in_range, range_text, type_name
+from ipu_bert.config.values import LARGEST_FLOAT32, at_home, convert, in_range, range_text, type_name
 from ipu_bert.config.written import shortened
 from ipu_bert.settings import Config
 
@@ -44,7 +44,7 @@ def _fill(section: str, settings: Any, values: Mapping[str, Any], errors: list[s
         limits = fields[name].metadata
         if not in_range(converted, limits):
             errors.append(f"{section}.{name}: expected {range_text(limits)}, found {shortened(value)}")
-        setattr(settings, name, converted)
+        setattr(settings, name, at_home(converted) if limits["place"] else converted)
 
 
 def _nearest(name: object, known: Collection[str]) -> str:

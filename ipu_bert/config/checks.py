@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Iterator
 
 from ipu_bert.config.resolve import longest_warmup, most_predictions, steps_to_update
@@ -14,6 +15,17 @@ from sparse_ops.dynsparse.grow import GROW_RULES
 
 MOST_TOKENS = 2**28  # of a step; the largest in the literature are 2**25
 MOST_PATTERNS = 100  # of sparsity.layers, each of which is held against every weight's name
+
+_FOLDERS = (("run", "dir"), ("data", "dir"), ("ipu", "executable_cache"), ("ipu", "profile_dir"))  # made if missing
+_ELSEWHERE = re.compile(r"^[A-Za-z][\w+.-]+://|^~|\$\{?\w")  # s3://..., ~nobody (values.at_home), $NAME
+
+
+def folder_checks(config: Config) -> Iterator[str]:
+    """Folders that would be made under a name that means something elsewhere: to a shell, or as an address."""
+    for section, name in _FOLDERS:
+        found = getattr(getattr(config, section), name)
+        if _ELSEWHERE.search(found):
+            yield f"{section}.{name}: expected a local folder, as it is called, found {shortened(found)}"
 
 
 def cross_checks(config: Config) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Collection, Mapping, Sequence
 from ipu_bert.config.automatic import place_automatically
 from ipu_bert.config.begun import Begun, follow_begun
 from ipu_bert.config.build import build
-from ipu_bert.config.checks import cross_checks
+from ipu_bert.config.checks import cross_checks, folder_checks
 from ipu_bert.config.give_way import give_way, too_few_predictions
 from ipu_bert.config.initial import follow_initial
 from ipu_bert.config.no_effect import no_effect
@@ -42,6 +42,7 @@ def load_config(
         except ValueError as error:
             errors.append(str(error))
     config = build(written.tree, errors)
+    errors += folder_checks(config)
     idle: dict[str, str] = {}
     if not errors:
         _name(config, path.stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import re
 from typing import Any, Callable, Mapping, Union, get_args, get_origin
 
@@ -82,6 +83,11 @@ def _whole(value: int | float | str) -> int:
     if isinstance(value, float) and not value.is_integer():
         raise ValueError
     return int(value)
+
+
+def at_home(place: str | list[str]) -> str | list[str]:
+    """Files or folders with the home folder for a `~` before them: no shell replaces one within section.key=value."""
+    return [os.path.expanduser(one) for one in place] if isinstance(place, list) else os.path.expanduser(place)
 
 
 def type_name(wanted: Any) -> str:

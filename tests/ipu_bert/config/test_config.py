@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from config_files import errors_of, write
+from config_files import errors_of, flat, write
 
 from ipu_bert.config import CONFIG_DIR, as_dict, load_config, reference_page
 
@@ -78,6 +78,37 @@ def test_all_mistakes_are_reported_together(tmp_path):
 def test_settings_that_do_not_fit_together(overrides, message):
     errors = errors_of("quickstart", overrides)
     assert any(re.search(message, error) for error in errors), errors
+
+
+PLACES = ["run.dir", "data.dir", "data.path", "data.tokenizer", "model.init", "ipu.executable_cache", "ipu.profile_dir"]
+
+
+@pytest.mark.parametrize("key", PLACES)
+def test_a_tilde_before_a_place_is_the_home_folder(key, tmp_path, monkeypatch):
+    """run.dir=~/runs made a folder of the name `~`: shells leave it as it is there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    section, name = key.split(".")
+    sizes = [f"model.{size}=64" for size in ("layers", "hidden_size", "intermediate_size", "max_positions")]
+    follow = [*sizes, "model.heads=1", "model.layer_norm_eps=1e-12", "data.tokenizer=mine"]  # no model is read for them
+    others = {"model.init": follow, "data.path": ["data.source=files"]}.get(key, [])
+    written = write(tmp_path, f"{section}: {{{name}: ~/mine}}\n")
+    for config in (load_config("quickstart", [*others, f"{key}=~/mine"]), load_config(written, others)):
+        assert flat(config)[key] == f"{tmp_path}/mine"
+    assert flat(load_config("quickstart", [*others, f"{key}=mine/~/x~"]))[key] == "mine/~/x~"
+
+
+def test_a_tilde_before_one_of_several_paths_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config("quickstart", ["data.source=files", "data.path=[~/a.txt, b.txt]"])
+    assert config.data.path == ["/home/me/a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("key", ["run.dir", "data.dir", "ipu.executable_cache", "ipu.profile_dir"])
+@pytest.mark.parametrize("place", ["s3://bucket/x", "gs://b/../c", "$HOME/x", "a/${USER}/b", "~nobody-here/x"])
+def test_a_folder_that_would_be_made_under_an_address_is_refused(key, place):
+    errors = errors_of("quickstart", [f"{key}={place}"])
+    assert errors == [f"{key}: expected a local folder, as it is called, found '{place}'"]
+    assert flat(load_config("quickstart", [f"{key}=mine$/x"]))[key] == "mine$/x"
 
 
 def test_a_name_that_is_not_there_gets_the_nearest(tmp_path):
