@@ -22,7 +22,7 @@ from ipu_bert import checkpoint
 from ipu_bert.config import Begun, Config, ConfigError, identity, load_config, not_as_written
 from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
-from ipu_bert.run_place import Found, look, newest_checkpoint, settle
+from ipu_bert.run_place import Found, look, newest_checkpoint, of_another_folder, settle
 from ipu_bert.same_run import begun, check_goes_on
 from ipu_bert.signals import InterruptedRunError, raised
 from sparse_ops.arguments import Parser
@@ -48,6 +48,9 @@ def main(argv: list[str]) -> int:
                 options.config, options.overrides, lambda folder: _begun(folder, options.resume, joined)
             )
             ranks = _of_engine(config, ranks)
+            elsewhere = of_another_folder(Path(options.config), Path(config.run.dir))
+            if elsewhere and ranks.first and not any(one.startswith("run.dir=") for one in options.overrides):
+                say(elsewhere, sys.stderr)
             if planned:
                 return _dry_run(
                     config, _checkpoint(config.run.dir, options.resume) if ranks.first else None, options, ranks

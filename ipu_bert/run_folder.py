@@ -38,6 +38,7 @@ from ipu_bert.run_place import (
     check_same_run,
     free_name,
     hold,
+    is_own,
     look,
     make_room,
     records_before,
@@ -86,6 +87,8 @@ class RunFolder:
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
             self._keep_one_best(config.eval.batches)
+            if not is_own(self.path, origin.checkpoint):
+                say(f"goes on from {origin.checkpoint} in another folder, {self.path}", sys.stdout)
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
         resume_step = None if origin is None else origin.step
         sinks: list[Sink] = [JsonlSink(self.path / METRICS_FILE, resume_step)]

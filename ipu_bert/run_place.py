@@ -151,7 +151,7 @@ def check_same_run(path: Path, origin: Origin) -> None:
             f"run.dir {path}: expected a new folder for {start}, which this run went back from, found the run itself; "
             "name a new one with run.dir=FOLDER"
         )
-    own = start.resolve().parent in [(path / name).resolve() for name in (CHECKPOINTS, BEST)]
+    own = is_own(path, start)
     copies = [folder for _, folder in checkpoint.complete(path / CHECKPOINTS)]
     begun = len(copies) == 1 and checkpoint.read_info(copies[0]) == checkpoint.read_info(start)
     if not own and not begun and _others(path) and not _has_records_alone(path, origin):
@@ -159,6 +159,19 @@ def check_same_run(path: Path, origin: Origin) -> None:
             f"run.dir {path}: expected the run that {start} is of, or a new folder, found another run or other files; "
             "name a new one with run.dir=FOLDER"
         )
+
+
+def is_own(path: Path, start: Path) -> bool:
+    """Whether a checkpoint is among those of the run in this folder."""
+    return start.resolve().parent in [(path / name).resolve() for name in (CHECKPOINTS, BEST)]
+
+
+def of_another_folder(config_file: Path, path: Path) -> str:
+    """A line where the config of a run is that of another run's folder, as of one that was moved; else empty."""
+    folder = config_file.parent
+    if config_file.name != CONFIG_FILE or not (folder / METRICS_FILE).exists() or folder.resolve() == path.resolve():
+        return ""
+    return f"{config_file} is of the run in {folder}; this one is in {path}, as it says there, unless run.dir={folder}"
 
 
 def _has_records_alone(path: Path, origin: Origin) -> bool:

@@ -329,6 +329,34 @@ def test_what_is_on_a_disk_that_is_not_mounted_is_not_begun_anew(name, resume, p
     assert not (tmp_path / "run.1").exists()
 
 
+def test_a_run_that_was_moved_says_where_it_goes_on_or_begins(program, tmp_path, capsys):
+    """Its config says where it was: a new run began there, and another one went on there, without a word."""
+    assert program("train.stop_at=2") == 0
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    run.rename(moved)
+    config = ["--config", str(moved / "config.yaml"), "train.stop_at=2"]
+    place = f"this one is in {run}, as it says there, unless run.dir={moved}"
+    told = f"{moved}/config.yaml is of the run in {moved}; {place}"
+    for more, begun in ([["--resume", "auto"], True], [["--resume", str(moved)], False]):
+        capsys.readouterr()
+        assert run_pretraining.main([*config, *more]) == 0
+        found = capsys.readouterr()
+        assert [line for line in found.err.splitlines() if "run.dir" in line] == [told]
+        line = f"goes on from {moved}/checkpoints/step_00000002 in another folder, {run}"
+        assert (line in found.out.splitlines()) != begun
+        shutil.rmtree(run)
+    for place, own in (("moved", moved), ("other", moved)):
+        assert run_pretraining.main([*config, f"run.dir={tmp_path / place}", "--resume", str(own)]) == 0
+        found = capsys.readouterr()
+        assert "is of the run in" not in found.err
+        assert ("in another folder" in found.out) == (place == "other")
+    assert program("train.stop_at=2") == 0
+    assert run_pretraining.main(["--config", str(run / "config.yaml"), "--resume", "auto"]) == 0
+    found = capsys.readouterr()
+    assert "is of the run in" not in found.err
+    assert "in another folder" not in found.out
+
+
 def test_what_is_newest_is_not_decided_while_somebody_trains(program, tiny, tmp_path, capsys):
     """What that process saves before it ends would else be taken for a future to go back from."""
     with RunFolder(tiny(), None, unigram_entropy=6.5):
