@@ -7,7 +7,7 @@ import sys
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import yaml
 
@@ -18,6 +18,7 @@ from ipu_bert.record.metrics import (
     METRICS_FILE,
     JsonlSink,
     Metrics,
+    Record,
     Sink,
     TensorBoardSink,
     WandbSink,
@@ -54,9 +55,9 @@ class RunFolder:
     """Opens a run's folder for one process; a context manager that closes the metrics and lets go of the folder.
 
     A new run moves an earlier one that has the same folder to NAME.1, NAME.2, ..., so nothing is lost; a run that goes
-    back to an older checkpoint moves what came after it to branches/ in the folder. Raises ValueError when another
-    process is training there, or was there since it looked as `found`, when the folder holds something that is not a
-    run, or another run than the one resumed.
+    back to an older checkpoint moves what came after it to branches/ in the folder, and one that judges by other
+    batches the best checkpoint. Raises ValueError when another process is training there, or was there since it looked
+    as `found`, when the folder holds something that is not a run, or another run than the one resumed.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class RunFolder:
             self._go_back(origin.step)
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
+            if config.checkpoint.keep_best:
+                self._put_other_best_aside(config.eval.batches)
             self._keep_one_best(config.eval.batches)
             if not is_own(self.path, origin.checkpoint):
                 say(f"goes on from {origin.checkpoint} in another folder, {self.path}", sys.stdout)
@@ -100,10 +103,14 @@ class RunFolder:
         sinks.append(ConsoleSink(config.train.last_step, unigram_entropy=unigram_entropy))
         self.metrics = Metrics(sinks)
 
-    def evaluation(self, step: int) -> dict[str, float | None]:
-        """Held-out means after `step`, where the run has recorded them before; else empty."""
-        for record in read_metrics(self.path / METRICS_FILE):
-            if (record.pop("kind", ""), record.pop("step", 0)) == ("eval", step):
+    def evaluation(self, step: int, batches: int) -> dict[str, float | None]:
+        """Held-out means after `step` by so many batches, where the run has recorded them last; else empty.
+
+        Records of older versions do not say by how many.
+        """
+        found = [record for record in read_metrics(self.path / METRICS_FILE) if record["kind"] == "eval"][-1:]
+        for record in found:
+            if (record.pop("kind"), record.pop("step"), record.pop("batches", batches)) == ("eval", step, batches):
                 return {key: math.nan if value is None else value for key, value in record.items()}
         return {}
 
@@ -150,23 +157,50 @@ class RunFolder:
             return
         best = [path for number, path in checkpoint.complete(self.best) if number > step]
         report = [self.path / name for name in (WANDB_PAGE, *_REPORT)]  # what comes now gets its own
-        branch = free_name(self.path / BRANCHES / f"after_step_{step:08d}")
-        moves = {path: branch / path.relative_to(self.path) for path in (*report, *later, *best) if path.exists()}
+        metrics = self.path / METRICS_FILE
+        records = split_at(read_metrics(metrics), step)[1] if metrics.exists() else None
+        branch = self._to_branch(f"after_step_{step:08d}", [*report, *later, *best], records)
+        say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
+
+    def _put_other_best_aside(self, batches: int) -> None:
+        """Move best checkpoints that other batches judged to a place of their own: none of this run's takes theirs."""
+
+        def is_other(path: Path) -> bool:
+            try:
+                return evaluated_by(checkpoint.read_info(path)) != batches
+            except checkpoint.CheckpointError:  # told where the best one's loss is asked for
+                return False
+
+        other = [path for _, path in checkpoint.complete(self.best) if is_other(path)]
+        if other:
+            branch = self._to_branch("best_by_other_batches", other, None)
+            say(
+                f"the best checkpoint was judged by other batches than eval.batches={batches}: it is in {branch} now",
+                sys.stdout,
+            )
+
+    def _to_branch(self, name: str, paths: Sequence[Path], records: Sequence[Record] | None) -> Path:
+        """Move, in this order, those of a run's files and folders that are there to a new place in branches/, and write
+        records there; returns it. Where something cannot be copied to the disk of the branch, nothing has changed.
+        """
+        branch = free_name(self.path / BRANCHES / name)
+        moves = {path: branch / path.relative_to(self.path) for path in paths if path.exists()}
+        targets, sources = ({path.parent for path in one} for one in (moves.values(), moves))
         try:
-            for folder in {target.parent for target in moves.values()}:
+            for folder in targets:
                 folder.mkdir(parents=True, exist_ok=True)
-            if (self.path / METRICS_FILE).exists():
-                write_metrics(branch / METRICS_FILE, split_at(read_metrics(self.path / METRICS_FILE), step)[1])
+            if records is not None:
+                write_metrics(branch / METRICS_FILE, records)
             moving.copy_afar(moves)
         except BaseException:
             moving.remove(branch)
             raise
-        for folder in (branch / CHECKPOINTS, branch, branch.parent, self.path):
+        for folder in (*targets, branch, branch.parent, self.path):
             files.sync(folder)  # before what was copied is removed where it was
         moving.move(moves)
-        for folder in (branch / CHECKPOINTS, branch, self.path, self.checkpoints):
+        for folder in (*targets, branch, self.path, *sources):
             files.sync(folder)
-        say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
+        return branch
 
     def _keep_one_best(self, batches: int) -> None:
         """Remove all but the best of several, as a kill or an older version left them; of equal ones the newest stays.
@@ -206,7 +240,7 @@ class NoFolder:
         self.origin = None
         self.metrics = Metrics([])
 
-    def evaluation(self, step: int) -> dict[str, float | None]:
+    def evaluation(self, step: int, batches: int) -> dict[str, float | None]:
         """None has been recorded here."""
         return {}
 

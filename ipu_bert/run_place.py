@@ -148,7 +148,7 @@ def check_same_run(path: Path, origin: Origin) -> None:
     start = origin.checkpoint
     if (path / BRANCHES).resolve() in start.resolve().parents:
         raise ValueError(
-            f"run.dir {path}: expected a new folder for {start}, which this run went back from, found the run itself; "
+            f"run.dir {path}: expected a new folder for {start}, which this run has put aside, found the run itself; "
             "name a new one with run.dir=FOLDER"
         )
     own = is_own(path, start)

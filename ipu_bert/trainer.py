@@ -62,6 +62,7 @@ class Trainer:
         self.data = assemble.open_data(config, progress=True, ranks=ranks)
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
+        self._judges = len(self.heldout_stream.first_batches(config.eval.batches))  # a small text has fewer of them
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self.quality = text_quality(self.data, config.data.sequence_length)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
@@ -147,7 +148,7 @@ class Trainer:
         """Every step, and the last evaluation and checkpoint; returns the held-out means."""
         config, metrics, last = self.config, folder.metrics, self.config.train.last_step
         self._begin(metrics)
-        made = folder.evaluation(self.step) if self._evaluates_as_before else {}
+        made = folder.evaluation(self.step, self._judges) if self._evaluates_as_before else {}
         heldout = self._evaluate_if_due(metrics, self._ranks.plain_from_first(made))
         self._stop_if_asked(metrics)
         mark = (self.step, self._training_clock())
@@ -249,7 +250,7 @@ class Trainer:
         means: dict[str, float | None] = dict(reduce(add, results).means())
         if not (self.train_stream.pairs and self.heldout_stream.pairs):
             means.update(nsp_loss=None, nsp_accuracy=None)
-        self._write(metrics, "eval", **means)
+        self._write(metrics, "eval", batches=self._judges, **means)
         return means
 
     def _heldout_batches(self) -> Iterator[Batch]:

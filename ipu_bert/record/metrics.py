@@ -21,7 +21,7 @@ PathLike = Union[str, Path]
 Record = Dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"  # in the run's folder
-_BOOKKEEPING = {"kind", "step"}
+_BOOKKEEPING = {"kind", "step", "batches"}  # of an evaluation how many judged it, where that is recorded
 
 
 # ---------------------------------------------------------------- plain values and files
@@ -83,6 +83,8 @@ def _parse_line(line: bytes) -> Record:
             raise ValueError(f"expected {words[(depths or {}).get(name, 0)]} as {name}")
     if record["kind"] == "eval" and record.keys() - _BOOKKEEPING != _MEANS:
         raise ValueError(f"expected {', '.join(sorted(_MEANS))} of an evaluation")
+    if record["kind"] == "eval" and not is_count(record.get("batches", 0)):
+        raise ValueError("expected batches of 0 or more of an evaluation")
     moved = record.get("transfers") if record["kind"] == "update" else None
     if moved and (moved.keys() != _TRANSFERS or not all(map(is_count, moved.values()))):
         raise ValueError(f"expected {', '.join(sorted(_TRANSFERS))} of 0 or more as transfers")

@@ -21,7 +21,7 @@ from ipu_bert.record.plots import (
     pattern_updates_figure,
     save_figure,
 )
-from ipu_bert.record.report_numbers import Records, Report, build_report, finite, of_kind
+from ipu_bert.record.report_numbers import Records, Report, alike, build_report, finite, of_kind
 from ipu_bert.record.report_page import render_page
 from sparse_ops import files
 from sparse_ops.agg import Figure
@@ -110,10 +110,8 @@ def _train_curve(records: Records) -> LossCurve:
 
 
 def _heldout_curve(records: Records, report: Report) -> LossCurve:
-    """Evaluations in order of steps, the last one at the end even where no record has it."""
-    losses = {
-        int(record["step"]): (record.get("mlm_loss"), record.get("nsp_loss")) for record in of_kind(records, "eval")
-    }
+    """Evaluations by equal batches in order of steps, the last one at the end even where no record has it."""
+    losses = {int(record["step"]): (record.get("mlm_loss"), record.get("nsp_loss")) for record in alike(records)}
     if report.heldout.mlm_loss is not None:
         losses.setdefault(report.outcome.steps, (report.heldout.mlm_loss, report.heldout.nsp_loss))
     steps = sorted(losses)

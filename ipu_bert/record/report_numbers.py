@@ -24,7 +24,7 @@ class HeldoutNumbers:
 
     initial_mlm_loss is the untrained model's, from the evaluation at step 0; below_unigram [nats] is unigram_entropy -
     mlm_loss, and beats_unigram says whether that is clearly above zero; nsp_learned whether NSP is clearly under ln 2;
-    best_mlm_loss and best_step come from the evaluations of the whole run.
+    it, best_mlm_loss and best_step come from those evaluations of the whole run that are `alike`.
     """
 
     mlm_loss: float | None
@@ -154,6 +154,12 @@ def of_kind(records: Records, kind: str) -> list[Mapping[str, Any]]:
     return [record for record in records if record["kind"] == kind]
 
 
+def alike(records: Records) -> list[Mapping[str, Any]]:
+    """The evaluations by as many batches as the last one, in order: beside it a loss by others says nothing."""
+    evaluations = of_kind(records, "eval")
+    return [record for record in evaluations if record.get("batches") == evaluations[-1].get("batches")]
+
+
 def finite(value: Any) -> float | None:
     """`value`, or None where it is not a finite number."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
@@ -167,7 +173,7 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
     means = outcome.heldout
     loss, entropy, nsp = finite(means.mlm_loss), finite(outcome.unigram_entropy), finite(means.nsp_loss)
     gap = None if loss is None or entropy is None else entropy - loss
-    evaluations = [record for record in of_kind(records, "eval") if finite(record.get("mlm_loss")) is not None]
+    evaluations = [record for record in alike(records) if finite(record.get("mlm_loss")) is not None]
     best: Mapping[str, Any] = min(evaluations, key=lambda record: float(record["mlm_loss"]), default={})
     return HeldoutNumbers(
         mlm_loss=loss,

@@ -15,6 +15,7 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, identity
 from ipu_bert.json_file import as_list, as_record, is_count, is_line, read_object
 from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
+from ipu_bert.record.report_numbers import alike
 from ipu_bert.same_run import free_settings
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.shape import bert_shape
@@ -271,7 +272,7 @@ def _collected(cell: Cell, folder: Path) -> RunResult | None:
         executed_flops=sequence_flops(shape, weights, data.sequence_length, data.max_predictions).executed,
         seconds=ends[-1]["elapsed"],
         unigram_entropy=report["heldout"]["unigram_entropy"],
-        evaluations=tuple(Evaluation(r["step"], r["mlm_loss"], r["nsp_loss"]) for r in records if r["kind"] == "eval"),
+        evaluations=tuple(Evaluation(r["step"], r["mlm_loss"], r["nsp_loss"]) for r in alike(records)),
         updates=tuple(
             Update(r["step"], r["ratio"], r["explored_dof"], r["removed_new"]) for r in records if r["kind"] == "update"
         ),

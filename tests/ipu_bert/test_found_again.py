@@ -20,6 +20,7 @@ from ipu_bert import checkpoint, cli, machine
 from ipu_bert.config import as_dict, load_config
 from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import read_metrics
+from ipu_bert.run_folder import RunFolder
 from ipu_bert.sealed_json import sealed
 from ipu_bert.signals import InterruptedRunError
 from ipu_bert.trainer import Trainer
@@ -317,6 +318,10 @@ def test_an_evaluation_by_other_batches_is_made_anew(tiny):
     folder = train(tiny(*BEST, "train.stop_at=2", "eval.batches=1"))
     config = tiny(*BEST, "train.stop_at=4", "eval.batches=2")
     train(config, newest(config))
+    assert steps(folder / "branches" / "best_by_other_batches" / "best") == [2]
+    judged = [(r["step"], r["batches"]) for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "eval"]
+    assert judged == [(0, 1), (2, 1), (2, 2), (4, 2)]
+    train(config, newest(config))
     losses = [r["mlm_loss"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 2]
     assert len(losses) == 2
     assert losses[0] != losses[1]
@@ -324,6 +329,22 @@ def test_an_evaluation_by_other_batches_is_made_anew(tiny):
     evaluated = {r["step"]: r["mlm_loss"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "eval"}
     assert checkpoint.read_info(best)["heldout_loss"] == min(evaluated[2], evaluated[4])
     assert checkpoint.read_info(best)["config"]["eval"]["batches"] == 2
+
+
+def test_what_was_recorded_last_by_as_many_batches_is_an_evaluation_of_the_step(tiny):
+    config = tiny(*BEST, "train.stop_at=2", "eval.batches=99")  # more than the text has: as many as there are
+    folder = train(config)
+    made = [r for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "eval"][-1]
+    trainer = Trainer(config, newest(config))
+    assert 2 < made["batches"] == trainer._judges < 99
+    with RunFolder(config, trainer._origin, 6.5) as opened:
+        means = {key: value for key, value in made.items() if key not in ("kind", "step", "batches")}
+        assert opened.evaluation(2, made["batches"]) == means
+        assert opened.evaluation(2, 1) == opened.evaluation(0, made["batches"]) == {}
+        opened.metrics.write({"kind": "eval", "step": 2, **means, "mlm_loss": 1.0})  # as older versions
+        assert opened.evaluation(2, 1) == {**means, "mlm_loss": 1.0}
+        opened.metrics.write({**made, "batches": 1})
+        assert opened.evaluation(2, made["batches"]) == {}
 
 
 def test_another_checkpoint_of_the_same_step_is_not_taken_for_the_one_named(tiny, tmp_path):

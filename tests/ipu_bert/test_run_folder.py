@@ -202,7 +202,7 @@ def test_a_branch_goes_on_in_a_new_folder(tiny, tmp_path):
         early, _ = saved(folder, 1, 2)
     RunFolder(tiny(), early, unigram_entropy=6.5).__exit__(None, None, None)
     branch = tmp_path / "run" / "branches" / "after_step_00000001" / "checkpoints" / "step_00000002"
-    with pytest.raises(ValueError, match="which this run went back from, found the run itself; name a new one"):
+    with pytest.raises(ValueError, match="which this run has put aside, found the run itself; name a new one"):
         RunFolder(tiny(), Origin(branch, 2, skipped=0), unigram_entropy=6.5)
 
 
@@ -268,6 +268,43 @@ def test_a_run_goes_back_over_links_to_another_disk(links, afar, tiny, capsys):
     assert capsys.readouterr().err == ""
     RunFolder(tiny("checkpoint.keep=0"), early, unigram_entropy=6.5).__exit__(None, None, None)
     assert os.listdir(run / "branches") == ["after_step_00000001"]
+
+
+def judged(folder: RunFolder, step: int, batches: int, loss: float) -> Path:
+    """A best checkpoint."""
+    info = {"config": {"eval": {"batches": batches}}, "heldout_loss": loss}
+    return checkpoint.save(folder.best, step, {"model": {"w": torch.ones(1)}}, info, keep=0)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="a disk beside that of temporary files")
+@pytest.mark.parametrize("links", [("best",), ("branches",), ("best", "branches")])
+def test_a_best_one_by_other_batches_is_put_aside_over_links_to_another_disk(links, afar, tiny, capsys, monkeypatch):
+    """It was removed, unsaid, when the first best one by these batches was saved. Killed before it was moved, too."""
+    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+        for name in links:
+            (afar / name).mkdir()
+            (folder.path / name).symlink_to(afar / name)
+        best, (origin,) = judged(folder, 2, 8, 5.0), saved(folder, 3)
+    before = listing(best)
+    for batches, keeps in ((8, "true"), (1, "false")):
+        options = (f"eval.batches={batches}", f"checkpoint.keep_best={keeps}")
+        RunFolder(tiny(*options), origin, unigram_entropy=6.5).__exit__(None, None, None)
+        assert listing(best) == before
+    asked = tiny("eval.batches=1", "checkpoint.keep_best=true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moving, "move", MagicMock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(asked, origin, unigram_entropy=6.5)
+    assert listing(best) == before
+    capsys.readouterr()
+    RunFolder(asked, origin, unigram_entropy=6.5).__exit__(None, None, None)
+    (line,) = capsys.readouterr().out.splitlines()
+    branch = Path(line.partition("eval.batches=1: it is in ")[2].partition(" now")[0])
+    assert branch.parent == folder.path / "branches"
+    assert listing(branch / "best" / "step_00000002") == before
+    assert os.listdir(folder.best) == []
+    assert [step for step, _ in checkpoint.complete(folder.checkpoints)] == [3]
+    assert all((folder.path / name).is_symlink() for name in links)
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="a disk beside that of temporary files")

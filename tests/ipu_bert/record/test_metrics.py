@@ -100,6 +100,8 @@ def test_a_bad_line_inside_is_named(tmp_path: Path, bad: bytes) -> None:
     [
         ({key: value for key, value in EVAL.items() if key != "nsp_accuracy"}, "of an evaluation"),
         ({**EVAL, "f1": 0.5}, "of an evaluation"),
+        ({**EVAL, "batches": -1}, "batches of 0 or more of an evaluation"),
+        ({**EVAL, "batches": 0.5}, "batches of 0 or more of an evaluation"),
         ({**EVAL, "mlm_loss": 10**400}, "a number as mlm_loss"),
         (train(1, elapsed=-(10**400)), "a number as elapsed"),
         (train(1, seconds={"forward": "x"}), "numbers by name as seconds"),
@@ -130,6 +132,8 @@ def test_a_number_beyond_all_is_named(tmp_path: Path, number: str) -> None:
 
 def test_what_a_record_needs_is_what_reports_take() -> None:
     transfers = vars(TransferRecord())
+    assert metrics._parse_line(dumps({**EVAL, "batches": 16}).encode())["batches"] == 16
+    assert metrics._parse_line(dumps(EVAL).encode()) == EVAL  # of a version that did not record it
     assert (
         metrics._MEANS == {field.name for field in dataclasses.fields(HeldoutMeans)} == EVAL.keys() - {"kind", "step"}
     )
@@ -205,7 +209,7 @@ def test_metrics_fan_out_and_close_all_even_if_one_fails() -> None:
 
 
 def test_scalars_flatten_and_skip_text_and_null() -> None:
-    assert dict(scalars(EVAL)) == {
+    assert dict(scalars({**EVAL, "batches": 16})) == {
         "heldout/mlm_loss": 6.1234,
         "heldout/nsp_loss": 0.6931,
         "heldout/mlm_accuracy": 0.125,

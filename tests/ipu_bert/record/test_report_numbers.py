@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from report_case import OUTCOME, RECORDS, train
 
-from ipu_bert.record.report import as_json
+from ipu_bert.record.report import _heldout_curve, as_json
 from ipu_bert.record.report_numbers import build_report, step_times, throughput, time_share
 from ipu_bert.record.report_page import render_page
 from ipu_bert.stopwatch import PHASES
@@ -83,6 +84,26 @@ def test_shares_losses_and_patterns_worked_by_hand() -> None:
     assert (report["steps"], report["sequences"], report["tokens"]) == (50, 400, 51200)
     assert report["data"]["stream_sequences_per_second"] == 400.0
     assert report["peak_memory_bytes"] == 3 * 2**30
+
+
+def judged(step: int, batches: int, mlm_loss: float) -> dict[str, Any]:
+    means = {"mlm_loss": mlm_loss, "nsp_loss": 0.7, "mlm_accuracy": 0.0, "nsp_accuracy": 0.5}
+    return {"kind": "eval", "step": step, "batches": batches, **means}
+
+
+def test_only_evaluations_by_as_many_batches_as_the_last_are_compared() -> None:
+    """After a resume with other `eval.batches` the best was one by eight, and the loss by one "had risen" since."""
+    eight = [judged(0, 8, 9.0), judged(10, 8, 5.166), judged(30, 8, 5.3)]
+    one = [judged(30, 1, 5.5), judged(40, 1, 5.4), judged(50, 1, 6.0)]
+    heldout = build_report([*eight, *one], OUTCOME).heldout
+    assert (heldout.initial_mlm_loss, heldout.best_mlm_loss, heldout.best_step) == (None, 5.4, 40)
+    assert "The best evaluation was 5.400 at step 40" in render_page(build_report([*eight, *one], OUTCOME), {})
+    curve = _heldout_curve([*eight, *one], build_report([*eight, *one], OUTCOME))
+    assert (curve.steps, curve.mlm) == ([30, 40, 50], [5.5, 5.4, 6.0])
+    heldout = build_report(eight, OUTCOME).heldout
+    assert (heldout.initial_mlm_loss, heldout.best_mlm_loss, heldout.best_step) == (9.0, 5.166, 10)
+    older = [{key: value for key, value in record.items() if key != "batches"} for record in eight]
+    assert build_report(older, OUTCOME).heldout == heldout
 
 
 def test_mean_and_median_against_any_step_times(seed: int) -> None:
