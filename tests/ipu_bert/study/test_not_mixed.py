@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -50,6 +51,24 @@ def made(tiny: Any, finished: Path, tmp_path: Path) -> dict[str, RunResult]:
         return replace(found, key=cell.key, row=cell.row.label, steps=4, evaluations=last, settings=settings)
 
     return {cell.row.label: of(cell) for cell in (dense, dynamic)}
+
+
+def test_a_runs_evaluations_by_other_batches_are_left_out(tiny, finished, tmp_path):
+    """Where somebody took a study's run on with another `eval.batches`."""
+    tiny()
+    (_, dynamic) = cells(tmp_path)
+    config = replace(dynamic.config, train=replace(dynamic.config.train, stop_at=2))
+    run = Path(shutil.copytree(finished, tmp_path / "taken on"))
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    evaluations = [line for line in lines if '"eval"' in line]
+    assert len(evaluations) == 2
+    other = [line.replace('"batches": 2', '"batches": 1').replace('"step": 2', '"step": 1') for line in evaluations]
+    (run / "metrics.jsonl").write_text("".join([*other, *lines]))
+    found, whole = (collect(replace(dynamic, config=config), folder) for folder in (run, finished))
+    assert found is not None
+    assert whole is not None
+    assert found.evaluations == whole.evaluations
+    assert [evaluation.step for evaluation in found.evaluations] == [0, 2]
 
 
 def kept(folder: Path, *runs: RunResult) -> Results:
