@@ -155,9 +155,13 @@ def of_kind(records: Records, kind: str) -> list[Mapping[str, Any]]:
 
 
 def alike(records: Records) -> list[Mapping[str, Any]]:
-    """The evaluations by as many batches as the last one, in order: beside it a loss by others says nothing."""
+    """The evaluations by as many batches as the last one, in order: beside it a loss by others says nothing.
+
+    Those of older versions, which do not say by how many, count as alike.
+    """
     evaluations = of_kind(records, "eval")
-    return [record for record in evaluations if record.get("batches") == evaluations[-1].get("batches")]
+    last = evaluations[-1].get("batches") if evaluations else None
+    return [record for record in evaluations if record.get("batches", last) == last]
 
 
 def finite(value: Any) -> float | None:

@@ -104,6 +104,7 @@ def test_only_evaluations_by_as_many_batches_as_the_last_are_compared() -> None:
     assert (heldout.initial_mlm_loss, heldout.best_mlm_loss, heldout.best_step) == (9.0, 5.166, 10)
     older = [{key: value for key, value in record.items() if key != "batches"} for record in eight]
     assert build_report(older, OUTCOME).heldout == heldout
+    assert build_report([*older[:2], eight[2]], OUTCOME).heldout == heldout  # an older version's run that went on
 
 
 def test_mean_and_median_against_any_step_times(seed: int) -> None:
