@@ -16,7 +16,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.rows import has_column, json_texts, jsonl_texts, parquet_texts
@@ -32,6 +32,7 @@ TABLES = (".csv", ".tsv")
 WHOLE_FILES_FROM = 20
 DOCUMENT_WORDS = 1000
 SHORTEST_DOCUMENT = 50
+MOST_LINES = 10  # about one thing, be it of a thousand files
 # What is passed over, by its kind.
 _HIDDEN = "hidden"
 _AGAIN = "read already by another way"
@@ -86,7 +87,13 @@ def find_files(paths: Iterable[str], column: str, encoding: str) -> FoundFiles:
             expected = f"expected a file, a glob, or a folder of {', '.join((*OF_A_FOLDER, *IF_IT_FITS))} files"
             raise DataError(f"no text found at {entry!r}: {'; '.join([expected, *told])}")
         notes += told
-    return FoundFiles(tuple(found.values()), tuple(notes))
+    return FoundFiles(tuple(found.values()), tuple(first_few(notes, "lines about other paths that were given")))
+
+
+def first_few(lines: Sequence[str], others: str) -> list[str]:
+    """The first lines of what may be thousands, and how many `others` there are."""
+    left = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], *([f"and {left:,} more {others}"] if left > 0 else [])]
 
 
 def _folders_below(folder: str, passed: dict[str, list[str]]) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -14,7 +14,9 @@ order must be the same every time: a run that was stopped skips what it has alre
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
+import json
 import os
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
@@ -27,6 +29,7 @@ from ipu_bert.data.local_files import (
     file_documents,
     file_identity,
     find_files,
+    first_few,
     stamp,
     told_tables,
     words_per_document,
@@ -124,8 +127,9 @@ def files(
     if not read:
         first = found.paths[0]
         raise DataError(f"{first}: expected text, found an empty file ({os.path.getsize(first)} bytes)")
-    identity = {"files": [looked_at[path] for path in read], **vars(how)}
-    notes = [f"{path}: empty, left out" for path in found.paths if path not in read]
+    identity = {"files": _listed([facts for facts in looked_at.values() if facts is not None]), **vars(how)}
+    empty = [f"{path}: empty, left out" for path, facts in looked_at.items() if facts is None]
+    notes = first_few(empty, "files without text")
 
     def documents() -> Iterator[str]:
         for path in read:
@@ -134,6 +138,19 @@ def files(
                 raise ChangedTextError(f"{path}: expected the file as it was at the start, found it changed since")
 
     return Source("files", identity, documents, (*found.notes, *notes, *told_tables(read)))
+
+
+# Bytes of a list of files in a manifest: with more of them it would be too large to be read (json_file.MOST_BYTES).
+MOST_LISTED = 40 << 20
+
+
+def _listed(files: list[dict[str, Any]]) -> list[dict[str, Any]] | dict[str, Any]:
+    """What changes when one of the files does: the list of them, or how much a long one holds and its SHA-256."""
+    text = json.dumps(files, sort_keys=True).encode()
+    if len(text) <= MOST_LISTED:
+        return files
+    size = sum(facts["bytes"] for facts in files)
+    return {"count": len(files), "bytes": size, "sha256": hashlib.sha256(text).hexdigest()}
 
 
 # The paper's corpus, by name from the Hugging Face hub. BookCorpus is read from the hub's own Parquet conversion: its

@@ -161,3 +161,21 @@ def test_what_is_no_file_is_refused_before_it_is_read(tmp_path):
     for path in (str(pipe), os.devnull):
         with pytest.raises(DataError, match=f"{path}: expected a file or a folder, found a device or a pipe"):
             find_files([path], "text", "utf-8")
+
+
+def test_a_thing_of_a_thousand_files_is_said_of_a_few(tmp_path: Path) -> None:
+    """Each was a line on the console and a paragraph of the report."""
+    (tmp_path / "text.txt").write_text("One. Two.")
+    for i in range(12):
+        (tmp_path / f"empty{i:02}.txt").write_text("")
+    named = [f"{tmp_path / f'empty{i:02}.txt'}: empty, left out" for i in range(12)]
+    assert source_of(tmp_path).notes == (*named[:10], "and 2 more files without text")
+    (tmp_path / "empty11.txt").unlink()
+    (tmp_path / "empty10.txt").unlink()
+    assert source_of(tmp_path).notes == tuple(named[:10])
+    links = [tmp_path / f"link{i:02}" for i in range(12)]
+    for link in links:
+        link.symlink_to(tmp_path / "text.txt")
+    again = source_of(tmp_path / "text.txt", *links).notes
+    assert again[0].startswith(f"{links[0]}: passed over: 1 read already")
+    assert (len(again), again[-1]) == (11, "and 2 more lines about other paths that were given")

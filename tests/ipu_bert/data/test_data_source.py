@@ -12,8 +12,10 @@ import pytest
 from data_corpora import corpus
 
 from ipu_bert.data import packaged
+from ipu_bert.data import source as source_module
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.prepare import prepare
 from ipu_bert.data.source import BOOKCORPUS, SOURCES, WIKIPEDIA, Source, group_rows, make_source, register
 from ipu_bert.data.text_documents import cut_documents
 
@@ -107,6 +109,26 @@ def test_the_identity_follows_the_text_and_not_the_place(tmp_path: Path) -> None
         (tmp_path / folder / "t.txt").write_text(text, encoding="utf-8")
     a, b, c = (made(files(tmp_path / f / "t.txt")).identity for f in "abc")
     assert a == b != c
+
+
+def test_a_long_list_of_files_has_an_identity_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 84,060 files with long names it made a manifest that is too large to be read, each time anew."""
+    for i in range(30):
+        (tmp_path / f"{i:02}.txt").write_text(f"Text {i}. And more.\n")
+    listed = made(files(tmp_path)).identity["files"]
+    size = len(json.dumps(listed, sort_keys=True))
+    monkeypatch.setattr(source_module, "MOST_LISTED", size)
+    assert made(files(tmp_path)).identity["files"] == listed
+    monkeypatch.setattr(source_module, "MOST_LISTED", size - 1)
+    found = made(files(tmp_path)).identity["files"]
+    assert (found["count"], found["bytes"], len(found["sha256"])) == (30, sum(each["bytes"] for each in listed), 64)
+    prepared = prepare(files(tmp_path), str(tmp_path / "out"), workers=1, progress=False)
+    assert prepared.manifest["request"]["source"]["files"] == found
+    again = prepare(files(tmp_path), str(tmp_path / "out"), workers=1, progress=False)
+    assert again.directory == prepared.directory
+    (tmp_path / "07.txt").write_text("Text 8. And more.\n")  # as long as it was
+    other = made(files(tmp_path)).identity["files"]
+    assert (other["bytes"], other["sha256"] == found["sha256"]) == (found["bytes"], False)
 
 
 @pytest.mark.parametrize(

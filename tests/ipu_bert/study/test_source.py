@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ipu_bert import assemble
 from ipu_bert.study import __main__ as command
 from ipu_bert.study.definition import Study, read_study
 from ipu_bert.study.results import Results, RunResult, collect
-from ipu_bert.study.source import Sources
+from ipu_bert.study.source import Sources, source_of_run
 
 STUDY = """
 base: tiny
@@ -57,6 +58,16 @@ def test_files_that_have_changed_since_a_run_read_them_are_told(study, result, t
     assert str(next(text.iterdir())) in Sources().changed(config, kept)
     shutil.rmtree(text)
     assert Sources().changed(config, kept) == "", "as on another machine"
+
+
+def test_a_long_list_of_files_is_compared_by_its_checksum(study, finished, text, monkeypatch):
+    monkeypatch.setattr("ipu_bert.data.source.MOST_LISTED", 10)
+    config = study.cells[0].config
+    assemble.open_data(config, progress=False)
+    kept = source_of_run(config, assemble.find_data(config)[1].identity["text"])
+    assert Sources().changed(config, kept) == ""
+    changed(text)
+    assert Sources().changed(config, kept).endswith("found them changed since")
 
 
 def test_a_text_is_looked_at_once(study, result, monkeypatch):
