@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -92,7 +93,8 @@ def _with_path(argv: list[str]) -> list[str]:
     """The arguments with `latest` after a --resume whose PATH was left out before a key=value."""
     found: list[str] = []
     for argument in argv:
-        if found[-1:] == ["--resume"] and "=" in argument and not Path(argument).exists():
+        key, equals, _ = argument.partition("=")
+        if found[-1:] == ["--resume"] and equals and "/" not in key and not os.path.exists(argument):
             found.append("latest")
         found.append(argument)
     return found

@@ -67,6 +67,13 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def named(text: str) -> str:
+    """A path or a name, which an unset variable of a script is not."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path or a name, found ''")
+    return text
+
+
 def fraction(text: str) -> float:
     """A number in [0, 1)."""
     try:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from typing import Iterator
 
+import yaml
+
 from ipu_bert.config.resolve import longest_warmup, most_predictions, steps_to_update
 from ipu_bert.config.written import shortened
+from ipu_bert.config.yaml_text import MOST_BYTES, MOST_VALUES
 from ipu_bert.data.source import SOURCES
 from ipu_bert.settings import Config, SparsitySettings
 from ipu_bert.sizes.distribution import match_weights
@@ -14,6 +17,8 @@ from ipu_bert.sizes.weights import encoder_weights
 from sparse_ops.dynsparse.grow import GROW_RULES
 
 MOST_TOKENS = 2**28  # of a step; the largest in the literature are 2**25
+MOST_PATHS = MOST_VALUES - 1000  # of data.path, beside all other settings
+MOST_OF_PATHS = MOST_BYTES - (64 << 10)
 MOST_PATTERNS = 100  # of sparsity.layers, each of which is held against every weight's name
 
 _FOLDERS = (("run", "dir"), ("data", "dir"), ("ipu", "executable_cache"), ("ipu", "profile_dir"))  # made if missing
@@ -52,11 +57,25 @@ def cross_checks(config: Config) -> Iterator[str]:
         yield f"data.source: expected one of {', '.join(SOURCES)}, found {shortened(data.source)}"
     if data.source == "files" and not data.path:
         yield "data.path: expected a file or folder with source files, found nothing"
+    yield from _place_checks(config)
     if config.sparsity.method != "dense":
         yield from _sparsity_checks(config)
     if isinstance(config.ipu.layers_per_ipu, str) and config.ipu.layers_per_ipu != "auto":
         yield f"ipu.layers_per_ipu: expected counts of layers or auto, found {shortened(config.ipu.layers_per_ipu)}"
     yield from _engine_checks(config)
+
+
+def _place_checks(config: Config) -> Iterator[str]:
+    """Whether there is a folder for prepared text, and a run's config.yaml can be read with such a list of files."""
+    path = config.data.path
+    if not config.data.dir:
+        yield "data.dir: expected a folder, found nothing; . is the one that you are in"
+    if isinstance(path, list):
+        size = len(yaml.safe_dump({"data": {"path": path}})) if len(path) <= MOST_PATHS else 0
+        if not 0 < size <= MOST_OF_PATHS:
+            found = f"{len(path):,}" + f" of {size:,}" * bool(size)
+            most = f"at most {MOST_PATHS:,} paths of {MOST_OF_PATHS:,} bytes as YAML"
+            yield f"data.path: expected {most}, found {found}: name their folder, or give a glob"
 
 
 def _optim_checks(config: Config) -> Iterator[str]:

@@ -11,7 +11,7 @@ from ipu_bert.data.local_files import DOCUMENT_WORDS, TABLES, WHOLE_FILES_FROM
 from ipu_bert.data.source import SOURCES
 from ipu_bert.data.text_files import ending_of
 from ipu_bert.data.tokenizer import TRAINED, Normalization
-from sparse_ops.arguments import Parser, no_effect, whole_number
+from sparse_ops.arguments import Parser, named, no_effect, whole_number
 from sparse_ops.saying import say
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _parser(defaults: DataSettings) -> argparse.ArgumentParser:
     _text_arguments(parser, defaults)
     _vocabulary_arguments(parser, defaults)
     add = parser.add_argument
-    add("--out", default=defaults.dir, help="folder for prepared text (default: %(default)s)")
+    add("--out", type=named, default=defaults.dir, help="folder for prepared text (default: %(default)s)")
     add(
         "--heldout-fraction",
         type=float,
@@ -88,7 +88,7 @@ def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> 
         "--source",
         help=f"where the text comes from: {', '.join(SOURCES)} (default: files with --paths, else {defaults.source})",
     )
-    add("--paths", nargs="+", default=(), metavar="PATH", help="for --source files: files, folders or globs")
+    add("--paths", nargs="+", type=named, default=(), metavar="PATH", help="for --source files: files, folders, globs")
     add(
         "--column",
         default=defaults.column,
@@ -123,6 +123,7 @@ def _vocabulary_arguments(parser: argparse.ArgumentParser, defaults: DataSetting
     add(
         "--tokenizer",
         "--vocab-file",
+        type=named,
         default=defaults.tokenizer or None,
         help="use this vocab.txt, tokenizer.json, folder or hub name instead of training one",
     )

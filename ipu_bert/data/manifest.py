@@ -47,6 +47,16 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
     return ""
 
 
+def told_vocabulary(manifest: Mapping[str, Any]) -> list[str]:
+    """A line where the text gave fewer word pieces than were asked for; none where a tokenizer was given."""
+    request = manifest.get("request")
+    vocabulary = request.get("vocabulary") if isinstance(request, dict) else None
+    asked = vocabulary.get("trained") if isinstance(vocabulary, dict) else None
+    if not is_count(asked) or asked <= manifest["vocab_size"]:
+        return []
+    return [f"the text gave a vocabulary of {manifest['vocab_size']:,} word pieces, not the {asked:,} of vocab_size"]
+
+
 def offsets_problem(offsets: np.ndarray, end: int) -> str:
     """Why int64 [n + 1] cannot be where each of n parts of [0, end) begins, none empty; empty where it can."""
     if len(offsets) and (offsets[0] != 0 or offsets[-1] != end):

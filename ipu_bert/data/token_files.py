@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from ipu_bert import sealed_json
 from ipu_bert.data.cost import read_cost
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.manifest import ids_problem, offsets_problem, problem
+from ipu_bert.data.manifest import ids_problem, offsets_problem, problem, told_vocabulary
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_ids_of, vocabulary_of
 from ipu_bert.json_file import read_object
 from sparse_ops import files
@@ -79,8 +79,8 @@ class TokenFiles:
     """A prepared folder, opened; `open` checks the manifest and every file's size, `verify` all that is in the files.
 
     unigram_entropy: cross-entropy of the held-out split in nats by word frequencies alone (shards.unigram_baseline).
-    notes: what was said when the text was found, as files that were left out. rules: documents by the language whose
-    rules found their sentences. cost: what preparing took, None where that was not recorded.
+    notes: what is to be said of the text, as files that were left out when it was found. rules: documents by the
+    language whose rules found their sentences. cost: what preparing took, None where that was not recorded.
     """
 
     def __init__(self, directory: str, manifest: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ class TokenFiles:
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_path = os.path.join(directory, TOKENIZER)
         self.unigram_entropy: float = manifest["unigram"]["heldout_cross_entropy"]
-        self.notes: list[str] = manifest["notes"]
+        self.notes: list[str] = [*manifest["notes"], *told_vocabulary(manifest)]
         self.rules: dict[str, int] = manifest["rules"]
         self.cost = read_cost(directory)
 

@@ -118,6 +118,15 @@ def test_the_last_of_two_values_wins_wherever_resume_stands(program, monkeypatch
         assert (plan["stop_at"], plan["goes_on_from"]) == (4, str(tmp_path / "run"))
 
 
+def test_a_path_that_is_not_there_belongs_to_resume_whatever_signs_it_has(program, tmp_path, capsys):
+    """It was taken for an override, and the run for one whose newest checkpoint was asked for."""
+    for path in (str(tmp_path / "lr=0.1" / "x"), "runs/lr=0.1"):
+        assert program("--dry-run", "--resume", path) == 2
+        assert capsys.readouterr().err.startswith(f"error: checkpoint: expected {path} to be")
+    assert program("--dry-run", "--resume", f"data.path={'x' * 300}") == 2
+    assert capsys.readouterr().err.startswith(f"error: checkpoint: expected {tmp_path / 'run'} to be")
+
+
 def test_an_option_given_twice_is_told(program, capsys):
     """The last one counted, without a word: another run than the first named."""
     assert program("--dry-run", "--config", "quickstart", "train.stop_at=4") == 0

@@ -67,7 +67,9 @@ def test_a_chinese_text_in_one_command(tiny, capsys):
         assert line in page
     assert report["heldout"]["nsp_loss"] > 0
     plan = assemble.plan(tiny(f"data.path={UDHR / 'zh.txt'}"))
-    assert {**plan["data"]["quality"], "notes": []} == quality
+    fewer = "the text gave a vocabulary of 376 word pieces, not the 1,000 of vocab_size"
+    assert {**plan["data"]["quality"], "notes": [fewer]} == quality
+    assert said.count(f"text: warning: {fewer}\n") == page.count(f"**About the text:** {fewer}.") == 1
 
 
 @pytest.mark.parametrize("engine", [[], ["engine.name=ipu", "train.micro_batch_size=1"]], ids=["torch", "ipu"])

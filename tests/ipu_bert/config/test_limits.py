@@ -6,12 +6,15 @@ import dataclasses
 import time
 
 import pytest
+import yaml
 from config_files import errors_of
 
 import run_pretraining
 from ipu_bert import assemble
 from ipu_bert.config import Config, load_config
 from ipu_bert.config.build import build
+from ipu_bert.config.checks import cross_checks
+from ipu_bert.config.yaml_text import MOST_BYTES, parse
 from ipu_bert.sizes.fits import check_memory
 from sparse_ops import host_memory
 from sparse_ops.host_memory import total_memory_bytes
@@ -107,6 +110,31 @@ def test_bytes_that_are_no_text_are_refused(key):
 def test_a_config_file_gives_its_name_to_the_run_and_has_to_be_text(tmp_path):
     (error,) = errors_of(str(tmp_path / "r\udcff.yaml"), [])
     assert error.endswith("expected a name in UTF-8, found other bytes")
+
+
+def test_a_list_of_files_that_a_runs_own_config_cannot_hold_is_refused_before_it_begins(tmp_path):
+    """The run ended well, and its config.yaml was refused."""
+    path = tmp_path / "many.yaml"
+    path.write_text(f"base: quickstart\ndata: {{path: [{', '.join(['a'] * 19_900)}]}}\n")
+    (line,) = errors_of(str(path))
+    assert line.startswith(
+        "data.path: expected at most 19,000 paths of 983,040 bytes as YAML, found 19,900: name their"
+    )
+    config = load_config("quickstart", ["data.path=[a]"])
+    config.data.path = ["'" * 100] * 4_700  # twice as long as YAML
+    assert list(cross_checks(config)) == []
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    assert len(text) <= MOST_BYTES
+    assert parse(text)["data"]["path"] == config.data.path
+    config.data.path *= 2
+    assert "found 9,400 of " in "".join(cross_checks(config))
+
+
+def test_prepared_text_needs_a_folder():
+    """The run ended with [Errno 2] No such file or directory: ''."""
+    assert errors_of("quickstart", ["data.dir=''"]) == [
+        "data.dir: expected a folder, found nothing; . is the one that you are in"
+    ]
 
 
 def test_the_largest_dry_run_takes_seconds(tmp_path):

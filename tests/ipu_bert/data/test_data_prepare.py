@@ -29,7 +29,8 @@ from ipu_bert.data.cost import COST
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.other_text import TextFiles
-from ipu_bert.data.prepare import find_prepared, prepare
+from ipu_bert.data.prepare import find_prepared, prepare, summary
+from ipu_bert.data.quality import text_quality
 from ipu_bert.data.source import make_source
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
 from sparse_ops import files
@@ -146,6 +147,20 @@ def test_real_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 # the tokenizer
+
+
+def test_a_text_that_gives_fewer_pieces_than_asked_for_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vocab_file: str
+) -> None:
+    """5,000 became 309 without a word."""
+    documents = random_documents(2, 30)
+    files = prepared(monkeypatch, tmp_path, documents, vocab_size=5000)
+    assert 100 < files.vocab_size < 5000
+    told = f"the text gave a vocabulary of {files.vocab_size:,} word pieces, not the 5,000 of vocab_size"
+    assert files.manifest["notes"] == []  # what is prepared stays as it was
+    assert summary(files).count(told) == text_quality(files, 32).warnings().count(told) == 1
+    for given in ({"vocab_size": files.vocab_size}, {"vocab_size": 200}, {"tokenizer": vocab_file}):
+        assert prepared(monkeypatch, tmp_path, documents, **given).notes == []
 
 
 def test_the_tokenizer_sees_training_documents_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

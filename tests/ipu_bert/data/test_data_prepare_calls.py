@@ -109,6 +109,16 @@ def test_what_the_command_line_has_and_does_nothing_is_told(monkeypatch, capsys)
         assert all(line.startswith(f"no effect: --{words}") for line, words in zip(found, idle))
 
 
+@pytest.mark.parametrize("option", ["--out", "--paths", "--tokenizer", "--vocab-file"])
+def test_a_path_that_is_empty_is_named(option, capsys) -> None:
+    """Of --out it was [Errno 2] No such file or directory: ''."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([option, ""])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert option in error
+    assert error.endswith(": expected a path or a name, found ''")
+
+
 def test_what_the_machine_or_a_package_refuses_is_one_line(tmp_path, monkeypatch) -> None:
     """They were tracebacks here, and one line of all other commands."""
     rows = tmp_path / "rows.parquet"
