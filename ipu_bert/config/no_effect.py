@@ -13,8 +13,7 @@ from typing import Any, Callable, Collection
 
 from ipu_bert.config.plain import as_dict
 from ipu_bert.config.written import cut
-from ipu_bert.data.local_files import TABLES
-from ipu_bert.data.text_files import ending_of
+from ipu_bert.data.local_files import COLUMNS, kinds
 from ipu_bert.settings import Config, SparsitySettings
 from ipu_bert.sizes.distribution import match_weights
 from ipu_bert.sizes.weights import encoder_weights
@@ -57,10 +56,10 @@ def text_of(value: Any) -> str:
     return cut(value if isinstance(value, str) and value.isprintable() else json.dumps(value), 120)
 
 
-def _endings(config: Config) -> set[str]:
-    """Of the files that `data.path` names; "" for a folder."""
+def _kinds(config: Config) -> set[str | None]:
+    """Of the files that `data.path` names."""
     path = config.data.path
-    return {ending_of(name) for name in ([path] if isinstance(path, str) else path)}
+    return kinds([path] if isinstance(path, str) else path)
 
 
 def _one_shape(config: Config) -> bool:
@@ -77,6 +76,7 @@ _OF_SPARSE_WEIGHTS = (
 )
 _HOW_TO_MOVE = ("sparsity.schedule", "sparsity.norm", "sparsity.growth", "sparsity.allow_removed")
 _WHEN_TO_MOVE = ("sparsity.start", "sparsity.stop")
+_OF_A_NUMBER = ("l1", "l2", "linf")  # its magnitude
 _MORE_THAN_ONE = "sparsity.updates is 1, and patterns change once less"
 
 # The first that fits gives the reason.
@@ -98,6 +98,11 @@ TABLE = (
         lambda c: c.sparsity.method == "static",
         "sparsity.method is static",
     ),
+    Idle(
+        ("sparsity.norm",),
+        lambda c: c.sparsity.block_size == 1 and c.sparsity.norm in _OF_A_NUMBER,
+        "sparsity.block_size is 1, and of one number all norms are its magnitude",
+    ),
     Idle(("sparsity.pruning_ratio", *_HOW_TO_MOVE, *_WHEN_TO_MOVE), lambda c: c.sparsity.updates == 1, _MORE_THAN_ONE),
     Idle(
         ("sparsity.updates", *_HOW_TO_MOVE, *_WHEN_TO_MOVE),
@@ -115,10 +120,10 @@ TABLE = (
         lambda c: c.data.source != "files",
         "data.source is {data.source}",
     ),
-    Idle(("data.column",), lambda c: _endings(c) <= {".txt", ".xml", *TABLES}, "files of this kind have no columns"),
+    Idle(("data.column",), lambda c: not _kinds(c) & {None, *COLUMNS}, "files of this kind have no columns"),
     Idle(
         ("data.encoding",),
-        lambda c: _endings(c) <= {".parquet", ".xml"},
+        lambda c: _kinds(c) <= {".parquet", ".xml"},
         "files of this kind say their encoding themselves",
     ),
     Idle(("data.language",), lambda c: c.data.line_is_sentence, "data.line_is_sentence is true"),

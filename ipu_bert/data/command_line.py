@@ -7,9 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from ipu_bert.data.corpus import Corpus
-from ipu_bert.data.local_files import DOCUMENT_WORDS, TABLES, WHOLE_FILES_FROM
+from ipu_bert.data.local_files import COLUMNS, DOCUMENT_WORDS, WHOLE_FILES_FROM, kinds
 from ipu_bert.data.source import SOURCES
-from ipu_bert.data.text_files import ending_of
 from ipu_bert.data.tokenizer import TRAINED, Normalization
 from sparse_ops.arguments import Parser, named, no_effect, whole_number
 from sparse_ops.saying import say
@@ -51,13 +50,15 @@ def corpus_of(options: argparse.Namespace) -> Corpus:
 
 def _idle(found: argparse.Namespace) -> dict[str, str]:
     """Why an option does nothing beside the others, as `ipu_bert.config.no_effect` has it for runs; empty: it acts."""
-    endings = {ending_of(path) for path in found.paths}
+    endings = kinds(found.paths)
     elsewhere = f"--source is {found.source}" if found.source != "files" else ""
-    without = "files of this kind have no columns" if endings <= {".txt", ".xml", *TABLES} else ""
+    without = "files of this kind have no columns" if not endings & {None, *COLUMNS} else ""
     themselves = "files of this kind say their encoding themselves" if endings <= {".parquet", ".xml"} else ""
+    whole = "each row or article of these files is a document" if endings <= {".xml", *COLUMNS} else ""
     return {
         "column": elsewhere or without,
         "encoding": elsewhere or themselves,
+        "document_words": elsewhere or whole,
         "language": "--line-is-sentence was given" if found.line_is_sentence else "",
         "vocab_size": "--tokenizer has its own vocabulary" if found.tokenizer else "",
     }

@@ -27,6 +27,7 @@ from ipu_bert.data.wiki_dump import dump_articles, is_dump
 from sparse_ops import files
 
 OF_A_FOLDER = (".txt", ".jsonl", ".parquet")
+COLUMNS = (".jsonl", ".json", ".parquet")
 IF_IT_FITS = (".json", ".xml")
 TABLES = (".csv", ".tsv")
 WHOLE_FILES_FROM = 20
@@ -231,6 +232,17 @@ def _kind(path: str) -> str:
     if ending in (*OF_A_FOLDER, *IF_IT_FITS):
         return ending
     return ".xml" if is_dump(path) else ".txt"
+
+
+def kinds(paths: Iterable[str]) -> set[str | None]:
+    """The endings of all files that paths, folders and globs name; None among them where some may have any ending."""
+    return set(map(_ending_of_all, paths))
+
+
+def _ending_of_all(path: str) -> str | None:
+    ending = ending_of(path)
+    of_a_glob = ending if ending and glob.escape(ending) == ending and not os.path.isdir(path) else None
+    return ending if os.path.isfile(path) else of_a_glob
 
 
 def file_identity(path: str, encoding: str) -> dict[str, Any] | None:

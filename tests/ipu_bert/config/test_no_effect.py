@@ -7,6 +7,7 @@ know it, and where they change it must not; and steps with all that is idle chan
 from __future__ import annotations
 
 import json
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
@@ -34,6 +35,7 @@ from ipu_bert.ranks import ALONE
 from ipu_bert.record.metrics import Metrics
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.trainer import Trainer
+from sparse_ops.norms import NORMS
 
 IPU = ("engine.name=ipu", "train.micro_batch_size=1", "optim.lr=1e-3")
 HALF = (*IPU, "precision.compute=float16")
@@ -43,6 +45,7 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "dense": ("sparsity.method=dense",),
     "static": ("sparsity.method=static",),
     "one part": ("sparsity.updates=1",),
+    "one by one": ("sparsity.block_size=1",),
     "nothing moves": ("sparsity.pruning_ratio=0",),
     "no sparsity": ("sparsity.sparsity=0",),
     "one shape": ('sparsity.layers=["*.qkv"]',),
@@ -57,6 +60,7 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "given tokenizer": ("data.tokenizer=FINISHED/tokenizer.json",),
     "lines": ("data.line_is_sentence=true",),
     "text files": ("data.path=CORPUS/*.txt",),
+    "text of another name": ("data.path=NOTES",),
     "dump": ("data.path=DUMP",),
 }
 # Text is kept under the hash of these, whether or not anything follows from them.
@@ -69,7 +73,8 @@ def combined(tiny: Callable[..., Config], finished: Path, corpus: Path, tmp_path
     dump = tmp_path / "dump.xml"
     page = "<page><title>A</title><ns>0</ns><revision><text>Ein Wörterbuch. Zwei.</text></revision></page>"
     dump.write_text(f"<mediawiki>{page}</mediawiki>", encoding="utf-8")
-    there = {"FINISHED": str(finished), "CORPUS": str(corpus), "DUMP": str(dump)}
+    notes = Path(shutil.copy(corpus / "00.txt", tmp_path / "notes.md"))
+    there = {"FINISHED": str(finished), "CORPUS": str(corpus), "DUMP": str(dump), "NOTES": str(notes)}
 
     def make(name: str, *more: str) -> Config:
         texts = [*COMBINATIONS[name], *more]
@@ -103,6 +108,7 @@ def obeyed(config: Config) -> dict[str, Any]:
     weights = [replace(weight, sparsity=0.0) for weight in assemble.weights(config)]  # as asked for: blocks count
     sparse = [weight for weight in weights if weight.is_sparse]
     updater = assemble.make_updater(config)
+    norm = NORMS["l1"] if config.sparsity.block_size == 1 else NORMS[config.sparsity.norm]
     moves = {step: ratio for step, ratio in updater.ratios.items() if ratio} if updater else {}
     found: dict[str, Any] = {
         "loop": [vars(part) for part in (config.run, config.train, config.eval, config.checkpoint, config.log)],
@@ -110,7 +116,7 @@ def obeyed(config: Config) -> dict[str, Any]:
         "start": config.sparsity.init_pattern if sparse and model.init else None,
         "updates": (
             moves,
-            updater and replace(updater.plan, updates=0, start=0, stop=0, pruning_ratio=0, schedule=float),
+            updater and replace(updater.plan, updates=0, start=0, stop=0, pruning_ratio=0, schedule=float, norm=norm),
         )
         if moves
         else None,
@@ -211,7 +217,7 @@ def state_after_three_steps(config: Config) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", sorted({*COMBINATIONS} - {"package", "dump", "ipu, offline"}))
+@pytest.mark.parametrize("name", sorted({*COMBINATIONS} - {"package", "dump", "text of another name", "ipu, offline"}))
 def test_steps_are_the_same_with_all_that_is_idle_changed(
     name: str, combined: Callable[..., Config], values: dict[str, list[object]]
 ) -> None:
@@ -232,6 +238,7 @@ def test_a_text_is_the_same_with_all_that_is_idle_changed(combined: Callable[...
     for name, override in (
         ("dump", "data.encoding=utf-16"),
         ("dump", "data.column=x"),
+        ("text of another name", "data.column=x"),
         ("lines", "data.language=de"),
         ("package", "data.path=x"),
     ):
@@ -274,6 +281,18 @@ def test_on_the_simulator_nothing_is_kept_of_executables_and_profiles(
             ["data.path=[a.csv, b.TSV.gz, c.TXT]", "data.column=body"],
             ["data.column=body, since files of this kind have no columns"],
         ),
+        (
+            "quickstart",
+            ["data.path=[notes.md, logs/*.log.gz, page.html, book.xml]", "data.column=body"],
+            ["data.column=body, since files of this kind have no columns"],
+        ),
+        ("quickstart", ["data.path=[notes.md, texts]", "data.column=body"], []),
+        ("quickstart", ["data.path=all/*.md*", "data.column=body"], []),
+        (
+            "quickstart",
+            ["sparsity.block_size=1", "sparsity.norm=linf"],
+            ["sparsity.norm=linf, since sparsity.block_size is 1, and of one number all norms are its magnitude"],
+        ),
         ("quickstart_simulated", ["engine.kernel=torch"], ["engine.kernel=torch, since engine.name is ipu"]),
         ("quickstart", ["sparsity.method=dense"], []),
         ("quickstart_simulated", ["engine.name=torch"], []),  # its ipu.* come from configs/
@@ -281,6 +300,15 @@ def test_on_the_simulator_nothing_is_kept_of_executables_and_profiles(
 )
 def test_only_what_the_user_wrote_is_said(name: str, overrides: list[str], lines: list[str]) -> None:
     assert load_config(name, overrides).no_effect == lines
+
+
+def test_a_folder_may_hold_columns_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").mkdir()
+    (tmp_path / "rows.parquet").mkdir()
+    (tmp_path / "README").write_text("One.")
+    idle = ["data.column=body", "data.encoding=ascii"]
+    for name, said in (("texts.txt", set()), ("rows.parquet", set()), ("README", {"data.column"})):
+        assert listed(load_config("quickstart", [f"data.path={tmp_path / name}", *idle]).no_effect) == said
 
 
 def test_a_file_of_ones_own_is_the_users_and_what_a_run_wrote_down_is_not(finished: Path, tmp_path: Path) -> None:
