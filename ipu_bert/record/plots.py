@@ -267,7 +267,7 @@ def _explored_panel(axes: Axes, updates: np.ndarray, curves: UpdateCurves, densi
         _beside(axes, density, f"start\npattern:\n{_percent(density)}")
     final = _last_finite(explored)
     count = f"{len(updates)} update{'' if len(updates) == 1 else 's'}"
-    reached = "Positions" if final is None else f"{_percent(final)} of all positions"
+    reached = "Positions" if final is None else f"{_percent(final)} of a layer's positions"
     _title(axes, f"{reached} tried after {count}")
     axes.set_ylabel("explored DOF", fontsize=_SIZE)
 

@@ -97,9 +97,9 @@ class ExchangeNumbers:
 class PatternNumbers:
     """What the pattern updates did; None where there were none, or where their records do not say.
 
-    density, sparsity: shares of the sparse weights' entries. blocks: of all weights. explored_dof: share of positions
-    tried at least once. removed_new, churn, seconds_per_update: means over updates. mean_age [steps], transfers and
-    layers (by name): as the last update's record says.
+    density, sparsity: shares of the sparse weights' entries. blocks: of all weights. explored_dof: share of a weight's
+    positions tried at least once, a mean over weights of any size. removed_new, churn, seconds_per_update: means over
+    updates. mean_age [steps], transfers and layers (by name): as the last update's record says.
     """
 
     updates: int

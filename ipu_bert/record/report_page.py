@@ -352,7 +352,8 @@ def _updates(pattern: PatternNumbers) -> str:
         f"{number(pattern.updates)} pattern update{'s' if pattern.updates > 1 else ''} removed the weakest{blocks} and "
         f"put as many elsewhere, {number(pattern.moved_total)} moves in all; the number of blocks never changes. At "
         f"any time {percent(pattern.density)} of the positions hold weights; over the whole run "
-        f"{percent(pattern.explored_dof)} were tried at least once (*explored degrees of freedom*, DOF)."
+        f"{percent(pattern.explored_dof)} of a weight's positions were tried at least once, a mean over weights of any "
+        "size (*explored degrees of freedom*, DOF)."
     )
     if pattern.removed_new is not None:
         said += (

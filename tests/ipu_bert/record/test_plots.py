@@ -103,7 +103,7 @@ def test_pattern_updates_figure(tmp_path: Path) -> None:
     )
     figure = pattern_updates_figure(curves, 0.1)
     top, bottom = figure.axes
-    assert top.get_title(loc="left") == "18 % of all positions tried after 3 updates"
+    assert top.get_title(loc="left") == "18 % of a layer's positions tried after 3 updates"
     np.testing.assert_array_equal(line(top, "explored DOF"), [[1, 2, 3], [0.14, 0.17, 0.18]])
     assert set(line(top, "_start")[1]) == {0.1}
     np.testing.assert_array_equal(line(bottom, "pruning ratio")[1], [0.5, 0.25, 0.0])
@@ -114,7 +114,7 @@ def test_pattern_updates_figure(tmp_path: Path) -> None:
 
 def test_one_update_and_no_update(tmp_path: Path) -> None:
     figure = pattern_updates_figure(UpdateCurves([1], [0.5], [0.15], [None], (), ()), None)
-    assert figure.axes[0].get_title(loc="left") == "15 % of all positions tried after 1 update"
+    assert figure.axes[0].get_title(loc="left") == "15 % of a layer's positions tried after 1 update"
     saved(figure, tmp_path / "one.png")
     with pytest.raises(ValueError, match="expected at least one, found none"):
         pattern_updates_figure(UpdateCurves([], [], [], [], (), ()), None)

@@ -66,7 +66,7 @@ def test_the_page_says_what_a_newcomer_needs() -> None:
         "| backward pass | 40.0 % | `############` |",
         "| peak memory of the process | 3.00 GiB |",
         "2 pattern updates removed the weakest blocks (of 60) and put as many elsewhere, 42 moves",
-        "over the whole run 16.0 % were tried at least once",
+        "over the whole run 16.0 % of a weight's positions were tried at least once, a mean over weights of any size",
         "the next one removed 40.0 % on average",
         "![Loss over training steps](loss_curves.png)",
         "sparsity.block_size = 16",
