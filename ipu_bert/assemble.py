@@ -30,7 +30,7 @@ from ipu_bert.sizes.placement import Placement, place
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
-from sparse_ops import native
+from sparse_ops import native, openmp
 from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.schedules import SCHEDULES
 from sparse_ops.dynsparse.updater import PatternUpdater, UpdatePlan
@@ -270,10 +270,16 @@ def optimization(config: Config) -> Optimization:
     )
 
 
-def use_threads(config: Config) -> None:
-    """Let torch, and the native kernels with it, compute with as many threads as the config says."""
+def use_threads(config: Config, ranks: Ranks = ALONE) -> None:
+    """Let torch, and the native kernels with it, compute with as many threads as the config says.
+
+    Rank 0 tells where variables let them have fewer.
+    """
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
+    fewer = openmp.fewer_threads()
+    if fewer and ranks.first:
+        say(f"engine.{fewer}", sys.stderr)
 
 
 def check_share(config: Config, ranks: Ranks) -> None:
@@ -291,7 +297,7 @@ def check_share(config: Config, ranks: Ranks) -> None:
 
 def make_engine(config: Config, vocab_size: int, timer: Stopwatch, ranks: Ranks = ALONE) -> Engine:
     """The engine that the config names, with a model at its start; `compile_kernels` comes before it."""
-    use_threads(config)
+    use_threads(config, ranks)
     check_share(config, ranks)
     if config.engine.name == "ipu":
         from ipu_bert.engines.ipu.build import build_ipu_engine

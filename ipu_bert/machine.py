@@ -8,10 +8,11 @@ from typing import Any, Mapping
 import torch
 
 from ipu_bert.config import Config, as_dict
-from sparse_ops import native
+from sparse_ops import native, openmp
 from sparse_ops.processor import processor
 
-ROUNDING = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # choose torch's products
+_PRODUCTS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # choose torch's
+ROUNDING = (*_PRODUCTS, *openmp.FEWER)  # variables
 
 _ONE_RESULT = ("ipus", "optimizer_off_chip", "executable_cache", "profile_dir")  # of ipu.*: no sum depends on them
 _OF_HALF = ("automatic_loss_scale", "half_partials", "stochastic_rounding")  # of ipu.*: nothing with float32
@@ -20,8 +21,8 @@ _OF_HALF = ("automatic_loss_scale", "half_partials", "stochastic_rounding")  # o
 def conditions(config: Config) -> dict[str, str | int | float]:
     """All that the rounding of a step depends on and a resume may change: precision, and how IPUs compute, among it.
 
-    instructions: those that torch's own kernels use. environment: variables that choose torch's products. library: the
-    native kernels' sources, flags and compiler.
+    instructions: those that torch's own kernels use. environment: variables that choose torch's products, or fewer
+    threads than `threads`. library: the native kernels' sources, flags and compiler.
     """
     return {
         **_precision(config),

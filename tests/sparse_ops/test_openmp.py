@@ -162,3 +162,33 @@ def test_where_no_thread_can_be_started_none_is_asked_for(monkeypatch):
     with pytest.raises(StopIteration):
         openmp._look_for_ever()
     assert looked == [True, True]
+
+
+FEWER = """
+import torch
+from sparse_ops.openmp import fewer_threads
+for threads in (3, 2, 1):
+    torch.set_num_threads(threads)
+    print(fewer_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        ("OMP_THREAD_LIMIT=2", ["threads: expected 3, found 2: OMP_THREAD_LIMIT=2", "", ""]),
+        (
+            "OMP_MAX_ACTIVE_LEVELS=0",
+            [f"threads: expected {n}, found 1: OMP_MAX_ACTIVE_LEVELS=0" for n in (3, 2)] + [""],
+        ),
+        ("OMP_THREAD_LIMIT=9", ["", "", ""]),
+    ],
+)
+def test_a_region_of_fewer_threads_than_were_asked_for_is_told(variable, expected):
+    """torch says 3, and so did the report."""
+    if openmp.runtime() is None:
+        pytest.skip("needs an OpenMP runtime that can be asked")
+    environment = {**os.environ, **dict([variable.split("=")])}
+    command = [sys.executable, "-c", FEWER]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout.splitlines() == expected
