@@ -34,7 +34,7 @@ def test_what_a_folder_leaves_out_is_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text("\n")
     asked = corpus(source="files", paths=(str(tmp_path),), document_words=0)
     found = prepare(asked, str(tmp_path / "out"), workers=1, progress=False)
-    left, empty = found.notes
+    left, empty, _ = found.notes
     assert left.startswith(
         f"{tmp_path}: 9 of its files are not read (1 with .json, 1 with .xml, 7 with no ending): meta.json, note.xml, "
         "sub/ca00, ...; name them, or give a glob"

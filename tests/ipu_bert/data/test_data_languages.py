@@ -30,7 +30,7 @@ def test_next_sentence_labels_are_true_and_balanced(tmp_path: Path, language: st
     files = prepare(asked, str(tmp_path), workers=1, progress=False)
     quality = text_quality(files, 32)
     assert max(quality.rules, key=lambda code: quality.rules[code]) == language
-    assert quality.notes == ()
+    assert files.manifest["notes"] == []
     assert quality.pairs
     assert quality.unknown < 0.04  # letters that only the held-out documents have
     assert quality.shown > 0.4
@@ -100,7 +100,7 @@ def test_a_language_of_other_letters_is_said(monkeypatch, tmp_path: Path) -> Non
         ("ru", english, []),
         ("th", english, [said[0].replace("than en", "than th")]),
     ):
-        found = prepared(monkeypatch, tmp_path, documents, language=language).notes
+        found = prepared(monkeypatch, tmp_path, documents, language=language).manifest["notes"]
         assert [note.partition(":")[0] for note in found] == expected, language
 
 
@@ -109,13 +109,13 @@ def test_a_language_that_nobody_may_know_is_said(monkeypatch, tmp_path: Path, la
     """It gets the rules of English, by which "Am 3." is a sentence."""
     documents = [f"Am {i}. Oktober kam Dr. Müller z. B. nach Bonn. Er ging mit der Frau." for i in range(9)]
     files = prepared(monkeypatch, tmp_path / "named", documents, language=language)
-    assert files.notes == [
+    assert files.manifest["notes"] == [
         f"data.language {language} is none of those that are told apart here: it is obeyed as written, and sentencex "
         "has the rules of English for what it does not know, as de-AT for de; auto goes by the text"
     ]
     english = prepared(monkeypatch, tmp_path / "en", documents, language="en")
     assert files.manifest["splits"] == english.manifest["splits"]
-    assert prepared(monkeypatch, tmp_path, documents, language=language, line_is_sentence=True).notes == []
+    assert prepared(monkeypatch, tmp_path, documents, language=language, line_is_sentence=True).manifest["notes"] == []
 
 
 @pytest.mark.parametrize("name", ["german", "", "DE", "de_DE"])
@@ -178,4 +178,4 @@ def test_an_epoch_that_shows_little_is_said(monkeypatch, tmp_path: Path) -> None
     quality = text_quality(prepared(monkeypatch, tmp_path, documents), 16)
     assert quality.shown < 0.5
     assert any("of the tokens: sentences are longer" in line for line in quality.warnings())
-    assert TextQuality.warnings(replace(quality, shown=0.6)) == []
+    assert TextQuality.warnings(replace(quality, shown=0.6, notes=())) == []
