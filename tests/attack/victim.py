@@ -98,9 +98,12 @@ class Victim:
         self._what, self._started = what, time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
+        early = {signal.SIGTERM, signal.SIGINT}  # in the interpreter's own hooks after a fork Ctrl-C would be swallowed
+        signal.pthread_sigmask(signal.SIG_BLOCK, early)
         self.pid = os.fork()
         if self.pid == 0:
             self._be(action, root)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, early)
 
     def _be(self, action: Callable[[], int], root: Path) -> None:
         status = TRACEBACK
@@ -108,6 +111,7 @@ class Victim:
             os.setpgid(0, 0)  # Ctrl-C is for the attacker
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
             for descriptor in (1, 2):
                 os.dup2(self._printed.fileno(), descriptor)
             library, what = ctypes.CDLL(os.environ[_LIBRARY]), self._what
