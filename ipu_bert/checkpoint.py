@@ -33,7 +33,13 @@ _ASIDE = re.compile(r"\.(step_\d+)\.\d+\.(tmp|old)")
 _ALWAYS = ("format", "step", "files")
 _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
     **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
-    **{"seconds": dict, "elapsed_seconds": float, "heldout_loss": float, "skipped_in_a_row": int},
+    **{
+        "seconds": dict,
+        "elapsed_seconds": float,
+        "heldout_loss": float,
+        "heldout_batches": int,
+        "skipped_in_a_row": int,
+    },
 }
 
 _KNOWN = {*_TYPES, "config_hash", "next_batch", sealed_json.KEY}

@@ -145,7 +145,7 @@ def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ra
         mine, info = {**identity(config), **assemble.text_identity(config)}, checkpoint.read_info(start)
         check_goes_on(start, mine, info, config.train.last_step)
         done = info["step"]
-    else:
+    elif ranks.first:  # it alone has looked for a checkpoint to go on from
         check_place(config)
     found = {**assemble.plan(config, ranks), "goes_on_from": start}
     lines = [render(found)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from ipu_bert import assemble
+from ipu_bert.config import runs_of
 from ipu_bert.hub.card import CardFacts, render_card
 from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.hub.folders import CARD, push, whole_folder
@@ -56,11 +57,13 @@ def _facts(trained: TrainedModel, sparse: bool) -> CardFacts:
 
 
 def _heldout(trained: TrainedModel) -> Mapping[str, Any] | None:
-    """What the run recorded of this step, where the checkpoint is in the run's folder."""
-    metrics = trained.checkpoint.resolve().parent.parent / METRICS_FILE
-    records = read_metrics(metrics) if metrics.is_file() else []
-    found = [record for record in records if (record.get("kind"), record.get("step")) == ("eval", trained.step)]
-    return found[-1] if found else None
+    """What the run recorded of this step, where the checkpoint is in the run's folder or in one of its branches."""
+    for folder in runs_of(trained.checkpoint):
+        records = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else []
+        found = [record for record in records if (record.get("kind"), record.get("step")) == ("eval", trained.step)]
+        if found:
+            return found[-1]
+    return None
 
 
 def main(argv: list[str]) -> int:

@@ -74,5 +74,5 @@ def measure(config: Config, ranks: Ranks = ALONE, done: int = 0) -> RunTimes:
 
 def _evaluations(every: int, last: int, done: int) -> int:
     """Before the first step, at each multiple of `every`, and after the last step; those after `done` steps."""
-    due = {0, last, *(range(0, last, every) if every else ())}
-    return sum(step > done or step == done == 0 for step in due)
+    between = max(0, (last - 1) // every - done // every) if every else 0
+    return (done == 0) + between + (last > done)

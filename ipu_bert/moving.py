@@ -44,11 +44,15 @@ def copy(origin: Path, final: Path, before: Callable[[], object]) -> None:
 def copy_afar(moves: Mapping[Path, Path]) -> None:
     """Copy those sources that `move` could not rename, as they are on another disk or write-protected.
 
-    moves: from files and folders to their new paths, in folders that are there. Raises OSError, as on a full disk.
+    moves: from files and folders to their new paths, in folders that are there. Raises OSError, as on a full disk, and
+    for one that could not be removed where it is, before it is copied.
     """
-    for source, target in moves.items():
-        if not _can_be_renamed(source, target.parent):
-            copy(source, target, before=lambda: None)
+    afar = {source: target for source, target in moves.items() if not _can_be_renamed(source, target.parent)}
+    for source in afar:
+        if not os.access(source.parent, os.W_OK):
+            raise OSError(errno.EACCES, "cannot be moved, as its folder or disk is read-only", str(source))
+    for source, target in afar.items():
+        copy(source, target, before=lambda: None)
 
 
 def move(moves: Mapping[Path, Path]) -> None:

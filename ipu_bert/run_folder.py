@@ -57,15 +57,23 @@ class RunFolder:
     A new run moves an earlier one that has the same folder to NAME.1, NAME.2, ..., so nothing is lost; a run that goes
     back to an older checkpoint moves what came after it to branches/ in the folder, and one that judges by other
     batches the best checkpoint. Raises ValueError when another process is training there, or was there since it looked
-    as `found`, when the folder holds something that is not a run, or another run than the one resumed.
+    as `found`, when the folder holds something that is not a run, or another run than the one resumed. judges: how many
+    held-out batches judge the run, where the text has fewer than eval.batches.
     """
 
     def __init__(
-        self, config: Config, origin: Origin | None, unigram_entropy: float, found: Found | None = None
+        self,
+        config: Config,
+        origin: Origin | None,
+        unigram_entropy: float,
+        found: Found | None = None,
+        judges: int | None = None,
     ) -> None:
         check_packages(config.log.tensorboard, config.log.wandb)  # first: a start that is refused changes no run
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
+        self._batches = config.eval.batches
+        self._judges = self._batches if judges is None else judges
         found = found or look(self.path)
         for name in (CONFIG_FILE, METRICS_FILE, WANDB_PAGE):
             files.plain(self.path / name)
@@ -88,8 +96,8 @@ class RunFolder:
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
             if config.checkpoint.keep_best:
-                self._put_other_best_aside(config.eval.batches)
-            self._keep_one_best(config.eval.batches)
+                self._put_other_best_aside()
+            self._keep_one_best()
             if not is_own(self.path, origin.checkpoint):
                 say(f"goes on from {origin.checkpoint} in another folder, {self.path}", sys.stdout)
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
@@ -114,15 +122,15 @@ class RunFolder:
                 return {key: math.nan if value is None else value for key, value in record.items()}
         return {}
 
-    def best_loss(self, batches: int) -> float:
-        """Held-out loss of the best checkpoint, judged by so many batches.
+    def best_loss(self) -> float:
+        """Held-out loss of the best checkpoint, judged by as many batches as this run is.
 
         Infinite where there is none, or one judged by other batches, or, with a warning, a damaged one.
         """
         found = checkpoint.complete(self.best)
         try:
             info = checkpoint.read_info(found[-1][1]) if found else {}
-            return float(info.get("heldout_loss", math.inf)) if evaluated_by(info) == batches else math.inf
+            return float(info.get("heldout_loss", math.inf)) if self._is_alike(info) else math.inf
         except checkpoint.CheckpointError as error:
             say(f"no best checkpoint until the next evaluation: {error}", sys.stderr)
             return math.inf
@@ -162,12 +170,17 @@ class RunFolder:
         branch = self._to_branch(f"after_step_{step:08d}", [*report, *later, *best], records)
         say(f"went back to step {step}; what came after it is in {branch} now", sys.stdout)
 
-    def _put_other_best_aside(self, batches: int) -> None:
+    def _is_alike(self, info: Mapping[str, Any]) -> bool:
+        """Whether as many batches as judge this run judged a best one; older versions kept how many were asked for."""
+        judged = info.get("heldout_batches")
+        return evaluated_by(info) == self._batches if judged is None else bool(judged == self._judges)
+
+    def _put_other_best_aside(self) -> None:
         """Move best checkpoints that other batches judged to a place of their own: none of this run's takes theirs."""
 
         def is_other(path: Path) -> bool:
             try:
-                return evaluated_by(checkpoint.read_info(path)) != batches
+                return not self._is_alike(checkpoint.read_info(path))
             except checkpoint.CheckpointError:  # told where the best one's loss is asked for
                 return False
 
@@ -175,7 +188,7 @@ class RunFolder:
         if other:
             branch = self._to_branch("best_by_other_batches", other, None)
             say(
-                f"the best checkpoint was judged by other batches than eval.batches={batches}: it is in {branch} now",
+                f"the best checkpoint was not judged by {self._judges} batches, as this run is: it is in {branch} now",
                 sys.stdout,
             )
 
@@ -202,10 +215,10 @@ class RunFolder:
             files.sync(folder)
         return branch
 
-    def _keep_one_best(self, batches: int) -> None:
+    def _keep_one_best(self) -> None:
         """Remove all but the best of several, as a kill or an older version left them; of equal ones the newest stays.
 
-        Those that were judged by so many batches come first.
+        Those that were judged by as many batches as this run is come first.
         """
 
         def rank(path: Path) -> tuple[bool, float]:
@@ -213,7 +226,7 @@ class RunFolder:
                 info = checkpoint.read_info(path)
             except checkpoint.CheckpointError:
                 return True, math.inf
-            return evaluated_by(info) != batches, float(info.get("heldout_loss", math.inf))
+            return not self._is_alike(info), float(info.get("heldout_loss", math.inf))
 
         found = [path for _, path in reversed(checkpoint.complete(self.best))]
         if len(found) > 1:
@@ -233,7 +246,12 @@ class NoFolder:
     """What takes the place of a RunFolder on every rank but the first, which writes for all: it keeps nothing."""
 
     def __init__(
-        self, config: Config, origin: Origin | None, unigram_entropy: float, found: Found | None = None
+        self,
+        config: Config,
+        origin: Origin | None,
+        unigram_entropy: float,
+        found: Found | None = None,
+        judges: int | None = None,
     ) -> None:
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
@@ -244,7 +262,7 @@ class NoFolder:
         """None has been recorded here."""
         return {}
 
-    def best_loss(self, batches: int) -> float:
+    def best_loss(self) -> float:
         """None has been saved here."""
         return math.inf
 

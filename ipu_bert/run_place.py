@@ -127,9 +127,10 @@ def _way_on(path: Path) -> str:
 
 def records_before(origin: Origin) -> list[Record]:
     """What the run whose folder a checkpoint is in has recorded up to it; nothing of a branch, which has a part."""
-    folder = origin.checkpoint.resolve().parent
-    metrics = folder.parent / METRICS_FILE
-    if folder.name not in (CHECKPOINTS, BEST) or not metrics.exists():
+    ways = (Path(os.path.abspath(origin.checkpoint)), origin.checkpoint.resolve())  # `checkpoints` may be a link
+    runs = (way.parent.parent for way in ways if way.parent.name in (CHECKPOINTS, BEST))
+    metrics = next((run / METRICS_FILE for run in runs if (run / METRICS_FILE).exists()), None)
+    if metrics is None:
         return []
     try:
         records = split_at(read_metrics(metrics), origin.step)[0]

@@ -108,7 +108,8 @@ class Trainer:
         ValueError or OSError before the first step when the state cannot be saved.
         """
         config, first = self.config, self._ranks.first
-        with (RunFolder if first else NoFolder)(config, self._origin, self.data.unigram_entropy, self._found) as folder:
+        place = RunFolder if first else NoFolder
+        with place(config, self._origin, self.data.unigram_entropy, self._found, self._judges) as folder:
             self._started, before = time.monotonic(), self.timer.seconds
             self._try_out(folder)
             if first:
@@ -139,7 +140,7 @@ class Trainer:
     def _open(self, folder: RunFolder | NoFolder) -> None:
         """Where checkpoints go, and what is there: the newest one, and the best one's held-out loss."""
         self._checkpoints, self._best = folder.checkpoints, folder.best
-        best = folder.best_loss(self.config.eval.batches) if self.config.checkpoint.keep_best else math.inf
+        best = folder.best_loss() if self.config.checkpoint.keep_best else math.inf
         origin = str(folder.origin) if folder.origin else None
         origin, self._best_loss = self._ranks.plain_from_first([origin, best])
         self._saved = Path(origin) if origin else None  # the checkpoint of this very step
@@ -237,7 +238,8 @@ class Trainer:
         loss = means.get("mlm_loss")
         if loss is not None and self.config.checkpoint.keep_best and self.step and loss < self._best_loss:
             self._best_loss = loss
-            saved = self._write_checkpoint(metrics, self._best, keep=1, heldout_loss=self._best_loss)
+            judged = {"heldout_loss": loss, "heldout_batches": self._judges}
+            saved = self._write_checkpoint(metrics, self._best, keep=1, **judged)
             if self._ranks.first:  # one of a later step may stand there, since a killed process had taken that
                 checkpoint.keep_only(saved)
         return means

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Iterator
 
@@ -26,10 +27,13 @@ _ELSEWHERE = re.compile(r"^[A-Za-z][\w+.-]+://|^~|\$\{?\w")  # s3://..., ~nobody
 
 
 def folder_checks(config: Config) -> Iterator[str]:
-    """Folders that would be made under a name that means something elsewhere: to a shell, or as an address."""
+    """Folders that would be made under a name that means something elsewhere: to a shell, or as an address.
+
+    One that is there is as it is called, and a run in it goes on.
+    """
     for section, name in _FOLDERS:
         found = getattr(getattr(config, section), name)
-        if _ELSEWHERE.search(found):
+        if _ELSEWHERE.search(found) and not os.path.isdir(found):
             yield f"{section}.{name}: expected a local folder, as it is called, found {shortened(found)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -84,8 +85,12 @@ def _read(where: str) -> Initial:
 
 
 def runs_of(checkpoint: Path) -> list[Path]:
-    """The folders that a checkpoint's run may have: the one that it is in, and, where that is a branch, the run's."""
-    return list(checkpoint.resolve().parents)[1:4:2]
+    """The folders that a checkpoint's run may have: the one that it is in, and, where that is a branch, the run's.
+
+    First by its name, as `checkpoints` may be a link to another disk, then where it really is.
+    """
+    ways = (Path(os.path.abspath(checkpoint)), checkpoint.resolve())
+    return list(dict.fromkeys(folder for way in ways for folder in list(way.parents)[1:4:2]))
 
 
 def _of_run(tree: Any, folders: Sequence[Path]) -> Initial:

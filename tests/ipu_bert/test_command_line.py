@@ -14,9 +14,10 @@ from compiler import needs_kernels
 from run_history import SHORT, steps
 
 import run_pretraining
-from ipu_bert import checkpoint
+from ipu_bert import checkpoint, cli
 from ipu_bert.config import Config
 from ipu_bert.data import prepare
+from ipu_bert.ranks import Ranks
 from sparse_ops import native
 from sparse_ops.arguments import Parser
 
@@ -43,6 +44,21 @@ def test_readers_that_have_gone_change_nothing_of_a_run(program, tiny, tmp_path,
     assert steps(run / "checkpoints") == [2, 3]
     assert program("--dry-run") == 0
     prepare._bar("text", 1, progress=True).close()
+
+
+def test_a_rank_that_has_not_looked_for_a_checkpoint_judges_no_place(program, tmp_path, monkeypatch, capsys):
+    """After a kill just before a run's config.yaml a plan to go on was refused by rank 1 alone."""
+
+    class Second(Ranks):
+        index = 1
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    assert program("--dry-run") == 2
+    assert "found other files in it: notes.txt" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "join", Second)
+    assert program("--dry-run") == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

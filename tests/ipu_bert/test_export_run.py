@@ -209,6 +209,19 @@ def test_a_hub_that_refuses_is_one_line(finished, tmp_path, monkeypatch, capsys,
     assert (tmp_path / "exported" / "config.json").exists()  # the export itself is done
 
 
+@pytest.mark.parametrize("where", ["checkpoints", "branches/other/best"])
+def test_what_a_run_recorded_of_a_checkpoint_over_a_link_or_put_aside_is_known(where, finished, tmp_path):
+    run = tmp_path / "run"
+    step = checkpoint.find(finished)
+    shutil.copytree(step, tmp_path / "disk" / step.name)
+    (run / where).parent.mkdir(parents=True)
+    (run / where).symlink_to(tmp_path / "disk")
+    for name in ("metrics.jsonl", "tokenizer.json"):
+        shutil.copy(finished / name, run)
+    folder = export(run / where / step.name, tmp_path / "exported")
+    assert "No evaluation of this step was recorded" not in (folder / "README.md").read_text()
+
+
 def test_a_checkpoint_without_its_run_says_that_no_loss_is_known(finished, tmp_path):
     shutil.copytree(checkpoint.find(finished), tmp_path / "alone")
     folder = export(tmp_path / "alone", tmp_path / "exported")

@@ -341,6 +341,20 @@ def test_an_evaluation_by_other_batches_is_made_anew(tiny):
     assert checkpoint.read_info(best)["config"]["eval"]["batches"] == 2
 
 
+def test_other_settings_that_are_the_same_batches_leave_the_best_where_it_is(tiny, capsys):
+    """A held-out text of few batches: more of them are asked for and not found."""
+    first = tiny(*BEST, "train.stop_at=4", "eval.batches=98")
+    folder = train(first)
+    (before,) = (folder / "best").iterdir()
+    capsys.readouterr()
+    train(tiny(*BEST, "train.stop_at=4", "eval.batches=99"), newest(first))
+    assert list((folder / "best").iterdir()) == [before]
+    assert not (folder / "branches").exists()
+    info = checkpoint.read_info(before)
+    assert 2 < info["heldout_batches"] < 98
+    assert "the best checkpoint" not in capsys.readouterr().out
+
+
 def test_what_was_recorded_last_by_as_many_batches_is_an_evaluation_of_the_step(tiny):
     config = tiny(*BEST, "train.stop_at=2", "eval.batches=99")  # more than the text has: as many as there are
     folder = train(config)

@@ -412,9 +412,15 @@ def test_what_ranks_waited_is_a_share_of_their_own_time(tiny, outcomes):
     assert share < 0.1  # alone it waits for nobody
 
 
-def test_a_run_that_goes_on_in_another_folder_takes_its_records_along(tiny, tmp_path):
-    """Its report counted updates and losses since then, beside the steps of the whole run."""
-    folder = train(tiny(*SHORT))
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_run_that_goes_on_in_another_folder_takes_its_records_along(linked, tiny, tmp_path):
+    """Its report counted updates and losses since then, beside the steps of the whole run. Over a link it still did."""
+    folder = tmp_path / "run"
+    if linked:
+        folder.mkdir()
+        (tmp_path / "disk").mkdir()
+        (folder / "checkpoints").symlink_to(tmp_path / "disk")
+    assert train(tiny(*SHORT)) == folder
     moved = train(tiny(*SHORT, f"run.dir={tmp_path / 'moved'}"), folder / "checkpoints" / "step_00000004")
     assert history(moved) == history(folder)
     assert [r["step"] for r in read_metrics(moved / METRICS_FILE) if r["kind"] == "resume"] == [4]

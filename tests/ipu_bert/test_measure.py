@@ -43,6 +43,19 @@ def test_what_is_timed_and_how_it_adds_up(tiny, monkeypatch):
     assert (left.steps, left.updates, left.evaluations) == (5, 1, 2)  # an update after 9, evaluations after 10 and 11
 
 
+@pytest.mark.parametrize(
+    ("every", "last", "done", "evaluations"),
+    [(5, 11, 0, 4), (5, 11, 6, 2), (5, 10, 0, 3), (5, 10, 5, 1), (0, 10, 0, 2), (0, 10, 3, 1), (5, 10, 10, 0)],
+)
+def test_evaluations_are_counted(every, last, done, evaluations):
+    """Before the first step, after each so many and after the last; of those, what is left."""
+    assert measure._evaluations(every, last, done) == evaluations
+
+
+def test_evaluations_of_the_longest_run_are_counted_at_once():
+    assert measure._evaluations(1, 10**9, 0) == 10**9 + 1
+
+
 def test_a_run_that_goes_on_is_measured_from_there(tiny, tmp_path, capsys, blank_pictures):
     """Nine of twelve steps are made: three are left; of pattern updates after 3, 6 and 9 none."""
     tiny()

@@ -43,6 +43,19 @@ def test_a_write_protected_folder_is_moved_into_another(as_user):
     assert os.listdir(as_user) == ["other"]
 
 
+def test_what_could_not_be_removed_where_it_is_is_not_copied(tmp_path, monkeypatch):
+    """Each start of a job left one more whole copy, of a best checkpoint on a disk that was mounted read-only."""
+    source, target = folder_of(tmp_path / "disk" / "a", 0o755), tmp_path / "other" / "a"
+    target.parent.mkdir()
+    monkeypatch.setattr(moving, "_can_be_renamed", lambda *_: False)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *_, **more: path != source.parent and access(path, *_, **more))
+    with pytest.raises(OSError, match="cannot be moved, as its folder or disk is read-only") as caught:
+        moving.copy_afar({source: target})
+    assert caught.value.filename == str(source)
+    assert os.listdir(target.parent) == []
+
+
 def test_what_a_link_in_a_removed_folder_stands_for_keeps_its_rights(as_user):
     mine, doomed = folder_of(as_user / "mine", 0o555), as_user / "doomed"
     doomed.mkdir()

@@ -299,7 +299,7 @@ def test_a_best_one_by_other_batches_is_put_aside_over_links_to_another_disk(lin
     capsys.readouterr()
     RunFolder(asked, origin, unigram_entropy=6.5).__exit__(None, None, None)
     (line,) = capsys.readouterr().out.splitlines()
-    branch = Path(line.partition("eval.batches=1: it is in ")[2].partition(" now")[0])
+    branch = Path(line.partition("not judged by 1 batches, as this run is: it is in ")[2].partition(" now")[0])
     assert branch.parent == folder.path / "branches"
     assert listing(branch / "best" / "step_00000002") == before
     assert os.listdir(folder.best) == []

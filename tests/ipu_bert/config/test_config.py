@@ -111,6 +111,14 @@ def test_a_folder_that_would_be_made_under_an_address_is_refused(key, place):
     assert flat(load_config("quickstart", [f"{key}=mine$/x"]))[key] == "mine$/x"
 
 
+def test_a_folder_that_is_there_is_as_it_is_called(tmp_path, monkeypatch):
+    """A run goes on that an older version, or a name, began in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a$b").mkdir(parents=True)
+    for place in ("runs/a$b", f"{tmp_path}/runs/a$b"):
+        assert load_config("quickstart", [f"run.dir={place}"]).run.dir == place
+
+
 def test_a_name_that_is_not_there_gets_the_nearest(tmp_path):
     assert "did you mean quickstart" in errors_of("quikstart")[0]
     assert "expected a name in configs/ or a .yaml file" in errors_of(str(tmp_path / "no.yaml"))[0]

@@ -236,12 +236,17 @@ def test_a_run_of_another_sparsity_keeps_its_largest_blocks_and_more_at_random(f
         ("branches/after_step_00000001/checkpoints", "branches/after_step_00000001/checkpoints/step_00000002"),
     ],
 )
-def test_a_folder_of_a_runs_checkpoints_is_the_run(kept, named, finished, tiny, tmp_path):
-    """As `best/`, which `checkpoint.keep_best` makes, and what a run went back from."""
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_of_a_runs_checkpoints_is_the_run(linked, kept, named, finished, tiny, tmp_path):
+    """As `best/`, which `checkpoint.keep_best` makes, and what a run went back from; also as a link to another disk."""
     expected = load_model(finished).model.state_dict()
     (tmp_path / "run").mkdir()
     shutil.copy(finished / "tokenizer.json", tmp_path / "run")
-    shutil.copytree(finished / "checkpoints", tmp_path / "run" / kept)
+    place = tmp_path / "run" / kept
+    shutil.copytree(finished / "checkpoints", tmp_path / "disk" if linked else place)
+    if linked:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(tmp_path / "disk")
     config = of_model(tiny, tmp_path / "run" / named)
     assert config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
     found = starting.start(config, assemble.open_data(config, progress=False)).state
