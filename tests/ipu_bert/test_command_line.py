@@ -122,7 +122,7 @@ def planned(capsys) -> dict[str, object]:
 
 def test_the_last_of_two_values_wins_wherever_resume_stands(program, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(checkpoint, "find", lambda path: path)
-    monkeypatch.setattr(checkpoint, "read_info", lambda path: {})
+    monkeypatch.setattr(checkpoint, "read_info", lambda path: {"step": 2})
     monkeypatch.setattr("ipu_bert.cli.check_goes_on", lambda *_: None)
     for arguments in (
         ("train.stop_at=5", "--resume", "train.stop_at=4"),
