@@ -25,7 +25,7 @@ from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_place import Found, look, newest_checkpoint, of_another_folder, settle
 from ipu_bert.same_run import begun, check_goes_on
-from ipu_bert.signals import InterruptedRunError, raised
+from ipu_bert.signals import InterruptedRunError, delayed, raised
 from sparse_ops.arguments import Parser
 from sparse_ops.ends import out_of
 from sparse_ops.files import in_words
@@ -36,7 +36,9 @@ TIMED_STEPS = 10  # of --throughput
 
 def main(argv: list[str]) -> int:
     """Parse, load the config, run; every error a user can cause ends in one line a thing and an exit status above 0."""
-    options = _parser().parse_intermixed_args(_with_path(argv))
+    parser = _parser()
+    with delayed():  # what argparse restores at its end, and was stopped before it kept, is an error of its own
+        options = parser.parse_intermixed_args(_with_path(argv))
     planned = options.dry_run or options.measure
     if options.json and not (planned or options.throughput):
         return _fail("--json: expected --dry-run, --measure or --throughput with it, found none")

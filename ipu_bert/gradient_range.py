@@ -22,6 +22,7 @@ from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining, pretraining_losses
 from ipu_bert.record.metrics import dumps
+from ipu_bert.signals import delayed
 from sparse_ops.arguments import Parser, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.linear import BlockSparseLinear
@@ -173,7 +174,8 @@ def main(argv: Sequence[str]) -> int:
         "--micro-batches", type=number, default=4, metavar="N", help="how many, at most a batch's; default: 4"
     )
     parser.add_argument("--json", action="store_true", help="all tensors, as one JSON object")
-    options = parser.parse_intermixed_args(list(argv))
+    with delayed():
+        options = parser.parse_intermixed_args(list(argv))
 
     def act() -> None:
         config = load_config(options.config, options.overrides)

@@ -67,6 +67,7 @@ def test_a_rank_that_has_not_looked_for_a_checkpoint_judges_no_place(program, tm
         ("importing", "SIGINT", 130, "stopped"),
         ("importing", "SIGUSR1", 75, "stopped by SIGUSR1;"),
         ("parsing", "SIGINT", 130, "stopped"),
+        ("within argparse", "SIGINT", 130, "stopped"),
     ],
 )
 def test_a_signal_before_the_program_has_begun_is_one_line(moment, name, status, line, program, monkeypatch, capsys):
@@ -80,12 +81,19 @@ def test_a_signal_before_the_program_has_begun_is_one_line(moment, name, status,
     def parser() -> None:
         signal.raise_signal(signal.Signals[name])
 
+    def usage(_: Parser) -> str:
+        """Asked for before argparse has kept what it restores at its end: such a Ctrl-C was its traceback."""
+        signal.raise_signal(signal.Signals[name])
+        return "usage: "
+
     if moment == "importing":
         monkeypatch.delattr("ipu_bert.cli", raising=False)
         monkeypatch.delitem(sys.modules, "ipu_bert.cli", raising=False)
         monkeypatch.setattr(sys, "meta_path", [Stop(), *sys.meta_path])
-    else:
+    elif moment == "parsing":
         monkeypatch.setattr("ipu_bert.cli._parser", parser)
+    else:
+        monkeypatch.setattr(Parser, "format_usage", usage)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
     try:
         assert program() == status
