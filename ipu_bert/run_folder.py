@@ -27,12 +27,9 @@ from ipu_bert.record.metrics import (
     split_at,
     write_metrics,
 )
+from ipu_bert.run_layout import BEST, BRANCHES, CHECKPOINTS, CONFIG_FILE
 from ipu_bert.run_place import (
     ASIDE,
-    BEST,
-    BRANCHES,
-    CHECKPOINTS,
-    CONFIG_FILE,
     Found,
     Origin,
     check_as_found,
@@ -245,14 +242,7 @@ class RunFolder:
 class NoFolder:
     """What takes the place of a RunFolder on every rank but the first, which writes for all: it keeps nothing."""
 
-    def __init__(
-        self,
-        config: Config,
-        origin: Origin | None,
-        unigram_entropy: float,
-        found: Found | None = None,
-        judges: int | None = None,
-    ) -> None:
+    def __init__(self, config: Config, *_: object) -> None:
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
         self.origin = None

@@ -13,13 +13,10 @@ from typing import TextIO
 from ipu_bert import checkpoint
 from ipu_bert.config import Config
 from ipu_bert.record.metrics import METRICS_FILE, Record, as_lines, read_metrics, split_at
+from ipu_bert.run_layout import BEST, BRANCHES, CHECKPOINTS, CONFIG_FILE, ways_to
 from sparse_ops import files
 from sparse_ops.saying import say
 
-CONFIG_FILE = "config.yaml"
-CHECKPOINTS = "checkpoints"
-BEST = "best"  # the checkpoint of the lowest held-out loss
-BRANCHES = "branches"  # what came after a step that the run went back to
 ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
 _LOCK = ".lock"
 
@@ -127,8 +124,7 @@ def _way_on(path: Path) -> str:
 
 def records_before(origin: Origin) -> list[Record]:
     """What the run whose folder a checkpoint is in has recorded up to it; nothing of a branch, which has a part."""
-    ways = (Path(os.path.abspath(origin.checkpoint)), origin.checkpoint.resolve())  # `checkpoints` may be a link
-    runs = (way.parent.parent for way in ways if way.parent.name in (CHECKPOINTS, BEST))
+    runs = (way.parent.parent for way in ways_to(origin.checkpoint) if way.parent.name in (CHECKPOINTS, BEST))
     metrics = next((run / METRICS_FILE for run in runs if (run / METRICS_FILE).exists()), None)
     if metrics is None:
         return []

@@ -65,7 +65,7 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def delayed() -> Iterator[None]:
-    """A signal waits until this has been done: a process that is begun here is known to who stops it then."""
+    """A signal waits until this has been done, as beginning a process and noting it for who stops it then."""
     with noted() as request:
         yield
     if request.number:

@@ -22,6 +22,7 @@ ORDER = [
     "hub_files",
     "data",
     "sizes",
+    "run_layout",
     "config",
     "machine",
     "record",

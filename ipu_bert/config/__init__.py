@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ipu_bert.config.begun import Begun
-from ipu_bert.config.initial import runs_of
 from ipu_bert.config.load import from_dict, load_config, not_as_written
 from ipu_bert.config.plain import as_dict, config_hash, identity
 from ipu_bert.config.reference import reference_page
@@ -22,5 +21,4 @@ __all__ = [
     "load_config",
     "not_as_written",
     "reference_page",
-    "runs_of",
 ]

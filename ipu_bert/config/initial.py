@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,6 +11,7 @@ from ipu_bert.config.build import build
 from ipu_bert.config.written import ConfigError, Written, read
 from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import read_object
+from ipu_bert.run_layout import CHECKPOINTS, CONFIG_FILE, runs_of
 from ipu_bert.settings import Config
 from ipu_bert.sizes.config_json import shape_from_config
 
@@ -69,9 +69,9 @@ def over_sizes(config: Config, written: Written, initial: Initial, where: str) -
 def _read(where: str) -> Initial:
     """From a config.json, or from what a run, a branch, a checkpoint of them or a folder of these says of itself."""
     folder = Path(where)
-    if (folder / "config.yaml").is_file():
-        return _of_run(read(folder / "config.yaml").tree, [folder])
-    several = (sorted(folder.glob(f"{place}step_*/state.json"), reverse=True) for place in ("", "checkpoints/"))
+    if (folder / CONFIG_FILE).is_file():
+        return _of_run(read(folder / CONFIG_FILE).tree, [folder])
+    several = (sorted(folder.glob(f"{place}step_*/state.json"), reverse=True) for place in ("", f"{CHECKPOINTS}/"))
     state = next((path for path in (folder / "state.json", *chain(*several)) if path.is_file()), None)
     if state is not None:
         return _of_run(read_object(state).get("config", {}), runs_of(state.parent))
@@ -82,15 +82,6 @@ def _read(where: str) -> Initial:
     names = [str(folder / name) for name in _TOKENIZERS if (folder / name).is_file()]
     data = {"tokenizer": names[0] if names else where, "vocab_size": shape.vocab_size}
     return Initial({key: getattr(shape, key) for key in FOLLOWING}, data)
-
-
-def runs_of(checkpoint: Path) -> list[Path]:
-    """The folders that a checkpoint's run may have: the one that it is in, and, where that is a branch, the run's.
-
-    First by its name, as `checkpoints` may be a link to another disk, then where it really is.
-    """
-    ways = (Path(os.path.abspath(checkpoint)), checkpoint.resolve())
-    return list(dict.fromkeys(folder for way in ways for folder in list(way.parents)[1:4:2]))
 
 
 def _of_run(tree: Any, folders: Sequence[Path]) -> Initial:

@@ -16,7 +16,7 @@ from ipu_bert.config import load_config
 from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
-from ipu_bert.run_place import CONFIG_FILE
+from ipu_bert.run_layout import CONFIG_FILE
 from ipu_bert.signals import delayed, stop
 from ipu_bert.sizes.flops import sequence_flops
 from ipu_bert.sizes.shape import bert_shape

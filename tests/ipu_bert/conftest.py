@@ -12,8 +12,10 @@ from typing import Callable, Iterator
 
 import pytest
 import yaml
+from run_history import SHORT
 from small_runs import tiny_settings
 
+import run_pretraining
 from ipu_bert.config import Config, from_dict, load_config
 from ipu_bert.engines.simulator import executor
 from ipu_bert.trainer import Trainer
@@ -48,6 +50,13 @@ def _free_device() -> Iterator[None]:
 def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process write empty pictures: rendering a run's three takes longer than all else that it does."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: Path(file).touch())
+
+
+@pytest.fixture
+def program(tiny: Callable[..., Config], tmp_path: Path) -> Callable[..., int]:
+    """The command line of a short run of `tiny_settings`; call it with overrides and options."""
+    tiny()
+    return lambda *arguments: run_pretraining.main(["--config", str(tmp_path / "tiny.yaml"), *SHORT, *arguments])
 
 
 @pytest.fixture

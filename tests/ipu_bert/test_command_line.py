@@ -7,15 +7,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Callable
 
 import pytest
 from compiler import needs_kernels
-from run_history import SHORT, steps
+from run_history import steps
 
 import run_pretraining
 from ipu_bert import checkpoint, cli
-from ipu_bert.config import Config
 from ipu_bert.data import prepare
 from ipu_bert.ranks import Ranks
 from sparse_ops import native
@@ -23,11 +21,6 @@ from sparse_ops.arguments import Parser
 
 ROOT = Path(run_pretraining.__file__).parent
 pytestmark = pytest.mark.usefixtures("blank_pictures")
-
-
-@pytest.fixture
-def program(tiny: Callable[..., Config], tmp_path: Path) -> Callable[..., int]:
-    return lambda *arguments: run_pretraining.main(["--config", str(tmp_path / "tiny.yaml"), *SHORT, *arguments])
 
 
 def test_readers_that_have_gone_change_nothing_of_a_run(program, tiny, tmp_path, monkeypatch):

@@ -253,6 +253,15 @@ def test_a_folder_of_a_runs_checkpoints_is_the_run(linked, kept, named, finished
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
+def test_a_tokenizer_above_a_run_is_not_its_own(finished, tiny, tmp_path):
+    """Of a run of an older version, which kept none, the folder's above would be taken unsaid."""
+    shutil.copy(finished / "tokenizer.json", tmp_path)
+    place = tmp_path / "runs" / "old" / "checkpoints"
+    shutil.copytree(finished / "checkpoints", place)
+    with pytest.raises(ConfigError, match=r"old: expected a run with its tokenizer\.json, found none"):
+        of_model(tiny, place)
+
+
 def test_another_engine_starts_from_a_run(finished, tiny):
     ipu = ("engine.name=ipu", "precision.compute=float16", "train.micro_batch_size=1", "train.stop_at=1")
     trainer = Trainer(of_model(tiny, finished, *ipu))
