@@ -55,6 +55,8 @@ def test_products(b: int, features: int, seed: int) -> None:
     check(lambda x: [native.forward(x, values, index, bias)], [x])
     check(lambda x: list(native.forward_gelu(x, values, index, bias, True)), [x])
     check(lambda dy: [native.grad_input(dy, values, index)], [x])
+    factor = torch.randn(x.shape, generator=generator)
+    check(lambda dy, factor: [native.grad_input(dy, values, index, factor)], [x, factor])
 
 
 def test_the_end_of_a_layer(seed: int) -> None:

@@ -47,6 +47,7 @@ static void add_norm_rows(const AddNormCall& call, int64_t first, int64_t last) 
         }
         call.statistics[2 * row] = mean, call.statistics[2 * row + 1] = scale;
     }
+    past_caches_done();
 }
 
 static void add_norm(const AddNormCall& call, int64_t first, int64_t last) {
@@ -59,6 +60,8 @@ static void add_norm_gradient_rows(const AddNormGradientCall& call, int64_t firs
                                    float* dbias) {
     const int64_t n = call.features;
     const float share = 1.0f / (float)n;
+    const bool past_caches =
+        goes_past_caches(call.dx, n, call.tokens * n) && goes_past_caches(call.dresidual, n, call.tokens * n);
     for (int64_t row = first; row < last; ++row) {
         const float *dy = call.dy + row * n, *sum = call.sum + row * n;
         float* dresidual = call.dresidual + row * n;
@@ -75,10 +78,11 @@ static void add_norm_gradient_rows(const AddNormGradientCall& call, int64_t firs
         for (int64_t j = 0; j < n; j += W) {
             const V normed = (load(sum + j) - mean) * scale;
             const V ds = (load(dy + j) * load(call.weight + j) - g_mean - normed * g_along) * scale;
-            store(dresidual + j, ds);
-            if constexpr (dropout) store(call.dx + row * n + j, ds * kept<true>(call.dropout, row * n + j));
+            put(dresidual + j, ds, past_caches);
+            if constexpr (dropout) put(call.dx + row * n + j, ds * kept<true>(call.dropout, row * n + j), past_caches);
         }
     }
+    past_caches_done();
 }
 
 static void add_norm_gradient(const AddNormGradientCall& call, int64_t first, int64_t last, float* dweight,

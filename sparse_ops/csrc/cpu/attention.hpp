@@ -94,14 +94,15 @@ struct Head {
     const int64_t block = kQueries + kTileSlack;
     float *mask, *q, *q_panels, *keys_t, *k_panels, *v, *scores;  // v: panels; backward, of the transpose
     float *dout, *dout_panels, *dscores, *dq, *dk, *dv;
-    int64_t number = 0;
+    int64_t number = 0, coming;  // this head and the thread's next, among all
     const float* qkv = nullptr;
 
     explicit Head(const Attention& job)
         : job(job),
           row(3 * job.heads * job.width),
           keys(rounded_up(job.length, W)),
-          stride((rounded_up(job.length, 16) / 16 | 1) * 16) {
+          stride((rounded_up(job.length, 16) / 16 | 1) * 16),
+          coming(draw()) {
         const int64_t d = rounded_up(job.width, kTileLanes), s = rounded_up(job.length, kTileLanes) + kTileSlack;
         const int64_t sizes[] = {s,         block * d, block * d,      s * d,     s * d, s * d, block * stride,
                                  block * d, block * d, block * stride, block * d, s * d, s * d};
@@ -114,17 +115,28 @@ struct Head {
         for (int i = 0; i < kParts; ++i) *parts[i] = at, at += rounded_up(sizes[i], 16) + 16;
     }
 
+    int64_t draw() const { return __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED); }
     bool next() {
-        number = __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED);
-        if (number >= job.batch * job.heads) return false;
-        qkv = job.qkv + offset(3);
+        if (coming >= job.batch * job.heads) return false;
+        number = coming, coming = draw();
+        qkv = job.qkv + place(number, 0, 3);
         const bool* seen = job.seen + number / job.heads * job.length;
         for (int64_t j = 0; j < keys; ++j) mask[j] = j < job.length && seen[j] ? 0 : -__builtin_inff();
         return true;
     }
-    // Of this head's first token in a tensor of `parts` times as many features as the result.
-    int64_t offset(int64_t parts) const {
-        return (number / job.heads * job.length * parts * job.heads + number % job.heads) * job.width;
+    // Of a head's token in a tensor of `parts` times as many features as the result.
+    int64_t place(int64_t head, int64_t token, int64_t parts) const {
+        return ((head / job.heads * job.length + token) * parts * job.heads + head % job.heads) * job.width;
+    }
+    // Ask for what the coming head has at a token, while this one computes and waits for no memory.
+    void ask(int64_t token) const {
+        if (coming >= job.batch * job.heads) return;
+        const float* from = job.qkv + place(coming, token, 3);
+        const float* dout = job.dout ? job.dout + place(coming, token, 1) : nullptr;
+        for (int64_t d = 0; d < job.width; d += 16) {
+            for (int part = 0; part < 3; ++part) __builtin_prefetch(from + part * job.heads * job.width + d, 0, 2);
+            if (dout) __builtin_prefetch(dout + d, 0, 2);
+        }
     }
     // part: 0 queries, 1 keys, 2 values.
     Rows rows_of(int part, int64_t first, int64_t count) const {
@@ -157,6 +169,7 @@ static void softmax_rows(const Head& head, int64_t row, int64_t count, float* ke
     for (int64_t i = 0; i < count; ++i) {
         float* const scores = head.scores + i * head.stride;
         const V top = broadcast(kept[2 * i]);
+        head.ask((row + i) % head.job.length);
         V sum = {};
         for (int64_t j = 0, keys = head.keys; j < keys; j += W) {
             V p = power_of_two(load(scores + j) - top);
@@ -185,7 +198,7 @@ static void attention_head(const Head& head) {
         softmax_rows<DROPOUT>(head, head.number * length + first, count, kept);
         for (int64_t i = 0; i < count; ++i) factors[i] = kept[2 * i + 1] * job.dropout.scale;
         multiply<Lies::kRows>({head.scores, head.stride, head.v, head.dq, width, nullptr, 0, count, width / W, length});
-        unpack(head.dq, factors, 1, count, width, job.out + head.offset(1) + first * lines, lines, past_caches);
+        unpack(head.dq, factors, 1, count, width, job.out + head.place(head.number, first, 1), lines, past_caches);
     }
 }
 
@@ -197,6 +210,7 @@ static void gradient_rows(const Head& head, int64_t row, int64_t count, const fl
     for (int64_t i = 0; i < count; ++i) {
         float *const scores = head.scores + i * head.stride, *const dscores = head.dscores + i * head.stride;
         const float top = kept[2 * i], inverse = kept[2 * i + 1];
+        head.ask((row + i) % head.job.length);
         V sum = {};
         for (int64_t j = 0, keys = head.keys; j < keys; j += W) {
             V p = power_of_two(load(scores + j) - top) * inverse, dp = load(dscores + j);
@@ -230,14 +244,15 @@ static void gradient_head(const Head& head) {
     const Attention& job = head.job;
     const int64_t length = job.length, width = job.width, lines = job.heads * width;
     const float factor = job.dropout.scale * head.scale();
-    float* const out = job.out + head.offset(3);
+    float* const out = job.out + head.place(head.number, 0, 3);
+    const bool past_caches = goes_past_caches(job.out, head.row, job.batch * length * head.row);
     pack_transposed(head.rows_of(1, 0, length), head.scale() * kLog2e, head.keys_t);
     pack_panels(head.rows_of(1, 0, length), head.k_panels);
     pack_transposed(head.rows_of(2, 0, length), 1, head.v);
     for (int64_t first = 0; first < length; first += kQueries) {
         const int64_t count = length - first < kQueries ? length - first : kQueries, vectors = width / W;
         const Rows queries = head.rows_of(0, first, count);
-        const Rows dout = {job.dout + head.offset(1) + first * lines, lines, count, width};
+        const Rows dout = {job.dout + head.place(head.number, first, 1), lines, count, width};
         pack_rows(queries, head.q), pack_panels(queries, head.q_panels);
         pack_rows(dout, head.dout), pack_panels(dout, head.dout_panels);
         float *const p = head.scores, *const ds = head.dscores;
@@ -250,10 +265,10 @@ static void gradient_head(const Head& head) {
         multiply<Lies::kColumns>({ds, head.stride, head.q_panels, head.dk, width, first > 0 ? head.dk : nullptr, width,
                                   length, vectors, count});
         multiply<Lies::kRows>({ds, head.stride, head.k_panels, head.dq, width, nullptr, 0, count, vectors, length});
-        unpack(head.dq, &factor, 0, count, width, out + first * head.row, head.row, false);
+        unpack(head.dq, &factor, 0, count, width, out + first * head.row, head.row, past_caches);
     }
-    unpack(head.dk, &factor, 0, length, width, out + lines, head.row, false);
-    unpack(head.dv, &job.dropout.scale, 0, length, width, out + 2 * lines, head.row, false);
+    unpack(head.dk, &factor, 0, length, width, out + lines, head.row, past_caches);
+    unpack(head.dv, &job.dropout.scale, 0, length, width, out + 2 * lines, head.row, past_caches);
 }
 
 static void attention(const Attention& job) {
@@ -265,6 +280,7 @@ static void attention(const Attention& job) {
         else
             dropout ? attention_head<true>(head) : attention_head<false>(head);
     }
+    past_caches_done();
 }
 
 }  // namespace SPARSE_OPS_LEVEL

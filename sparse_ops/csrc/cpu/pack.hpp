@@ -54,7 +54,7 @@ struct Target {
           factor(job.gelu ? nullptr : (const T*)job.slope),
           stride(job.n_out),
           gelu(job.gelu),
-          past_caches(!job.transposed && goes_past_caches(y, stride, job.tokens * stride) &&
+          past_caches(goes_past_caches(y, stride, job.tokens * stride) &&
                       goes_past_caches(slope, stride, job.tokens * stride)) {}
     Target at(int64_t token, int64_t feature) const {
         int64_t offset = token * stride + feature;
@@ -67,12 +67,11 @@ struct Target {
     // Ask for the lines that will be written or read for tokens [first, last): a store that misses holds up all after
     // it.
     void claim(int64_t first, int64_t last) const {
-        if (past_caches) return;
-        for (int64_t t = first; t < last; ++t) {
+        for (int64_t t = first; !past_caches && t < last; ++t) {
             __builtin_prefetch(y + t * stride, 1, 3);
             if (slope) __builtin_prefetch(slope + t * stride, 1, 3);
-            if (factor) __builtin_prefetch(factor + t * stride, 0, 3);
         }
+        for (int64_t t = first; factor && t < last; ++t) __builtin_prefetch(factor + t * stride, 0, 3);
     }
 };
 

@@ -235,6 +235,7 @@ static void product_blocks(const Product& job) {
                                 share.last_row, ahead, packed, panel, sums, stage);
         last_panel = share.index;
     }
+    past_caches_done();
 }
 
 // NV vectors of tokens, and a chunk of them of so many KB.

@@ -30,10 +30,11 @@ struct bf16 {
 INLINE V load(const float* p) { return *(const VU*)p; }
 INLINE void store(float* p, V v) { *(VU*)p = v; }
 
-// Results of a forward pass, which are kept for the backward pass, go past the caches where a vector is a whole cache
-// line: the line is then not fetched before it is written, which takes two thirds of the time of writing (Emerald
-// Rapids: 13 against 39 GB/s). Those of fewer floats than this do not, as they may still be in a cache when they are
-// read. What orders them before all that follows is the locked instruction with which a thread draws its next part.
+// Large results go past the caches where a vector is a whole cache line: the line is then not fetched before it is
+// written, which takes two thirds of the time of writing (Emerald Rapids: 13 against 39 GB/s), and who reads it next, a
+// pass over more than the caches hold, waits no longer for it. Those of fewer floats than this do not, as they may
+// still be in a cache when they are read. A thread that has written any ends with `past_caches_done`, which orders them
+// before all that follows.
 constexpr int64_t kPastCaches = 2 << 20;
 constexpr bool kVectorIsLine = W == 16;
 // Whether `count` floats from p on, in rows `stride` apart, do so; of null there is nothing to write.
@@ -48,6 +49,12 @@ INLINE void put(float* p, V v, bool past_caches) {
 #endif
     (void)past_caches;
     store(p, v);
+}
+
+INLINE void past_caches_done() {
+#if SPARSE_OPS_LANES == 16 && defined(__AVX512F__)
+    _mm_sfence();
+#endif
 }
 
 INLINE V broadcast(float s) { return s - V{}; }
