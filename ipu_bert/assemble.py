@@ -273,11 +273,11 @@ def optimization(config: Config) -> Optimization:
 def use_threads(config: Config, ranks: Ranks = ALONE) -> None:
     """Let torch, and the native kernels with it, compute with as many threads as the config says.
 
-    Rank 0 tells where variables let them have fewer.
+    Rank 0 tells where variables let them have fewer, with which they then compute.
     """
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    fewer = openmp.fewer_threads()
+    fewer = openmp.settle_threads()
     if fewer and ranks.first:
         say(f"engine.{fewer}", sys.stderr)
 

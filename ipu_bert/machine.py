@@ -8,11 +8,10 @@ from typing import Any, Mapping
 import torch
 
 from ipu_bert.config import Config, as_dict
-from sparse_ops import native, openmp
+from sparse_ops import native
 from sparse_ops.processor import processor
 
-_PRODUCTS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # choose torch's
-ROUNDING = (*_PRODUCTS, *openmp.FEWER)  # variables
+PRODUCTS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # variables
 
 _ONE_RESULT = ("ipus", "optimizer_off_chip", "executable_cache", "profile_dir")  # of ipu.*: no sum depends on them
 _OF_HALF = ("automatic_loss_scale", "half_partials", "stochastic_rounding")  # of ipu.*: nothing with float32
@@ -21,8 +20,8 @@ _OF_HALF = ("automatic_loss_scale", "half_partials", "stochastic_rounding")  # o
 def conditions(config: Config) -> dict[str, str | int | float]:
     """All that the rounding of a step depends on and a resume may change: precision, and how IPUs compute, among it.
 
-    instructions: those that torch's own kernels use. environment: variables that choose torch's products, or fewer
-    threads than `threads`. library: the native kernels' sources, flags and compiler.
+    instructions: those that torch's own kernels use. environment: variables that choose torch's products. threads: as
+    many as there are (openmp.settle_threads). library: the native kernels' sources, flags and compiler.
     """
     return {
         **_precision(config),
@@ -30,7 +29,7 @@ def conditions(config: Config) -> dict[str, str | int | float]:
         "processor": processor(),
         "torch": torch.__version__,
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "environment": " ".join(f"{name}={os.environ[name]}" for name in ROUNDING if name in os.environ) or "none",
+        "environment": " ".join(f"{name}={os.environ[name]}" for name in PRODUCTS if name in os.environ) or "none",
         "threads": torch.get_num_threads(),
         "kernel": _kernel(config),
         "library": native.fingerprint() if _kernel(config).startswith("native") else "none",

@@ -22,7 +22,7 @@ import torch
 SECONDS = 1.0  # between two looks
 # Seconds that threads wait for cores in one second: 0.01 to 0.02 in training alone, 0.6 to 1.2 beside one busy process.
 CROWDED = 0.1
-FEWER = ("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS")  # variables: fewer threads than were asked for
+_FEWER = ("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS")  # variables: fewer threads than were asked for
 _SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
@@ -55,16 +55,23 @@ def parallel_address() -> int | None:
     return None if found is None else ctypes.cast(found[1].GOMP_parallel, ctypes.c_void_p).value
 
 
-def fewer_threads() -> str:
-    """A line where variables let a parallel region have fewer threads than torch asks for; empty where it has them."""
+def settle_threads() -> str:
+    """Let torch ask for as many threads as it gets; a line where variables let it have fewer than it would.
+
+    oneDNN's bfloat16 products leave rows uncomputed where a team is smaller than torch said.
+    """
     found = runtime()
     ran: list[None] = []
-    variables = [f"{name}={os.environ[name]}" for name in FEWER if name in os.environ]
+    variables = [f"{name}={os.environ[name]}" for name in _FEWER if name in os.environ]
     if found is None or not variables:
         return ""
+    found[1].omp_set_dynamic(0)  # a team that shrinks and grows with the machine's load
     asked, count = torch.get_num_threads(), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(ran.append)
     found[1].GOMP_parallel(ctypes.cast(count, ctypes.c_void_p), None, asked, 0)
-    return f"threads: expected {asked}, found {len(ran)}: {' '.join(variables)}" if len(ran) < asked else ""
+    if len(ran) == asked:
+        return ""
+    torch.set_num_threads(len(ran))
+    return f"threads: expected {asked}, found {len(ran)}: {' '.join(variables)}"
 
 
 @functools.lru_cache(maxsize=None)

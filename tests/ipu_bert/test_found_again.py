@@ -304,16 +304,6 @@ def test_whatever_changes_rounding_is_a_condition(tiny, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", ["OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS"])
-def test_whatever_changes_how_many_threads_run_is_a_condition(name, tiny, monkeypatch):
-    """torch says how many it asks for."""
-    monkeypatch.delenv(name, raising=False)
-    before = json.loads(json.dumps(machine.conditions(tiny())))
-    assert before["environment"] == "none"  # as in checkpoints from before these were asked for
-    monkeypatch.setenv(name, "1")
-    assert machine.changed(before, machine.conditions(tiny())) == [f"environment: {name}=1, before none"]
-
-
 def test_the_native_library_is_a_condition_of_dense_runs_too(tiny, monkeypatch):
     """Their attention is in it."""
     monkeypatch.setattr("sparse_ops.native.available", lambda: True)
