@@ -94,7 +94,7 @@ def make_room(path: Path, found: Found) -> None:
     folder = path.resolve()  # what a link stands for is moved, and stays on its disk
     with hold(path) as lock:  # nobody may be training there, or begin to before it is moved
         check_as_found(path, found)
-        if folder in (Path.cwd(), *Path.cwd().parents):
+        if files.is_worked_in(folder):
             raise _not_moved(path, "the one that this program works in")
         if os.name == "nt":  # no folder with an open file can be moved there, and a lock is none (sparse_ops/files.py)
             lock.close()

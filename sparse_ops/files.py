@@ -58,6 +58,13 @@ def there(path: str) -> str:
     return os.path.realpath(path) if os.pardir in Path(path).parts and not os.path.exists(path) else path
 
 
+def is_worked_in(folder: Path) -> bool:
+    """Whether this process works in a folder, or below it: moved, it would take along whoever called this program."""
+    with suppress(FileNotFoundError):  # the one that it works in is gone
+        return folder.resolve() in (Path.cwd(), *Path.cwd().parents)
+    return False
+
+
 @contextmanager
 def usual_mode(path: str | os.PathLike[str]) -> Iterator[None]:
     """Whom open() would let read a file may read the one that the block writes: safetensors lets its owner alone."""

@@ -13,7 +13,7 @@ import psutil
 
 from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import one_line
-from sparse_ops.files import known_as, naming, sync
+from sparse_ops.files import is_worked_in, known_as, naming, sync
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
@@ -24,8 +24,9 @@ _NAMES = {WEIGHTS, CONFIG, CARD, PREDICTIONS, MEASURES, *TOKENIZER_FILES}
 def check_place(final: Path) -> None:
     """Raises ValueError where a model's folder cannot go, and OSError where none can be made, as on a read-only disk.
 
-    It cannot where `final` is a file, is below one, is a mount point, is not UTF-8 or holds other files than those of a
-    whole model: a README.md or vocab.txt alone is the user's. Whatever takes long is not begun for such a place.
+    It cannot where `final` is a file, is below one, is a mount point, is not UTF-8, is what this program works in or
+    holds other files than those of a whole model: a README.md or vocab.txt alone is the user's. Whatever takes long is
+    not begun for such a place.
     """
     wanted = "expected a new or empty folder or an earlier model's"
     if not is_unicode(str(final)):
@@ -35,6 +36,8 @@ def check_place(final: Path) -> None:
     if not there.is_dir():
         where = "a file" if there == real else f"{there}, which is no folder"
         raise ValueError(f"{final}: {wanted}, found {where}")
+    if is_worked_in(real):  # a new one takes its name: the shell would stand in one that is removed
+        raise ValueError(f"{final}: {wanted}, found the one that this program works in; name a folder in it")
     # Of the real one: `new/../old` is not there before `new` is, but is `old`.
     names = {path.name for path in real.iterdir()} if real.exists() else set()
     others = sorted(names - _NAMES if {WEIGHTS, CONFIG} <= names else names)

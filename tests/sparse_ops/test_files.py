@@ -184,3 +184,16 @@ def test_a_system_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.warns(UserWarning, match="no file locks here"):
         files.lock(tmp_path / ".lock", wait=True).close()
+
+
+def test_where_this_process_works_is_known_also_when_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a")
+    for path, expected in ((tmp_path, True), (Path("."), True), (tmp_path / "link", True), (Path("b"), False)):
+        assert files.is_worked_in(path) == expected
+    monkeypatch.chdir("b")
+    os.rmdir(tmp_path / "a" / "b")
+    assert not files.is_worked_in(tmp_path)

@@ -71,6 +71,26 @@ def test_a_file_of_the_users_that_a_model_would_have_too_is_not_replaced(name: s
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", [".", "..", "../../link"])
+def test_the_folder_that_the_program_works_in_is_not_replaced(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`export_run RUN .` left the shell in a folder that was removed, and named no file of the new one."""
+    here = tmp_path / "model" / "vocab.txt"  # by its name a model's file
+    here.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    (here.parent / "model.safetensors").touch()
+    (here.parent / "config.json").touch()
+    message = f"^{re.escape(place)}: expected .*, found the one that this program works in; name a folder in it$"
+    with pytest.raises(ValueError, match=message), whole_folder(Path(place)):
+        pass
+    assert os.listdir(tmp_path) == os.listdir("../..")
+    with whole_folder(Path("new")) as aside:
+        (aside / "config.json").touch()
+    assert os.listdir(here) == ["new"]
+
+
 def test_what_a_killed_process_left_goes_and_the_model_that_it_had_moved_aside_comes_back(tmp_path: Path) -> None:
     """Killed between the renames, it left no model under the name; killed while it wrote, gigabytes for ever."""
     killed = subprocess.Popen([sys.executable, "-c", ""])
