@@ -21,6 +21,7 @@ from torch import Tensor
 from ipu_bert import moving, sealed_json
 from ipu_bert.config.values import is_unicode
 from ipu_bert.json_file import is_count, read_object
+from ipu_bert.run_layout import CHECKPOINTS
 from ipu_bert.stopwatch import PHASES
 from sparse_ops.files import known_as, naming, sha256_of, sync, usual_mode
 
@@ -257,16 +258,18 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
 def find(where: Path) -> Path:
     """The checkpoint that a path means: itself, or the newest complete one of a run or of a checkpoints folder.
 
+    What a run saves is in its checkpoints/ alone: a copy that somebody keeps beside that is none of the run's.
     Raises CheckpointError when there is none, or the path is not UTF-8, which safetensors needs.
     """
     if not is_unicode(str(where)):
         raise CheckpointError(f"checkpoint {str(where)!r}: expected a path in UTF-8, found other bytes")
-    if (where / STATE).is_file():
+    own = where / CHECKPOINTS
+    is_run = own.is_dir() or own.is_symlink()
+    if (where / STATE).is_file() and not is_run:
         return where
-    for folder in (where, where / "checkpoints"):
-        found = complete(folder)
-        if found:
-            return found[-1][1]
+    found = complete(own if is_run else where)
+    if found:
+        return found[-1][1]
     raise CheckpointError(f"checkpoint: expected {where} to be or to hold a complete checkpoint, found none")
 
 

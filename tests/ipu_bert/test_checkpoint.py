@@ -52,6 +52,24 @@ def test_a_path_means_itself_a_run_or_its_checkpoints(tmp_path):
         checkpoint.find(tmp_path / "elsewhere")
 
 
+def test_a_copy_that_is_kept_beside_a_runs_checkpoints_is_none_of_them(tmp_path):
+    """It was taken for the newest of the run, by evaluate, export and model.init, and --resume was refused for ever."""
+    old, newest = (save(tmp_path / "checkpoints", step) for step in (2, 4))
+    shutil.copytree(old, tmp_path / old.name)
+    assert checkpoint.find(tmp_path) == newest
+    shutil.copytree(old, tmp_path, dirs_exist_ok=True)  # what is in it, without its folder
+    assert checkpoint.find(tmp_path) == newest
+    assert checkpoint.find(tmp_path / old.name) == tmp_path / old.name
+    shutil.rmtree(newest)
+    shutil.rmtree(old)
+    with pytest.raises(CheckpointError, match=r"expected .* to be or to hold a complete checkpoint, found none"):
+        checkpoint.find(tmp_path)
+    os.rmdir(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(OSError, match="is its disk mounted"):
+        checkpoint.find(tmp_path)
+
+
 def test_one_that_a_running_run_removes_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
     """A newer one is there then; a run that is always faster is given up, and damage is damage."""
     save(tmp_path, 1)

@@ -23,6 +23,7 @@ from ipu_bert.record.metrics import read_metrics
 from ipu_bert.run_folder import RunFolder
 from ipu_bert.sealed_json import sealed
 from ipu_bert.signals import InterruptedRunError
+from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -99,6 +100,19 @@ def test_a_run_that_begins_from_another_one_has_its_records_whenever_it_is_kille
     folder = train(config, found or origin)
     assert [r["step"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert steps(folder / "checkpoints") == [4, 6]
+
+
+def test_a_copy_of_a_checkpoint_in_the_runs_folder_does_not_keep_it_from_going_on(tiny):
+    """Refused for ever, as the copy was taken for what the run goes on from, which is in no folder of its own."""
+    config = tiny(*SHORT)
+    folder = train(tiny(*SHORT, "train.stop_at=4"))
+    copy = shutil.copytree(folder / "checkpoints" / "step_00000002", folder / "step_00000002")
+    for resume in ("auto", "latest"):
+        assert cli._start(config, resume, ALONE)[0] == folder / "checkpoints" / "step_00000004"
+    assert load_model(folder).step == 4
+    assert load_model(copy).step == 2
+    assert steps(train(config, newest(config)) / "checkpoints") == [2, 4, 6]
+    assert copy.is_dir()
 
 
 def test_records_of_somebody_else_are_no_new_folder(tiny, tmp_path):
