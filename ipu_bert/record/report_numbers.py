@@ -137,6 +137,8 @@ class Report:
 
 def build_report(records: Records, outcome: RunOutcome) -> Report:
     """The report of a run from its records, in order, and from how it ended."""
+    recorded_from = int(records[0]["step"]) if records and records[0]["kind"] == "resume" else 0
+    unmoved = not recorded_from or outcome.config.sparsity.method == "static"  # where no update is recorded
     return Report(
         outcome,
         tuple(record["step"] for record in of_kind(records, "skip")),
@@ -144,8 +146,8 @@ def build_report(records: Records, outcome: RunOutcome) -> Report:
         throughput(records, outcome),
         time_share(outcome.seconds, outcome.elapsed_seconds),
         exchange_numbers(outcome),
-        pattern_numbers(records, outcome.parameters),
-        int(records[0]["step"]) if records and records[0]["kind"] == "resume" else 0,
+        pattern_numbers(records, outcome.parameters, unmoved),
+        recorded_from,
     )
 
 
@@ -285,8 +287,11 @@ def exchange_numbers(outcome: RunOutcome) -> ExchangeNumbers | None:
 # ---------------------------------------------------------------- how the pattern changed
 
 
-def pattern_numbers(records: Records, parameters: ParameterCounts) -> PatternNumbers:
-    """What the updates did in all, and how it stood after the last one."""
+def pattern_numbers(records: Records, parameters: ParameterCounts, unmoved: bool) -> PatternNumbers:
+    """What the updates did in all, and how it stood after the last one.
+
+    unmoved: whether the pattern is that of the start where no update is recorded.
+    """
     updates = of_kind(records, "update")
     density = parameters.sparse / parameters.sparse_as_dense if parameters.sparse_as_dense else None
     last: Mapping[str, Any] = updates[-1] if updates else {}
@@ -296,7 +301,7 @@ def pattern_numbers(records: Records, parameters: ParameterCounts) -> PatternNum
         sparsity=None if density is None else 1 - density,
         blocks=last.get("blocks"),
         moved_total=sum(int(record.get("moved") or 0) for record in updates),
-        explored_dof=last.get("explored_dof", density if not updates else None),
+        explored_dof=last.get("explored_dof", density if unmoved and not updates else None),
         removed_new=_mean(record.get("removed_new") for record in updates),
         removed_new_last=last.get("removed_new"),
         churn=_mean(record.get("churn") for record in updates),

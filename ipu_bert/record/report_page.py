@@ -94,8 +94,11 @@ def _opening(report: Report) -> str:
     outcome = report.outcome
     block = outcome.config.sparsity.block_size
     if outcome.parameters.sparse:
+        flops = outcome.flops
+        share = flops.sparse_as_dense / (flops.sparse_as_dense + flops.dense)
+        which = "Its encoder weights" if share == 1 else f"Of its encoder weights {percent(share)}, by entries,"
         kind = (
-            f"Its encoder weights are block-sparse: {percent(report.pattern.sparsity)} of their entries do not exist, "
+            f"{which} are block-sparse: {percent(report.pattern.sparsity)} of their entries do not exist, "
             f"and the rest is kept in blocks of {block} x {block}. No dense copy of them, or of their gradient, is "
             "ever made."
         )
@@ -161,7 +164,7 @@ def verdict(heldout: HeldoutNumbers) -> str:
         )
     initial = heldout.initial_mlm_loss
     if initial is not None and loss >= initial - 0.01:
-        learned = "It is no better than the untrained model."
+        learned = "It is no better than before training."
     else:
         learned = "What it has learned so far is no more than which words are frequent."
     return (
@@ -331,8 +334,7 @@ def _pattern(report: Report, figures: Figures) -> str:
     if not report.outcome.parameters.sparse:
         return "## How did the pattern change?\n\nThere is no pattern: this run is dense."
     if not pattern.updates:
-        static = "The pattern was drawn at random at the start and no update changed it."
-        return _join("## How did the pattern change?", static, start_end)
+        return _join("## How did the pattern change?", _unchanged(report), start_end)
     return _join(
         "## How did the pattern change?",
         _updates(pattern),
@@ -344,6 +346,19 @@ def _pattern(report: Report, figures: Figures) -> str:
         ),
         start_end,
     )
+
+
+def _unchanged(report: Report) -> str:
+    """Where the pattern is from, as far as this run's settings and records say."""
+    config = report.outcome.config
+    if report.recorded_from and config.sparsity.method != "static":
+        return (
+            f"No update after step {number(report.recorded_from)} changed the pattern; those before it are not known."
+        )
+    begun = "was drawn at random at the start"
+    if config.model.init:
+        begun = "is the one that `model.init` and `sparsity.init_pattern` gave it at the start,"
+    return f"The pattern {begun} and no update changed it."
 
 
 def _updates(pattern: PatternNumbers) -> str:

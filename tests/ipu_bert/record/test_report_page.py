@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ def page_of(records: list[dict[str, Any]], outcome: RunOutcome) -> str:
         ({"mlm_loss": 6.5}, "**No: the model has NOT beaten word frequencies.**"),
         ({"mlm_loss": 7.25}, "7.250 nats, is 0.750 above the 6.500"),
         ({"mlm_loss": 7.25}, "no more than which words are frequent"),
-        ({"mlm_loss": 9.0}, "no better than the untrained model"),
+        ({"mlm_loss": 9.0}, "no better than before training"),
         ({"mlm_loss": math.nan}, "**Unknown: there is no finite held-out loss**"),
     ],
 )
@@ -90,7 +91,7 @@ def test_dense_and_static_runs() -> None:
     dense = replace(
         OUTCOME,
         parameters=replace(OUTCOME.parameters, sparse=0, sparse_as_dense=0, encoder_dense=1100, sparse_blocks=0),
-        flops=replace(OUTCOME.flops, sparse=0.0, sparse_as_dense=0.0, dense=9.5e6),
+        flops=replace(OUTCOME.flops, sparse=0.0, sparse_as_dense=0.0, dense=9e6),
     )
     report = build_report(records, dense)
     assert report.pattern.density is None
@@ -98,6 +99,37 @@ def test_dense_and_static_runs() -> None:
     assert "All its weights are dense." in page
     assert "There is no pattern: this run is dense." in page
     assert "Every product is dense here, so both counts are 10 MFLOP per sequence." in page
+
+
+def test_where_a_pattern_that_no_update_changed_is_from() -> None:
+    """A run from `model.init`, and one whose records begin after its last update, were said to be drawn at random."""
+    records = [r for r in RECORDS if r["kind"] != "update"]
+    part = [{"kind": "resume", "step": 40}, *(r for r in records if r["step"] > 40)]
+    static, begun = deepcopy(OUTCOME), deepcopy(OUTCOME)
+    static.config.sparsity.method = "static"
+    begun.config.model.init = "bert-base-uncased"
+    drawn = "The pattern was drawn at random at the start and no update changed it."
+    given = "The pattern is the one that `model.init` and `sparsity.init_pattern` gave it at the start, and no update"
+    unknown = "No update after step 40 changed the pattern; those before it are not known."
+    for found, outcome, told, explored in (
+        (records, OUTCOME, drawn, 0.1),
+        (records, begun, given, 0.1),
+        (part, OUTCOME, unknown, None),
+        (part, begun, unknown, None),
+        (part, static, drawn, 0.1),
+    ):
+        report = build_report(found, outcome)
+        page = render_page(report, {})
+        assert [words for words in (drawn, given, unknown) if words in page] == [told]
+        assert report.pattern.explored_dof == explored
+
+
+def test_a_model_of_which_some_weights_are_sparse_is_not_called_sparse() -> None:
+    """With `sparsity.layers`: 75 % of "its encoder weights" were of one weight in four."""
+    page = page_of(RECORDS, replace(OUTCOME, flops=replace(OUTCOME.flops, sparse_as_dense=2e6, dense=6e6)))
+    assert "Of its encoder weights 25.0 %, by entries, are block-sparse: 90.0 % of their entries do not exist" in page
+    assert "Its encoder weights" not in page
+    assert "Its encoder weights are block-sparse: 90.0 %" in page_of(RECORDS, OUTCOME)
 
 
 def test_what_an_update_moved_is_said_where_weights_live_elsewhere() -> None:
