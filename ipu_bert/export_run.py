@@ -18,6 +18,7 @@ from ipu_bert.hub.card import CardFacts, render_card
 from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.hub.folders import CARD, push, whole_folder
 from ipu_bert.hub.tokenizer_files import save_tokenizer
+from ipu_bert.hub_files import is_hub_name, name_for_others
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.run_layout import runs_of
 from ipu_bert.sizes.footprint import parameter_counts
@@ -43,11 +44,14 @@ def export(trained: TrainedModel, folder: Path, sparse: bool) -> None:
 
 
 def _facts(trained: TrainedModel, sparse: bool) -> CardFacts:
+    init = trained.config.model.init
     return CardFacts(
         config=trained.config,
         counts=parameter_counts(trained.model.shape, assemble.weights(trained.config)),
         vocab_size=trained.model.shape.vocab_size,
         step=trained.step,
+        base=name_for_others(init) if init else "",
+        base_on_hub=is_hub_name(init),
         heldout=_heldout(trained),
         unigram_entropy=trained.text.unigram_entropy,
         seen_tokens=int(trained.text.seen.sum()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -31,3 +31,27 @@ def find_file(where: str, name: str, **hub: Any) -> Path | None:
             return None
         problem = " ".join(str(error).split())[:200]
         raise ValueError(f"expected a folder, or a name on the hub, found neither for {where!r}: {problem}") from error
+
+
+def is_hub_name(where: str) -> bool:
+    """Whether what was given to `find_file` is a name on the hub; a path may look alike, but is not in the hub's cache.
+
+    Asks nobody: a name is not known as one where its files have gone from this machine.
+    """
+    if Path(where).exists() or not _NAME.fullmatch(where):
+        return False
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(where, "config.json"), str)
+    except HFValidationError:
+        return False
+
+
+def name_for_others(where: str) -> str:
+    """What was given to `find_file`, without the folders of whoever keeps it: of a checkpoint its run's name, too."""
+    path = PurePath(where)
+    if is_hub_name(where):
+        return where
+    return "/".join(path.parts[-3:]) if path.name.startswith("step_") else path.name or "a model"

@@ -18,6 +18,7 @@ from ipu_bert.finetune.train import Fitted
 from ipu_bert.hub.auto import SparseBertForSequenceClassification, write_sparse
 from ipu_bert.hub.dense import write_dense
 from ipu_bert.hub.folders import CARD, MEASURES, PREDICTIONS, whole_folder
+from ipu_bert.hub_files import is_hub_name, name_for_others
 from ipu_bert.record.metrics import dumps
 from ipu_bert.sizes.config_json import hugging_face_config
 from sparse_ops import files
@@ -103,7 +104,10 @@ def _predictions(result: Result) -> str:
 
 def _card(result: Result, sparse: bool) -> str:
     """A model card in the hub's form."""
-    start, form = PurePath(result.options.start.where).name, "import ipu_bert.hub.auto  # makes the sparse form known\n"
+    where, form = result.options.start.where, "import ipu_bert.hub.auto  # makes the sparse form known\n"
+    start, scratch = name_for_others(where), result.options.start.from_scratch
+    texts = "its labelled text alone" if scratch else f"its labelled text and from what {start} was trained on"
+    base = f'base_model: "{start}"\n' if is_hub_name(where) and not scratch else ""
     shown = result.measures or result.fitted.epochs[result.fitted.best - 1]
     judged = result.judged if result.measures else "validation"
     values = [f"| {name} | {'not defined' if value is None else f'{value:.4f}'} |" for name, value in shown.items()]
@@ -111,9 +115,9 @@ def _card(result: Result, sparse: bool) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
-tags: [bert{", block-sparse" if sparse else ""}]
+{base}tags: [bert{", block-sparse" if sparse else ""}]
 ---
-# A BERT fine-tuned from {start}
+# A BERT {f"of the sizes of {start}, trained from random weights" if scratch else f"fine-tuned from {start}"}
 
 ```python
 {form if sparse else ""}from transformers import pipeline
@@ -127,6 +131,6 @@ Judged by its {judged} rows. Rows: {counts}; {result.counts["cut"]:,} of more th
 |---|---|
 {chr(10).join(values)}
 
-Settings and the validation of every epoch are in `{MEASURES}`. It has learned from its labelled text alone, with
-whatever is wrong or one-sided in it.
+Settings and the validation of every epoch are in `{MEASURES}`. It has learned from
+{texts}, with whatever is wrong or one-sided in {"it" if scratch else "both"}.
 """

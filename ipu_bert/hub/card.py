@@ -26,14 +26,18 @@ _PATHS = ("data.tokenizer",)  # settings that may tell where somebody keeps file
 class CardFacts:
     """What a card says. heldout: means of the evaluation after `step` as metrics.jsonl has them, None where none is.
 
-    unigram_entropy [nats]: loss of word frequencies alone on the same text. seen_tokens: of the training text. pairs:
-    whether next-sentence prediction was trained. sparse_form: whether weights are stored as blocks.
+    base: what to call the model of `model.init`, empty where weights began at random. base_on_hub: whether the hub
+    knows it by that. unigram_entropy [nats]: loss of word frequencies alone on the same text. seen_tokens: of the
+    training text. pairs: whether next-sentence prediction was trained. sparse_form: whether weights are stored as
+    blocks.
     """
 
     config: Config
     counts: ParameterCounts
     vocab_size: int
     step: int
+    base: str
+    base_on_hub: bool
     heldout: Mapping[str, Any] | None
     unigram_entropy: float
     seen_tokens: int
@@ -52,7 +56,7 @@ def render_card(facts: CardFacts) -> str:
         "## Data\n\n" + _data(facts),
         "## Held-out losses\n\n" + _losses(facts),
         "## Limits\n\n" + _limits(facts),
-        "## Settings\n\n" + _settings(facts.config),
+        "## Settings\n\n" + _settings(facts),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -61,8 +65,9 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     data, method = facts.config.data, facts.config.sparsity.method
     language = {"language": data.language} if data.language != "auto" else {}
     sources = {"datasets": _DATASETS[data.source]} if data.source in _DATASETS else {}
+    base = {"base_model": facts.base} if facts.base_on_hub else {}
     tags = ["bert", "masked-lm", *(["block-sparse", method] if method != "dense" else [])]
-    return {**language, "library_name": "transformers", "pipeline_tag": "fill-mask", **sources, "tags": tags}
+    return {**language, "library_name": "transformers", "pipeline_tag": "fill-mask", **base, **sources, "tags": tags}
 
 
 def _opening(facts: CardFacts) -> str:
@@ -79,8 +84,10 @@ def _opening(facts: CardFacts) -> str:
         text += (
             f" {counts.sparse:,} of them are the values of {counts.sparse_blocks:,} blocks of {sparsity.block_size}x"
             f"{sparsity.block_size}, in the place of {counts.sparse_as_dense:,}: the sparse weights are "
-            f"{100 * share:.1f} % zero and were so at every step of training."
+            f"{100 * share:.1f} % zero and were so at every step of this training."
         )
+    if facts.base:
+        text += f" Training began with the weights of `{facts.base}`, not with random ones."
     return text
 
 
@@ -103,11 +110,13 @@ def _data(facts: CardFacts) -> str:
     data, train = facts.config.data, facts.config.train
     sequences = facts.step * train.batch_size
     vocabulary = "taken from elsewhere" if data.tokenizer else "trained on this text"
+    before = f" What `{facts.base}` had learned before, from which text, is not in these numbers." if facts.base else ""
     return (
         f"{_SOURCES.get(data.source, data.source)}: {facts.seen_tokens:,} training tokens, a WordPiece vocabulary of "
         f"{facts.vocab_size:,} pieces {vocabulary}. Trained for {facts.step:,} steps of {train.batch_size} sequences "
         f"of at most {data.sequence_length} tokens, {sequences:,} sequences in all, by masked LM"
         + (" and next-sentence prediction." if facts.pairs else " alone.")
+        + before
     )
 
 
@@ -136,18 +145,25 @@ def _limits(facts: CardFacts) -> str:
     length, positions = facts.config.data.sequence_length, facts.config.model.max_positions
     lines = ["- It has been pre-trained only: for a task of its own it has to be fine-tuned."]
     if positions > length:
-        origin = "as model.init had them" if facts.config.model.init else "random, as they were before training"
+        origin = f"as `{facts.base}` had them" if facts.base else "random, as they were before training"
         lines.append(
             f"- Positions {length} to {positions - 1} have never been trained here: their rows of the position "
             f"embedding are {origin}. The tokenizer's `model_max_length` is {length}; do "
             "not use longer sequences."
         )
-    lines.append("- It has learned from its text alone, with whatever is wrong or one-sided in it.")
+    texts = f"its text and from what `{facts.base}` was trained on" if facts.base else "its text alone"
+    lines.append(
+        f"- It has learned from {texts}, with whatever is wrong or one-sided in {'both' if facts.base else 'it'}."
+    )
+    if facts.base:
+        lines.append(f"- The licence of `{facts.base}`, which is not known here, may bind whoever uses this model.")
     return "\n".join(lines)
 
 
-def _settings(config: Config) -> str:
+def _settings(facts: CardFacts) -> str:
     """All that decides the numbers of a run, without the folders of whoever ran it."""
-    settings = identity(config)
+    settings = identity(facts.config)
+    if facts.base:
+        settings |= {"model.init": facts.base, "sparsity.init_pattern": facts.config.sparsity.init_pattern}
     shown = {key: PurePath(str(value)).name if key in _PATHS else value for key, value in settings.items()}
     return "```yaml\n" + yaml.safe_dump(shown, sort_keys=True) + "```"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,50 @@ def test_the_card_says_what_was_recorded(finished, tmp_path):
     # 2 layers of 12 x 64^2, a fifth of each weight in blocks of 8x8: 4 x 13, 51 and 51 blocks.
     assert f"{2 * 154 * 64:,} of them are the values of {2 * 154:,} blocks of 8x8, in the place of 98,304" in page
     assert str(tmp_path) not in text  # nobody's folders
+
+
+def on_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a model of the hub, in the hub's own cache."""
+    folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    for path, text in ((folder / "refs" / "main", "abc"), (folder / "snapshots" / "abc" / "config.json", "{}")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize(
+    ("init", "named", "known"),
+    [
+        ("me/bert", "me/bert", True),
+        ("runs/mine", "mine", False),  # a run's folder, elsewhere: it looks like a name on the hub
+        ("/home/me/runs/mine/checkpoints/step_00000012", "mine/checkpoints/step_00000012", False),
+        (".", "a model", False),
+    ],
+)
+def test_the_card_says_with_which_model_the_run_began(init, named, known, finished, tmp_path, monkeypatch):
+    """It named it nowhere, and said that the model has learned from its text alone."""
+    on_hub("me/bert", tmp_path, monkeypatch)
+    trained = load_model(finished)
+    config = deepcopy(trained.config)
+    config.model.init = init
+    export_run.export(replace(trained, config=config), tmp_path / "exported", sparse=False)
+    text = (tmp_path / "exported" / "README.md").read_text()
+    assert yaml.safe_load(text.split("---\n")[1]).get("base_model") == (named if known else None)
+    for words in (
+        f"Training began with the weights of `{named}`, not with random ones.",
+        f"What `{named}` had learned before, from which text, is not in these numbers.",
+        f"- It has learned from its text and from what `{named}` was trained on, with",
+        f"- The licence of `{named}`, which is not known here",
+        f"their rows of the position embedding are as `{named}` had them.",
+        "sparsity.init_pattern: magnitude\n",
+    ):
+        assert words in text, words
+    assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["model.init"] == named
+    assert "from its text alone" not in text
+    assert "/home" not in text
+    plain = (export(finished, tmp_path / "plain") / "README.md").read_text()
+    assert "It has learned from its text alone, with" in plain
+    assert "began with" not in plain
 
 
 def test_a_broken_export_leaves_what_was_there(finished, tmp_path, monkeypatch, capsys):

@@ -54,6 +54,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_run_becomes_a_classifier_that_pipeline_loads(form, finished, words, tmp_path):
     folder = tmp_path / "tuned"
     found = tune(finished, folder, words, "--test", str(words), *(["--sparse"] if form == "sparse" else []))
+    card = (folder / "README.md").read_text()
+    assert f"its labelled text and from what {finished.name} was trained on, with whatever is wrong" in card
+    assert "base_model" not in card.split("---")[1]  # a path means nothing elsewhere
     assert found["measures"] == {"accuracy": 1.0, "f1": 1.0, "mcc": 1.0}
     assert found["rows"] == {"train": 30, "validation": 10, "test": 40, "cut": 0}
     classify = pipeline("text-classification", model=str(folder))
@@ -99,6 +102,7 @@ def test_every_start_gives_its_own_encoder(finished, words, tmp_path):
         for key, tensor in expected.items():  # where a dense start has 0 a step of 1e-30 is seen
             torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-20, msg=f"{name}: {key}")
     tune(finished, tmp_path / "scratch", words, *still, "--from-scratch", "--sparse")
+    assert "its labelled text alone, with" in (tmp_path / "scratch" / "README.md").read_text()
     tune(finished, tmp_path / "same", words, *still, "--sparse")
     scratch, same = (tensors(tmp_path / name) for name in ("scratch", "same"))
     name = "bert.encoder.layer.0.output.dense"
