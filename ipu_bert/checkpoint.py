@@ -104,6 +104,29 @@ def adopt(origin: Path, step: int, folder: Path, before: Callable[[], object]) -
     return final
 
 
+def copy_alone(origin: Path, folder: Path, info: Mapping[str, Any]) -> Path:
+    """A copy of a whole checkpoint as the one of `folder`, with more in its info; returns its path.
+
+    Raises OSError that names the copy on a full disk.
+    """
+    state = read_info(origin)
+    _make(folder)
+    final = _place(folder, state["step"])
+    if final.exists():
+        moving.take_away(final)
+    text = sealed_json.sealed({**state, **info})
+
+    def seal() -> None:
+        aside = moving.aside(final) / STATE
+        with known_as(final, aside):
+            aside.write_text(text, encoding="utf-8")
+            sync(aside)
+
+    moving.copy(origin, final, before=seal)
+    keep_only(final)
+    return final
+
+
 def prune(folder: Path, step: int, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints up to a step (0: none); what cannot be removed is told and left."""
     own = [path for number, path in complete(folder) if number <= step]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import uuid
@@ -27,7 +28,7 @@ from ipu_bert.record.metrics import (
     split_at,
     write_metrics,
 )
-from ipu_bert.run_layout import BEST, BRANCHES, CHECKPOINTS, CONFIG_FILE
+from ipu_bert.run_layout import BEST, BRANCHES, CHECKPOINTS, CONFIG_FILE, runs_of
 from ipu_bert.run_place import (
     ASIDE,
     Found,
@@ -53,9 +54,10 @@ class RunFolder:
 
     A new run moves an earlier one that has the same folder to NAME.1, NAME.2, ..., so nothing is lost; a run that goes
     back to an older checkpoint moves what came after it to branches/ in the folder, and one that judges by other
-    batches the best checkpoint. Raises ValueError when another process is training there, or was there since it looked
-    as `found`, when the folder holds something that is not a run, or another run than the one resumed. judges: how many
-    held-out batches judge the run, where the text has fewer than eval.batches.
+    batches the best checkpoint. The best one is that of the lowest loss in its records, where that is found. Raises
+    ValueError when another process is training there, or was there since it looked as `found`, when the folder holds
+    something that is not a run, or another run than the one resumed. judges: how many held-out batches judge the run,
+    where the text has fewer than eval.batches.
     """
 
     def __init__(
@@ -90,11 +92,13 @@ class RunFolder:
                 origin.checkpoint, origin.step, self.checkpoints, before=lambda: self._take_records(origin)
             )
             self._go_back(origin.step)
-            keep = kept_after(origin.skipped, config.checkpoint.keep)
-            checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
             if config.checkpoint.keep_best:
                 self._put_other_best_aside()
             self._keep_one_best()
+            if config.checkpoint.keep_best:
+                self._take_better_best(origin)
+            keep = kept_after(origin.skipped, config.checkpoint.keep)
+            checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
             if not is_own(self.path, origin.checkpoint):
                 say(f"goes on from {origin.checkpoint} in another folder, {self.path}", sys.stdout)
         files.write(self.path / CONFIG_FILE, yaml.safe_dump(as_dict(config), sort_keys=False))
@@ -124,13 +128,17 @@ class RunFolder:
 
         Infinite where there is none, or one judged by other batches, or, with a warning, a damaged one.
         """
-        found = checkpoint.complete(self.best)
         try:
-            info = checkpoint.read_info(found[-1][1]) if found else {}
-            return float(info.get("heldout_loss", math.inf)) if self._is_alike(info) else math.inf
+            return self._loss_of_best()
         except checkpoint.CheckpointError as error:
             say(f"no best checkpoint until the next evaluation: {error}", sys.stderr)
             return math.inf
+
+    def _loss_of_best(self) -> float:
+        """As `best_loss`; raises CheckpointError for a damaged one."""
+        found = checkpoint.complete(self.best)
+        info = checkpoint.read_info(found[-1][1]) if found else {}
+        return float(info.get("heldout_loss", math.inf)) if self._is_alike(info) else math.inf
 
     def _clean(self) -> None:
         """Remove what killed processes left; nobody else is here while the lock is held."""
@@ -228,6 +236,52 @@ class RunFolder:
         found = [path for _, path in reversed(checkpoint.complete(self.best))]
         if len(found) > 1:
             checkpoint.keep_only(min(found, key=rank))
+
+    def _take_better_best(self, origin: Origin) -> None:
+        """Where the run was better before than its best checkpoint is, keep that step's as the best, if it is found.
+
+        As after it had kept no best one, in another folder, or later than where it went back to: else said in a line.
+        """
+        held = math.inf
+        with contextlib.suppress(checkpoint.CheckpointError):
+            held = self._loss_of_best()
+        better = [(loss, step) for loss, step in self._judged(origin.step) if loss < held]
+        if not better:
+            return
+        loss, step = min(better)
+        kept = self._kept_of(step, loss, origin)
+        if kept is None:
+            where = f"step {step}, of which no checkpoint is kept: {self.best} is not of it"
+        else:
+            judged = {"heldout_loss": loss, "heldout_batches": self._judges}
+            where = f"{kept}: it is copied to {checkpoint.copy_alone(kept, self.best, judged)}"
+        say(f"the lowest held-out loss so far, {loss:.4f}, is that of {where}", sys.stdout)
+
+    def _judged(self, last: int) -> list[tuple[float, int]]:
+        """(loss, step) of trained steps up to `last` that as many batches have judged as judge this run."""
+        metrics = self.path / METRICS_FILE
+        return [
+            (float(record["mlm_loss"]), int(record["step"]))
+            for record in (read_metrics(metrics) if metrics.exists() else ())
+            if record["kind"] == "eval"
+            and 0 < record["step"] <= last
+            and record["mlm_loss"] is not None
+            and record.get("batches") == self._judges
+        ]
+
+    def _kept_of(self, step: int, loss: float, origin: Origin) -> Path | None:
+        """The whole checkpoint of a step, in this run's folder or in that of the run which it goes on from.
+
+        A best one, or one put aside, may be of another way to that step: then its loss is another one.
+        """
+        runs = list(dict.fromkeys((self.path, *runs_of(origin.checkpoint))))
+        best = [*(run / BEST for run in runs), *(self.path / BRANCHES).glob(f"*/{BEST}")]
+        for folder in (*(run / CHECKPOINTS for run in runs), *best):
+            with contextlib.suppress(checkpoint.CheckpointError, OSError):  # as a link of another run to nothing
+                found = dict(checkpoint.complete(folder)).get(step)
+                if found and (checkpoint.verify(found).get("heldout_loss") == loss or folder not in best):
+                    return found
+        return None
 
     def __enter__(self) -> RunFolder:
         return self

@@ -10,7 +10,7 @@ from typing import Mapping, Sequence
 
 import torch
 
-from ipu_bert import assemble
+from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.data.token_files import TokenFiles
@@ -19,6 +19,7 @@ from ipu_bert.model import starting_pattern
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.record.plots import PatternChange
 from ipu_bert.record.report import write_report
+from ipu_bert.run_layout import BEST
 from ipu_bert.sizes.flops import SequenceFlops, sequence_flops
 from ipu_bert.sizes.footprint import ParameterCounts, parameter_counts
 from ipu_bert.sizes.shape import BertShape, bert_shape
@@ -62,6 +63,7 @@ def write_outcome(
         seconds=totals.seconds,
         elapsed_seconds=totals.elapsed_seconds,
         peak_memory_bytes=peak_memory_bytes(),
+        best_checkpoint=max((step for step, _ in checkpoint.complete(path / BEST)), default=None),
         machine=_machine(),
         waited_share=totals.waited_share,
     )

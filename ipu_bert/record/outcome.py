@@ -43,7 +43,8 @@ class RunOutcome:
     flops: of one sequence, forward and backward. splits: documents, sentences and tokens of each split of the corpus.
     quality: what became of the text.
     unigram_entropy [nats]: masked-LM loss of a model that knows word frequencies only. seconds: by phase (stopwatch),
-    of rank 0. waited_share: of its own time of training since it was started last, what each rank waited for others.
+    of rank 0. best_checkpoint: step of the one in best/, None where that has none. waited_share: of its own time of
+    training since it was started last, what each rank waited for others.
     """
 
     config: Config
@@ -58,6 +59,7 @@ class RunOutcome:
     seconds: Mapping[str, float]
     elapsed_seconds: float
     peak_memory_bytes: int
+    best_checkpoint: int | None
     machine: Machine
     waited_share: Sequence[float]
 

@@ -24,7 +24,8 @@ class HeldoutNumbers:
 
     initial_mlm_loss is the untrained model's, from the evaluation at step 0; below_unigram [nats] is unigram_entropy -
     mlm_loss, and beats_unigram says whether that is clearly above zero; nsp_learned whether NSP is clearly under ln 2;
-    it, best_mlm_loss and best_step come from those evaluations of the whole run that are `alike`.
+    it, best_mlm_loss and best_step come from those evaluations of the whole run that are `alike`. best_checkpoint: step
+    of the one in best/.
     """
 
     mlm_loss: float | None
@@ -38,6 +39,7 @@ class HeldoutNumbers:
     nsp_learned: bool | None
     best_mlm_loss: float | None
     best_step: int | None
+    best_checkpoint: int | None
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
         nsp_learned=None if nsp is None else nsp < math.log(2.0) - 0.02,
         best_mlm_loss=best.get("mlm_loss"),
         best_step=best.get("step"),
+        best_checkpoint=outcome.best_checkpoint,
     )
 
 

@@ -197,6 +197,11 @@ def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
             f"The best evaluation was {best:.3f} at step {number(heldout.best_step)}; since then the held-out loss has "
             "risen, as it does when a model learns its training text by heart."
         )
+    if best is not None and heldout.best_checkpoint not in (None, heldout.best_step):
+        notes.append(
+            f"`best/` is the checkpoint of step {number(heldout.best_checkpoint)}, not of the lowest loss, {best:.3f} "
+            f"at step {number(heldout.best_step)}."
+        )
     return _join(
         "## Did it learn?",
         verdict(heldout),

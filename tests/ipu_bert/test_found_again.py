@@ -182,6 +182,7 @@ def test_a_damaged_best_checkpoint_is_no_reason_not_to_go_on(tiny, capsys):
     folder = train(tiny(*BEST, "train.stop_at=4"))
     (path,) = (folder / "best").glob("*/state.json")
     path.write_text("{")
+    (folder / "metrics.jsonl").unlink()  # by which it would be found among the others
     train(tiny(*BEST), newest(tiny(*BEST)))
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("no best checkpoint until")]
     assert str(path) in line

@@ -67,6 +67,7 @@ OUTCOME = RunOutcome(
     },
     elapsed_seconds=20.0,
     peak_memory_bytes=3 * 2**30,
+    best_checkpoint=None,
     waited_share=[0.0],
     machine=Machine(processor="abacus", cpus=2, threads=1, torch="2.0.1", python="3.8.10"),
 )

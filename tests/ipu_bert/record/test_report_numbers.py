@@ -59,6 +59,7 @@ def test_shares_losses_and_patterns_worked_by_hand() -> None:
         "nsp_learned": True,
         "best_mlm_loss": 6.25,
         "best_step": 30,
+        "best_checkpoint": None,
     }
     pattern = report["pattern"]
     assert pattern["layers"] == {"a": {"explored_dof": 0.16}}

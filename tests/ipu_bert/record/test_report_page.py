@@ -85,6 +85,14 @@ def test_a_slow_stream_a_stuck_nsp_and_overfitting_are_said() -> None:
     assert "The best evaluation was 6.250 at step 30; since then the held-out loss has risen" in page
 
 
+def test_a_best_checkpoint_that_is_not_of_the_lowest_loss_is_said() -> None:
+    told = "`best/` is the checkpoint of step 50, not of the lowest loss, 6.250 at step 30."
+    for kept in (None, 30, 50):
+        report = build_report(RECORDS, replace(OUTCOME, best_checkpoint=kept))
+        assert report.heldout.best_checkpoint == kept
+        assert (told in render_page(report, {})) == (kept == 50)
+
+
 def test_dense_and_static_runs() -> None:
     records = [r for r in RECORDS if r["kind"] != "update"]
     assert "no update changed it" in page_of(records, OUTCOME)

@@ -1,0 +1,131 @@
+"""best/ is the checkpoint of the lowest held-out loss that the run has recorded, whatever it goes on from and where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+import pytest
+from run_history import SHORT, assert_same_state, steps
+
+from ipu_bert import checkpoint
+from ipu_bert.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+TOLD = "the lowest held-out loss so far, "
+Judged = Callable[..., Path]
+
+
+@pytest.fixture
+def judged(tiny) -> Judged:
+    """A run whose held-out losses are these, by step; call it with overrides and where it goes on from."""
+
+    def run(losses: Mapping[int, float], *overrides: str, resume: Path | None = None) -> Path:
+        trainer = Trainer(tiny(*SHORT, "checkpoint.keep_best=true", *overrides), resume)
+        evaluate, write = trainer._evaluate, trainer._write
+
+        def written(metrics: Any, kind: str, **values: Any) -> None:
+            write(metrics, kind, **{**values, **({"mlm_loss": losses[trainer.step]} if kind == "eval" else {})})
+
+        trainer._write = written
+        trainer._evaluate = lambda metrics: {**evaluate(metrics), "mlm_loss": losses[trainer.step]}
+        return trainer.run()
+
+    return run
+
+
+def at(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
+
+
+LOSSES = {0: 9.0, 2: 3.0, 4: 5.0, 5: 4.5, 6: 4.0}
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_run_that_keeps_its_best_from_now_on_has_the_best_of_before(keep, judged, tmp_path, capsys):
+    """It began with the best of what came: step 6, while its report said step 2."""
+    folder = judged(LOSSES, "train.stop_at=4", "checkpoint.keep_best=false")
+    whole = shutil.copytree(folder / "checkpoints", tmp_path / "whole")
+    judged(LOSSES, f"checkpoint.keep={keep}", resume=at(folder / "checkpoints", 4))
+    assert steps(folder / "best") == [2]
+    assert_same_state(at(folder / "best", 2), at(whole, 2))
+    info = checkpoint.read_info(at(folder / "best", 2))
+    assert (info["heldout_loss"], info["heldout_batches"]) == (3.0, 2)
+    assert info == {**checkpoint.read_info(at(whole, 2)), **{x: info[x] for x in info if x[:4] in ("held", "sha2")}}
+    told = f"{TOLD}3.0000, is that of {at(folder / 'checkpoints', 2)}: it is copied to {at(folder / 'best', 2)}"
+    assert told in capsys.readouterr().out.splitlines()
+    judged(LOSSES, resume=at(folder / "checkpoints", 6))
+    assert TOLD not in capsys.readouterr().out
+    found = json.loads((folder / "report.json").read_text())["heldout"]
+    assert (found["best_step"], found["best_checkpoint"]) == (2, 2)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_that_the_best_is_not_kept_any_more_is_said_at_the_start_and_in_the_report(damaged, judged, capsys):
+    folder = judged(LOSSES, "train.stop_at=4", "checkpoint.keep_best=false")
+    if damaged:
+        (at(folder / "checkpoints", 2) / "model.safetensors").write_bytes(b"cut")
+    else:
+        shutil.rmtree(at(folder / "checkpoints", 2))
+    judged(LOSSES, resume=at(folder / "checkpoints", 4))
+    told = f"{TOLD}3.0000, is that of step 2, of which no checkpoint is kept: {folder / 'best'} is not of it"
+    assert told in capsys.readouterr().out.splitlines()
+    assert steps(folder / "best") == [6]
+    found = json.loads((folder / "report.json").read_text())["heldout"]
+    assert (found["best_step"], found["best_checkpoint"]) == (2, 6)
+    assert (
+        "`best/` is the checkpoint of step 6, not of the lowest loss, 3.000 at step 2"
+        in (folder / "report.md").read_text()
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_run_that_goes_on_in_another_folder_takes_its_best_along(keep, judged, tmp_path):
+    """It had the records alone, and the best of what came."""
+    first = judged(LOSSES, "train.stop_at=4", f"checkpoint.keep={keep}")
+    assert steps(first / "best") == [2]
+    new = f"run.dir={tmp_path / 'new'}"
+    folder = judged(LOSSES, new, f"checkpoint.keep={keep}", resume=at(first / "checkpoints", 4))
+    assert steps(folder / "best") == [2]
+    assert_same_state(at(folder / "best", 2), at(first / "best", 2))
+    assert steps(first / "best") == [2]
+
+
+def test_a_run_that_goes_back_to_before_its_best_has_the_best_up_to_there(judged):
+    """Saving the best had removed the one before it, which is the best again."""
+    folder = judged({**LOSSES, 6: 2.0})
+    assert steps(folder / "best") == [6]
+    judged(LOSSES, "train.stop_at=5", resume=at(folder / "checkpoints", 4))
+    assert steps(folder / "best") == [2]
+    assert steps(folder / "branches" / "after_step_00000004" / "best") == [6]
+
+
+def test_a_best_one_of_another_way_to_the_step_is_not_taken(judged, capsys):
+    """Put aside when the run went back; the same step was taken again, with another loss."""
+    folder = judged({**LOSSES, 2: 5.0, 4: 3.0}, "train.stop_at=4")
+    judged({**LOSSES, 2: 5.0, 4: 3.5}, "checkpoint.keep_best=false", resume=at(folder / "checkpoints", 2))
+    shutil.rmtree(at(folder / "checkpoints", 4))
+    assert steps(folder / "branches" / "after_step_00000002" / "best") == [4]
+    judged(LOSSES, resume=at(folder / "checkpoints", 6))
+    assert steps(folder / "best") == [6]
+    assert f"{TOLD}3.5000, is that of step 4, of which no checkpoint is kept" in capsys.readouterr().out
+
+
+def test_back_at_the_batches_that_judged_an_earlier_best_it_is_the_best_again(judged, capsys):
+    folder = judged(LOSSES, "train.stop_at=2")
+    judged(LOSSES, "train.stop_at=4", "eval.batches=1", resume=at(folder / "checkpoints", 2))
+    assert TOLD not in capsys.readouterr().out
+    shutil.rmtree(at(folder / "checkpoints", 2))
+    judged(LOSSES, resume=at(folder / "checkpoints", 4))
+    assert checkpoint.read_info(at(folder / "best", 2))["heldout_batches"] == 2
+    assert steps(folder / "best") == [2]
+
+
+def test_a_damaged_best_one_is_replaced_where_its_step_is_kept(judged):
+    folder = judged(LOSSES, "train.stop_at=4")
+    (at(folder / "best", 2) / "state.json").write_text("{")
+    judged(LOSSES, resume=at(folder / "checkpoints", 4))
+    assert steps(folder / "best") == [2]
+    assert_same_state(at(folder / "best", 2), at(folder / "checkpoints", 2))
