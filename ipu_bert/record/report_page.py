@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
 
 from ipu_bert.config import as_dict
 from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import to_plain
 from ipu_bert.record.outcome import RunOutcome
 from ipu_bert.record.report_numbers import ExchangeNumbers, HeldoutNumbers, PatternNumbers, Report
+from ipu_bert.record.words import Figures, figure, join, memory, number, percent, scaled, table
 from ipu_bert.stopwatch import PHASES
-
-Figures = Mapping[str, str]  # figure: file name beside report.md
 
 
 def render_page(report: Report, figures: Figures) -> str:
@@ -30,7 +29,7 @@ def render_page(report: Report, figures: Figures) -> str:
         _pattern(report, figures),
         _details(report.outcome),
     ]
-    return _join(*parts) + "\n"
+    return join(*parts) + "\n"
 
 
 def _part(report: Report) -> str:
@@ -41,53 +40,6 @@ def _part(report: Report) -> str:
         f"The records here begin after step {report.recorded_from}: losses, skipped steps and pattern updates before "
         "it are not counted on this page. Steps, sequences and times are of the whole run."
     )
-
-
-# ---------------------------------------------------------------- small words
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A decimal with thousands separators, or "not measured"."""
-    if value is None:
-        return "not measured"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-
-
-def scaled(value: float | None, unit: str) -> str:
-    """1.23 G<unit>: three digits and a power of 1000."""
-    if value is None:
-        return "not measured"
-    sizes = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
-    prefix, size = next((pair for pair in sizes if abs(value) >= pair[1]), ("", 1.0))
-    value /= size
-    return f"{value:.3g} {prefix}{unit}" if abs(value) < 999.5 else f"{value:,.0f} {prefix}{unit}"
-
-
-def memory(value: int) -> str:
-    """Bytes as MiB or GiB."""
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share as a percentage."""
-    return "not measured" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: first column left, the others right."""
-    lines = [head, [":--"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _figure(figures: Figures, name: str, caption: str) -> str:
-    return f"![{caption.split('.')[0]}]({figures[name]})\n\n*{caption}*" if name in figures else ""
-
-
-def _join(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part)
-
-
-# ---------------------------------------------------------------- sections
 
 
 def _opening(report: Report) -> str:
@@ -202,14 +154,14 @@ def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
             f"`best/` is the checkpoint of step {number(heldout.best_checkpoint)}, not of the lowest loss, {best:.3f} "
             f"at step {number(heldout.best_step)}."
         )
-    return _join(
+    return join(
         "## Did it learn?",
         verdict(heldout),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
         "Held-out documents are never trained on. *Word frequencies alone* is the unigram cross-entropy: the loss of a "
         "model that ignores the sentence and always answers with how frequent each word is.",
-        _figure(
+        figure(
             figures,
             "loss_curves",
             "Loss over training steps. Only below the dashed line has the model learned more than word frequencies "
@@ -253,7 +205,7 @@ def _speed(report: Report) -> str:
         "Counted are the matrix products of a forward and a backward pass: the encoder as in Appendix A.2 of the "
         "paper, and the pooler and the heads."
     )
-    return _join(
+    return join(
         "## How fast?",
         table(["", "mean", "median step", "whole run"], rows),
         how,
@@ -301,7 +253,7 @@ def _together(exchange: ExchangeNumbers | None) -> str:
     )
     sent = exchange.bytes_per_step
     if sent is None:
-        return _join("## How did the ranks work together?", told)
+        return join("## How did the ranks work together?", told)
     rows = [
         ["encoder", scaled(sent.encoder, "B")],
         ["embeddings, tied to the decoder", scaled(sent.embeddings, "B")],
@@ -313,7 +265,7 @@ def _together(exchange: ExchangeNumbers | None) -> str:
         f"In a ring each rank sends {2 * (exchange.ranks - 1) / exchange.ranks:.2f} times that, "
         f"{scaled(sent.on_the_wire(exchange.ranks), 'B')} a step."
     )
-    return _join("## How did the ranks work together?", told, table(["gradients of a step, per rank", ""], rows), ring)
+    return join("## How did the ranks work together?", told, table(["gradients of a step, per rank", ""], rows), ring)
 
 
 def _size(outcome: RunOutcome) -> str:
@@ -330,7 +282,7 @@ def _size(outcome: RunOutcome) -> str:
 
 def _pattern(report: Report, figures: Figures) -> str:
     pattern = report.pattern
-    start_end = _figure(
+    start_end = figure(
         figures,
         "pattern_start_end",
         "The blocks of one weight before and after training. Blue blocks are in the same place, orange ones are where "
@@ -339,11 +291,11 @@ def _pattern(report: Report, figures: Figures) -> str:
     if not report.outcome.parameters.sparse:
         return "## How did the pattern change?\n\nThere is no pattern: this run is dense."
     if not pattern.updates:
-        return _join("## How did the pattern change?", _unchanged(report), start_end)
-    return _join(
+        return join("## How did the pattern change?", _unchanged(report), start_end)
+    return join(
         "## How did the pattern change?",
         _updates(pattern),
-        _figure(
+        figure(
             figures,
             "pattern_updates",
             "Explored degrees of freedom (above), and how much each update moves and how much of it the next one takes "
@@ -411,7 +363,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _details(outcome: RunOutcome) -> str:
     machine = "\n".join(f"- {key}: {value}" for key, value in asdict(outcome.machine).items())
     config = "\n".join(f"{key} = {value}" for key, value in _flat(to_plain(as_dict(outcome.config))))
-    return _join(
+    return join(
         f"## On which machine?\n\n{machine}",
         "## With which settings?",
         "\n".join(f"- no effect: `{line}`" for line in outcome.config.no_effect),

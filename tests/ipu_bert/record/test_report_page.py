@@ -12,7 +12,8 @@ from report_case import OUTCOME, RECORDS, with_heldout
 
 from ipu_bert.record.outcome import RunOutcome
 from ipu_bert.record.report_numbers import build_report
-from ipu_bert.record.report_page import memory, render_page, scaled, verdict
+from ipu_bert.record.report_page import render_page, verdict
+from ipu_bert.record.words import memory, scaled
 
 
 def page_of(records: list[dict[str, Any]], outcome: RunOutcome) -> str:
