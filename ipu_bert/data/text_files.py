@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import gzip
 import io
@@ -13,6 +12,7 @@ from os.path import splitext
 from typing import Any, BinaryIO, Callable, Iterator, cast
 
 from ipu_bert.data.errors import DataError, one_line
+from ipu_bert.data.streams import open_bz2, open_xz
 
 LINE = 1 << 20  # characters; a longer line of text comes in parts
 _READ_BYTES = 1 << 20
@@ -38,8 +38,8 @@ def _open_plain(path: str) -> BinaryIO:
 
 COMPRESSIONS: dict[str, Callable[[str], Any]] = {
     ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
+    ".bz2": open_bz2,
+    ".xz": open_xz,
     ".zst": _open_zst,
 }
 

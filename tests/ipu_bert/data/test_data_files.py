@@ -46,6 +46,32 @@ def test_compressed_files(tmp_path: Path, ending: str, pack) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zst)]
+)
+def test_no_stream_of_several_is_passed_over(tmp_path: Path, ending: str, pack) -> None:
+    """bz2.open and lzma.open take a later stream with a damaged header for the end of the text."""
+    first, second = (pack(f"{word} sentence.\n".encode() * 3000) for word in ("First", "Second"))
+    path = tmp_path / f"a.txt{ending}"
+    path.write_bytes(first + second)
+    whole = "".join(text_lines(str(path), "utf-8"))
+    assert whole == "First sentence.\n" * 3000 + "Second sentence.\n" * 3000
+    for damaged in (b"\x01" + second[1:], second[:3], b"no stream at all"):
+        path.write_bytes(first + damaged)
+        with pytest.raises(DataError, match=r"a\.txt.*: cannot be read: ") as caught:
+            documents_of(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_zero_bytes_after_a_stream_are_padding(tmp_path: Path, ending: str, pack) -> None:
+    """xz pads so, to fours; of bz2 files only its tool says that it ignores what a tape has left."""
+    path = tmp_path / f"a.txt{ending}"
+    for zeros in (b"\0" * 4, b"\0" * 10_243, b"\0" * (1 << 16)):
+        path.write_bytes(pack(b"First.\n") + zeros + pack(b"Second.\n") + zeros)
+        assert documents_of(path) == ["First.\n\nSecond."], len(zeros)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("Привет, мир.", encoding=encoding)
