@@ -45,7 +45,8 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
     free = free_settings(expected, found)
     named = sorted(key for key in {*expected, *found} if not key.startswith("precision.") and key not in free)
     differing = [key for key in named if expected.get(key) != found.get(key)]
-    settings = [f"{k}: expected {expected.get(k)!r}, found {found.get(k)!r}" for k in differing if k not in _TEXT]
+    shown = {k: ["none" if one.get(k) is None else repr(one[k]) for one in (expected, found)] for k in differing}
+    settings = [f"{k}: expected {mine}, found {its}" for k, (mine, its) in shown.items() if k not in _TEXT]
     if settings:
         raise CheckpointError(f"checkpoint {path} is of another run: " + "; ".join(settings))
     if "text" in expected and "text" not in found:

@@ -53,6 +53,8 @@ def _idle_since(config: Config, key: str) -> str | None:
 
 def text_of(value: Any) -> str:
     """A setting's value in words of one line, cut where it is long."""
+    if value is None:
+        return "none"
     return cut(value if isinstance(value, str) and value.isprintable() else json.dumps(value), 120)
 
 

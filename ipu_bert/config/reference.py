@@ -36,6 +36,7 @@ def reference_page() -> str:
         lines += ["| key | default | what it is |", "|---|---|---|"]
         for f in dataclasses.fields(settings):
             kind = ", ".join(filter(None, (type_name(types[f.name]), range_text(f.metadata))))
-            default = yaml.safe_dump(getattr(settings, f.name), default_flow_style=True).split("\n")[0].strip()
+            value = getattr(settings, f.name)
+            default = "none" if value is None else yaml.safe_dump(value, default_flow_style=True).split("\n")[0].strip()
             lines.append(f"| `{section.name}.{f.name}` | `{default}` | {f.metadata['text']} ({kind}) |")
     return "\n".join(lines) + "\n"

@@ -16,7 +16,8 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def convert(value: Any, wanted: Any) -> Any:
-    """The value as the wanted type; YAML reads 1e-4 as text, which is a number all the same.
+    """The value as the wanted type; YAML reads 1e-4 as text, which is a number all the same, and `none`, which is none
+    where a setting may be that and is not text.
 
     Raises TypeError or ValueError when it is not one, or where YAML reads another number than anybody else, and
     OverflowError for a number that float32 cannot hold.
@@ -31,7 +32,7 @@ def convert(value: Any, wanted: Any) -> Any:
         if value.is_misread and wanted is not str:
             raise ValueError
         value = value.text if wanted is str and _is_text(value) else value.value
-    if wanted is type(None) and value is None:
+    if wanted is type(None) and (value is None or (isinstance(value, str) and value.lower() == "none")):
         return None
     if wanted is bool and isinstance(value, bool):
         return value

@@ -86,8 +86,9 @@ def _override_value(text: str) -> Any:
         return text
     if isinstance(value, Scalar):
         return Scalar(text, value.value)
-    is_yaml = value is None or isinstance(value, list) or text[0] in "'\"!"
-    return value if is_yaml else text
+    if value is None:
+        return text or Scalar("", None)  # `#1` is a comment in a file alone
+    return value if isinstance(value, list) or text[0] in "'\"!" else text
 
 
 def config_path(name_or_file: str) -> Path:

@@ -26,6 +26,8 @@ class Scalar:
     value: Any
 
     def __repr__(self) -> str:
+        if self.value is None:
+            return f"{self.text}, which YAML takes for nothing" if self.text else "nothing"
         return f"{self.text}, which YAML takes for {self.value!r}" if self.is_misread else repr(self.value)
 
     @property

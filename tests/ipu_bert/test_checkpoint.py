@@ -199,7 +199,7 @@ def test_no_pickle_is_in_a_checkpoint(tmp_path):
 
 
 def test_another_run_is_refused_with_every_difference(tmp_path):
-    with pytest.raises(CheckpointError, match=r"a: expected 1, found 2; b: expected None, found 3"):
+    with pytest.raises(CheckpointError, match=r"a: expected 1, found 2; b: expected none, found 3"):
         same_run.check_same_run(tmp_path, {"a": 1, "c": 4}, {"a": 2, "b": 3, "c": 4})
 
 

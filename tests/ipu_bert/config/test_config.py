@@ -80,6 +80,35 @@ def test_settings_that_do_not_fit_together(overrides, message):
     assert any(re.search(message, error) for error in errors), errors
 
 
+OPTIONAL = ["optim.dense_lr", "optim.warmup_steps", "data.do_lower_case", "data.strip_accents"]
+OPTIONAL += ["data.tokenize_chinese_chars", "train.stop_at", "train.micro_batch_size"]
+
+
+def test_none_is_the_word_that_the_page_of_settings_has(tmp_path):
+    """It was refused by `expected a whole number or none, found 'none'`."""
+    assert re.findall(r"^\| `(\S+)` \| `none` ", reference_page(), re.MULTILINE) == OPTIONAL
+    expected = as_dict(load_config("quickstart", [f"{key}=null" for key in OPTIONAL]))
+    for word in ("none", "None", "", "~"):
+        assert as_dict(load_config("quickstart", [f"{key}={word}" for key in OPTIONAL])) == expected
+    lines = "".join(f"{key.partition('.')[0]}: {{{key.partition('.')[2]}: none}}\n" for key in OPTIONAL[-2:-1])
+    assert load_config(write(tmp_path, "base: quickstart\n" + lines)).train.stop_at is None
+    assert load_config("quickstart", ["run.name=none"]).run.name == "none"
+    assert errors_of("quickstart", ["train.steps=none"]) == ["train.steps: expected a whole number, found 'none'"]
+
+
+def test_a_refusal_says_what_was_written_where_yaml_reads_nothing(tmp_path):
+    for text, found in {"": "nothing", "~": "~, which YAML takes for nothing", "''": "''"}.items():
+        assert errors_of("quickstart", [f"train.steps={text}"]) == [
+            f"train.steps: expected a whole number, found {found}"
+        ]
+    assert errors_of("quickstart", ["run.name="]) == ["run.name: expected text, found nothing"]
+    assert errors_of(write(tmp_path, "run: {name: }\n")) == ["run.name: expected text, found nothing"]
+    assert load_config("quickstart", ["run.name=#1"]).run.name == "#1"
+    assert errors_of("quickstart", ["train.stop_at=#1"]) == [
+        "train.stop_at: expected a whole number or none, found '#1'"
+    ]
+
+
 PLACES = ["run.dir", "data.dir", "data.path", "data.tokenizer", "model.init", "ipu.executable_cache", "ipu.profile_dir"]
 
 
