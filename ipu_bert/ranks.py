@@ -30,6 +30,7 @@ MEETING_SECONDS = 2 * 60 * 60.0  # while others prepare text, compile, save or r
 SILENT_SECONDS = 10.0  # of waiting for others to begin at all, before a line says so
 ROLL_CALL_SECONDS = 3.0  # for others to say what became of them, when one is missing
 SAME_SECONDS = 1.0  # for rank 0 to say what this rank has to say
+_TEXT = ("utf-8", "surrogateescape")  # names of files may be other bytes
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -99,23 +100,23 @@ class Ranks:
 
     def gather(self, text: str) -> list[str]:
         """What every rank says, by index."""
-        data = text.encode()
+        data = text.encode(*_TEXT)
         lengths = self.sum([len(data) if rank == self.index else 0 for rank in range(self.count)])
         rows = torch.zeros(self.count, int(max(lengths)), dtype=torch.int32)  # types that every backend adds up
         rows[self.index, : len(data)] = torch.tensor(list(data), dtype=torch.int32)
         self.sum_(rows)
-        return [bytes(row[: int(length)].tolist()).decode() for row, length in zip(rows, lengths)]
+        return [bytes(row[: int(length)].tolist()).decode(*_TEXT) for row, length in zip(rows, lengths)]
 
     def text_from_first(self, text: str) -> str:
         """What rank 0 says; the others' text does not count."""
         if self.count == 1:
             return text
-        data = list(text.encode()) if self.first else []
+        data = list(text.encode(*_TEXT)) if self.first else []
         length = torch.tensor([len(data)])
         self.broadcast_(length)
         letters = torch.tensor(data, dtype=torch.int32) if self.first else torch.zeros(int(length), dtype=torch.int32)
         self.broadcast_(letters)
-        return bytes(letters.tolist()).decode()
+        return bytes(letters.tolist()).decode(*_TEXT)
 
     def plain_from_first(self, value: Any) -> Any:
         """Rank 0's value, of what JSON can hold, NaN and infinities too."""

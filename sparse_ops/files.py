@@ -103,9 +103,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a whole file as `replacing` does; text as UTF-8."""
+    """Write a whole file as `replacing` does; text as UTF-8, in which bytes of a name that are none are an escape."""
     with replacing(path) as aside:
-        aside.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        aside.write_bytes(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
 
 
 def sync(path: str | os.PathLike[str]) -> None:

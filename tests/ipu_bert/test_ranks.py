@@ -76,6 +76,8 @@ def _work(index: int, path: str, folder: str) -> None:
     with pytest.MonkeyPatch.context() as patch, ranks.together():
         without_pictures(patch)
         ranks.connect(SECONDS)
+        named = os.fsdecode(b"run/caf\xe9")
+        assert (ranks.text_from_first(named), ranks.gather(named)) == (named, [named, named])
         torch.save(gradients(config(LONG), ranks)[0], out / f"gradients{index}")
         if index == 1:
             os.environ["SPARSE_OPS_LEVEL"] = "portable"

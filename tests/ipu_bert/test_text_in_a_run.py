@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,23 @@ def test_masked_lm_alone(tiny, tmp_path, capsys):
     state = engine.state()["optimizer"]
     assert all(torch.count_nonzero(v) == 0 for k, v in state.items() if "seq_relationship" in k)
     assert len(before) == sum(k.startswith("exp_avg.") for k in state if "seq_relationship" in k)
+
+
+def test_names_beside_the_text_that_are_not_utf8(tiny, corpus, tmp_path, capsys):
+    """Left out or empty, they ended the run after its last step, and each resume: report.md could not hold them."""
+    folder = tmp_path / "text"
+    shutil.copytree(corpus, folder)
+    for name, data in ((b"caf\xe9.csv", b"x"), (b"caf\xe8.txt", b""), (b"caf\xea.txt", b"A text. It is short.")):
+        (folder / os.fsdecode(name)).write_bytes(data)
+    records, report, page = run(tiny(f"data.path={folder}", f"data.dir={tmp_path / 'data'}", "train.stop_at=2"))
+    left = rf"{folder}: 1 of its files are not read (1 with .csv): caf\udce9.csv; "
+    empty = rf"{folder}/caf\udce8.txt: empty, left out"
+    said = capsys.readouterr().err
+    for line in (left, empty):
+        assert f"text: warning: {line}" in said
+        assert f"**About the text:** {line}" in page
+    assert os.fsencode(report["data"]["quality"]["notes"][1]) == os.fsencode(folder) + b"/caf\xe8.txt: empty, left out"
+    assert records[0]["text"]["warnings"][:2] == report["data"]["quality"]["notes"][:2]
 
 
 def test_a_chinese_text_in_one_command(tiny, capsys):

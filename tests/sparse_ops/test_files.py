@@ -25,6 +25,12 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_a_name_that_is_not_utf8_is_written_as_its_escape(tmp_path: Path) -> None:
+    """A run came to its end, and then to `surrogates not allowed` in place of its report."""
+    files.write(tmp_path / "report.md", os.fsdecode(b"caf\xe9.csv: not read, \xc3\xa9"))
+    assert (tmp_path / "report.md").read_text("utf-8") == r"caf\udce9.csv: not read, é"
+
+
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     files.write(path, "old")
