@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Collection, Mapping
 
 import numpy as np
@@ -11,6 +12,7 @@ from ipu_bert.json_file import is_count
 
 COUNTS = ("documents", "sentences", "tokens", "lone_documents", "words", "long_words", "unknown")
 _PIECE = 1 << 20  # offsets compared at once
+_OF_THE_TEXT = re.compile(r"data\.language |[\d,]+ of [\d,]+ documents ")
 
 
 def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str, splits: Collection[str]) -> str:
@@ -45,6 +47,14 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
     if manifest.get("tokenizer_sha256") != entries[tokenizer]["sha256"]:
         return f"expected tokenizer_sha256 as of {tokenizer}, found {manifest.get('tokenizer_sha256')!r:.80}"
     return ""
+
+
+def told_text(manifest: Mapping[str, Any]) -> list[str]:
+    """The notes of what was found in the text while it was read.
+
+    Those of older releases also have lines of what the folder held beside it then, which each start finds anew.
+    """
+    return [note for note in manifest["notes"] if _OF_THE_TEXT.match(note)]
 
 
 def told_vocabulary(manifest: Mapping[str, Any]) -> list[str]:

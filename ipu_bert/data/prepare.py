@@ -126,7 +126,7 @@ def prepare(corpus: Corpus, out: str, *, workers: int, progress: bool) -> TokenF
     elif os.path.exists(final + ".partial"):  # killed after the rename; where nothing can be written it may stay
         with contextlib.suppress(OSError), _only_one(_lock_file(final)):
             shutil.rmtree(final + ".partial", ignore_errors=True)
-    prepared = TokenFiles.open(final)
+    prepared = TokenFiles.open(final, request.source.notes)
     if prepared.manifest.get("request_sha256") != request.sha256:
         found = f"found {prepared.manifest.get('request_sha256')!r:.80}"
         raise DataError(f"{os.path.join(final, MANIFEST)}: expected request_sha256 {request.sha256}, {found}; {AGAIN}")
@@ -143,8 +143,9 @@ def find_prepared(corpus: Corpus, out: str) -> tuple[str, TokenFiles | None]:
 
     Raises DataError as `prepare` does for a source or a vocabulary that cannot be read.
     """
-    final = _request(corpus, workers=1).folder(out)
-    return final, TokenFiles.open(final) if os.path.exists(final) else None
+    request = _request(corpus, workers=1)
+    final = request.folder(out)
+    return final, TokenFiles.open(final, request.source.notes) if os.path.exists(final) else None
 
 
 def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
@@ -222,7 +223,7 @@ def _write_files(
             unigrams["train"], unigrams["heldout"], [vocab[token] for token in NOT_PREDICTED]
         ),
         "rules": found.rules,
-        "notes": [*request.source.notes, *notes, *language_notes(request.corpus.language, found.foreign, documents)],
+        "notes": [*notes, *language_notes(request.corpus.language, found.foreign, documents)],
         "made_with": {"tokenizers": tokenizers.__version__, "numpy": np.__version__},
         "files": entries,
     }

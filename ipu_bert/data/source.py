@@ -43,7 +43,7 @@ class Source:
 
     name: as registered. identity: JSON-able facts that change whenever the text does (versions, checksums).
     documents(): a fresh iterator over the documents, empty ones included, always in the same order. notes: a line for
-    each thing that a user may want to know about what was found, as files that are left out.
+    each thing that a user may want to know about where it was found, as files that are left out: none is of the text.
     """
 
     name: str

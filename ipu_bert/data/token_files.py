@@ -20,7 +20,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from ipu_bert import sealed_json
 from ipu_bert.data.cost import read_cost
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.manifest import ids_problem, offsets_problem, problem, told_vocabulary
+from ipu_bert.data.manifest import ids_problem, offsets_problem, problem, told_text, told_vocabulary
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_ids_of, vocabulary_of
 from ipu_bert.json_file import read_object
 from sparse_ops import files
@@ -79,22 +79,23 @@ class TokenFiles:
     """A prepared folder, opened; `open` checks the manifest and every file's size, `verify` all that is in the files.
 
     unigram_entropy: cross-entropy of the held-out split in nats by word frequencies alone (shards.unigram_baseline).
-    notes: what is to be said of the text, as files that were left out when it was found. rules: documents by the
-    language whose rules found their sentences. cost: what preparing took, None where that was not recorded.
+    notes: what is to be said of the text; `beside` are those of where it was found, as files that are left out. rules:
+    documents by the language whose rules found their sentences. cost: what preparing took, None where that was not
+    recorded.
     """
 
-    def __init__(self, directory: str, manifest: dict[str, Any]) -> None:
+    def __init__(self, directory: str, manifest: dict[str, Any], beside: Sequence[str] = ()) -> None:
         self.directory = directory
         self.manifest = manifest
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_path = os.path.join(directory, TOKENIZER)
         self.unigram_entropy: float = manifest["unigram"]["heldout_cross_entropy"]
-        self.notes: list[str] = [*manifest["notes"], *told_vocabulary(manifest)]
+        self.notes: list[str] = [*beside, *told_text(manifest), *told_vocabulary(manifest)]
         self.rules: dict[str, int] = manifest["rules"]
         self.cost = read_cost(directory)
 
     @classmethod
-    def open(cls, directory: str) -> TokenFiles:
+    def open(cls, directory: str, beside: Sequence[str] = ()) -> TokenFiles:
         """Open a finished folder. Raises DataError naming a file that is missing or not as long as recorded."""
         directory = os.fspath(directory)
         path = os.path.join(directory, MANIFEST)
@@ -114,7 +115,7 @@ class TokenFiles:
             raise DataError(f"{path}: expected the SHA-256 that it says it has, found another one; {AGAIN}")
         for name, entry in manifest["files"].items():
             _check_size(os.path.join(directory, name), entry["bytes"])
-        return cls(directory, manifest)
+        return cls(directory, manifest, beside)
 
     def verify(self) -> None:
         """Read all files: their SHA-256 is the manifest's, offsets and ids are within bounds, the tokenizer has them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from data_corpora import corpus, documents_of, source_of
 
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.local_files import find_files
-from ipu_bert.data.prepare import prepare, summary
+from ipu_bert.data.prepare import find_prepared, prepare, summary
 
 
 def test_files_are_read_whatever_they_are_called_when_named(tmp_path: Path) -> None:
@@ -41,6 +42,38 @@ def test_what_a_folder_leaves_out_is_counted_and_named(tmp_path: Path) -> None:
     )
     assert empty == f"{tmp_path / 'blank.txt'}: empty, left out"
     assert left in summary(found)
+
+
+def test_what_a_folder_leaves_out_is_that_of_today(tmp_path: Path) -> None:
+    """What lay beside a text when it was prepared was told for ever, of other folders, too; what came later never."""
+    folders, out = [tmp_path / name for name in ("one", "two")], str(tmp_path / "out")
+    for folder in folders:
+        folder.mkdir()
+        rows = [*(f"Text {i}. More of {i}." for i in range(9)), ""]
+        (folder / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    read = "1 of 10 documents have no text (rows: in column 'text') and are left out"
+    (folders[0] / "table.csv").write_text("x")
+    asked = [corpus(source="files", paths=(str(folder),), vocab_size=41) for folder in folders]
+    first = prepare(asked[0], out, workers=1, progress=False)
+    left = f"{folders[0]}: 1 of its files are not read (1 with .csv): table.csv; "
+    assert first.notes[0].startswith(left)
+    other = prepare(asked[1], out, workers=1, progress=False)
+    assert (other.directory, other.notes) == (first.directory, [read])
+    (folders[1] / "later.md").write_text("x")
+    (folders[1] / "empty.txt").write_text("")
+    (folders[1] / "gone.txt").symlink_to("nowhere")
+    for found in (prepare(asked[1], out, workers=1, progress=False), find_prepared(asked[1], out)[1]):
+        assert found is not None
+        assert found.notes[0].startswith(f"{folders[1]}: 1 of its files are not read (1 with .md): later.md; ")
+        assert found.notes[1:] == [
+            f"{folders[1]}: passed over: 1 broken link(s): {folders[1] / 'gone.txt'}",
+            f"{folders[1] / 'empty.txt'}: empty, left out",
+            read,
+        ]
+    path = Path(first.directory) / "manifest.json"  # as the releases before wrote it
+    older = {**first.manifest, "notes": [f"{folders[0]}: 1 of its files are not read", read]}
+    path.write_text(json.dumps({key: value for key, value in older.items() if key != "sha256"}))
+    assert prepare(asked[0], out, workers=1, progress=False).notes == [first.notes[0], read]
 
 
 def test_links_of_a_folder_are_followed_once(tmp_path: Path) -> None:
