@@ -19,11 +19,11 @@ from ipu_bert.json_file import is_amount, is_count, read_object
 from ipu_bert.record.metrics import dumps
 from ipu_bert.sizes.flops import paper_flops
 from ipu_bert.sizes.shape import bert_shape
-from ipu_bert.study.figures import cost_figure, save_svg
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.seconds import REPEATS, measure_seconds
 from sparse_ops.arguments import Parser, file_to_write
 from sparse_ops.ends import with_one_line
+from sparse_ops.pictures import write_picture
 from sparse_ops.saying import answer, say
 
 
@@ -79,6 +79,12 @@ def _labels(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
+def _figure(found: Sequence[Point], family: Sequence[Point], name: str) -> Any:
+    from ipu_bert.study.figures import cost_figure  # matplotlib, which the numbers do without
+
+    return cost_figure(found, [None] * len(found), family, name)
+
+
 def main(argv: list[str]) -> int:
     """The command line; what cannot be read ends in one line and status 2."""
     about, _, more = (__doc__ or "").partition("\n\n")
@@ -101,7 +107,7 @@ def main(argv: list[str]) -> int:
         numbers = {"family": whose, "cost": name, "runs": [one.to_dict() for one in matched]}
         answer(dumps(numbers) if options.json else "\n".join([f"The line: {whose}.", *table(name, matched)]))
         if options.svg:  # last: what was measured is shown where a picture cannot be written
-            save_svg(cost_figure(found, [None] * len(found), family, name), options.svg)
+            write_picture(options.svg, partial(_figure, found, family, name))
 
     return with_one_line(act)
 

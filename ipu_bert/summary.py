@@ -16,8 +16,8 @@ from ipu_bert.data.quality import TextQuality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.machine import processor
 from ipu_bert.model import starting_pattern
+from ipu_bert.record.curves import PatternChange
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
-from ipu_bert.record.plots import PatternChange
 from ipu_bert.record.report import write_report
 from ipu_bert.run_layout import BEST
 from ipu_bert.sizes.flops import SequenceFlops, sequence_flops

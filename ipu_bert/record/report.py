@@ -5,43 +5,44 @@ What the numbers are is in report_numbers.py, the words of the page in report_pa
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Mapping
+from types import ModuleType
+from typing import Any, Mapping, Sequence
 
 from ipu_bert.config import as_dict
+from ipu_bert.record.curves import LossCurve, PatternChange, UpdateCurves
 from ipu_bert.record.metrics import METRICS_FILE, PathLike, dumps, read_metrics
 from ipu_bert.record.outcome import RunOutcome
-from ipu_bert.record.plots import (
-    LossCurve,
-    PatternChange,
-    UpdateCurves,
-    loss_figure,
-    pattern_start_end_figure,
-    pattern_updates_figure,
-    save_figure,
-)
 from ipu_bert.record.report_numbers import Records, Report, alike, build_report, finite, of_kind
 from ipu_bert.record.report_page import render_page
 from sparse_ops import files
-from sparse_ops.agg import Figure
+from sparse_ops.pictures import Make, write_each
+from sparse_ops.saying import say
 
 
 def write_report(run_dir: PathLike, outcome: RunOutcome, pattern: PatternChange | None) -> None:
     """Write report.json, report.md and the figures into `run_dir`, from its metrics.jsonl and `outcome`.
 
     `pattern` is one layer's blocks at the start and at the end; None for a dense run. Every file is written aside and
-    renamed. Raises ValueError that names the line for a metrics.jsonl that cannot be read.
+    renamed; numbers and text are there before anything is drawn, and what cannot be drawn is a line of the page and on
+    standard error. Raises ValueError that names the line for a metrics.jsonl that cannot be read.
     """
     run_dir = Path(run_dir)
     records = read_metrics(run_dir / METRICS_FILE)
     report = build_report(records, outcome)
-    drawn = _figures(records, report, pattern)
-    for name, figure in drawn.items():
-        save_figure(figure, run_dir / f"{name}.png")
-    figures = {name: f"{name}.png" for name in drawn}
+    _write(run_dir, report, [], [])
+    drawn, told = write_each(run_dir, _figures(records, report, pattern))
+    for line in told:
+        say(line, sys.stderr)
+    _write(run_dir, report, drawn, told)
+
+
+def _write(run_dir: Path, report: Report, drawn: Sequence[str], told: Sequence[str]) -> None:
+    figures = {Path(name).stem: name for name in drawn}
     files.write(run_dir / "report.json", dumps(as_json(report, figures), indent=2) + "\n")
-    files.write(run_dir / "report.md", render_page(report, figures))
+    files.write(run_dir / "report.md", render_page(report, figures, told))
 
 
 def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
@@ -87,18 +88,26 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _figures(records: Records, report: Report, pattern: PatternChange | None) -> dict[str, Figure]:
-    """What there is to draw, by name."""
-    figures: dict[str, Figure] = {}
+def _figures(records: Records, report: Report, pattern: PatternChange | None) -> dict[str, Make]:
+    """What there is to draw, by file name."""
+    figures: dict[str, Make] = {}
     train, heldout = _train_curve(of_kind(records, "train")), _heldout_curve(records, report)
     if train.steps or heldout.steps:
-        figures["loss_curves"] = loss_figure(train, heldout, report.heldout.unigram_entropy)
+        entropy = report.heldout.unigram_entropy
+        figures["loss_curves.png"] = lambda: _plots().loss_figure(train, heldout, entropy)
     updates = of_kind(records, "update")
     if updates:
-        figures["pattern_updates"] = pattern_updates_figure(_update_curves(updates), report.pattern.density)
+        curves = _update_curves(updates)
+        figures["pattern_updates.png"] = lambda: _plots().pattern_updates_figure(curves, report.pattern.density)
     if pattern is not None:
-        figures["pattern_start_end"] = pattern_start_end_figure(pattern)
+        figures["pattern_start_end.png"] = lambda: _plots().pattern_start_end_figure(pattern)
     return figures
+
+
+def _plots() -> ModuleType:
+    from ipu_bert.record import plots  # matplotlib, without which a run trains and reports all the same
+
+    return plots
 
 
 def _train_curve(records: Records) -> LossCurve:

@@ -15,8 +15,8 @@ from ipu_bert.record.words import Figures, figure, join, memory, number, percent
 from ipu_bert.stopwatch import PHASES
 
 
-def render_page(report: Report, figures: Figures) -> str:
-    """report.md as Markdown text; only `figures` that were drawn are shown."""
+def render_page(report: Report, figures: Figures, not_drawn: Sequence[str] = ()) -> str:
+    """report.md as Markdown text; only `figures` that were drawn are shown. not_drawn: a line for others."""
     parts = [
         _opening(report),
         _part(report),
@@ -27,6 +27,7 @@ def render_page(report: Report, figures: Figures) -> str:
         _together(report.exchange),
         _size(report.outcome),
         _pattern(report, figures),
+        *(f"**Not drawn:** {line}" for line in not_drawn),
         _details(report.outcome),
     ]
     return join(*parts) + "\n"

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Callable, Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from ipu_bert.study.frontier import Point, undominated
 from ipu_bert.study.groups import Group, timed
 from ipu_bert.study.seconds import MachineSeconds
 from ipu_bert.study.statistics import Mean
-from sparse_ops import files
+from sparse_ops.agg import Axes, Bbox, Figure, ScalarFormatter
 
 # Okabe and Ito's, for sparse rows; dense ones are grey to black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00")
@@ -26,12 +21,6 @@ _LETTERS, _HANDLE = 90, 7  # that fit into the width of a legend, and what a lin
 # Of a point's name, in points: its size, about how wide and high a letter is, and where it is from the point.
 _FONT, _LETTER, _BESIDE = 9, (5.0, 10.0), (6.0, 5.0)
 _LOSS = "held-out masked-LM loss [nats]"
-
-
-def save_svg(figure: Figure, path: Path) -> None:
-    """Write it aside and rename it; the same figure gives the same bytes."""
-    with files.replacing(path) as aside, matplotlib.rc_context({"svg.hashsalt": path.name}):
-        figure.savefig(aside, format="svg", metadata={"Date": None}, facecolor="white")
 
 
 def _literal(text: str) -> str:
@@ -105,8 +94,8 @@ def cost_figure(points: Sequence[Point], errors: Sequence[float | None], family:
         axes.errorbar(point.cost, point.loss, yerr=error, color=colour, fmt="s" if point.dense else "o", capsize=3)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-    axes.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.margins(x=0.15, y=0.1)
     _finished(figure, axes, name, _LOSS)
     _name_points(figure, axes, points)

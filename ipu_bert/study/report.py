@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Sequence
 
-from matplotlib.figure import Figure
-
 from ipu_bert.record.metrics import dumps
-from ipu_bert.study import figures
 from ipu_bert.study.definition import SEED, Study
 from ipu_bert.study.frontier import Matched, Point, match, table
 from ipu_bert.study.groups import Group, apart, group, judged_on, other_loss, outdated, timed
@@ -17,6 +15,7 @@ from ipu_bert.study.results import Results, RunResult, same_entropy
 from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
 from ipu_bert.study.statistics import CLEAR, Difference, difference
 from sparse_ops import files
+from sparse_ops.pictures import Make, write_each
 from sparse_ops.saying import say
 
 REPORT_FILE, NUMBERS_FILE = "report.md", "report.json"
@@ -25,7 +24,7 @@ REPORT_FILE, NUMBERS_FILE = "report.md", "report.json"
 def write_report(study: Study, folder: Path) -> Path:
     """Write report.md, report.json and the figures into a folder of results; returns the page.
 
-    Rows that were timed before they were edited are told, and have no seconds on it.
+    Rows that were timed before they were edited are told, and have no seconds on it. What cannot be drawn is a line.
     Raises ValueError where nothing has finished yet, or a file there is damaged.
     """
     results = Results(folder)
@@ -35,11 +34,12 @@ def write_report(study: Study, folder: Path) -> Path:
     for line in filter(None, [results.changed(study.cells), apart(groups), judged_on(groups)]):
         say(line, sys.stderr)
     seconds = _of_now(folder, groups)
-    drawn = _draw(study, groups, seconds)
-    for name, figure in drawn.items():
-        figures.save_svg(figure, folder / f"{name}.svg")
     files.write(folder / NUMBERS_FILE, dumps(_numbers(study, groups, seconds), indent=1) + "\n")
-    files.write(folder / REPORT_FILE, _page(study, groups, seconds, list(drawn)))
+    files.write(folder / REPORT_FILE, _page(study, groups, seconds, [], []))
+    drawn, told = write_each(folder, _figures(study, groups, seconds))
+    for line in told:
+        say(line, sys.stderr)
+    files.write(folder / REPORT_FILE, _page(study, groups, seconds, drawn, told))
     return folder / REPORT_FILE
 
 
@@ -90,27 +90,33 @@ def _family(groups: Sequence[Group], points: Sequence[Point]) -> list[Point]:
     return [] if apart(groups) else [point for point in points if point.dense]
 
 
-def _draw(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Figure]:
+def _figures(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Make]:
+    """What there is to draw, by file name."""
     alike = all(same_entropy(one.first, groups[0].first) for one in groups)
     entropy = groups[0].first.unigram_entropy if alike else None
-    drawn = {}
+    found: dict[str, Make] = {}
     for name in study.figures:
         if name == "steps":
-            drawn["steps"] = figures.steps_figure(groups, entropy)
+            found["steps"] = partial(_figure, "steps_figure", groups, entropy)
         elif name == "seconds":
             for machine in seconds:
-                drawn[f"seconds_{_slug(machine)}"] = figures.seconds_figure(groups, machine, entropy)
+                found[f"seconds_{_slug(machine)}"] = partial(_figure, "seconds_figure", groups, machine, entropy)
         elif name == "flops":
-            points = over_flops(groups)
-            errors = [one.loss.error for one in groups]
-            family = _family(groups, points)
-            drawn["flops"] = figures.cost_figure(points, errors, family, "FLOPs of the whole run, as the paper counts")
+            points, errors = over_flops(groups), [one.loss.error for one in groups]
+            axis = "FLOPs of the whole run, as the paper counts"
+            found["flops"] = partial(_figure, "cost_figure", points, errors, _family(groups, points), axis)
         elif name == "explored" and any(one.first.updates for one in groups):
-            drawn["explored"] = figures.explored_figure(groups)
+            found["explored"] = partial(_figure, "explored_figure", groups)
         elif name == "grid":
             (key,) = (key for key in study.grid if key != SEED)
-            drawn[f"grid_{key.rpartition('.')[2]}"] = figures.grid_figure(groups, key)
-    return drawn
+            found[f"grid_{key.rpartition('.')[2]}"] = partial(_figure, "grid_figure", groups, key)
+    return {f"{name}.svg": make for name, make in found.items()}
+
+
+def _figure(which: str, *arguments: Any) -> Any:
+    from ipu_bert.study import figures  # matplotlib, without which there are the numbers and the page all the same
+
+    return getattr(figures, which)(*arguments)
 
 
 def _slug(machine: MachineSeconds) -> str:
@@ -149,7 +155,14 @@ def _numbers(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSec
     }
 
 
-def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds], drawn: Sequence[str]) -> str:
+def _page(
+    study: Study,
+    groups: Sequence[Group],
+    seconds: Sequence[MachineSeconds],
+    drawn: Sequence[str],
+    not_drawn: Sequence[str],
+) -> str:
+    """The page's text. drawn: file names of the pictures that are there. not_drawn: a line for others."""
     runs = [run for one in groups for run in one.runs.values()]
     lines = [f"# {study.name}", "", study.about, ""]
     lines += [f"{len(runs)} of {len(study.cells)} runs have finished. {made_of(runs)}", ""]
@@ -165,7 +178,8 @@ def _page(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSecond
             f"seconds on {machine.threads} threads of {machine.machine}",
             _matched(groups, over_seconds(groups, machine)),
         )
-    lines += [f"![{name}]({name}.svg)" for name in drawn]
+    lines += [f"![{Path(name).stem}]({name})" for name in drawn]
+    lines += [line for one in not_drawn for line in ("", f"**Not drawn:** {one}")]
     lines += ["", f"Made by `python -m ipu_bert.study {study.asked} --report`.", ""]
     return "\n".join(lines)
 

@@ -19,7 +19,6 @@ import json
 import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Tuple
 
 import torch
@@ -38,9 +37,10 @@ from sparse_ops.bench.peers import (
 )
 from sparse_ops.bench.sampling import Sample, Summary, alternate, sample, summarize
 from sparse_ops.ends import with_one_line
-from sparse_ops.files import replacing, write
+from sparse_ops.files import write
 from sparse_ops.host_memory import keep_freed_memory
 from sparse_ops.pattern import BLOCK_SIZES
+from sparse_ops.pictures import write_picture
 from sparse_ops.saying import answer, say
 
 SHAPES = ((512, 512), (2048, 512), (512, 2048), (768, 768), (3072, 768), (768, 3072))
@@ -204,12 +204,11 @@ def times_faster(records: list[Record]) -> str:
     )
 
 
-def plot(records: list[Record], path: Path) -> None:
-    """A PNG of every implementation's epsilon by block size, one panel per product, at density 0.1."""
-    from sparse_ops.agg import Figure, FigureCanvasAgg
+def figure_of(records: list[Record]) -> Any:
+    """Every implementation's epsilon by block size, one panel per product, at density 0.1."""
+    from sparse_ops.agg import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     names = dict.fromkeys(r["implementation"] for r in records if not r["implementation"].startswith("dense"))
     shown: dict[str, Any] = {}
     for axes, product in zip(figure.subplots(1, len(PRODUCTS), sharey=True), PRODUCTS):
@@ -227,8 +226,7 @@ def plot(records: list[Record], path: Path) -> None:
         axes.set_xticks(BLOCK_SIZES, [str(b) for b in BLOCK_SIZES])
     figure.axes[0].set_ylabel("epsilon at density 0.1 (median over weights)")
     figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize="small")
-    with replacing(path) as aside:
-        figure.savefig(aside, format="png")
+    return figure
 
 
 def main(arguments: list[str]) -> int:
@@ -267,4 +265,4 @@ def _run(options: argparse.Namespace) -> None:
     answer(f"{torch.get_num_threads()} threads, {native.level()}, torch {torch.__version__}")
     answer(times_faster(records) if options.very_sparse else budgets(records))
     if options.plot:
-        plot(records, options.plot)
+        write_picture(options.plot, lambda: figure_of(records), dpi=100)

@@ -11,25 +11,23 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from ipu_bert.record.curves import LossCurve, PatternChange, UpdateCurves
 from ipu_bert.record.plots import (
     BLUE,
     EMPTY,
     OLD,
     ORANGE,
-    LossCurve,
-    PatternChange,
-    UpdateCurves,
     loss_figure,
     pattern_image,
     pattern_start_end_figure,
     pattern_updates_figure,
-    save_figure,
     smooth,
 )
+from sparse_ops.pictures import write_picture
 
 
 def saved(figure: Figure, path: Path) -> np.ndarray:
-    save_figure(figure, path, dpi=50)
+    write_picture(path, lambda: figure, dpi=50)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     image = imread(path)
@@ -201,8 +199,6 @@ def test_pictures_do_not_depend_on_a_backend_for_windows(
     import sys
 
     monkeypatch.setenv("MPLBACKEND", named)
-    code = (
-        "import os, ipu_bert.record.report, matplotlib as m; print(os.environ['MPLBACKEND'], m.get_backend().lower())"
-    )
+    code = "import os, ipu_bert.record.plots, matplotlib as m; print(os.environ['MPLBACKEND'], m.get_backend().lower())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == [named, then]

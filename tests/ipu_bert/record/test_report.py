@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
+from matplotlib.figure import Figure
 from report_case import OUTCOME, RECORDS, train, with_heldout
 
+from ipu_bert.record.curves import PatternChange
 from ipu_bert.record.metrics import JsonlSink, Metrics, dumps
-from ipu_bert.record.plots import PatternChange
 from ipu_bert.record.report import as_json, write_report
 from ipu_bert.record.report_numbers import build_report
 
@@ -64,6 +67,73 @@ def test_write_report_leaves_numbers_page_and_pictures(tmp_path: Path) -> None:
     for name in names:
         assert f"]({name})" in page
         assert (tmp_path / name).stat().st_size > 5000
+
+
+PATTERN = PatternChange("layer.0", (4, 4), 16, [0, 1], [0, 1], [0, 2], [0, 1], (), 50)
+PICTURES = ["loss_curves.png", "pattern_start_end.png", "pattern_updates.png"]
+
+
+def test_a_matplotlibrc_changes_no_picture(tmp_path: Path) -> None:
+    """With LaTeX in it, as writers of papers have, and none here a run had no report and ended in a traceback."""
+    theirs = {"text.usetex": True, "font.family": ["none-such"], "savefig.dpi": 30, "savefig.bbox": "tight"}
+    for folder, settings in ((tmp_path / "plain", {}), (tmp_path / "theirs", theirs)):
+        record_run(folder, RECORDS)
+        with matplotlib.rc_context(settings):
+            write_report(folder, OUTCOME, PATTERN)
+            assert {key: matplotlib.rcParams[key] for key in settings} == settings
+    for name in PICTURES:
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+
+
+@pytest.mark.parametrize("broken", ["drawing", "memory", "package", "matplotlibrc"])
+def test_what_cannot_be_drawn_is_a_line(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_run(tmp_path, RECORDS)
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise MemoryError if broken == "memory" else RuntimeError("no latex\nhere")
+
+    if broken in ("drawing", "memory"):
+        monkeypatch.setattr(Figure, "savefig", failing)
+    else:
+        monkeypatch.delitem(sys.modules, "sparse_ops.agg", raising=False)
+        monkeypatch.delitem(sys.modules, "matplotlib")
+        if broken == "package":
+            monkeypatch.setitem(sys.modules, "matplotlib", None)  # type: ignore[arg-type]
+        else:
+            (tmp_path / "rc").write_bytes(b"\xff\xfe")
+            monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "rc"))
+    write_report(tmp_path, OUTCOME, PATTERN)
+    assert strict((tmp_path / "report.json").read_text())["figures"] == {}
+    line = capsys.readouterr().err.splitlines()[-1]
+    found = {"drawing": "RuntimeError: no latex here", "memory": "MemoryError:"}
+    found |= {"package": "ModuleNotFoundError: ", "matplotlibrc": "UnicodeDecodeError: 'utf-8' codec can't decode"}
+    names = "loss_curves.png, pattern_updates.png, pattern_start_end.png"
+    assert line.startswith(f"{names}: expected matplotlib to draw it, found {found[broken]}")
+    page = (tmp_path / "report.md").read_text()
+    assert f"\n\n**Not drawn:** {line}\n\n" in page
+    assert ".png)" not in page
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_numbers_and_page_are_there_before_anything_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    record_run(tmp_path, RECORDS)
+    monkeypatch.setattr(Figure, "savefig", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path, OUTCOME, PATTERN)
+    assert strict((tmp_path / "report.json").read_text())["figures"] == {}
+    assert ".png)" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_picture_for_which_the_disk_has_no_room_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record_run(tmp_path, RECORDS)
+    (tmp_path / "pattern_updates.png").mkdir()
+    with pytest.raises(OSError, match=r"expected a file.*pattern_updates\.png"):
+        write_report(tmp_path, OUTCOME, PATTERN)
 
 
 @pytest.mark.parametrize("records", [[], [train(1, 0.5)], [{**train(1, 0.5), "mlm_loss": None}, train(2, 1.0)]])

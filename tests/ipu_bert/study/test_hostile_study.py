@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 from ipu_bert.config import ConfigError, identity
 from ipu_bert.machine import processor
@@ -258,6 +260,23 @@ def test_dollars_in_a_label_are_no_formula(finished_study, capsys):
     Path("mine.yaml").write_text(STUDY.replace("sparse:", "'a $x^$ b':") + "figures: [steps, flops, explored]\n")
     assert command.main(["mine.yaml", "--report"]) == 0
     assert "| a $x^$ b |" in Path("results/mine/report.md").read_text()
+
+
+def test_figures_that_cannot_be_drawn_are_a_line(finished_study, monkeypatch, capsys):
+    """As where a matplotlibrc asks for LaTeX and there is none: a traceback, at every report."""
+    Path("results/mine/results.json").write_text(json.dumps({"runs": finished_study}))
+    Path("mine.yaml").write_text(STUDY + "figures: [steps, flops]\n")
+    with matplotlib.rc_context({"text.usetex": True}):
+        assert command.main(["mine.yaml", "--report"]) == 0
+    page = Path("results/mine/report.md").read_text()
+    assert "![steps](steps.svg)\n![flops](flops.svg)\n" in page
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: 1 / 0)
+    assert command.main(["mine.yaml", "--report"]) == 0
+    line = "steps.svg, flops.svg: expected matplotlib to draw it, found ZeroDivisionError: division by zero"
+    assert line in capsys.readouterr().err.splitlines()
+    page = Path("results/mine/report.md").read_text()
+    assert f"\n**Not drawn:** {line}\n" in page
+    assert ".svg)" not in page
 
 
 @pytest.mark.parametrize("name", ["results.json", "seconds.json"])

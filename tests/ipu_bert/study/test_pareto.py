@@ -102,11 +102,20 @@ def test_a_report_of_no_numbers_is_named(section, key, value, finished, tmp_path
     assert line.startswith(f"error: {tmp_path}/report.json: expected the report of a run: expected a loss and a vocab")
 
 
+def test_what_was_found_is_shown_where_the_picture_cannot_be_drawn(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: 1 / 0)
+    assert pareto.main([*runs, "--svg", str(tmp_path / "pareto.svg")]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("The line: the dense runs among these.")
+    found = "expected matplotlib to draw it, found ZeroDivisionError: division by zero"
+    assert err == f"error: {tmp_path / 'pareto.svg'}: {found}\n"
+
+
 def test_what_was_found_is_shown_where_the_picture_cannot_be_written(runs, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device", "pareto.svg")
 
-    monkeypatch.setattr(pareto, "save_svg", full)
+    monkeypatch.setattr(pareto, "write_picture", full)
     assert pareto.main([*runs, "--svg", str(tmp_path / "pareto.svg")]) == 2
     out, err = capsys.readouterr()
     assert out.startswith("The line: the dense runs among these.")
