@@ -11,8 +11,11 @@ import pytest
 from data_corpora import corpus, documents_of, source_of
 
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.language import language_notes
 from ipu_bert.data.local_files import find_files
+from ipu_bert.data.manifest import told_text
 from ipu_bert.data.prepare import find_prepared, prepare, summary
+from ipu_bert.data.shards import told_empty
 
 
 def test_files_are_read_whatever_they_are_called_when_named(tmp_path: Path) -> None:
@@ -212,3 +215,9 @@ def test_a_thing_of_a_thousand_files_is_said_of_a_few(tmp_path: Path) -> None:
     again = source_of(tmp_path / "text.txt", *links).notes
     assert again[0].startswith(f"{links[0]}: passed over: 1 read already")
     assert (len(again), again[-1]) == (11, "and 2 more lines about other paths that were given")
+
+
+def test_every_note_of_a_text_is_told_from_its_manifest() -> None:
+    """By its first words: those of older releases stand among others, of which nothing is told."""
+    notes = [*told_empty(1, 1_000, "text"), *language_notes("xx", 0, 3), *language_notes("ru", 2_000, 3_000)]
+    assert len(notes) == 3 and told_text({"notes": notes}) == notes
