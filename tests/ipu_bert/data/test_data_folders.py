@@ -220,4 +220,5 @@ def test_a_thing_of_a_thousand_files_is_said_of_a_few(tmp_path: Path) -> None:
 def test_every_note_of_a_text_is_told_from_its_manifest() -> None:
     """By its first words: those of older releases stand among others, of which nothing is told."""
     notes = [*told_empty(1, 1_000, "text"), *language_notes("xx", 0, 3), *language_notes("ru", 2_000, 3_000)]
-    assert len(notes) == 3 and told_text({"notes": notes}) == notes
+    assert len(notes) == 3
+    assert told_text({"notes": notes}) == notes
