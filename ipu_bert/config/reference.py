@@ -14,7 +14,8 @@ _HEAD = """\
 # Settings
 
 Made from `ipu_bert/settings.py` by `python -m ipu_bert.config`. A config file has these sections;
-`base: NAME` inherits from another file; `section.key=value` after `--config` overrides.
+`base: NAME` inherits from another file, NAME or NAME.yaml beside it, else from one in `configs/`; `section.key=value`
+after `--config` overrides.
 
 Overriding one thing is enough. A default, or a value from a file in `configs/`, gives way to what you write in a file
 of your own or in an override, where it is obvious what should follow: `train.batch_size=16` makes a micro-batch of 32

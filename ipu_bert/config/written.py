@@ -14,6 +14,7 @@ from ipu_bert.settings import Config
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 MOST_BASES = 16
+_ENDINGS = (".yaml", ".yml")
 LONGEST = 900  # characters of a line of error
 
 
@@ -97,7 +98,7 @@ def config_path(name_or_file: str) -> Path:
         raise ConfigError([f"config {shortened(name_or_file)}: expected a name in UTF-8, found other bytes"])
     path = Path(name_or_file)
     named = CONFIG_DIR / f"{name_or_file}.yaml"
-    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
+    if path.suffix in _ENDINGS and os.path.isfile(path):
         return path
     if os.path.isfile(named):  # which is false, too, for a name that no file can have
         return named
@@ -106,6 +107,22 @@ def config_path(name_or_file: str) -> Path:
     hint = f"did you mean {', '.join(near)}?" if near else f"configs/ has {', '.join(known)}"
     expected = "expected a name in configs/ or a .yaml file, found neither"
     raise ConfigError([f"config {shortened(name_or_file)}: {expected}; {hint}"])
+
+
+def beside(base: str, path: Path, kind: str) -> Path | None:
+    """The file that `base:` in the file `path` means, which is beside it; None where it may be a name in configs/.
+
+    Raises ConfigError where one of that name is in the folder that the program works in, and none beside `path`: which
+    of them is meant would depend on where a run is started. kind: of `path`, config or study.
+    """
+    named, is_file = path.parent / base, Path(base).suffix in _ENDINGS
+    for one in (*[named] * is_file, path.parent / f"{base}.yaml"):
+        if os.path.isfile(one):
+            return one
+    if is_file and os.path.isfile(base):
+        elsewhere = f"{shortened(base)} in {os.getcwd()}, where the program works"
+        raise ConfigError([f"{kind} {path}: base: expected a file in {path.parent}, beside it, found {elsewhere}"])
+    return None
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> Written:
@@ -125,8 +142,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Written:
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError([f"config {path}: base: expected the name of a config, found {shortened(base)}"])
-        beside = path.parent / f"{base}.yaml"
-        under = read(beside if os.path.isfile(beside) else config_path(base), (*seen, path))
+        under = read(beside(base, path, "config") or config_path(base), (*seen, path))
     shipped = CONFIG_DIR in path.parents
     return under.over(tree, f"configs/{path.relative_to(CONFIG_DIR).with_suffix('')}" if shipped else None)
 

@@ -2,7 +2,7 @@
 
 A file in configs/studies/ (or one of your own) has
 
-    about: one sentence, the claim                  base: name of the config that all rows start from
+    about: one sentence, the claim                  base: config that all rows start from
     settings: {section.key: value}                  over the base, for all rows
     rows: {LABEL: {settings: {...}, paper: 2.31}}   a line of the table each; paper: its masked-LM loss there
     grid: {run.seed: [0, 1, 2]}                     every row is run with each combination of these
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from ipu_bert.config import CONFIG_DIR, Config, ConfigError, as_dict, identity, load_config
-from ipu_bert.config.written import config_path, shortened
+from ipu_bert.config.written import beside, config_path, shortened
 from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
 
 STUDY_DIR = CONFIG_DIR / "studies"
@@ -226,8 +226,7 @@ def _base(path: Path, tree: Mapping[str, Any]) -> str:
     base = _text(tree.get("base"))
     if not base:
         raise ConfigError([f"study {path}: base: expected the name of a config, found none"])
-    beside = path.parent / f"{base}.yaml"
-    return str(beside) if beside.is_file() else base
+    return str(beside(base, path, "study") or base)
 
 
 def _twice(cells: Sequence[Cell]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -18,6 +19,28 @@ def test_a_file_inherits_and_an_override_wins(tmp_path):
     assert (config.model.layers, config.train.steps, config.train.batch_size, config.optim.lr) == (3, 90, 2, 1e-4)
     assert config.run.name == "mine"
     assert config.run.dir == "runs/mine"
+
+
+@pytest.mark.parametrize("place", [".", "..", "conf", "other"])
+@pytest.mark.parametrize("base", ["common", "common.yaml", "./common.yaml", "../conf/common.yaml", "../conf/common"])
+def test_a_base_is_beside_the_file_that_names_it_wherever_the_program_works(tmp_path, monkeypatch, base, place):
+    for folder, seed in (("conf", 5), (".", 7), ("other", 7)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(tmp_path / folder, f"run: {{seed: {seed}}}\n", "common.yaml")
+    path = write(tmp_path / "conf", f"base: {base}\n")
+    monkeypatch.chdir(tmp_path / place)
+    assert load_config(path).run.seed == load_config(os.path.relpath(path)).run.seed == 5
+
+
+def test_a_base_that_is_in_the_working_folder_alone_is_refused_by_both_places(tmp_path, monkeypatch):
+    (tmp_path / "conf").mkdir()
+    write(tmp_path, "run: {seed: 7}\n", "common.yaml")
+    path = write(tmp_path / "conf", "base: common.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    places = f"in {tmp_path / 'conf'}, beside it, found 'common.yaml' in {tmp_path}, where the program works"
+    assert errors_of(path) == [f"config {path}: base: expected a file {places}"]
+    monkeypatch.chdir(tmp_path / "conf")
+    assert "expected a name in configs/ or a .yaml file, found neither" in errors_of(path)[0]
 
 
 def test_all_mistakes_are_reported_together(tmp_path):

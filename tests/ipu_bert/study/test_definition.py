@@ -55,6 +55,20 @@ def test_every_row_meets_every_combination_and_keeps_what_it_says(write):
     assert len({cell.folder for cell in study.cells}) == len({cell.key for cell in study.cells}) == 8
 
 
+@pytest.mark.parametrize("base", ["common", "common.yaml", "./common.yaml"])
+def test_a_base_is_beside_the_study_wherever_the_program_works(write, tmp_path, monkeypatch, base):
+    path = write(TEXT.replace("base: quickstart", f"base: {base}"))
+    (tmp_path / "common.yaml").write_text("base: quickstart\ntrain: {batch_size: 4}\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "common.yaml").write_text("base: quickstart\ntrain: {batch_size: 2}\n")
+    monkeypatch.chdir(tmp_path / "other")
+    assert read_study(path).cells[0].config.train.batch_size == 4
+    (tmp_path / "common.yaml").unlink()
+    refusal = r"study \S+: base: expected a file in \S+, beside it, found .*common.yaml"
+    with pytest.raises(ConfigError, match=refusal if base != "common" else "expected a name in configs/"):
+        read_study(path)
+
+
 def test_a_row_wins_over_what_all_share(write):
     text = TEXT.replace("settings: {sparsity.method: dense}", "settings: {train.steps: 60}")
     first, second = read_study(write(text)).cells[:2]
