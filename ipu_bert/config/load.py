@@ -33,14 +33,13 @@ def load_config(
     """
     path = config_path(name_or_file)
     written = read(path)
-    users = set() if written.is_record else written.users
     errors: list[str] = []
     for override in overrides:
         try:
             written = written.override(override)
-            users.add(override.partition("=")[0])
         except ValueError as error:
             errors.append(str(error))
+    users = written.chosen
     config = build(written.tree, errors)
     errors += folder_checks(config)
     idle: dict[str, str] = {}

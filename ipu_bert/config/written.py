@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from ipu_bert.config.plain import as_dict
 from ipu_bert.config.values import is_unicode
 from ipu_bert.config.yaml_text import MOST_BYTES, Scalar, parse
 from ipu_bert.settings import Config
@@ -15,6 +16,7 @@ from ipu_bert.settings import Config
 _PACKAGE = Path(__file__).resolve().parent.parent
 MOST_BASES = 16
 _ENDINGS = (".yaml", ".yml")
+_MOST = 0.75  # of the settings are in a file that a run of an older version wrote down; in no other one
 LONGEST = 900  # characters of a line of error
 
 
@@ -44,17 +46,19 @@ class Written:
     """Values as they were written.
 
     tree: the values by section and key, not yet checked. shipped: of the keys (`section.key`) that a file in configs/
-    wrote last, which file; the other keys of the tree are the user's.
+    wrote last, which file; the other keys of the tree are the user's. recorded: of these, those that a run wrote down.
     """
 
     tree: dict[str, Any]
     shipped: dict[str, str]
+    recorded: frozenset[str] = frozenset()
 
     def over(self, tree: Mapping[str, Any], file: str | None) -> Written:
         """These values with those of `tree` over them, from a file in configs/ or (None) from the user."""
         keys = keys_of(tree)
         shipped = {key: name for key, name in self.shipped.items() if key not in keys}
-        return Written(_merge(self.tree, tree), {**shipped, **dict.fromkeys(keys, file)} if file else shipped)
+        shipped |= dict.fromkeys(keys, file) if file else {}
+        return Written(_merge(self.tree, tree), shipped, self.recorded - keys)
 
     def override(self, text: str) -> Written:
         """These values with one `section.key=value` over them; ValueError when it has another form.
@@ -70,14 +74,14 @@ class Written:
         return self.over({section: {name: _override_value(value.strip())}}, None)
 
     @property
-    def is_record(self) -> bool:
-        """Whether these are values that a run wrote down, which has every section, and not what somebody chose."""
-        return {key.partition(".")[0] for key in self.users} >= {f.name for f in fields(Config)}
-
-    @property
     def users(self) -> set[str]:
         """The keys, `section.key`, that the user wrote."""
         return keys_of(self.tree) - self.shipped.keys()
+
+    @property
+    def chosen(self) -> set[str]:
+        """Of the keys that the user wrote, those that somebody chose: not those of a run's own config.yaml."""
+        return self.users - self.recorded
 
 
 def _override_value(text: str) -> Any:
@@ -144,7 +148,15 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Written:
             raise ConfigError([f"config {path}: base: expected the name of a config, found {shortened(base)}"])
         under = read(beside(base, path, "config") or config_path(base), (*seen, path))
     shipped = CONFIG_DIR in path.parents
-    return under.over(tree, f"configs/{path.relative_to(CONFIG_DIR).with_suffix('')}" if shipped else None)
+    found = under.over(tree, f"configs/{path.relative_to(CONFIG_DIR).with_suffix('')}" if shipped else None)
+    return replace(found, recorded=found.recorded | keys_of(tree)) if _is_record(tree) else found
+
+
+def _is_record(tree: Mapping[str, Any]) -> bool:
+    """Whether a run wrote this file down: it has settings of every section, and most there are, but for newer ones."""
+    sections = as_dict(Config())
+    known = keys_of(sections)
+    return tree.keys() >= sections.keys() and len(keys_of(tree) & known) > _MOST * len(known)
 
 
 def _read_tree(path: Path) -> dict[str, Any]:

@@ -321,6 +321,27 @@ def test_a_file_of_ones_own_is_the_users_and_what_a_run_wrote_down_is_not(finish
     assert from_dict(as_dict(load_config(record))).no_effect == []
 
 
+def test_a_file_with_something_in_every_section_is_the_users(tmp_path: Path) -> None:
+    tree: dict[str, dict[str, Any]] = {name: dict([next(iter(of.items()))]) for name, of in as_dict(Config()).items()}
+    tree = {**tree, "sparsity": {"method": "static", "growth": "gradient"}, "ipu": {"ipus": 4}}
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(tree))
+    growth, ipus = "sparsity.growth=gradient, since sparsity.method is static", "ipu.ipus=4, since engine.name is torch"
+    assert load_config(str(own)).no_effect == [growth, ipus]
+
+
+def test_what_is_written_over_a_runs_record_is_the_users(finished: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: {finished / 'config.yaml'}\nsparsity: {{method: static, growth: gradient}}\n")
+    assert load_config(str(own)).no_effect == ["sparsity.growth=gradient, since sparsity.method is static"]
+
+
+@pytest.mark.parametrize("engine", ["torch", "ipu"])
+def test_the_record_of_an_older_version_is_known(engine: str) -> None:
+    record = Path(__file__).parents[2] / "releases" / "0.1.0" / engine / "config.yaml"
+    assert load_config(str(record)).no_effect == []
+
+
 def test_a_long_value_is_cut() -> None:
     (line,) = load_config("quickstart", ["data.source=sotu", f"data.path={'x' * 5000}"]).no_effect
     assert len(line) < 200
