@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Begun, Config, ConfigError, identity, load_config, not_as_written
+from ipu_bert.data.errors import SettingError
 from ipu_bert.ranks import ALONE, RankError, Ranks, join
 from ipu_bert.record.metrics import dumps
 from ipu_bert.run_place import Found, look, newest_checkpoint, of_another_folder, settle
@@ -76,6 +77,8 @@ def main(argv: list[str]) -> int:
         return _fail(*error.errors)
     except checkpoint.DamagedCheckpointError as error:
         return _fail(f"{error}; {_way_on(error.path, options)}")
+    except SettingError as error:
+        return _fail(f"data.{error}")
     except (ValueError, ArithmeticError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:

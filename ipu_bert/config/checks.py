@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Iterator
 
 import yaml
@@ -35,6 +36,14 @@ def folder_checks(config: Config) -> Iterator[str]:
         found = getattr(getattr(config, section), name)
         if _ELSEWHERE.search(found) and not os.path.isdir(found):
             yield f"{section}.{name}: expected a local folder, as it is called, found {shortened(found)}"
+
+
+def room_checks(config: Config) -> Iterator[str]:
+    """Folders that cannot be made, since a file is there or on the way; a link to nothing is told where it is read."""
+    for name, found in (("run.dir", config.run.dir), ("data.dir", config.data.dir)):
+        there = next((place for place in (Path(found), *Path(found).parents) if os.path.exists(place)), Path())
+        if not os.path.isdir(there):
+            yield f"{name}: expected a folder, or nothing yet, found the file {shortened(str(there))}"
 
 
 def cross_checks(config: Config) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Collection, Mapping, Sequence
 from ipu_bert.config.automatic import place_automatically
 from ipu_bert.config.begun import Begun, follow_begun
 from ipu_bert.config.build import build
-from ipu_bert.config.checks import cross_checks, folder_checks
+from ipu_bert.config.checks import cross_checks, folder_checks, room_checks
 from ipu_bert.config.give_way import give_way, too_few_predictions
 from ipu_bert.config.initial import follow_initial
 from ipu_bert.config.no_effect import no_effect
@@ -45,6 +45,8 @@ def load_config(
     idle: dict[str, str] = {}
     if not errors:
         _name(config, path.stem)
+        errors += room_checks(config)
+    if not errors:
         began = begun(config.run.dir)
         if began is None:
             written, followed = follow_initial(config, written)

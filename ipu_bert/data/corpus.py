@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipu_bert.data.errors import DataError
+from ipu_bert.data.errors import SettingError
 from ipu_bert.data.language import AUTO, NAME
 from ipu_bert.data.tokenizer import Normalization
 
@@ -19,7 +19,7 @@ class Corpus:
     (None: train; else as `given_tokenizer` takes it). normalization: of case, accents and Chinese characters.
     heldout_fraction: share of the documents, chosen by a hash of their text, that never appear in training; at least
     two documents stay on either side.
-    Raises DataError when heldout_fraction is not between 0 and 1, and for a language that is no code.
+    Raises SettingError when heldout_fraction is not between 0 and 1, and for a language that is no code.
     """
 
     source: str
@@ -36,6 +36,6 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.heldout_fraction < 1.0:
-            raise DataError(f"heldout_fraction: expected a number between 0 and 1, found {self.heldout_fraction}")
+            raise SettingError(f"heldout_fraction: expected a number between 0 and 1, found {self.heldout_fraction}")
         if self.language != AUTO and not NAME.fullmatch(self.language):
-            raise DataError(f"language: expected {AUTO} or an ISO 639 code, as de, found {self.language!r}")
+            raise SettingError(f"language: expected {AUTO} or an ISO 639 code, as de, found {self.language!r}")

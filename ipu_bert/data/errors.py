@@ -9,6 +9,10 @@ class DataError(ValueError):
     """Text or token files that cannot be used; the message is one line: the file, what was expected, what was found."""
 
 
+class SettingError(DataError):
+    """A value that a setting of the text cannot have; begins with the setting's name, a field of Corpus."""
+
+
 class ChangedTextError(DataError):
     """A text that is another one now than when its checksum was made."""
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from os.path import splitext
 from typing import Any, BinaryIO, Callable, Iterator, cast
 
-from ipu_bert.data.errors import DataError, one_line
+from ipu_bert.data.errors import DataError, SettingError, one_line
 from ipu_bert.data.streams import open_bz2, open_xz
 
 LINE = 1 << 20  # characters; a longer line of text comes in parts
@@ -75,7 +75,7 @@ def encoding_of(path: str, encoding: str) -> str:
     try:
         io.TextIOWrapper(io.BytesIO(), encoding)  # which also refuses base64 and others that are not of text
     except (LookupError, ValueError):  # a ValueError for a name with a NUL
-        raise DataError(
+        raise SettingError(
             f"encoding: expected a name that Python knows, as utf-8 or cp1251, found {encoding!r}"
         ) from None
     with open_bytes(path) as file:

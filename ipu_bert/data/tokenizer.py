@@ -12,7 +12,7 @@ from typing import Callable, Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from ipu_bert.data.errors import DataError, one_line
+from ipu_bert.data.errors import DataError, SettingError, one_line
 from sparse_ops.files import plain
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -85,7 +85,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int, wanted:
         inner += [f"##{letter}"] if goes_on(letter) else []
     needed = len(SPECIAL_TOKENS) + len(inner) + len(kept)
     if vocab_size < needed:
-        raise DataError(f"vocab_size: expected at least {needed} for this text's letters, found {vocab_size}")
+        raise SettingError(f"vocab_size: expected at least {needed} for this text's letters, found {vocab_size}")
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizer
     trainer = trainers.WordPieceTrainer(

@@ -250,3 +250,44 @@ def test_kernels_that_cannot_be_had_are_told_before_the_text_is_prepared(program
     assert program("engine.kernel=native", f"data.dir={tmp_path / 'text'}") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {said}")
     assert not (tmp_path / "text").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "/below/it"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--resume", "auto"), ("--throughput",)])
+@pytest.mark.parametrize("key", ["run.dir", "data.dir"])
+def test_a_file_in_the_place_of_a_folder_is_told_by_the_settings_name(key, more, inside, program, tmp_path, capsys):
+    """A run ended in `Not a directory`, and a plan did not see it."""
+    (tmp_path / "file").touch()
+    assert program(f"{key}={tmp_path / 'file'}{inside}", *more) == 2
+    line = f"error: {key}: expected a folder, or nothing yet, found the file '{tmp_path / 'file'}'\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_file_in_the_place_of_the_folder_of_all_runs_is_told(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    assert program("run.dir=''") == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("found the file 'runs'")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("language", "xx1", "expected auto or an ISO 639 code, as de, found 'xx1'"),
+        ("encoding", "utf-9", "expected a name that Python knows, as utf-8 or cp1251, found 'utf-9'"),
+    ],
+)
+def test_what_the_text_refuses_is_called_as_its_setting_is(key, value, expected, more, program, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("One sentence. And another one.\n\n" * 9)
+    assert program(f"data.path={text}", f"data.{key}={value}", *more) == 2
+    assert capsys.readouterr().err == f"error: data.{key}: {expected}\n"
+
+
+def test_too_small_a_vocabulary_is_called_as_its_setting_is(program, tmp_path, capsys):
+    letters = "".join(chr(0x4E00 + number) + " " for number in range(300))
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{letters} {number}." for number in range(9)))
+    wanted = (f"data.path={tmp_path / 'text.txt'}", f"data.dir={tmp_path / 'data'}", "data.vocab_size=128")
+    assert program(*wanted) == 2
+    assert "error: data.vocab_size: expected at least " in capsys.readouterr().err
