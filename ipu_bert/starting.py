@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from ipu_bert import assemble
 from ipu_bert.config import Config
+from ipu_bert.config.written import shortened
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.local_files import find_files
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.data.tokenizer import Normalization, given_tokenizer, vocabulary_of
 from ipu_bert.hub.source import read_bert
@@ -41,6 +45,23 @@ def check_place(config: Config) -> None:
             f"data.dir: expected a folder outside of run.dir {folder}, which a new run has to itself, found "
             f"{config.data.dir}; name another one with data.dir=FOLDER"
         )
+    text = _text_within(config)
+    if text:
+        raise ValueError(
+            f"data.path: expected text outside of run.dir {folder}, whose earlier run a new one moves aside, found "
+            f"{shortened(text)}; name a new folder with run.dir=FOLDER"
+        )
+
+
+def _text_within(config: Config) -> str:
+    """The first file of the text that is in the run's folder, however `data.path` names it; empty: none is."""
+    if config.data.source != "files" or not Path(config.run.dir).exists():
+        return ""
+    wanted, inside = assemble.corpus(config), os.path.join(os.path.realpath(config.run.dir), "")
+    with contextlib.suppress(DataError):  # told where the text is read
+        found = find_files(wanted.paths, wanted.column, wanted.encoding).paths
+        return next((path for path in found if os.path.realpath(path).startswith(inside)), "")
+    return ""
 
 
 def _within(where: Path, folder: str) -> bool:

@@ -160,3 +160,30 @@ def test_a_folder_of_something_else_is_told_before_the_text_is_prepared(more, pr
             f"mine: expected a new or empty folder or an earlier run's, found other files in it: {found}"
         )
         (tmp_path / "mine" / "thesis.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--resume", "auto")])
+@pytest.mark.parametrize(
+    "path", ["{run}/mine.txt", "[{away}/other.txt, {run}/../first/mine.txt]", "{run}/*.txt", "{away}/**/*.txt", "{run}"]
+)
+def test_text_in_the_runs_own_folder_is_refused_before_it_is_moved(path, more, program, first, tmp_path, capsys):
+    """It was moved aside with the earlier run, which neither --resume nor evaluate found a text for any more."""
+    away = tmp_path / "away"
+    away.mkdir()
+    for text in (first / "mine.txt", away / "other.txt"):
+        text.write_text("One sentence. And another one.\n\n" * 9)
+    (away / "link").symlink_to(first)
+    shutil.rmtree(first / "checkpoints")
+    assert program(f"run.dir={first}", f"data.path={path.format(run=first, away=away)}", *more) == 2
+    (line,) = told(capsys, "error")
+    assert line.startswith(f"error: data.path: expected text outside of run.dir {first}, whose earlier run a new one")
+    name = "metrics.jsonl" if path == "{run}" else "mine.txt"
+    assert line.endswith(f"{name}'; name a new folder with run.dir=FOLDER")
+    assert not first.with_name("first.1").exists()
+
+
+def test_text_above_the_runs_own_folder_is_read(program, first, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"Sentence {n}. And another one.\n\n" for n in range(200)))
+    (first / "mine.txt").touch()
+    wanted = (f"data.path={tmp_path}", f"data.dir={tmp_path / 'data'}", "data.vocab_size=200")
+    assert program(*wanted, f"run.dir={first}", "train.stop_at=1", "--dry-run") == 0
