@@ -27,6 +27,7 @@ from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.sizes.placement import Placement, place
+from ipu_bert.sizes.reach import batches_reached, moves_reached
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
@@ -224,6 +225,22 @@ def update_plan(sparsity: SparsitySettings, steps: int, seed: int) -> UpdatePlan
     )
 
 
+def tell_not_reached(config: Config, files: TokenFiles | None) -> list[str]:
+    """Add to `no_effect` of a config a line for each setting that the run does not come up to; returns what is new.
+
+    Without a text that is prepared nothing is known about its batches.
+    """
+    updater, lines = make_updater(config), []
+    if files:
+        stream = make_stream(config, files, "heldout")
+        lines += batches_reached(config, len(stream.first_batches(config.eval.batches)))
+    if updater:
+        lines += moves_reached(updater, weights(config))
+    new = [line for line in lines if line not in config.no_effect]
+    config.no_effect += new
+    return new
+
+
 def make_model(config: Config, vocab_size: int) -> BertForPreTraining:
     """BERT with its starting weights and patterns, which depend on the seed alone.
 
@@ -250,6 +267,7 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     _, files = find_data(config)
     vocab_size = vocabulary_size(config, files)
     placement = make_placement(config, vocab_size)
+    tell_not_reached(config, files)
     updater = make_updater(config)
     updates = sorted(updater.ratios) if updater else []
     return dry_run.plan(config, files, vocab_size, placement, learning_rate(config), updates, ranks.count)

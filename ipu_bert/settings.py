@@ -308,7 +308,8 @@ class Config:
 
     Three are no settings: `gave_way` has a line for each value that had to fit one that the user wrote, and for too
     few predictions (config/give_way.py), `no_effect` one for each of the user's that does nothing
-    (config/no_effect.py), `chosen` says what `auto` chose and why (sizes/automatic.py).
+    (config/no_effect.py) and for each that a run does not come up to (sizes/reach.py), `chosen` says what `auto` chose
+    and why (sizes/automatic.py).
     """
 
     run: RunSettings = field(default_factory=RunSettings)

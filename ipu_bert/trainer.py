@@ -70,6 +70,8 @@ class Trainer:
         self._train_batches = assemble.train_batches(config, self.train_stream, self.engine)
         if resume is None and config.model.init:
             self._start()
+        for line in assemble.tell_not_reached(config, self.data) if ranks.first else ():
+            say(f"no effect: {line}", sys.stderr)
         self.updater = assemble.make_updater(config)
         if self.updater is not None:
             with self.engine.host_state() as host:

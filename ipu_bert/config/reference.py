@@ -22,7 +22,8 @@ of your own or in an override, where it is obvious what should follow: `train.ba
 one of 16, `train.steps=40` makes a warm-up of 60 steps one of 4. The dry run and the start of a run say what gave way.
 What you write yourself stays as it is, and is refused where it does not fit. What you write and what does nothing
 beside the other settings is said there, too, and in the report, one line each:
-`no effect: sparsity.updates=40, since sparsity.method is static`.
+`no effect: sparsity.updates=40, since sparsity.method is static`. So is what a run does not come up to, as more
+`eval.batches` than the held-out text has.
 """
 
 
