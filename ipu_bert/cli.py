@@ -30,7 +30,7 @@ from ipu_bert.signals import InterruptedRunError, delayed, raised
 from sparse_ops.arguments import Parser
 from sparse_ops.ends import out_of
 from sparse_ops.files import in_words
-from sparse_ops.saying import answer, say
+from sparse_ops.saying import answer, printable, say
 
 TIMED_STEPS = 10  # of --throughput
 
@@ -280,5 +280,5 @@ def _way_on(damaged: Path, options: argparse.Namespace) -> str:
 
 def _fail(*lines: str) -> int:
     for line in lines:
-        say(f"error: {' '.join(line.splitlines())}", sys.stderr)
+        say(f"error: {printable(' '.join(line.splitlines()))}", sys.stderr)
     return 2

@@ -30,6 +30,14 @@ def answer(text: str) -> None:
         raise OSError(out.failure.errno, out.failure.strerror, "standard output")
 
 
+def printable(text: str) -> str:
+    """The text with escapes in place of what a terminal obeys, a line break, and bytes that are no UTF-8.
+
+    A name on somebody's disk may have any of them.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Heedless:
     """A text stream that nobody has to read; None, where the process was started without the stream, reads nothing.
 

@@ -35,6 +35,7 @@ from ipu_bert.data.local_files import (
     words_per_document,
 )
 from sparse_ops.registry import Registry
+from sparse_ops.saying import printable
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def files(
             if stamp(path) != before[path]:
                 raise ChangedTextError(f"{path}: expected the file as it was at the start, found it changed since")
 
-    return Source("files", identity, documents, (*found.notes, *notes, *told_tables(read)))
+    lines = (*found.notes, *notes, *told_tables(read))
+    return Source("files", identity, documents, tuple(map(printable, lines)))
 
 
 # Bytes of a list of files in a manifest: with more of them it would be too large to be read (json_file.MOST_BYTES).

@@ -291,3 +291,9 @@ def test_too_small_a_vocabulary_is_called_as_its_setting_is(program, tmp_path, c
     wanted = (f"data.path={tmp_path / 'text.txt'}", f"data.dir={tmp_path / 'data'}", "data.vocab_size=128")
     assert program(*wanted) == 2
     assert "error: data.vocab_size: expected at least " in capsys.readouterr().err
+
+
+def test_an_error_about_a_name_with_escape_codes_does_not_colour_the_terminal(program, tmp_path, capsys):
+    (tmp_path / "\x1b[31mred.txt").touch()
+    assert program(f"data.path={tmp_path}/*.txt") == 2
+    assert "\\x1b[31mred.txt: expected text, found an empty file (0 bytes)\n" in capsys.readouterr().err

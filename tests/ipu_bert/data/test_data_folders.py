@@ -222,3 +222,20 @@ def test_every_note_of_a_text_is_told_from_its_manifest() -> None:
     notes = [*told_empty(1, 1_000, "text"), *language_notes("xx", 0, 3), *language_notes("ru", 2_000, 3_000)]
     assert len(notes) == 3
     assert told_text({"notes": notes}) == notes
+
+
+def test_names_that_a_terminal_would_obey_are_shown_escaped(tmp_path: Path) -> None:
+    """They coloured the terminal and cut the line in two; one that is no UTF-8 can be shown as well."""
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b\n.txt").touch()
+    (tmp_path / "\x1b[31mred.csv").write_text("c")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv")).symlink_to("nowhere")
+    table = tmp_path / "\x1b[1m.csv"
+    table.write_text("d")
+    for notes in (source_of(tmp_path).notes, source_of(table).notes):
+        assert notes
+        assert all(note.isprintable() for note in notes)
+    left, passed, empty = source_of(tmp_path).notes
+    assert "\\x1b[31mred.csv" in left
+    assert "caf\\udce9.csv" in passed
+    assert empty == f"{tmp_path}/b\\n.txt: empty, left out"
