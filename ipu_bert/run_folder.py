@@ -88,14 +88,19 @@ class RunFolder:
         self._clean()
         self.origin = None  # where the run goes on from, in its own folder: to be found until it has saved anything
         if origin is not None:
-            self.origin = checkpoint.adopt(
-                origin.checkpoint, origin.step, self.checkpoints, before=lambda: self._take_records(origin)
-            )
+            keep_best, is_new = config.checkpoint.keep_best, not checkpoint.complete(self.checkpoints)
+
+            def take_over() -> None:
+                self._take_records(origin)
+                if keep_best and is_new:
+                    self._take_better_best(origin)
+
+            self.origin = checkpoint.adopt(origin.checkpoint, origin.step, self.checkpoints, before=take_over)
             self._go_back(origin.step)
-            if config.checkpoint.keep_best:
+            if keep_best:
                 self._put_other_best_aside()
             self._keep_one_best()
-            if config.checkpoint.keep_best:
+            if keep_best and not is_new:
                 self._take_better_best(origin)
             keep = kept_after(origin.skipped, config.checkpoint.keep)
             checkpoint.prune(self.checkpoints, origin.step, keep)  # where a kill came between
@@ -254,7 +259,10 @@ class RunFolder:
             where = f"step {step}, of which no checkpoint is kept: {self.best} is not of it"
         else:
             judged = {"heldout_loss": loss, "heldout_batches": self._judges}
-            where = f"{kept}: it is copied to {checkpoint.copy_alone(kept, self.best, judged)}"
+            try:
+                where = f"{kept}: it is copied to {checkpoint.copy_alone(kept, self.best, judged)}"
+            except OSError as error:  # as on a full disk, on which there may be room again after pruning
+                where = f"{kept}, of which no copy could be made: {error}"
         say(f"the lowest held-out loss so far, {loss:.4f}, is that of {where}", sys.stdout)
 
     def _judged(self, last: int) -> list[tuple[float, int]]:

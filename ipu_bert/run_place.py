@@ -139,8 +139,8 @@ def records_before(origin: Origin) -> list[Record]:
 def check_same_run(path: Path, origin: Origin) -> None:
     """A run goes on in its own folder or in a new one; what another run has in its folder is not touched.
 
-    New is also a folder that has nothing but a copy of the checkpoint, or of the records before it: its process was
-    killed before it saved anything.
+    New is also a folder that has nothing but a copy of the checkpoint, or of the records before it and the best one:
+    its process was killed before it saved anything.
     """
     start = origin.checkpoint
     if (path / BRANCHES).resolve() in start.resolve().parents:
@@ -172,21 +172,23 @@ def of_another_folder(config_file: Path, path: Path) -> str:
 
 
 def _has_records_alone(path: Path, origin: Origin) -> bool:
-    """Whether a folder has nothing but what was recorded before a checkpoint: killed before that appeared there."""
+    """Whether a folder has nothing but what was recorded before a checkpoint, and the best of then: killed before that
+    appeared there.
+    """
     metrics = path / METRICS_FILE
     return (
         metrics.is_file()
-        and not _others(path, but=METRICS_FILE)
+        and not _others(path, METRICS_FILE, BEST)
         and metrics.read_bytes() == as_lines(records_before(origin)).encode()
     )
 
 
-def _others(path: Path, but: str = _LOCK) -> list[str]:
-    """What is there, `but` a file, beside what a run makes before its config, during which it may have been killed."""
+def _others(path: Path, *but: str) -> list[str]:
+    """What is there, `but` these, beside what a run makes before its config, during which it may have been killed."""
     return sorted(
         found.name
         for found in (path.iterdir() if path.exists() else ())
-        if found.name not in (_LOCK, but)
+        if found.name not in (_LOCK, *but)
         and not ASIDE.fullmatch(found.name)
         and (found.name not in (CHECKPOINTS, BEST) or checkpoint.complete(found))
     )

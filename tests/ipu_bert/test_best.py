@@ -129,3 +129,39 @@ def test_a_damaged_best_one_is_replaced_where_its_step_is_kept(judged):
     judged(LOSSES, resume=at(folder / "checkpoints", 4))
     assert steps(folder / "best") == [2]
     assert_same_state(at(folder / "best", 2), at(folder / "checkpoints", 2))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_run_that_is_killed_while_it_takes_its_best_along_takes_it_the_next_time(
+    copied, judged, tmp_path, monkeypatch
+):
+    """Its own checkpoint was there first, and from then on the other run's folder was not looked into."""
+    first = judged(LOSSES, "train.stop_at=4")
+    new, copy = f"run.dir={tmp_path / 'new'}", checkpoint.copy_alone
+
+    def killed(*arguments: Any) -> Path:
+        if copied:
+            copy(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "copy_alone", killed)
+    with pytest.raises(KeyboardInterrupt):
+        judged(LOSSES, new, resume=at(first / "checkpoints", 4))
+    monkeypatch.undo()
+    folder = judged(LOSSES, new, resume=at(first / "checkpoints", 4))
+    assert steps(folder / "best") == [2]
+    assert_same_state(at(folder / "best", 2), at(first / "best", 2))
+
+
+def test_a_run_whose_disk_has_no_room_for_its_best_goes_on_and_says_so(judged, monkeypatch, capsys):
+    """It was refused before pruning made room, each time."""
+    folder = judged(LOSSES, "train.stop_at=4", "checkpoint.keep_best=false")
+
+    def full(origin: Path, final: Path, before: Callable[[], object]) -> None:
+        raise OSError(28, "No space left on device", str(final))
+
+    monkeypatch.setattr("ipu_bert.moving.copy", full)
+    judged(LOSSES, resume=at(folder / "checkpoints", 4))
+    why = f"of which no copy could be made: [Errno 28] No space left on device: '{at(folder / 'best', 2)}'"
+    assert f"{TOLD}3.0000, is that of {at(folder / 'checkpoints', 2)}, {why}" in capsys.readouterr().out.splitlines()
+    assert steps(folder / "best") == [6]
