@@ -293,9 +293,7 @@ def use_threads(config: Config, ranks: Ranks = ALONE) -> None:
 
     Rank 0 tells where variables let them have fewer, with which they then compute.
     """
-    if config.engine.threads:
-        torch.set_num_threads(config.engine.threads)
-    fewer = openmp.settle_threads()
+    fewer = openmp.use_threads(config.engine.threads)
     if fewer and ranks.first:
         say(f"engine.{fewer}", sys.stderr)
 

@@ -18,9 +18,9 @@ from ipu_bert.hub.card import CardFacts, render_card
 from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.hub.folders import CARD, push, whole_folder
 from ipu_bert.hub.tokenizer_files import save_tokenizer
-from ipu_bert.hub_files import is_hub_name, name_for_others
+from ipu_bert.hub_files import is_hub_name
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
-from ipu_bert.run_layout import runs_of
+from ipu_bert.run_layout import name_for_others, runs_of
 from ipu_bert.sizes.footprint import parameter_counts
 from ipu_bert.trained import TrainedModel, load_model
 from sparse_ops import files

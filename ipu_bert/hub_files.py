@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -47,11 +47,3 @@ def is_hub_name(where: str) -> bool:
         return isinstance(try_to_load_from_cache(where, "config.json"), str)
     except HFValidationError:
         return False
-
-
-def name_for_others(where: str) -> str:
-    """What was given to `find_file`, without the folders of whoever keeps it: of a checkpoint its run's name, too."""
-    path = PurePath(where)
-    if is_hub_name(where):
-        return where
-    return "/".join(path.parts[-3:]) if path.name.startswith("step_") else path.name or "a model"

@@ -21,7 +21,7 @@ def conditions(config: Config) -> dict[str, str | int | float]:
     """All that the rounding of a step depends on and a resume may change: precision, and how IPUs compute, among it.
 
     instructions: those that torch's own kernels use. environment: variables that choose torch's products. threads: as
-    many as there are (openmp.settle_threads). library: the native kernels' sources, flags and compiler.
+    many as there are (openmp.use_threads). library: the native kernels' sources, flags and compiler.
     """
     return {
         **_precision(config),

@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
         numbers = {"family": whose, "cost": name, "runs": [one.to_dict() for one in matched]}
         answer(dumps(numbers) if options.json else "\n".join([f"The line: {whose}.", *table(name, matched)]))
         if options.svg:  # last: what was measured is shown where a picture cannot be written
-            write_picture(options.svg, partial(_figure, found, family, name))
+            write_picture(options.svg, "svg", partial(_figure, found, family, name))
 
     return with_one_line(act)
 

@@ -266,7 +266,10 @@ class RunFolder:
         say(f"the lowest held-out loss so far, {loss:.4f}, is that of {where}", sys.stdout)
 
     def _judged(self, last: int) -> list[tuple[float, int]]:
-        """(loss, step) of trained steps up to `last` that as many batches have judged as judge this run."""
+        """(loss, step) of trained steps up to `last` that as many batches have judged as judge this run.
+
+        Records of older versions do not say by how many.
+        """
         metrics = self.path / METRICS_FILE
         return [
             (float(record["mlm_loss"]), int(record["step"]))
@@ -274,7 +277,7 @@ class RunFolder:
             if record["kind"] == "eval"
             and 0 < record["step"] <= last
             and record["mlm_loss"] is not None
-            and record.get("batches") == self._judges
+            and record.get("batches", self._judges) == self._judges
         ]
 
     def _kept_of(self, step: int, loss: float, origin: Origin) -> Path | None:

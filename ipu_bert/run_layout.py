@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from ipu_bert.hub_files import is_hub_name
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -25,3 +28,16 @@ def runs_of(checkpoint: Path) -> list[Path]:
 def ways_to(path: Path) -> tuple[Path, Path]:
     """A place by its name, on whose way may be links to another disk, and where it really is."""
     return Path(os.path.abspath(path)), path.resolve()
+
+
+def name_for_others(where: str) -> str:
+    """What a model that training began with is called, without the folders of whoever keeps it: on the hub by its name
+    there, elsewhere by its folder's, which of a checkpoint is its run's, and its own.
+    """
+    if is_hub_name(where):
+        return where
+    parts = Path(os.path.abspath(where)).parts
+    first = len(parts) - 1
+    while first > 1 and (parts[first] in (CHECKPOINTS, BEST) or re.fullmatch(r"step_\d+", parts[first])):
+        first -= 1
+    return "/".join(parts[first:])

@@ -55,19 +55,22 @@ def parallel_address() -> int | None:
     return None if found is None else ctypes.cast(found[1].GOMP_parallel, ctypes.c_void_p).value
 
 
-def settle_threads() -> str:
-    """Let torch ask for as many threads as it gets; a line where variables let it have fewer than it would.
+def use_threads(count: int) -> str:
+    """Let torch compute with `count` threads (0: with as many as now), or with as many as it gets; a line where
+    variables let it have fewer.
 
     oneDNN's bfloat16 products leave rows uncomputed where a team is smaller than torch said.
     """
+    if count:
+        torch.set_num_threads(count)
     found = runtime()
     ran: list[None] = []
     variables = [f"{name}={os.environ[name]}" for name in _FEWER if name in os.environ]
     if found is None or not variables:
         return ""
     found[1].omp_set_dynamic(0)  # a team that shrinks and grows with the machine's load
-    asked, count = torch.get_num_threads(), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(ran.append)
-    found[1].GOMP_parallel(ctypes.cast(count, ctypes.c_void_p), None, asked, 0)
+    asked, note = torch.get_num_threads(), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(ran.append)
+    found[1].GOMP_parallel(ctypes.cast(note, ctypes.c_void_p), None, asked, 0)
     if len(ran) == asked:
         return ""
     torch.set_num_threads(len(ran))

@@ -25,18 +25,17 @@ class PictureError(ValueError):
         self.problem = problem
 
 
-def write_picture(path: Path, make: Make, dpi: int = 144) -> None:
-    """Write a figure whole, as PNG or SVG by its ending; the same figure gives the same bytes.
+def write_picture(path: Path, form: str, make: Make, dpi: int = 144) -> None:
+    """Write a figure whole; form: png or svg, whatever the file is called. The same figure gives the same bytes.
 
     Raises PictureError for whatever fails while it is drawn (the package, its fonts or cache, memory), and OSError
     where it cannot be written.
     """
-    files.write(path, drawn(path, make, dpi))
+    files.write(path, drawn(path, form, make, dpi))
 
 
-def drawn(path: Path, make: Make, dpi: int) -> bytes:
+def drawn(path: Path, form: str, make: Make, dpi: int) -> bytes:
     """The bytes of a picture that will have this name. Raises PictureError."""
-    form = path.suffix[1:].lower()
     how: dict[str, Any] = {"metadata": {"Date": None}} if form == "svg" else {"dpi": dpi}
     try:
         from sparse_ops.agg import FigureCanvasAgg, own_style
@@ -60,7 +59,7 @@ def write_each(folder: Path, makes: Mapping[str, Make]) -> tuple[list[str], list
     failed: dict[str, list[str]] = {}
     for name, make in makes.items():
         try:
-            write_picture(folder / name, make)
+            write_picture(folder / name, Path(name).suffix[1:], make)
             written.append(name)
         except PictureError as error:
             failed.setdefault(error.problem, []).append(name)

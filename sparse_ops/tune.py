@@ -22,7 +22,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_ops import native
+from sparse_ops import native, openmp
 from sparse_ops.arguments import MOST_THREADS, Parser, fraction, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.files import in_words, lock_after_others
@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not native.needed():
         return 1
-    torch.set_num_threads(options.threads)
+    openmp.use_threads(options.threads)
     keep_freed_memory()
     return with_one_line(lambda: _run(options))
 

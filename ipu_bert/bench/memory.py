@@ -17,6 +17,7 @@ from ipu_bert.data.batches import Batch
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.model import sparse_layers
 from ipu_bert.stopwatch import Stopwatch
+from sparse_ops import openmp
 from sparse_ops.host_memory import peak_memory_bytes
 from sparse_ops.pattern import BlockIndex
 
@@ -100,7 +101,7 @@ def peak_bytes(name: str, size: str, batch: int, length: int, masked: int, spars
 def _measure(
     name: str, size: str, batch: int, length: int, masked: int, sparsity: float, dropout: bool, threads: int
 ) -> int:
-    torch.set_num_threads(threads)
+    openmp.use_threads(threads)
     choice, tiny = IMPLEMENTATIONS[name], replace(model_shape("tiny", dropout), vocab_size=64, max_positions=32)
     # A step of a very small model first, so that what torch and the kernels set up once is not counted.
     make_trainer(choice, tiny, sparsity, Stopwatch()).train_step(random_batch(tiny, 1, 32, 4, seed=0))

@@ -29,11 +29,11 @@ def main(argv: list[str]) -> int:
 
     def act() -> None:
         from ipu_bert.finetune.work import fine_tune  # seconds to import, which a wrong option need not wait for
+        from sparse_ops import openmp
 
-        if options.threads:
-            import torch
-
-            torch.set_num_threads(options.threads)
+        fewer = openmp.use_threads(options.threads)
+        if fewer:
+            say(f"--{fewer}", sys.stderr)
         for line in no_effect(_parser(), options, _idle(options)):
             say(f"no effect: {line}", sys.stderr)
         fine_tune(_options(options), Path(options.folder), options.sparse)

@@ -18,8 +18,9 @@ from ipu_bert.finetune.train import Fitted
 from ipu_bert.hub.auto import SparseBertForSequenceClassification, write_sparse
 from ipu_bert.hub.dense import write_dense
 from ipu_bert.hub.folders import CARD, MEASURES, PREDICTIONS, whole_folder
-from ipu_bert.hub_files import is_hub_name, name_for_others
+from ipu_bert.hub_files import is_hub_name
 from ipu_bert.record.metrics import dumps
+from ipu_bert.run_layout import name_for_others
 from ipu_bert.sizes.config_json import hugging_face_config
 from sparse_ops import files
 

@@ -321,10 +321,11 @@ def _unchanged(report: Report) -> str:
 
 def _updates(pattern: PatternNumbers) -> str:
     blocks = f" blocks (of {number(pattern.blocks)})" if pattern.blocks is not None else " blocks"
+    done = f"removed the weakest{blocks} and put as many elsewhere, {number(pattern.moved_total)} moves in all"
     said = (
-        f"{number(pattern.updates)} pattern update{'s' if pattern.updates > 1 else ''} removed the weakest{blocks} and "
-        f"put as many elsewhere, {number(pattern.moved_total)} moves in all; the number of blocks never changes. At "
-        f"any time {percent(pattern.density)} of the positions hold weights; over the whole run "
+        f"{number(pattern.updates)} pattern update{'s' if pattern.updates > 1 else ''} "
+        f"{done if pattern.moved_total else 'moved no block'}; the number of blocks never changes. At any "
+        f"time {percent(pattern.density)} of the positions hold weights; over the whole run "
         f"{percent(pattern.explored_dof)} of a weight's positions were tried at least once, a mean over weights of any "
         "size (*explored degrees of freedom*, DOF)."
     )

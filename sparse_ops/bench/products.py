@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, Iterable, Tuple
 
 import torch
 
-from sparse_ops import native
+from sparse_ops import native, openmp
 from sparse_ops.arguments import MOST_THREADS, Parser, file_to_write, whole_number
 from sparse_ops.bench.peers import (
     ALL_OF_GRADIENT,
@@ -243,8 +243,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not native.needed():
         return 1
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    fewer = openmp.use_threads(options.threads)
+    if fewer:
+        say(f"--{fewer}", sys.stderr)
     return with_one_line(lambda: _run(options))
 
 
@@ -265,4 +266,4 @@ def _run(options: argparse.Namespace) -> None:
     answer(f"{torch.get_num_threads()} threads, {native.level()}, torch {torch.__version__}")
     answer(times_faster(records) if options.very_sparse else budgets(records))
     if options.plot:
-        write_picture(options.plot, lambda: figure_of(records), dpi=100)
+        write_picture(options.plot, "png", lambda: figure_of(records), dpi=100)

@@ -62,6 +62,16 @@ def test_a_run_that_keeps_its_best_from_now_on_has_the_best_of_before(keep, judg
     assert (found["best_step"], found["best_checkpoint"]) == (2, 2)
 
 
+def test_records_of_older_versions_count_as_by_as_many_batches(judged):
+    """They do not say by how many, and are compared in the report, too."""
+    folder = judged(LOSSES, "train.stop_at=4", "checkpoint.keep_best=false")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    older = [{key: value for key, value in record.items() if key != "batches"} for record in records]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in older))
+    judged(LOSSES, resume=at(folder / "checkpoints", 4))
+    assert steps(folder / "best") == [2]
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_that_the_best_is_not_kept_any_more_is_said_at_the_start_and_in_the_report(damaged, judged, capsys):
     folder = judged(LOSSES, "train.stop_at=4", "checkpoint.keep_best=false")

@@ -178,7 +178,7 @@ def test_all_commands_tell_it_each_time_they_read_a_line(capsys):
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_a_run_of_fewer_threads_than_asked_for_says_so_at_its_start(program, monkeypatch, capsys):
-    monkeypatch.setattr("sparse_ops.openmp.settle_threads", lambda: "threads: expected 2, found 1: OMP_THREAD_LIMIT=1")
+    monkeypatch.setattr("sparse_ops.openmp.use_threads", lambda _: "threads: expected 2, found 1: OMP_THREAD_LIMIT=1")
     assert program("train.stop_at=1") == 0
     line = "engine.threads: expected 2, found 1: OMP_THREAD_LIMIT=1\n"
     assert capsys.readouterr().err.count(line) == 1

@@ -135,7 +135,9 @@ def on_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("me/bert", "me/bert", True),
         ("runs/mine", "mine", False),  # a run's folder, elsewhere: it looks like a name on the hub
         ("/home/me/runs/mine/checkpoints/step_00000012", "mine/checkpoints/step_00000012", False),
-        (".", "a model", False),
+        ("/home/me/runs/mine/best", "mine/best", False),
+        ("/home/me/runs/mine/checkpoints/..", "mine", False),
+        ("/home/me/kept/step_up", "step_up", False),
     ],
 )
 def test_the_card_says_with_which_model_the_run_began(init, named, known, finished, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from sparse_ops.pictures import write_picture
 
 
 def saved(figure: Figure, path: Path) -> np.ndarray:
-    write_picture(path, lambda: figure, dpi=50)
+    write_picture(path, "png", lambda: figure, dpi=50)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     image = imread(path)

@@ -110,6 +110,12 @@ def test_dense_and_static_runs() -> None:
     assert "Every product is dense here, so both counts are 10 MFLOP per sequence." in page
 
 
+def test_updates_that_moved_nothing_are_not_said_to_have_removed_blocks() -> None:
+    records = [{**record, "moved": 0} if record["kind"] == "update" else record for record in RECORDS]
+    page = page_of(records, OUTCOME)
+    assert "2 pattern updates moved no block; the number of blocks never changes" in page
+
+
 def test_where_a_pattern_that_no_update_changed_is_from() -> None:
     """A run from `model.init`, and one whose records begin after its last update, were said to be drawn at random."""
     records = [r for r in RECORDS if r["kind"] != "update"]

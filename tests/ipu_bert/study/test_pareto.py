@@ -45,6 +45,10 @@ def test_a_sparse_run_is_read_against_the_dense_ones(runs, tmp_path, capsys):
     assert one["cost"] == pytest.approx(by_hand, rel=1e-12)
     assert one["inside"]
     assert picture.read_text().startswith("<?xml")
+    (tmp_path / "link.svg").symlink_to("blob")
+    assert pareto.main([*runs, "--svg", str(tmp_path / "link.svg")]) == 0
+    assert (tmp_path / "blob").read_text().startswith("<?xml")
+    capsys.readouterr()
     assert pareto.main(runs) == 0
     assert "| sparse | 5.9000 |" in capsys.readouterr().out
 
