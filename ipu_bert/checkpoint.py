@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Mapping
 
 import numpy as np
 import torch
@@ -18,32 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipu_bert import moving, sealed_json
+from ipu_bert import checkpoint_info, moving, sealed_json
+from ipu_bert.checkpoint_info import FORMAT
 from ipu_bert.config.values import is_unicode
-from ipu_bert.json_file import is_count, read_object
+from ipu_bert.json_file import read_object
 from ipu_bert.run_layout import CHECKPOINTS
-from ipu_bert.stopwatch import PHASES
 from sparse_ops.files import known_as, naming, sha256_of, sync, usual_mode
 
-FORMAT = 1
 STATE = "state.json"
 _PATIENCE = 5  # checkpoints of a running run that may go while they are read
 _NAME = re.compile(r"step_(\d+)")
 _ASIDE = re.compile(r"\.(step_\d+)\.\d+\.(tmp|old)")
-
-_ALWAYS = ("format", "step", "files")
-_TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
-    **{"format": int, "step": int, "files": dict, "config": dict, "identity": dict, "conditions": dict},
-    **{
-        "seconds": dict,
-        "elapsed_seconds": float,
-        "heldout_loss": float,
-        "heldout_batches": int,
-        "skipped_in_a_row": int,
-    },
-}
-
-_KNOWN = {*_TYPES, "config_hash", "next_batch", sealed_json.KEY}
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -112,17 +96,17 @@ def copy_alone(origin: Path, folder: Path, info: Mapping[str, Any]) -> Path:
     state = read_info(origin)
     _make(folder)
     final = _place(folder, state["step"])
-    if final.exists():
-        moving.take_away(final)
-    text = sealed_json.sealed({**state, **info})
+    text, aside = sealed_json.sealed({**state, **info}), moving.aside(final)
 
     def seal() -> None:
-        aside = moving.aside(final) / STATE
         with known_as(final, aside):
-            aside.write_text(text, encoding="utf-8")
-            sync(aside)
+            (aside / STATE).write_text(text, encoding="utf-8")
+            sync(aside / STATE)
+        if final.exists():  # as in `save`
+            os.replace(final, aside.with_suffix(".old"))
 
     moving.copy(origin, final, before=seal)
+    moving.remove(aside.with_suffix(".old"))
     keep_only(final)
     return final
 
@@ -228,7 +212,7 @@ def read_info(path: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(path, path, f"expected a folder with {STATE}, found none") from None
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(path, file, str(error)) from None
-    problem = _problem(state)
+    problem = checkpoint_info.problem(state)
     if _NAME.fullmatch(path.name) and _step_of(path) != state.get("step"):
         problem = problem or f"expected step {_step_of(path)} in {path.name}, found {state['step']}"
     if problem:
@@ -236,7 +220,7 @@ def read_info(path: Path) -> dict[str, Any]:
     if state["format"] != FORMAT:
         found = f"found {state['format']}; use the version that wrote it"
         raise CheckpointError(f"checkpoint {file}: expected format {FORMAT}, {found}")
-    unknown = sorted(state.keys() - _KNOWN)  # one of them may be the checksum's
+    unknown = sorted(state.keys() - checkpoint_info.KNOWN)  # one of them may be the checksum's
     if unknown or not sealed_json.is_whole(file, state):
         raise DamagedCheckpointError(
             path,
@@ -244,26 +228,6 @@ def read_info(path: Path) -> dict[str, Any]:
             f"expected no {unknown[0]!r:.60} in it" if unknown else "its SHA-256 is not the one in it: it is damaged",
         )
     return state
-
-
-def _problem(state: Mapping[str, Any]) -> str:
-    """Why this cannot be what `save` wrote into state.json; empty where it can."""
-    for key, kind in _TYPES.items():
-        if type(state.get(key, kind())) is not kind or (key in _ALWAYS and key not in state):
-            return f"expected {key} of type {kind.__name__}, found {state.get(key)!r:.60}"
-    for key in ("step", "skipped_in_a_row"):
-        if not is_count(state.get(key, 0)):
-            return f"expected {key} of 0 or more, found {state[key]!r:.60}"
-    for phase, seconds in {**state.get("seconds", {}), "elapsed_seconds": state.get("elapsed_seconds", 0.0)}.items():
-        known = phase in PHASES or phase == "elapsed_seconds"
-        if not known or type(seconds) not in (int, float) or seconds < 0:
-            return f"expected seconds of 0 or more of a phase of a run, found {phase!r:.60}: {seconds!r:.60}"
-    for name, entry in state["files"].items():
-        beside = os.path.basename(name) == name and name.endswith(".safetensors")
-        entry_as_written = isinstance(entry, dict) and is_count(entry.get("bytes")) and "sha256" in entry
-        if not beside or not entry_as_written:
-            return f"expected bytes and sha256 of a safetensors file beside it, found {name!r:.60}: {entry!r:.60}"
-    return ""
 
 
 def complete(folder: Path) -> list[tuple[int, Path]]:
@@ -354,9 +318,8 @@ def _write(aside: Path, final: Path, step: int, groups: Groups, info: Mapping[st
     except SafetensorError as error:  # its message has no file name
         raise OSError(f"checkpoint {final}: could not be written: {error}") from None
     state = {"format": FORMAT, "step": step, "files": files, **info}
-    for where, value in _floats(state, ""):
-        if not math.isfinite(value):
-            raise CheckpointError(f"checkpoint {final}: expected a finite number to write, found {where} = {value}")
+    for where, value in checkpoint_info.not_finite(state):
+        raise CheckpointError(f"checkpoint {final}: expected a finite number to write, found {where} = {value}")
     with known_as(final, aside), naming(final):
         (aside / STATE).write_text(sealed_json.sealed(state), encoding="utf-8")
         sync(aside / STATE)
@@ -384,14 +347,6 @@ def _check_finite(folder: Path, step: int, groups: Groups) -> None:
                     f"step {step}: expected finite numbers to save, found NaN or inf in {group} {name}: the run has "
                     f"diverged; {newest}"
                 )
-
-
-def _floats(value: Any, where: str) -> Iterator[tuple[str, float]]:
-    if isinstance(value, float):
-        yield where, value
-    elif isinstance(value, (dict, list, tuple)):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _floats(item, f"{where}.{key}".lstrip("."))
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -30,6 +30,7 @@ ORDER = [
     "optim",
     "hub",
     "moving",
+    "checkpoint_info",
     "checkpoint",
     "same_run",
     "run_place",

@@ -175,3 +175,20 @@ def test_a_run_whose_disk_has_no_room_for_its_best_goes_on_and_says_so(judged, m
     why = f"of which no copy could be made: [Errno 28] No space left on device: '{at(folder / 'best', 2)}'"
     assert f"{TOLD}3.0000, is that of {at(folder / 'checkpoints', 2)}, {why}" in capsys.readouterr().out.splitlines()
     assert steps(folder / "best") == [6]
+
+
+def test_the_best_one_that_is_there_stays_until_there_is_another(judged, tmp_path, monkeypatch):
+    whole = judged(LOSSES, "train.stop_at=4") / "checkpoints"
+    first = checkpoint.copy_alone(at(whole, 2), tmp_path / "best", {"heldout_loss": 3.0})
+
+    def full(origin: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ipu_bert.moving._copy", full)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.copy_alone(at(whole, 2), tmp_path / "best", {"heldout_loss": 2.0})
+    assert checkpoint.read_info(first)["heldout_loss"] == 3.0
+    assert checkpoint.copy_alone(at(whole, 2), tmp_path / "best", {"heldout_loss": 2.0}) == first
+    assert checkpoint.read_info(first)["heldout_loss"] == 2.0
+    assert_same_state(first, at(whole, 2))
