@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -71,8 +70,10 @@ def _read(where: str) -> Initial:
     folder = Path(where)
     if (folder / CONFIG_FILE).is_file():
         return _of_run(read(folder / CONFIG_FILE).tree, [folder])
-    several = (sorted(folder.glob(f"{place}step_*/state.json"), reverse=True) for place in ("", f"{CHECKPOINTS}/"))
-    state = next((path for path in (folder / "state.json", *chain(*several)) if path.is_file()), None)
+    own = folder / CHECKPOINTS  # as checkpoint.find: what is kept beside it is none of the run's
+    several = sorted((own if own.is_dir() else folder).glob("step_*/state.json"), reverse=True)
+    alone = [folder / "state.json"] * (not own.is_dir())
+    state = next((path for path in (*alone, *several) if path.is_file()), None)
     if state is not None:
         return _of_run(read_object(state).get("config", {}), runs_of(state.parent))
     file = find_file(where, "config.json")

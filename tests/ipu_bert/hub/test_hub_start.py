@@ -253,6 +253,17 @@ def test_a_folder_of_a_runs_checkpoints_is_the_run(linked, kept, named, finished
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
+def test_what_is_kept_beside_a_branchs_checkpoints_is_none_of_its(finished, tiny, tmp_path):
+    """Its sizes would be another model's than those of the weights, which are read from checkpoints/."""
+    shutil.copy(finished / "tokenizer.json", tmp_path)
+    branch = tmp_path / "branches" / "after_step_00000001"
+    shutil.copytree(finished / "checkpoints", branch / "checkpoints")
+    (branch / "step_00000009").mkdir()
+    for place in (branch, branch / "step_00000009"):
+        (place / "state.json").write_text(json.dumps({"config": {"model": {"layers": 7}}}))
+    assert of_model(tiny, branch).model.layers == tiny().model.layers
+
+
 def test_a_tokenizer_above_a_run_is_not_its_own(finished, tiny, tmp_path):
     """Of a run of an older version, which kept none, the folder's above would be taken unsaid."""
     shutil.copy(finished / "tokenizer.json", tmp_path)
