@@ -225,17 +225,13 @@ def update_plan(sparsity: SparsitySettings, steps: int, seed: int) -> UpdatePlan
     )
 
 
-def tell_not_reached(config: Config, files: TokenFiles | None) -> list[str]:
+def tell_not_reached(config: Config, batches: int | None, updater: PatternUpdater | None) -> list[str]:
     """Add to `no_effect` of a config a line for each setting that the run does not come up to; returns what is new.
 
-    Without a text that is prepared nothing is known about its batches.
+    batches: of `eval.batches`, as many as the held-out text has; None where that is not prepared.
     """
-    updater, lines = make_updater(config), []
-    if files:
-        stream = make_stream(config, files, "heldout")
-        lines += batches_reached(config, len(stream.first_batches(config.eval.batches)))
-    if updater:
-        lines += moves_reached(updater, weights(config))
+    lines = [] if batches is None else batches_reached(config, batches)
+    lines += moves_reached(updater, weights(config)) if updater else []
     new = [line for line in lines if line not in config.no_effect]
     config.no_effect += new
     return new
@@ -267,8 +263,9 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     _, files = find_data(config)
     vocab_size = vocabulary_size(config, files)
     placement = make_placement(config, vocab_size)
-    tell_not_reached(config, files)
     updater = make_updater(config)
+    heldout = make_stream(config, files, "heldout").first_batches(config.eval.batches) if files else None
+    tell_not_reached(config, None if heldout is None else len(heldout), updater)
     updates = sorted(updater.ratios) if updater else []
     return dry_run.plan(config, files, vocab_size, placement, learning_rate(config), updates, ranks.count)
 

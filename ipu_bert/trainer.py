@@ -70,9 +70,9 @@ class Trainer:
         self._train_batches = assemble.train_batches(config, self.train_stream, self.engine)
         if resume is None and config.model.init:
             self._start()
-        for line in assemble.tell_not_reached(config, self.data) if ranks.first else ():
-            say(f"no effect: {line}", sys.stderr)
         self.updater = assemble.make_updater(config)
+        for line in assemble.tell_not_reached(config, self._judges, self.updater) if ranks.first else ():
+            say(f"no effect: {line}", sys.stderr)
         if self.updater is not None:
             with self.engine.host_state() as host:
                 self.updater.track(host.layers)
