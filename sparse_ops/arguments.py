@@ -100,3 +100,12 @@ def file_to_write(suffix: str = "") -> Callable[[str], Path]:
         return path
 
     return parse
+
+
+def take_threads(count: int) -> None:
+    """Let torch compute with as many threads as `--threads` says (0: torch's choice), or with those that there are."""
+    from sparse_ops import openmp  # torch, which takes seconds: a wrong option need not wait for it
+
+    fewer = openmp.use_threads(count)
+    if fewer:
+        say(f"--{fewer}", sys.stderr)

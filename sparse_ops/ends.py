@@ -7,7 +7,7 @@ import traceback
 from typing import Callable
 
 from sparse_ops.files import in_words
-from sparse_ops.saying import say
+from sparse_ops.saying import printable, say
 
 _OURS = ("__main__", "sparse_ops", "ipu_bert")
 
@@ -28,7 +28,7 @@ def with_one_line(act: Callable[[], object]) -> int:
         problem = out_of(error)
         if not problem:
             raise
-    say(f"error: {' '.join(problem.splitlines())}", sys.stderr)
+    say(f"error: {printable(' '.join(problem.splitlines()))}", sys.stderr)
     return 2
 
 

@@ -22,8 +22,8 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_ops import native, openmp
-from sparse_ops.arguments import MOST_THREADS, Parser, fraction, whole_number
+from sparse_ops import native
+from sparse_ops.arguments import MOST_THREADS, Parser, fraction, take_threads, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.files import in_words, lock_after_others
 from sparse_ops.host_memory import keep_freed_memory
@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not native.needed():
         return 1
-    openmp.use_threads(options.threads)
+    take_threads(options.threads)
     keep_freed_memory()
     return with_one_line(lambda: _run(options))
 

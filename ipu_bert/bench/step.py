@@ -35,8 +35,8 @@ from ipu_bert.sizes import flops
 from ipu_bert.sizes.shape import FAMILY, BertShape
 from ipu_bert.sizes.weights import encoder_weights
 from ipu_bert.stopwatch import Stopwatch
-from sparse_ops import files, native, openmp
-from sparse_ops.arguments import MOST_THREADS, Parser, file_to_write, fraction, whole_number
+from sparse_ops import files, native
+from sparse_ops.arguments import MOST_THREADS, Parser, file_to_write, fraction, take_threads, whole_number
 from sparse_ops.bench.sampling import Sample, alternate, choose, summarize
 from sparse_ops.dynsparse.grow import GROW_RULES
 from sparse_ops.dynsparse.schedules import constant
@@ -271,9 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             native.level()
     except ValueError as error:
         parser.error(str(error))
-    fewer = openmp.use_threads(options.threads)
-    if fewer:
-        say(f"--{fewer}", sys.stderr)
+    take_threads(options.threads)
     options.repeats = 2 if options.quick else options.repeats
     return with_one_line(lambda: _measure(options))
 

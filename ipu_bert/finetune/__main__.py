@@ -16,7 +16,7 @@ from typing import Callable
 
 from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Start, Training
 from ipu_bert.settings import MOST_STEPS, SparsitySettings
-from sparse_ops.arguments import MOST_THREADS, Parser, no_effect, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, no_effect, take_threads, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.files import there
 from sparse_ops.pattern import BLOCK_SIZES
@@ -29,11 +29,8 @@ def main(argv: list[str]) -> int:
 
     def act() -> None:
         from ipu_bert.finetune.work import fine_tune  # seconds to import, which a wrong option need not wait for
-        from sparse_ops import openmp
 
-        fewer = openmp.use_threads(options.threads)
-        if fewer:
-            say(f"--{fewer}", sys.stderr)
+        take_threads(options.threads)
         for line in no_effect(_parser(), options, _idle(options)):
             say(f"no effect: {line}", sys.stderr)
         fine_tune(_options(options), Path(options.folder), options.sparse)

@@ -23,8 +23,8 @@ from typing import Any, Callable, Dict, Iterable, Tuple
 
 import torch
 
-from sparse_ops import native, openmp
-from sparse_ops.arguments import MOST_THREADS, Parser, file_to_write, whole_number
+from sparse_ops import native
+from sparse_ops.arguments import MOST_THREADS, Parser, file_to_write, take_threads, whole_number
 from sparse_ops.bench.peers import (
     ALL_OF_GRADIENT,
     BOTH_GRADIENTS,
@@ -243,9 +243,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not native.needed():
         return 1
-    fewer = openmp.use_threads(options.threads)
-    if fewer:
-        say(f"--{fewer}", sys.stderr)
+    take_threads(options.threads)
     return with_one_line(lambda: _run(options))
 
 

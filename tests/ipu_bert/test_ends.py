@@ -20,6 +20,7 @@ from sparse_ops.ends import with_one_line
     [
         (ValueError("x: expected 1,\nfound 2"), 2, "error: x: expected 1, found 2"),
         (OSError(28, "No space left on device", "/data/file"), 2, "error: /data/file: No space left on device"),
+        (ValueError("a\x1b[31m\udce9: expected 1"), 2, r"error: a\x1b[31m\udce9: expected 1"),
         (MemoryError("3 GB"), 2, "error: out of memory: 3 GB"),
         (RuntimeError("can't start new thread"), 2, "error: out of threads: can't start new thread"),
         (BaseException("ThreadPoolBuildError {...}"), 2, "error: out of threads: ThreadPoolBuildError {...}"),

@@ -219,6 +219,16 @@ def test_the_command_measures_keeps_and_shows(choices: Choices, capsys: pytest.C
     assert "nothing to measure" in tune.told([], 0.0)
 
 
+def test_the_command_says_where_there_are_fewer_threads(
+    choices: Choices, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "threads: expected 2, found 1: OMP_THREAD_LIMIT=1"
+    monkeypatch.setattr("sparse_ops.openmp.use_threads", lambda count: told if count == 2 else "")
+    for threads, said in (("2", f"--{told}\n"), ("1", "")):
+        assert tune.main(["--threads", threads]) == 0
+        assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
