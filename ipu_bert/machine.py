@@ -9,10 +9,12 @@ import torch
 
 from ipu_bert.config import Config, as_dict
 from sparse_ops import native
+from sparse_ops.dense import TORCH, library
 from sparse_ops.processor import processor
 
 PRODUCTS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # variables
 
+_DENSE = "dense products"
 _ONE_RESULT = ("ipus", "optimizer_off_chip", "executable_cache", "profile_dir")  # of ipu.*: no sum depends on them
 _OF_HALF = ("automatic_loss_scale", "half_partials", "stochastic_rounding")  # of ipu.*: nothing with float32
 
@@ -33,6 +35,7 @@ def conditions(config: Config) -> dict[str, str | int | float]:
         "threads": torch.get_num_threads(),
         "kernel": _kernel(config),
         "library": native.fingerprint() if _kernel(config).startswith("native") else "none",
+        _DENSE: _dense(config),
     }
 
 
@@ -77,6 +80,13 @@ def _kernel(config: Config) -> str:
     return f"native {native.level()}"
 
 
+def _dense(config: Config) -> str:
+    """What multiplies dense weights of float32."""
+    plain = config.engine.name == "ipu" or config.engine.kernel == "torch" or config.precision.compute != "float32"
+    return TORCH if plain else library()
+
+
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`name: now, before it was ...` for each condition that both know and that is not as it was."""
+    before = {_DENSE: TORCH, **before}  # of older checkpoints, which do not say it
     return [f"{name}: {now[name]}, before {before[name]}" for name in now if before.get(name, now[name]) != now[name]]

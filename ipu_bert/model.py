@@ -17,6 +17,7 @@ from ipu_bert.sizes.shape import BertShape
 from ipu_bert.sizes.weights import EncoderWeight
 from sparse_ops.add_norm import add_norm
 from sparse_ops.attention import attention
+from sparse_ops.dense import DenseLinear, linear
 from sparse_ops.feed_forward import feed_forward
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.linear_cross_entropy import linear_cross_entropy
@@ -39,7 +40,7 @@ def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) ->
 
 def dense_linear(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
     """LinearFactory of the dense model."""
-    return nn.Linear(in_features, out_features)
+    return DenseLinear(in_features, out_features)
 
 
 def sparse_linear(weights: Sequence[EncoderWeight], seed: int, kernel: str) -> LinearFactory:
@@ -52,7 +53,7 @@ def sparse_linear(weights: Sequence[EncoderWeight], seed: int, kernel: str) -> L
     def make(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
         weight = by_name[name]
         if not weight.is_sparse:
-            return dense_linear(name, in_features, out_features, segments)
+            return DenseLinear(in_features, out_features, kernel)
         return BlockSparseLinear.from_pattern(starting_pattern(weight, seed), kernel=kernel)
 
     return make
@@ -215,9 +216,9 @@ class Bert(nn.Module):
 
 
 class PredictionTransform(nn.Module):
-    def __init__(self, shape: BertShape) -> None:
+    def __init__(self, shape: BertShape, kernel: str) -> None:
         super().__init__()
-        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size)
+        self.dense = DenseLinear(shape.hidden_size, shape.hidden_size, kernel)
         self.gelu = nn.GELU()
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
@@ -228,24 +229,25 @@ class PredictionTransform(nn.Module):
 class Predictions(nn.Module):
     """MLM head. The decoder's weight is the word embedding, handed in so that the model holds it once."""
 
-    def __init__(self, shape: BertShape) -> None:
+    def __init__(self, shape: BertShape, kernel: str) -> None:
         super().__init__()
-        self.transform = PredictionTransform(shape)
+        self.transform = PredictionTransform(shape, kernel)
         self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
+        self.kernel = kernel
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        return F.linear(self.transform(hidden), word_embeddings, self.bias)
+        return linear(self.transform(hidden), word_embeddings, self.bias, self.kernel)
 
-    def loss(self, hidden: Tensor, word_embeddings: Tensor, labels: Tensor, kernel: str) -> Tensor:
+    def loss(self, hidden: Tensor, word_embeddings: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy at hidden [N, H] in nats, summed over the labels [N] that are not IGNORED_LABEL: 0-d."""
         hidden = self.transform(hidden)
-        return linear_cross_entropy(hidden, word_embeddings, self.bias, labels, IGNORED_LABEL, kernel)
+        return linear_cross_entropy(hidden, word_embeddings, self.bias, labels, IGNORED_LABEL, self.kernel)
 
 
 class PretrainingHeads(nn.Module):
-    def __init__(self, shape: BertShape) -> None:
+    def __init__(self, shape: BertShape, kernel: str) -> None:
         super().__init__()
-        self.predictions = Predictions(shape)
+        self.predictions = Predictions(shape, kernel)
         self.seq_relationship = nn.Linear(shape.hidden_size, 2)
 
 
@@ -266,7 +268,7 @@ class PretrainingLosses(NamedTuple):
 class BertForPreTraining(nn.Module):
     """BERT with both pre-training heads; `linear` alone decides which encoder weights are sparse.
 
-    kernel: one of sparse_ops.operators.KERNELS, for what is no product with a weight.
+    kernel: one of sparse_ops.operators.KERNELS, for all but what `linear` makes.
 
     Linear and embedding weights and the values of sparse blocks start truncated normal with `initializer_range`, not
     rescaled for sparsity (paper, App. A and Figure 9); biases zero, LayerNorm weights one. The start of a parameter
@@ -275,9 +277,9 @@ class BertForPreTraining(nn.Module):
 
     def __init__(self, shape: BertShape, linear: LinearFactory, seed: int, kernel: str) -> None:
         super().__init__()
-        self.shape, self.kernel = shape, kernel
+        self.shape = shape
         self.bert = Bert(shape, linear, kernel)
-        self.cls = PretrainingHeads(shape)
+        self.cls = PretrainingHeads(shape, kernel)
         self.initialize(seed)
 
     def initialize(self, seed: int) -> None:
@@ -314,7 +316,7 @@ class BertForPreTraining(nn.Module):
         if labels is None:
             return self.cls.predictions(masked, words), nsp_logits
         masked_labels, next_sentence_labels = labels
-        mlm_sum = self.cls.predictions.loss(masked.flatten(0, 1), words, masked_labels.flatten(), self.kernel)
+        mlm_sum = self.cls.predictions.loss(masked.flatten(0, 1), words, masked_labels.flatten())
         return _losses(mlm_sum, nsp_logits, masked_labels, next_sentence_labels)
 
 

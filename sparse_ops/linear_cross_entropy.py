@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_ops import differentiable, native
+from sparse_ops.dense import gradient, product
 from sparse_ops.functional import autocast_dtype
 from sparse_ops.native import Call
 from sparse_ops.operators import KERNELS, has_native
@@ -107,7 +108,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         padded = F.pad(native.contiguous(hidden), (0, 0, 0, -len(hidden) % MULTIPLE))
-        scores = native.contiguous(weight) @ padded.t()
+        scores = product(native.contiguous(weight), padded)
         largest, sums = scores.new_empty(2, len(padded))
         _run(scores, bias, None, largest, sums, None)
         own = scores[labels, torch.arange(len(labels))] + bias.detach()[labels]
@@ -134,7 +135,7 @@ def _gradients(
     ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, dloss: Tensor
 ) -> tuple[Tensor | None, ...]:
     # The gradient takes the scores' place: a second pass through a graph that was kept makes them anew.
-    scores = weight @ ctx.padded.t() if ctx.scores is None else ctx.scores
+    scores = product(weight, ctx.padded) if ctx.scores is None else ctx.scores
     ctx.scores = None
     n, dbias = len(labels), torch.empty_like(bias)
     share = F.pad(dloss / ctx.sums[:n], (0, len(ctx.padded) - n))
@@ -142,5 +143,5 @@ def _gradients(
     scores[labels, torch.arange(n)] -= dloss
     dbias.index_add_(0, labels, -dloss.expand(n))
     wanted = ctx.needs_input_grad
-    dhidden = scores.t()[:n] @ weight if wanted[0] else None
-    return dhidden, scores @ ctx.padded if wanted[1] else None, dbias if wanted[2] else None
+    dhidden = gradient(scores, weight)[:n] if wanted[0] else None
+    return dhidden, product(scores, ctx.padded.t()) if wanted[1] else None, dbias if wanted[2] else None

@@ -8,6 +8,7 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sparse_ops.dense import DenseLinear
 from sparse_ops.linear import PATTERNS, BlockSparseLinear
 from sparse_ops.pattern import block_count
 
@@ -58,17 +59,17 @@ def sparsify(
     """Replace in place the nn.Linear layers whose names match a shell pattern of `include` and none of `exclude`.
 
     Each becomes `BlockSparseLinear.from_linear` of itself; a layer that stands in several places is replaced in all.
-    Subclasses of nn.Linear are left alone: what makes them so may need their dense weight. Returns the new layers by
-    name, in order of definition. Raises ValueError, and replaces nothing, when no layer matches, when a pattern is the
-    name of no module at all, when a layer is in several places that do not all match, when one does not divide into
-    blocks or keeps none, when its weight is of no usual dtype, when weight or bias is tied to another module's, or when
-    it has hooks, buffers or children, which would be lost: hooks of torch's older weight_norm and spectral_norm and of
-    its pruning make the weight.
+    Subclasses of nn.Linear but DenseLinear are left alone: what makes them so may need their dense weight. Returns
+    the new layers by name, in order of definition. Raises ValueError, and replaces nothing, when no layer matches,
+    when a pattern is the name of no module at all, when a layer is in several places that do not all match, when
+    one does not divide into blocks or keeps none, when its weight is of no usual dtype, when weight or bias is tied
+    to another module's, or when it has hooks, buffers or children, which would be lost: hooks of torch's older
+    weight_norm and spectral_norm and of its pruning make the weight.
     """
     if pattern not in PATTERNS:
         raise ValueError(f"pattern: expected one of {PATTERNS}, found {pattern!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    linears = {name: module for name, module in modules.items() if type(module) is nn.Linear}
+    linears = {name: module for name, module in modules.items() if type(module) in (nn.Linear, DenseLinear)}
     include, exclude = _names("include", include, modules), _names("exclude", exclude, modules)
     _check_holders(exclude, modules, linears)
     places = {

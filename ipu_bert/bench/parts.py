@@ -10,11 +10,13 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 
 from ipu_bert.sizes.flops import SequenceFlops
+from sparse_ops.dense import product
 
 SPARSE, DENSE, ATTENTION, NORM, REST = "sparse products", "dense products", "attention", "ends of layers", "rest"
 _OPERATORS = ("aten::", "sparse_ops::")
 _OURS = {"block_linear": SPARSE, "attention": ATTENTION, "add_norm": NORM}  # how their names begin
-_DENSE = ("aten::mm", "aten::addmm")
+# A dense product may be a convolution (sparse_ops/dense.py).
+_DENSE = ("aten::mm", "aten::addmm", "aten::conv2d", "aten::mkldnn_convolution", "aten::convolution_backward")
 # torch's attention is one operator without dropout, and these with it; ours is two, forward and backward.
 _ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data", "aten::bernoulli_")
 
@@ -82,9 +84,9 @@ def ceilings(side: int = 2048, megabytes: int = 256, repeats: int = 5) -> Ceilin
     """Measured with as many threads as torch uses; the best of a few."""
     x, y = torch.ones(side, side), torch.ones(megabytes << 18)
     into = torch.empty_like(y)
-    product = _least(lambda: x @ x, repeats)
+    square = _least(lambda: product(x, x), repeats)
     copy = _least(lambda: into.copy_(y), repeats)
-    return Ceilings(2.0 * side**3 / product, 2.0 * 4 * y.numel() / copy)
+    return Ceilings(2.0 * side**3 / square, 2.0 * 4 * y.numel() / copy)
 
 
 def _least(run: Callable[[], Any], repeats: int) -> float:

@@ -41,6 +41,7 @@ from ipu_bert.model import Bert, BertForPreTraining, LinearFactory, PretrainingH
 from ipu_bert.sizes.config_json import CONFIG_KEYS, FIXED_CONFIG, check_labels, hugging_face_config, shape_from_config
 from ipu_bert.sizes.shape import BertShape
 from sparse_ops import files
+from sparse_ops.dense import DenseLinear
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern, named_generator
 from sparse_ops.saying import say
@@ -94,7 +95,7 @@ class SparseBertConfig(PretrainedConfig):
 
         def make(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
             if name not in self.blocks:
-                return nn.Linear(in_features, out_features)
+                return DenseLinear(in_features, out_features)
             size, count = self.blocks[name]
             shape, generator = (out_features, in_features), named_generator("pattern", name)
             pattern = BlockPattern.of_count(shape, size, count // segments, generator, segments)
@@ -248,7 +249,7 @@ class SparseBertForMaskedLM(SparseBertPreTrainedModel):
     def __init__(self, config: SparseBertConfig) -> None:
         super().__init__(config)
         self.bert = Bert(config.shape, config.linear(), kernel="auto")
-        self.cls = PretrainingHeads(config.shape)
+        self.cls = PretrainingHeads(config.shape, kernel="auto")
         self.post_init()
 
     def output(self, hidden: Tensor, pooled: Tensor, labels: Tensor | None) -> MaskedLMOutput:

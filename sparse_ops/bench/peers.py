@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 
-from sparse_ops import native
+from sparse_ops import dense, native
 from sparse_ops.bench import peers_xsmm
 from sparse_ops.pattern import BlockPattern
 
@@ -92,6 +92,20 @@ def _dense(dtype: torch.dtype) -> Implementation:
         }[product]
 
     return implementation
+
+
+def _fastest_dense(problem: Problem, product: str) -> Run | None:
+    x, dy, w = problem.x, problem.dy, problem.dense
+    return {
+        "forward": lambda: dense.product(x, w),
+        "grad_input": lambda: dense.product(dy, w.t()),
+        "grad_values": lambda: dense.gradient(dy, x),
+    }[product]
+
+
+def _torch_dense(problem: Problem, product: str) -> Run | None:
+    """Where "dense" is another library's."""
+    return None if dense.library() == dense.TORCH else _dense(torch.float32)(problem, product)
 
 
 def _masked(problem: Problem, product: str) -> Run | None:
@@ -218,10 +232,11 @@ def _libxsmm(problem: Problem, product: str) -> Run | None:
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "dense": _dense(torch.float32),
+    "dense": _fastest_dense,
     "ours": _ours(torch.float32),
     "dense bf16": _dense(torch.bfloat16),
     "ours bf16": _ours(torch.bfloat16),
+    "dense torch": _torch_dense,
     "masked dense": _masked,
     "torch BSR": _torch_bsr,
     "torch CSR": _torch_csr,
@@ -232,7 +247,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "libxsmm": _libxsmm,
 }
 OURS_AND_DENSE = ("dense", "ours", "dense bf16", "ours bf16")
-ALL_OF_GRADIENT = ("dense", "dense bf16", "masked dense")  # their grad_values is [out, in]
+ALL_OF_GRADIENT = ("dense", "dense torch", "dense bf16", "masked dense")  # their grad_values is [out, in]
 BOTH_GRADIENTS = ("sparseprop", "sparselab")  # one call makes both gradients: each is given half of its time
 
 

@@ -2,12 +2,13 @@
 
     python -m sparse_ops.bench [--quick | --full | --very-sparse] [--json PATH] [--plot PATH] [--threads N]
 
-Every implementation is first checked against float64, then all of a cell (one weight, token count, block size, density
-and product) run in turn in one process, so that a busy machine slows all of them alike. epsilon is the time per
-executed FLOP over that of torch's dense product of the same dtype, measured in the same turns; the paper's budget is
-epsilon < 2 for 1x1 and < 1.2 for 16x16. Freed memory is kept by the process for all implementations alike (as a
-training run should), so that page faults of large results are not timed. Peers that are not installed are left out;
-one that makes both gradients in one call is given half of its time for each.
+Every implementation is first checked against float64, then all of a cell (one weight, token count, block size,
+density and product) run in turn in one process, so that a busy machine slows all of them alike. epsilon is the time
+per executed FLOP over that of the fastest dense product that torch has (sparse_ops/dense.py), in bfloat16 its usual
+one, measured in the same turns; the paper's budget is epsilon < 2 for 1x1 and < 1.2 for 16x16. Freed memory is kept
+by the process for all implementations alike (as a training run should), so that page faults of large results are not
+timed. Peers that are not installed are left out; one that makes both gradients in one call is given half of its time
+for each.
 
 default: ours and dense everywhere in float32; bfloat16 and the other implementations at density 0.1 and 4096 tokens.
 """

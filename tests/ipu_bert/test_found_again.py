@@ -312,11 +312,22 @@ def test_whatever_changes_rounding_is_a_condition(tiny, monkeypatch):
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     monkeypatch.setattr("sparse_ops.native.fingerprint", lambda: "12345678")
+    monkeypatch.setattr(machine, "library", lambda: "another's")
     assert machine.changed(before, machine.conditions(config)) == [
         f"instructions: DEFAULT, before {before['instructions']}",
         "environment: MKL_CBWR=COMPATIBLE, before none",
         f"library: 12345678, before {before['library']}",
+        f"dense products: another's, before {before['dense products']}",
     ]
+    older = {key: value for key, value in machine.conditions(config).items() if key != "dense products"}
+    assert machine.changed(older, machine.conditions(config)) == ["dense products: another's, before torch's"]
+
+
+def test_nothing_multiplies_dense_weights_in_float32_but_a_run_in_float32(tiny, monkeypatch):
+    monkeypatch.setattr(machine, "library", lambda: "another's")
+    for override in ("engine.kernel=torch", "precision.compute=bfloat16"):
+        assert machine.conditions(tiny(override))["dense products"] == "torch's"
+    assert machine.conditions(load_config("quickstart_simulated"))["dense products"] == "torch's"
 
 
 def test_the_native_library_is_a_condition_of_dense_runs_too(tiny, monkeypatch):

@@ -17,9 +17,11 @@ from ipu_bert.model import (
     dense_linear,
     pretraining_losses,
     sparse_layers,
+    sparse_linear,
     truncated_normal_,
 )
 from ipu_bert.sizes.shape import FAMILY, BertShape
+from sparse_ops.dense import DenseLinear
 from sparse_ops.pattern import named_generator
 
 SHAPE = make_shape(layers=3, hidden_size=48, heads=3, intermediate_size=128, vocab_size=211, max_positions=40)
@@ -324,3 +326,14 @@ def test_mistakes_are_named() -> None:
     ids = torch.ones(1, 41, dtype=torch.int64)
     with pytest.raises(ValueError, match="at most the model's 40 positions, found 41"):
         dense_model(SHAPE)(ids, ids, ids, ids[:, :1])
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_every_large_dense_product_goes_by_the_kernel_that_is_set(kernel):
+    """The four weights of a layer, and the head's two."""
+    weights = make_weights(SHAPE, sparsity=0.0)
+    model = BertForPreTraining(SHAPE, sparse_linear(weights, 0, kernel), seed=0, kernel=kernel)
+    found = {name: module.kernel for name, module in model.named_modules() if isinstance(module, DenseLinear)}
+    assert set(found.values()) == {kernel}
+    assert len(found) == 4 * SHAPE.layers + 1
+    assert model.cls.predictions.kernel == kernel

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ipu_bert.engines.ipu.options import IpuRun
 from ipu_bert.model import BertForPreTraining, Projection, sparse_layers
 from ipu_bert.sizes.stages import pipeline_stages
+from sparse_ops.dense import DenseLinear
 from sparse_ops.ipu.layer import IpuBlockSparseLinear
 from sparse_ops.ipu.layout import Encoder, LayerPlan
 from sparse_ops.linear import BlockSparseLinear
@@ -84,6 +85,8 @@ class IpuBert(nn.Module):
             attention.self = IpuSelfAttention(attention.self.qkv, shape.heads, shape.attention_dropout)
             attention.output, block.output = IpuProjection(attention.output), IpuProjection(block.output)
         for module in copied.modules():
+            if isinstance(module, DenseLinear):
+                module.kernel = "torch"
             if isinstance(module, nn.GELU):
                 module.approximate = "tanh"  # what PopTorch computes whatever is asked for
         self.bert, self.cls = copied.bert, copied.cls
