@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -21,12 +20,10 @@ from ipu_bert import checkpoint_info, moving, sealed_json
 from ipu_bert.checkpoint_info import FORMAT
 from ipu_bert.config.values import is_unicode
 from ipu_bert.json_file import read_object
-from ipu_bert.run_layout import CHECKPOINTS
+from ipu_bert.run_layout import STATE, STEP, complete, newest
 from sparse_ops.files import known_as, naming, sha256_of, sync, usual_mode
 
-STATE = "state.json"
 _PATIENCE = 5  # checkpoints of a running run that may go while they are read
-_NAME = re.compile(r"step_(\d+)")
 _ASIDE = re.compile(r"\.(step_\d+)\.\d+\.(tmp|old)")
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -213,7 +210,7 @@ def read_info(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(path, file, str(error)) from None
     problem = checkpoint_info.problem(state)
-    if _NAME.fullmatch(path.name) and _step_of(path) != state.get("step"):
+    if STEP.fullmatch(path.name) and _step_of(path) != state.get("step"):
         problem = problem or f"expected step {_step_of(path)} in {path.name}, found {state['step']}"
     if problem:
         raise DamagedCheckpointError(path, file, problem)
@@ -230,34 +227,14 @@ def read_info(path: Path) -> dict[str, Any]:
     return state
 
 
-def complete(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the complete checkpoints in a folder, oldest first by number.
-
-    Raises OSError for a link to nothing, as to a disk that is not mounted: what is there is not known.
-    """
-    not_dangling(folder)
-    if not folder.is_dir():
-        return []
-    named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in named if match and (path / STATE).is_file())
-
-
 def find(where: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest complete one of a run or of a checkpoints folder.
-
-    What a run saves is in its checkpoints/ alone: a copy that somebody keeps beside that is none of the run's.
-    Raises CheckpointError when there is none, or the path is not UTF-8, which safetensors needs.
-    """
+    """As `newest`. Raises CheckpointError when there is none, or the path is not UTF-8, which safetensors needs."""
     if not is_unicode(str(where)):
         raise CheckpointError(f"checkpoint {str(where)!r}: expected a path in UTF-8, found other bytes")
-    own = where / CHECKPOINTS
-    is_run = own.is_dir() or own.is_symlink()
-    if (where / STATE).is_file() and not is_run:
-        return where
-    found = complete(own if is_run else where)
-    if found:
-        return found[-1][1]
-    raise CheckpointError(f"checkpoint: expected {where} to be or to hold a complete checkpoint, found none")
+    found = newest(where)
+    if found is None:
+        raise CheckpointError(f"checkpoint: expected {where} to be or to hold a complete checkpoint, found none")
+    return found
 
 
 def intact_before(path: Path) -> Path | None:
@@ -285,16 +262,9 @@ def clean(folder: Path) -> None:
             moving.remove(path)
 
 
-def not_dangling(folder: Path) -> None:
-    """OSError where a folder is a link to nothing, which names both."""
-    if folder.is_symlink() and not folder.exists():
-        found = f"expected a folder, found a link to {os.readlink(folder)}, where nothing is: is its disk mounted?"
-        raise OSError(errno.ENOTDIR, found, str(folder))
-
-
 def _step_of(path: Path) -> int:
     """The step that a checkpoint's name tells; later than all where it is named otherwise."""
-    match = _NAME.fullmatch(path.name)
+    match = STEP.fullmatch(path.name)
     return int(match[1]) if match else sys.maxsize
 
 

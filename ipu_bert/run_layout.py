@@ -1,7 +1,8 @@
-"""How a run's folder is laid out, and to which folders a checkpoint may belong."""
+"""How a run's folder is laid out, which checkpoints it has, and to which folders a checkpoint may belong."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,41 @@ CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 BEST = "best"  # the checkpoint of the lowest held-out loss
 BRANCHES = "branches"  # what a run went back from, or put aside: folders with checkpoints of their own
+STATE = "state.json"  # a checkpoint's last file: with it, it is complete
+STEP = re.compile(r"step_(\d+)")  # a checkpoint's name
+
+
+def complete(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the complete checkpoints in a folder, oldest first by number.
+
+    Raises OSError for a link to nothing, as to a disk that is not mounted: what is there is not known.
+    """
+    not_dangling(folder)
+    if not folder.is_dir():
+        return []
+    named = ((STEP.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in named if match and (path / STATE).is_file())
+
+
+def newest(where: Path) -> Path | None:
+    """The checkpoint that a path means: itself, or the newest complete one of a run or of a checkpoints folder.
+
+    What a run saves is in its checkpoints/ alone: a copy that somebody keeps beside that is none of the run's.
+    Raises OSError as `complete`.
+    """
+    own = where / CHECKPOINTS
+    is_run = own.is_dir() or own.is_symlink()
+    if (where / STATE).is_file() and not is_run:
+        return where
+    found = complete(own if is_run else where)
+    return found[-1][1] if found else None
+
+
+def not_dangling(folder: Path) -> None:
+    """OSError where a folder is a link to nothing, which names both."""
+    if folder.is_symlink() and not folder.exists():
+        found = f"expected a folder, found a link to {os.readlink(folder)}, where nothing is: is its disk mounted?"
+        raise OSError(errno.ENOTDIR, found, str(folder))
 
 
 def runs_of(checkpoint: Path) -> list[Path]:
@@ -38,6 +74,6 @@ def name_for_others(where: str) -> str:
         return where
     parts = Path(os.path.abspath(where)).parts
     first = len(parts) - 1
-    while first > 1 and (parts[first] in (CHECKPOINTS, BEST) or re.fullmatch(r"step_\d+", parts[first])):
+    while first > 1 and (parts[first] in (CHECKPOINTS, BEST) or STEP.fullmatch(parts[first])):
         first -= 1
     return "/".join(parts[first:])

@@ -13,7 +13,7 @@ from typing import TextIO
 from ipu_bert import checkpoint
 from ipu_bert.config import Config
 from ipu_bert.record.metrics import METRICS_FILE, Record, as_lines, read_metrics, split_at
-from ipu_bert.run_layout import BEST, BRANCHES, CHECKPOINTS, CONFIG_FILE, ways_to
+from ipu_bert.run_layout import BEST, BRANCHES, CHECKPOINTS, CONFIG_FILE, not_dangling, ways_to
 from sparse_ops import files
 from sparse_ops.saying import say
 
@@ -52,7 +52,7 @@ def settle(path: Path) -> Found:
 def look(path: Path) -> Found:
     """What is in a run's folder now; OSError where that, or one of its folders of checkpoints, is a link to nothing."""
     for folder in (path, path / BEST):
-        checkpoint.not_dangling(folder)
+        not_dangling(folder)
     checkpoints = checkpoint.complete(path / CHECKPOINTS)
     return Found(checkpoints[-1][1] if checkpoints else None)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from ipu_bert import checkpoint
-from ipu_bert.checkpoint import STATE, CheckpointError
+from ipu_bert.checkpoint import CheckpointError
 from ipu_bert.config import Begun, Config, identity
 from ipu_bert.data.token_files import TOKENIZER
-from ipu_bert.run_layout import runs_of
+from ipu_bert.run_layout import STATE, runs_of
 from sparse_ops.files import sha256_of
 from sparse_ops.saying import say
 

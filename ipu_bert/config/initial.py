@@ -10,7 +10,7 @@ from ipu_bert.config.build import build
 from ipu_bert.config.written import ConfigError, Written, read
 from ipu_bert.hub_files import find_file
 from ipu_bert.json_file import read_object
-from ipu_bert.run_layout import CHECKPOINTS, CONFIG_FILE, runs_of
+from ipu_bert.run_layout import CONFIG_FILE, STATE, newest, runs_of
 from ipu_bert.settings import Config
 from ipu_bert.sizes.config_json import shape_from_config
 
@@ -70,12 +70,9 @@ def _read(where: str) -> Initial:
     folder = Path(where)
     if (folder / CONFIG_FILE).is_file():
         return _of_run(read(folder / CONFIG_FILE).tree, [folder])
-    own = folder / CHECKPOINTS  # as checkpoint.find: what is kept beside it is none of the run's
-    several = sorted((own if own.is_dir() else folder).glob("step_*/state.json"), reverse=True)
-    alone = [folder / "state.json"] * (not own.is_dir())
-    state = next((path for path in (*alone, *several) if path.is_file()), None)
-    if state is not None:
-        return _of_run(read_object(state).get("config", {}), runs_of(state.parent))
+    found = newest(folder)
+    if found is not None:
+        return _of_run(read_object(found / STATE).get("config", {}), runs_of(found))
     file = find_file(where, "config.json")
     if file is None:
         raise ValueError(f"{where}: expected a BERT with config.json, or a run, found neither")

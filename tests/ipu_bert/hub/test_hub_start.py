@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from ipu_bert import assemble, hub_files, starting
+from ipu_bert import assemble, checkpoint, hub_files, starting
 from ipu_bert.config import ConfigError
 from ipu_bert.hub.source import read_bert
 from ipu_bert.hub.weights import own_weights, to_hugging_face
@@ -262,6 +262,18 @@ def test_what_is_kept_beside_a_branchs_checkpoints_is_none_of_its(finished, tiny
     for place in (branch, branch / "step_00000009"):
         (place / "state.json").write_text(json.dumps({"config": {"model": {"layers": 7}}}))
     assert of_model(tiny, branch).model.layers == tiny().model.layers
+
+
+def test_sizes_are_those_of_the_checkpoint_that_weights_are_read_from(finished, tiny, tmp_path):
+    """A copy of another name in checkpoints/ came last by its letters, and no other part of the program reads it."""
+    shutil.copy(finished / "tokenizer.json", tmp_path)
+    own = Path(shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints"))
+    for name in ("step_00000009.bak", "step_9", "step_99999999x"):
+        (own / name).mkdir()
+        (own / name / "state.json").write_text(json.dumps({"config": {"model": {"layers": 7}}}))
+    newest = Path(shutil.copytree(checkpoint.find(finished), own / "step_100000000"))
+    assert checkpoint.find(own) == newest
+    assert of_model(tiny, own).model.layers == tiny().model.layers
 
 
 def test_a_tokenizer_above_a_run_is_not_its_own(finished, tiny, tmp_path):
