@@ -1,11 +1,14 @@
-"""Rows of .jsonl, .json and .parquet files: the text of one column; what other columns hold does not matter."""
+"""Rows of .jsonl, .json and .parquet files: the text of one column; what other columns hold does not matter.
+
+An object of JSON that has a name twice is refused: only one of the values would be read.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from ipu_bert.data.errors import DataError, one_line
 from ipu_bert.data.text_files import open_text
@@ -14,6 +17,19 @@ LONGEST = 1 << 27  # characters of one row
 _READ = 1 << 20
 _BETWEEN = re.compile(r"[\s,]*")
 _LITERAL = 16  # so near to its end a piece of JSON may look wrong because more of it is to come
+
+
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as json's `object_pairs_hook`. Raises ValueError where it has a name twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"expected each name once, found {twice!r:.60} twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=each_once)
 
 
 def jsonl_texts(path: str, column: str, encoding: str) -> Iterator[str]:
@@ -57,14 +73,14 @@ def _lines(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
             raise DataError(f"{path}: row {number}: expected at most {LONGEST:,} characters, found more")
         if line.strip():
             try:
-                yield json.loads(line)
+                yield _DECODER.decode(line)
             except (ValueError, RecursionError) as error:
                 raise _unreadable(path, number, error) from error
 
 
 def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
     """The elements of an array, or values that follow each other; each is parsed once it is in memory whole."""
-    decoder, text, number = json.JSONDecoder(), file.read(_READ).lstrip(), 0
+    text, number = file.read(_READ).lstrip(), 0
     is_array = text.startswith("[")
     place = int(is_array)
     while True:
@@ -76,7 +92,7 @@ def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
             place = int(is_array)
             continue
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, place = _DECODER.raw_decode(text, place)
         except json.JSONDecodeError as error:
             cut_off = error.msg.startswith("Unterminated") or error.pos >= len(text) - _LITERAL
             more = file.read(max(_READ, len(text) - place)) if cut_off and len(text) - place < LONGEST else ""
@@ -86,7 +102,7 @@ def _elements(path: str, file: io.TextIOWrapper) -> Iterator[Any]:
                 return
             text, place = text[place:] + more, 0
             continue
-        except (ValueError, RecursionError) as error:  # a number of too many digits; lists nested too deep
+        except (ValueError, RecursionError) as error:  # a number of too many digits; a name twice; nested too deep
             raise _unreadable(path, number, error) from error
         number += 1
         yield value

@@ -12,6 +12,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import DataError, one_line
+from ipu_bert.data.rows import each_once
 from ipu_bert.finetune.options import Columns
 from sparse_ops.files import plain
 
@@ -118,19 +119,12 @@ def _rows_with_blanks(rows: Iterable[list[str]]) -> Iterator[list[str]]:
 def _json_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate((line for line in stream if line.strip("\ufeff \t\r\n")), 1):
         try:
-            row = json.loads(line.lstrip("\ufeff"), object_pairs_hook=_once)
+            row = json.loads(line.lstrip("\ufeff"), object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, row {number}: cannot be read as JSON: {one_line(error)}") from None
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number}: expected a JSON object, found {type(row).__name__}")
         yield number, row
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-    if twice:
-        raise ValueError(f"expected each name once, found {twice[0]!r:.60} twice")
-    return dict(pairs)
 
 
 def _kind(value: Any) -> str | None:

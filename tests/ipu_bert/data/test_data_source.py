@@ -158,6 +158,8 @@ def test_unusable_files_are_refused_by_name(tmp_path: Path, name: str, content: 
         ("a.json", b'[{"text": ' + b"9" * 9_999 + b"}]", r"a\.json: cannot be read as json: row 0: "),
         ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl: row 0: expected text in column 'text', found int"),
         ("a.jsonl", b'{"text": "x"\nnot json\n', r"a\.jsonl: cannot be read as json"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "a", "text": "b"}\n', r"a\.jsonl: .* row 1: .* once, found 'text' twice"),
+        ("a.json", b'[{"text": "x"}, {"text": "a", "text": "b"}]', r"a\.json: .* row 1: .* once, found 'text' twice"),
         ("a.parquet", b"not parquet", r"a\.parquet: cannot be read as parquet"),
     ],
 )
