@@ -27,7 +27,7 @@ from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.sizes.placement import Placement, place
-from ipu_bert.sizes.reach import batches_reached, moves_reached
+from ipu_bert.sizes.reach import batches_reached, moves_reached, rate_reached
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
@@ -232,6 +232,7 @@ def tell_not_reached(config: Config, batches: int | None, updater: PatternUpdate
     """
     lines = [] if batches is None else batches_reached(config, batches)
     lines += moves_reached(updater, weights(config)) if updater else []
+    lines += rate_reached(config)
     new = [line for line in lines if line not in config.no_effect]
     config.no_effect += new
     return new

@@ -1,4 +1,4 @@
-"""Settings that a run does not come up to, as its weights have too few blocks, or its text too few batches."""
+"""Settings that a run does not come up to, as blocks or batches are too few, or gradients too small."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ def batches_reached(config: Config, heldout: int) -> list[str]:
     """A line where the held-out text has so many batches, fewer than `eval.batches`."""
     asked = config.eval.batches
     return [f"eval.batches={asked} beyond {heldout}, since the held-out text has no more"] if heldout < asked else []
+
+
+def rate_reached(config: Config) -> list[str]:
+    """A line where gradients are clipped below Adam's epsilon: it adds that to their root mean square and divides."""
+    clip, eps = config.optim.clip_norm, config.optim.eps
+    if not 0.0 < clip < eps:
+        return []
+    most = f"no gradient moves a weight by more than {clip / eps:.2g} of it"
+    return [f"optim.lr={config.optim.lr} in full, since optim.clip_norm {clip} is below optim.eps {eps}, and {most}"]
 
 
 def moves_reached(updater: PatternUpdater, weights: Sequence[EncoderWeight]) -> list[str]:
