@@ -208,9 +208,7 @@ class Trainer:
         """
         step, limit = self.step + 1, self.config.train.skip_non_finite
         if not error.weights_kept or self._skipped >= limit:
-            saved = checkpoint.complete(self._checkpoints)
-            kept = f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
-            kept = self._ranks.text_from_first(kept)
+            kept = self._ranks.text_from_first(self._newest())
             before = f" after {self._skipped} skipped in a row" if self._skipped else ""
             message = f"step {step}: {error}, expected a finite number{before}; {kept}"
             raise NonFiniteError(message, error.weights_kept) from None
@@ -218,11 +216,19 @@ class Trainer:
         self._write(metrics, "skip", reason=str(error), in_a_row=self._skipped, limit=limit, update_left_out=due)
         return StepResult(math.nan, math.nan, math.nan, math.nan)
 
+    def _newest(self) -> str:
+        """Which checkpoint a run that cannot go on leaves behind, in words."""
+        saved = checkpoint.complete(self._checkpoints)
+        return f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
+
     def _update_patterns(self, metrics: Metrics, gradients: Mapping[str, GradientBlocks] | None) -> None:
         assert self.updater is not None
         before = time.monotonic()
         with self.timer("update"), self.engine.host_state() as host:
-            decided = self.updater.decide(host.layers, self.step, gradients) if self._ranks.first else {}
+            try:
+                decided = self.updater.decide(host.layers, self.step, gradients) if self._ranks.first else {}
+            except ValueError as error:  # what it goes by is not finite
+                raise ValueError(f"{error}; {self._newest()}") from None
             moves = self._ranks.tensors_from_first(decided)
             report = self.updater.apply(host.layers, host.moments, self.step, moves)
         self._check_same(f"pattern update after step {self.step}")

@@ -92,7 +92,8 @@ class TorchEngine:
         search = None
         if gradient_counts is not None:
             several = len(micro_batches) * self._ranks.count > 1
-            search = GradientSearch(self._layers, gradient_counts, self._block_norm, several, self._ranks.sum_)
+            scale = self._precision.loss_scale
+            search = GradientSearch(self._layers, gradient_counts, self._block_norm, several, scale, self._ranks.sum_)
         passes: list[ContextManager[None]] = [nullcontext()] if search is None else list(search.passes())
         try:
             for number, recording in enumerate(passes, start=1):

@@ -29,7 +29,8 @@ class GradientSearch:
     """Finds each layer's largest free blocks of one step's gradient.
 
     counts: per layer how many free positions of a segment are wanted. several: whether the step has more than one
-    micro-batch, each of which has one backward pass in each of `passes`. sum_: puts the sum over all processes that
+    micro-batch, each of which has one backward pass in each of `passes`. loss_scale: the factor that the loss has; it
+    is taken out before norms are made, as squares would overflow with it. sum_: puts the sum over all processes that
     have micro-batches of the step in a tensor's place; all of them search, and find the same.
     """
 
@@ -39,9 +40,10 @@ class GradientSearch:
         counts: Mapping[str, int],
         norm: BlockNorm,
         several: bool,
+        loss_scale: float,
         sum_: Callable[[Tensor], None],
     ) -> None:
-        self._layers, self._several, self._sum = layers, several, sum_
+        self._layers, self._several, self._sum, self._loss_scale = layers, several, sum_, loss_scale
         self.observed: Counter[str] = Counter()  # products of each layer in backward passes
         self._names = {layer.rows.data_ptr(): name for name, layer in layers.items()}
         self._largest = {name: LargestBlocks(layer.pattern, counts[name], norm) for name, layer in layers.items()}
@@ -71,6 +73,8 @@ class GradientSearch:
             self.observed[name] += 1
             x, dy = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dy))
             with torch.no_grad():
+                if self._loss_scale != 1.0:
+                    dy = dy / self._loss_scale
                 for number, strip in enumerate(chosen[name]):
                     blocks = dense_gradient_strip(x, dy, strip, self._layers[name].block_size)
                     if not self._several:
@@ -102,7 +106,7 @@ def record_gradient_blocks(
     if counts is None:
         yield found
         return
-    search = GradientSearch(layers, counts, norm, several=False, sum_=lambda tensor: None)
+    search = GradientSearch(layers, counts, norm, several=False, loss_scale=1.0, sum_=lambda tensor: None)
     (one,) = search.passes()
     with one:
         yield found

@@ -206,6 +206,22 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(tiny, monkeypatch):
     checkpoint.load(checkpoint.find(Path(config.run.dir)))
 
 
+def test_a_pattern_update_with_nothing_finite_to_go_by_says_which_checkpoint_is_left(tiny, monkeypatch):
+    trainer = Trainer(tiny("checkpoint.every=1", "sparsity.growth=gradient"))
+    step = trainer.engine.train_step
+
+    def poisoned(batch, counts=None):
+        result = step(batch, counts)
+        for blocks in (result.gradients or {}).values():
+            blocks.active.fill_(math.inf)
+        return result
+
+    monkeypatch.setattr(trainer.engine, "train_step", poisoned)
+    found = "expected a finite dense gradient, found NaN or inf; the newest checkpoint is .*step_00000002"
+    with pytest.raises(ValueError, match=f"^pattern update after step 3: .*: {found}$"):
+        trainer.run()
+
+
 def test_an_exploding_run_ends_with_one_line(tiny):
     """A learning rate beyond reason, as a user would meet it."""
     config = tiny("optim.lr=1e30", "optim.clip_norm=0", "optim.warmup_steps=0")

@@ -23,7 +23,7 @@ from ipu_bert.model import BertForPreTraining, PretrainingLosses, pretraining_lo
 from ipu_bert.precision import Precision
 from ipu_bert.stopwatch import Stopwatch
 from sparse_ops.dynsparse import gradients
-from sparse_ops.norms import l1
+from sparse_ops.norms import BlockNorm, l1, l2
 
 SEQUENCES, TOKENS, LABELS = 6, 16, 3
 SHAPE = make_shape(dropout=0.2, attention_dropout=0.1)
@@ -31,13 +31,19 @@ WITHOUT_DROPOUT = make_shape()
 SCHEDULE = with_warmup(LR_SCHEDULES["linear"], total_steps=10, warmup_steps=4)
 
 
-def make_engine(model: BertForPreTraining, micro_batch_size: int = SEQUENCES, seed: int = 0) -> TorchEngine:
+def make_engine(
+    model: BertForPreTraining,
+    micro_batch_size: int = SEQUENCES,
+    seed: int = 0,
+    loss_scale: float = 1.0,
+    block_norm: BlockNorm = l1,
+) -> TorchEngine:
     return TorchEngine(
         model,
         optimization=make_optimization(schedule=SCHEDULE, eps=1e-12),
-        precision=Precision(compute="float32", loss_scale=1.0),
+        precision=Precision(compute="float32", loss_scale=loss_scale),
         micro_batch_size=micro_batch_size,
-        block_norm=l1,
+        block_norm=block_norm,
         seed=seed,
         timer=Stopwatch(),
     )
@@ -185,6 +191,24 @@ def test_the_search_holds_an_eighth_of_the_dense_gradient(
 
 
 # --- steps that are not finite
+
+
+@pytest.mark.parametrize("micro_batch_size", [SEQUENCES, 2])
+def test_growth_goes_by_the_gradient_without_the_loss_scale(micro_batch_size: int, seed: int) -> None:
+    """With 1e25 the squares of l2 were infinite where loss and gradient norm were finite, and the run ended."""
+    found = []
+    for scale in (1.0, 2.0**80, 1e25):
+        engine = make_engine(sparse_model(WITHOUT_DROPOUT, 0.5, 8, seed), micro_batch_size, seed, scale, l2)
+        counts = {name: 2 for name, _ in sparse_layers(engine.model)}
+        result = engine.train_step(make_batch(seed), counts)
+        assert math.isfinite(result.grad_norm)
+        assert result.gradients is not None
+        found.append(result.gradients)
+    alone, power, other = found
+    for name, expected in alone.items():
+        assert all(torch.equal(a, b) for a, b in zip(power[name], expected)), name
+        torch.testing.assert_close(other[name].norms, expected.norms)
+        torch.testing.assert_close(other[name].active, expected.active)
 
 
 def poison(engine: TorchEngine, losses: set[int] = frozenset(), gradients: set[int] = frozenset()) -> None:
