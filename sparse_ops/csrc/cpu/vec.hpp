@@ -35,7 +35,7 @@ INLINE void store(float* p, V v) { *(VU*)p = v; }
 // pass over more than the caches hold, waits no longer for it. Those of fewer floats than this do not, as they may
 // still be in a cache when they are read. A thread that has written any ends with `past_caches_done`, which orders them
 // before all that follows.
-constexpr int64_t kPastCaches = 2 << 20;
+constexpr int64_t kPastCaches = 1 << 19;
 constexpr bool kVectorIsLine = W == 16;
 // Whether `count` floats from p on, in rows `stride` apart, do so; of null there is nothing to write.
 template <class T>
