@@ -107,7 +107,7 @@ def measure(batch: int, masked: int, dropout: bool, repeats: int, say: Callable[
     runs = {
         f"{size} {name}": lambda trainer=trainer: trainer.train_step(data) for (size, name), trainer in trainers.items()
     }
-    say(f"{repeats} rounds of {len(runs)} steps, each after one that is not timed")
+    say(f"{repeats} rounds of {len(runs)} steps, each after two or more that are not timed")
     samples = alternate(runs, repeats, rehearsed=True)
     for size, name in STEPS:
         choice, shape = IMPLEMENTATIONS[name], models.model_shape(size, dropout)

@@ -91,7 +91,7 @@ def measure_size(
         if isinstance(trainer, TorchEngine):
             say(f"{size}: counting the bytes of {name}")
             states[name] = state_bytes(trainer, data)
-    say(f"{size}: {repeats} rounds of {len(names)} implementations, each step after one that is not timed")
+    say(f"{size}: {repeats} rounds of {len(names)} implementations, each step after two or more that are not timed")
     runs = {name: _phased(trainer, timers[name], data) for name, trainer in trainers.items()}
     samples = alternate(runs, repeats, rehearsed=True)
     records = [_record(size, choice, batch, length, samples[choice.name]) for choice in choices]

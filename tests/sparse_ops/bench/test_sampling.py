@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 
 import pytest
 
+from sparse_ops.bench import sampling
 from sparse_ops.bench.sampling import Sample, alternate, choose, sample, seconds_waited, summarize
 
 
@@ -66,12 +68,22 @@ def test_alternate_goes_round_and_stops_when_it_has_enough(monkeypatch):
     assert [s.waited for s in found["b"]] == [9.0, 0.0, 9.0, 9.0]
 
 
-def test_a_rehearsed_sample_is_the_second_of_two_calls(monkeypatch):
+@pytest.mark.parametrize(("pages", "untimed"), [([9, 0], 2), ([0, 1000], 2), ([0, 1001, 1000], 3), ([1001] * 5, 4)])
+def test_a_rehearsed_sample_comes_once_its_memory_has_settled(pages, untimed, monkeypatch):
+    """pages: that each call before the sample maps anew."""
     machine = Machine(monkeypatch)
-    runs = {name: machine.run(name, seconds=[5.0, 1.0] * 2, waited=[9.0, 0.0] * 2) for name in "ab"}
-    found = alternate(runs, repeats=2, rehearsed=True)
-    assert machine.order == "aabb" * 2
-    assert found == {name: [Sample(1.0, 0.0, name)] * 2 for name in "ab"}
+    monkeypatch.setattr(sampling, "pages_mapped", lambda: sum(pages[: len(machine.order)]))
+    run = machine.run("a", seconds=[5.0] * untimed + [1.0], waited=[9.0] * untimed + [0.0])
+    assert alternate({"a": run}, repeats=1, rehearsed=True) == {"a": [Sample(1.0, 0.0, "a")]}
+    assert machine.order == "a" * (untimed + 1)
+
+
+def test_pages_that_are_first_touched_are_counted():
+    before = sampling.pages_mapped()
+    memory = mmap.mmap(-1, 3000 * mmap.PAGESIZE)
+    for page in range(3000):
+        memory[page * mmap.PAGESIZE] = 1
+    assert sampling.pages_mapped() - before >= 6  # huge pages are 512 of them
 
 
 def test_slow_runs_sit_out_once_they_have_the_fewest_samples_that_count(monkeypatch):
