@@ -53,7 +53,7 @@ def sparse_linear(weights: Sequence[EncoderWeight], seed: int, kernel: str) -> L
     def make(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
         weight = by_name[name]
         if not weight.is_sparse:
-            return DenseLinear(in_features, out_features, kernel)
+            return DenseLinear(in_features, out_features, kernel=kernel)
         return BlockSparseLinear.from_pattern(starting_pattern(weight, seed), kernel=kernel)
 
     return make
@@ -218,7 +218,7 @@ class Bert(nn.Module):
 class PredictionTransform(nn.Module):
     def __init__(self, shape: BertShape, kernel: str) -> None:
         super().__init__()
-        self.dense = DenseLinear(shape.hidden_size, shape.hidden_size, kernel)
+        self.dense = DenseLinear(shape.hidden_size, shape.hidden_size, kernel=kernel)
         self.gelu = nn.GELU()
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 

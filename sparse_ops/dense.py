@@ -14,20 +14,23 @@ from torch import Tensor, nn
 
 from sparse_ops import differentiable
 from sparse_ops.functional import autocast_dtype
+from sparse_ops.operators import KERNELS
 from sparse_ops.processor import vendor
 
 # torch gives convolutions of fewer inputs, and on one thread those of 1x1 that are not dilated, to MKL all the same. At
 # 1x1 a dilation changes nothing.
 _INPUTS, _DILATION = 20480, 2
-_WORTH_IT = 1 << 25  # multiply-adds: below, what a convolution costs once is more than it saves
+# Below so many multiply-adds what a convolution costs once is more than it saves; with a weight that no cache holds,
+# which oneDNN puts into another order at every call, below so many tokens, too.
+_WORTH_IT, _LARGE, _TOKENS_OF_LARGE = 1 << 25, 1 << 22, 512
 TORCH = "torch's"  # of `library`
-_TOKENS = 16  # a vector: gradients of weights are three times slower where tokens are no multiple of it
+_TOKENS = 16  # a vector: of 30,522 tokens, no multiple of it, the gradient of a weight took four times as long
 
 
 class DenseLinear(nn.Linear):
     """nn.Linear by `linear`. kernel: one of operators.KERNELS; "torch" is nn.Linear itself."""
 
-    def __init__(self, in_features: int, out_features: int, kernel: str = "auto") -> None:
+    def __init__(self, in_features: int, out_features: int, *, kernel: str = "auto") -> None:
         super().__init__(in_features, out_features)
         self.kernel = kernel
 
@@ -36,10 +39,17 @@ class DenseLinear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: str = "auto") -> Tensor:
-    """x W^T + bias: [*, in] -> [*, out], as F.linear in all but speed and rounding. Errors are F.linear's."""
-    tensors = [t for t in (x, weight, bias) if t is not None]
-    plain = kernel == "torch" or differentiable.compiling() or differentiable.wanted()
-    if plain or x.shape[-1:] != weight.shape[1:] or not _fits(len(weight), *tensors):
+    """x W^T + bias: [*, in] -> [*, out], as F.linear in all but speed and rounding. kernel: one of operators.KERNELS.
+
+    oneDNN keeps what it has made for the last 1,024 sizes: with hundreds of token counts some 300 MB. Raises ValueError
+    for another kernel's name; other errors are F.linear's.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel: expected one of {KERNELS}, found {kernel!r}")
+    plain = kernel == "torch" or differentiable.compiling() or differentiable.wanted() or torch.jit.is_tracing()
+    if plain or x.shape[-1:] != weight.shape[1:] or (bias is not None and bias.shape != weight.shape[:1]):
+        return F.linear(x, weight, bias)
+    if not _fits(len(weight), *(t for t in (x, weight, bias) if t is not None)):
         return F.linear(x, weight, bias)
     y = _convolved(x.reshape(-1, x.shape[-1]), weight, bias)
     return y.reshape(*x.shape[:-1], y.shape[-1])
@@ -80,11 +90,15 @@ def _image(x: Tensor) -> Tensor:
 
 def _fits(outputs: int, x: Tensor, *others: Tensor) -> bool:
     """Whether x [*, in], which makes so many outputs a row, goes to oneDNN."""
-    if not _mkl_is_narrow() or x.numel() <= _INPUTS or x.numel() * outputs < _WORTH_IT:
+    if not (_mkl_is_narrow() and torch.backends.mkldnn.enabled) or x.numel() <= _INPUTS:
         return False
-    if autocast_dtype(x) is not None:
+    features = x.shape[-1]
+    large = outputs * features > _LARGE
+    if x.numel() * outputs < _WORTH_IT or (large and x.numel() < _TOKENS_OF_LARGE * features):
         return False
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, *others))
+    usual = all(t.layout == torch.strided and not t.is_nested for t in (x, *others))
+    fit = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, *others))
+    return usual and fit and autocast_dtype(x) is None
 
 
 @functools.lru_cache(maxsize=None)

@@ -1,6 +1,6 @@
 """Rows of .jsonl, .json and .parquet files: the text of one column; what other columns hold does not matter.
 
-An object of JSON that has a name twice is refused: only one of the values would be read.
+But an object of JSON that has a name twice is refused, wherever it stands: only one of the values would be read.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from typing import Any, Iterator, Sequence
 
 from ipu_bert.data.errors import DataError, one_line
@@ -23,8 +24,7 @@ def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON, as json's `object_pairs_hook`. Raises ValueError where it has a name twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"expected each name once, found {twice!r:.60} twice")
     return found
 

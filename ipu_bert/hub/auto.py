@@ -41,7 +41,6 @@ from ipu_bert.model import Bert, BertForPreTraining, LinearFactory, PretrainingH
 from ipu_bert.sizes.config_json import CONFIG_KEYS, FIXED_CONFIG, check_labels, hugging_face_config, shape_from_config
 from ipu_bert.sizes.shape import BertShape
 from sparse_ops import files
-from sparse_ops.dense import DenseLinear
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.pattern import BlockPattern, named_generator
 from sparse_ops.saying import say
@@ -95,7 +94,7 @@ class SparseBertConfig(PretrainedConfig):
 
         def make(name: str, in_features: int, out_features: int, segments: int) -> nn.Module:
             if name not in self.blocks:
-                return DenseLinear(in_features, out_features)
+                return nn.Linear(in_features, out_features)
             size, count = self.blocks[name]
             shape, generator = (out_features, in_features), named_generator("pattern", name)
             pattern = BlockPattern.of_count(shape, size, count // segments, generator, segments)

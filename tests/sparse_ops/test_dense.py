@@ -90,6 +90,7 @@ def test_all_three_products_are_onednns(threads, monkeypatch):
     assert not names & {"aten::mm", "aten::addmm", "aten::_slow_conv2d_forward", "aten::thnn_conv2d"}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
 def test_what_onednn_does_not_take_is_torchs(monkeypatch):
     monkeypatch.setattr(dense, "_mkl_is_narrow", lambda: True)
     monkeypatch.setattr(dense, "_convolved", None)  # calling it is an error
@@ -105,6 +106,17 @@ def test_what_onednn_does_not_take_is_torchs(monkeypatch):
     many = [torch.func.vmap(function, (0, None, None))(x[None], weight, bias) for function in (linear, F.linear)]
     assert torch.equal(*many)
     assert linear(x.to("meta"), weight.to("meta"), None).shape == (640, 512)
+    for other in (torch.ones(1), torch.ones(()), torch.ones(1, 512), torch.ones(640, 512)):  # biases that are spread
+        assert torch.equal(linear(x, weight, other), F.linear(x, weight, other))
+    assert torch.equal(linear(x, weight.to_sparse(), None), F.linear(x, weight.to_sparse(), None))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    large = torch.randn(4200, 1000)  # words of a decoder, of which no cache holds the weight
+    assert torch.equal(linear(large[:511], large, None), F.linear(large[:511], large, None))
+    traced = torch.jit.trace(lambda x: linear(x, weight, bias), x, check_trace=False)
+    assert torch.equal(traced(x[:300]), F.linear(x[:300], weight, bias))
+    with pytest.raises(ValueError, match="kernel: expected one of"):
+        linear(x, weight, bias, "fast")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         linear(x[:, :255].contiguous(), weight, bias)
 
