@@ -218,7 +218,10 @@ class Trainer:
 
     def _newest(self) -> str:
         """Which checkpoint a run that cannot go on leaves behind, in words."""
-        saved = checkpoint.complete(self._checkpoints)
+        try:
+            saved = checkpoint.complete(self._checkpoints)
+        except OSError as error:  # of less weight than what ends the run
+            return f"which checkpoint is the newest cannot be told: {error}"
         return f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
 
     def _update_patterns(self, metrics: Metrics, gradients: Mapping[str, GradientBlocks] | None) -> None:

@@ -222,6 +222,20 @@ def test_a_pattern_update_with_nothing_finite_to_go_by_says_which_checkpoint_is_
         trainer.run()
 
 
+def test_a_step_that_is_not_finite_is_told_where_the_checkpoints_are_gone(tiny, monkeypatch):
+    config = tiny("checkpoint.every=2")
+    trainer, folder = Trainer(config), Path(config.run.dir) / "checkpoints"
+
+    def poisoned(batch, counts=None):
+        folder.rmdir()
+        folder.symlink_to("a_disk_that_is_away")
+        raise NonFiniteError("loss became nan", weights_kept=True)
+
+    monkeypatch.setattr(trainer.engine, "train_step", poisoned)
+    with pytest.raises(NonFiniteError, match=r"step 1: loss became nan.*cannot be told: .*a_disk_that_is_away"):
+        trainer.run()
+
+
 def test_an_exploding_run_ends_with_one_line(tiny):
     """A learning rate beyond reason, as a user would meet it."""
     config = tiny("optim.lr=1e30", "optim.clip_norm=0", "optim.warmup_steps=0")
