@@ -246,7 +246,7 @@ class EngineSettings:
     )
     kernel: str = setting(
         "auto",
-        "code of block-sparse products and of attention; `auto`: native where it can be compiled",
+        "code of block-sparse and large dense products and of attention; `auto`: native where it can be compiled",
         choices=("auto", "native", "torch"),
     )
     threads: int = setting(0, "CPU threads; 0: torch's default", low=0, high=1024)
