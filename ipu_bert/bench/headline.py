@@ -76,13 +76,13 @@ class Headline:
         base = self.seconds[SPARSE_SIZE, DENSE_FLOAT32]
         lines = [f"Time at equal loss: {self.title}", "", equal_loss.render(self.at_equal_loss), ""]
         lines.append(
-            f"{'step':<25} {'kernel':<14} {'s/step':>7} {'quartiles':>15} {'x dense':>7} {'GFLOP/s':>7} {'kept':>5}"
+            f"{'step':<25} {'kernel':<18} {'s/step':>7} {'quartiles':>15} {'x dense':>7} {'GFLOP/s':>7} {'kept':>5}"
         )
         for step in self.steps:
             found, name = step.summary, f"{step.size} {step.implementation}"
             rate = 1e-9 * self.batch * step.flops.executed / found.seconds
             lines.append(
-                f"{name:<25} {step.kernel:<14} {found.seconds:>7.3f} {found.low:>7.3f}-{found.high:<7.3f} "
+                f"{name:<25} {step.kernel:<18} {found.seconds:>7.3f} {found.low:>7.3f}-{found.high:<7.3f} "
                 f"{base / found.seconds:>7.2f} {rate:>7.0f} {found.kept_text:>5}"
             )
         lines += ["", "Where a step's seconds go (one step under torch's profiler):"]

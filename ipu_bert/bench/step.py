@@ -217,7 +217,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
             "",
             f"BERT-{size.capitalize()}, {rows[0]['batch']} x {rows[0]['sequence_length']} tokens, "
             f"{rows[0]['threads']} threads, torch {rows[0]['torch']}",
-            f"{'implementation':<22} {'kernel':<15} {'s/step':>8} {'quartiles':>15} {'seq/s':>7} {'fwd/bwd/opt %':>13} "
+            f"{'implementation':<22} {'kernel':<18} {'s/step':>8} {'quartiles':>15} {'seq/s':>7} {'fwd/bwd/opt %':>13} "
             f"{'x f32':>6} {'x bf16':>6} {'epsilon':>7} {'even':>5} {'crit.':>5} {'encoder':>8} {'peak':>7} "
             f"{'update s':>8} {'kept':>5}",
         ]
@@ -236,7 +236,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 def _line(row: Mapping[str, Any]) -> str:
     shares = "/".join(f"{100 * row['shares'][phase]:.0f}" for phase in PHASES)
     return (
-        f"{row['implementation']:<22} {row['kernel']:<15} {row['seconds']:>8.3f} "
+        f"{row['implementation']:<22} {row['kernel']:<18} {row['seconds']:>8.3f} "
         f"{row['low']:>7.3f}-{row['high']:<7.3f} {row['sequences_per_second']:>7.2f} {shares:>13} "
         f"{_number(row['speedup_float32'], 2):>6} {_number(row['speedup_bfloat16'], 2):>6} "
         f"{_number(row['epsilon'], 2):>7} {_number(row['break_even'], 1):>5} {_number(row['epsilon_critical'], 1):>5} "
