@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, fields
 
+from ipu_bert import sealed_json
 from ipu_bert.data.errors import DataError
 from ipu_bert.json_file import is_amount, is_count, read_object
 from sparse_ops import files
@@ -53,8 +53,8 @@ class Cost:
 
 
 def write_cost(folder: str, cost: Cost) -> None:
-    """Beside the token files in `folder`; not among those with a checksum, for it is never twice the same."""
-    files.write(os.path.join(folder, COST), json.dumps(asdict(cost), indent=1) + "\n")
+    """Beside the token files in `folder`; with a checksum of its own, for it is never twice the same."""
+    files.write(os.path.join(folder, COST), sealed_json.sealed(asdict(cost)))
 
 
 def read_cost(folder: str) -> Cost | None:
@@ -62,10 +62,14 @@ def read_cost(folder: str) -> Cost | None:
     path = os.path.join(folder, COST)
     try:
         found = read_object(path)
+        whole = sealed_json.is_whole(path, found)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as the cost of preparing: {error}; it may be deleted") from error
+    if not whole:
+        raise DataError(f"{path}: its checksum is not that of what was recorded; it may be deleted")
+    found.pop(sealed_json.KEY, None)
     expected = {field.name: field.type for field in fields(Cost)}
     if found.keys() != expected.keys() or not all(_is(found[name], kind) for name, kind in expected.items()):
         raise DataError(f"{path}: expected {', '.join(expected)}, none below 0, found {found!r:.80}; it may be deleted")

@@ -85,3 +85,14 @@ def test_a_cost_that_nobody_wrote_is_refused(tmp_path: Path, changes: dict | Non
     with pytest.raises(DataError, match=r"cost\.json: .*; it may be deleted$") as caught:
         read_cost(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_digit_that_changed_is_refused_and_a_cost_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """It was told as what preparing had taken."""
+    write_cost(str(tmp_path), SPENT)
+    text = (tmp_path / COST).read_text()
+    (tmp_path / COST).write_text(text.replace('"reading": ', '"reading": 1', 1))
+    with pytest.raises(DataError, match=r"cost\.json: its checksum is not that .*; it may be deleted$"):
+        read_cost(str(tmp_path))
+    (tmp_path / COST).write_text(json.dumps(asdict(SPENT)))
+    assert read_cost(str(tmp_path)) == SPENT
