@@ -17,7 +17,7 @@ from ipu_bert.bench import step as bench_step
 from ipu_bert.bench.equal_loss import SPARSE_MLM, equal_loss, render
 from ipu_bert.sizes.flops import DENSE_FAMILY_MLM
 from ipu_bert.stopwatch import Stopwatch
-from sparse_ops import native
+from sparse_ops import dense, native
 from sparse_ops.attention import attention
 from sparse_ops.bench.sampling import Summary
 from sparse_ops.functional import block_linear
@@ -57,6 +57,19 @@ def test_what_the_paper_does_not_give_is_refused():
         equal_loss("tiny", {16: 1.0}, FAMILY_SECONDS)
     with pytest.raises(ValueError, match="expected at least two"):
         equal_loss("base", {16: 1.0}, {"small": 1.0})
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
+def test_dense_products_by_onednn_are_dense_products(monkeypatch):
+    """They are convolutions, forward and backward, on processors that this one may not be."""
+    monkeypatch.setattr(dense, "_mkl_is_narrow", lambda: True)
+    events, part_of = {}, parts.part_of
+    monkeypatch.setattr(parts, "part_of", lambda event: events.setdefault(event.name, part_of(event)))
+    layer, x = dense.DenseLinear(512, 1024), torch.randn(2048, 512, requires_grad=True)
+    parts.seconds_by_part(lambda: layer(x).sum().backward())
+    work = {name: part for name, part in events.items() if name.startswith("aten::") and "convolution" in name}
+    assert {"aten::mkldnn_convolution", "aten::convolution_backward"} <= set(work)
+    assert set(work.values()) == {parts.DENSE}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
