@@ -36,6 +36,30 @@ def test_large_temporaries_are_kept_and_not_faulted_in_again():
     assert max(faults[-3:]) < (size * 4 // 4096) // 10, faults
 
 
+FREED_AT_THE_TOP = """
+import ctypes
+from sparse_ops.host_memory import keep_freed_memory
+assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+block = libc.malloc(5 << 30)  # never touched
+top = libc.sbrk(0)
+libc.free(block)
+print(-1 if block is None else top - libc.sbrk(0))
+"""
+
+
+def test_more_than_two_gigabytes_are_kept_too():
+    if not keep_freed_memory():
+        pytest.skip("this C library has no mallopt")
+    done = subprocess.run([sys.executable, "-c", FREED_AT_THE_TOP], stdout=subprocess.PIPE, check=True, text=True)
+    given_back = int(done.stdout)
+    if given_back < 0:
+        pytest.skip("this system promises no 5 GB that are not used")
+    assert given_back == 0
+
+
 def test_peak_memory_sees_what_was_allocated_and_freed():
     before = peak_memory_bytes()
     assert 1e7 < before < 1e12

@@ -139,18 +139,31 @@ struct Results {
 };
 
 // The next panel's raw lines, asked for while this one is multiplied, a few at every block: in bursts they would fill
-// the line buffers that the multiplication needs itself.
+// the line buffers that the multiplication needs itself. After them what the next panel's results are multiplied by: as
+// they are written it comes a line of every row, and memory that is asked in that order answers at a third of its
+// speed.
 struct Ahead {
     const char* at = nullptr;
     const char* end = nullptr;
+    const char *factor = nullptr, *factor_end = nullptr;
 
     template <class T>
     void set(const T* x, int64_t stride, int64_t first, int64_t last) {
         at = (const char*)(x + first * stride), end = (const char*)(x + last * stride);
+        factor = factor_end = nullptr;
     }
-    int64_t lines() const { return (end - at + 63) / 64; }
+    template <class T>
+    void then(const T* factors, int64_t stride, int64_t first, int64_t last) {
+        factor = (const char*)(factors + first * stride), factor_end = (const char*)(factors + last * stride);
+    }
+    int64_t lines() const { return (end - at + 63) / 64 + (factor_end - factor + 63) / 64; }
     void some(int64_t n) {
         for (; n > 0 && at < end; --n, at += 64) __builtin_prefetch(at, 0, 2);
+        reached(at);
+    }
+    void reached(const char* line) {
+        at = line;
+        if (at >= end && factor < factor_end) at = factor, end = factor_end, factor = factor_end;
     }
 };
 
@@ -162,7 +175,7 @@ struct AheadSteps {
     inline void some() {
         for (int64_t n = 0; n < lines; ++n, at += 64) __builtin_prefetch(at, 0, 2);
     }
-    void end(Ahead& ahead) const { ahead.at = at; }
+    void end(Ahead& ahead) const { ahead.reached(at); }
 };
 
 // The same for a chunk of columns: `width` elements of each of `rows` rows.

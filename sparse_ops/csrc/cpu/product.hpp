@@ -230,6 +230,7 @@ static void product_blocks(const Product& job) {
         const int64_t first = share.first, ahead_first = share.ahead_first();
         Ahead ahead;
         ahead.set((const T*)job.x, job.n_in, ahead_first, share.end(ahead_first));
+        if (all.factor && job.n_groups == 1) ahead.then(all.factor, all.stride, ahead_first, share.end(ahead_first));
         bool packed = job.n_chunks == 1 && share.index == last_panel;
         product_panel<B, NV, T>(job, (const T*)job.x + first * job.n_in, all.at(first, 0), share.tokens, share.row,
                                 share.last_row, ahead, packed, panel, sums, stage);
