@@ -86,6 +86,37 @@ static void unpack(const float* from, const float* factor, int64_t step, int64_t
             put(to + r * stride + d, load(from + r * width + d) * factor[r * step], past_caches);
 }
 
+// What the coming head will read, asked for while this one computes: a few rows before each of its tiles, as memory
+// does not keep up with more at once. A row is a token's part, of queries, keys, values or, backward, gradients.
+struct HeadAhead {
+    const float* part[4];  // where the token's parts are
+    int64_t step[4];       // from a token to the next
+    int64_t parts, width;  // of these there are; floats of each
+    int64_t rows;          // before a tile
+    int64_t tokens = 0;    // left
+    int64_t next = 0;      // part
+
+    explicit HeadAhead(const Attention& job) : parts(job.dout ? 4 : 3), width(job.width) {
+        const int64_t tiles_down = (job.length + kTileRows - 1) / kTileRows, blocks = (job.length - 1) / kQueries + 1;
+        const int64_t keys = (job.length - 1) / kTileLanes + 1, wide = (job.width - 1) / kTileLanes + 1;
+        const int64_t tiles = tiles_down * (job.dout ? 2 * keys + wide + 2 * blocks * wide : keys + wide);
+        rows = (parts * job.length - 1) / tiles + 1;
+        for (int64_t i = 0; i < 4; ++i) step[i] = (i < 3 ? 3 : 1) * job.heads * job.width;
+    }
+    void begin(const Attention& job, const float* qkv, const float* dout) {
+        tokens = job.length, next = 0;
+        for (int64_t i = 0; i < 3; ++i) part[i] = qkv + i * job.heads * job.width;
+        part[3] = dout;
+    }
+    void some() {
+        for (int64_t n = rows; n > 0 && tokens > 0; --n) {
+            for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(part[next] + d, 0, 2);
+            part[next] += step[next];
+            if (++next == parts) next = 0, --tokens;
+        }
+    }
+};
+
 // What a thread needs for a head, and where it is.
 struct Head {
     const Attention& job;
@@ -96,13 +127,15 @@ struct Head {
     float *dout, *dout_panels, *dscores, *dq, *dk, *dv;
     int64_t number = 0, coming;  // this head and the thread's next, among all
     const float* qkv = nullptr;
+    HeadAhead ahead;
 
     explicit Head(const Attention& job)
         : job(job),
           row(3 * job.heads * job.width),
           keys(rounded_up(job.length, W)),
           stride((rounded_up(job.length, 16) / 16 | 1) * 16),
-          coming(draw()) {
+          coming(draw()),
+          ahead(job) {
         const int64_t d = rounded_up(job.width, kTileLanes), s = rounded_up(job.length, kTileLanes) + kTileSlack;
         const int64_t sizes[] = {s,         block * d, block * d,      s * d,     s * d, s * d, block * stride,
                                  block * d, block * d, block * stride, block * d, s * d, s * d};
@@ -117,8 +150,11 @@ struct Head {
 
     int64_t draw() const { return __atomic_fetch_add(job.next, 1, __ATOMIC_RELAXED); }
     bool next() {
-        if (coming >= job.batch * job.heads) return false;
+        const int64_t all = job.batch * job.heads;
+        if (coming >= all) return false;
         number = coming, coming = draw();
+        if (coming < all)
+            ahead.begin(job, job.qkv + place(coming, 0, 3), job.dout ? job.dout + place(coming, 0, 1) : nullptr);
         qkv = job.qkv + place(number, 0, 3);
         const bool* seen = job.seen + number / job.heads * job.length;
         for (int64_t j = 0; j < keys; ++j) mask[j] = j < job.length && seen[j] ? 0 : -__builtin_inff();
@@ -127,16 +163,6 @@ struct Head {
     // Of a head's token in a tensor of `parts` times as many features as the result.
     int64_t place(int64_t head, int64_t token, int64_t parts) const {
         return ((head / job.heads * job.length + token) * parts * job.heads + head % job.heads) * job.width;
-    }
-    // Ask for what the coming head has at a token, while this one computes and waits for no memory.
-    void ask(int64_t token) const {
-        if (coming >= job.batch * job.heads) return;
-        const float* from = job.qkv + place(coming, token, 3);
-        const float* dout = job.dout ? job.dout + place(coming, token, 1) : nullptr;
-        for (int64_t d = 0; d < job.width; d += 16) {
-            for (int part = 0; part < 3; ++part) __builtin_prefetch(from + part * job.heads * job.width + d, 0, 2);
-            if (dout) __builtin_prefetch(dout + d, 0, 2);
-        }
     }
     // part: 0 queries, 1 keys, 2 values.
     Rows rows_of(int part, int64_t first, int64_t count) const {
@@ -169,7 +195,6 @@ static void softmax_rows(const Head& head, int64_t row, int64_t count, float* ke
     for (int64_t i = 0; i < count; ++i) {
         float* const scores = head.scores + i * head.stride;
         const V top = broadcast(kept[2 * i]);
-        head.ask((row + i) % head.job.length);
         V sum = {};
         for (int64_t j = 0, keys = head.keys; j < keys; j += W) {
             V p = power_of_two(load(scores + j) - top);
@@ -183,7 +208,7 @@ static void softmax_rows(const Head& head, int64_t row, int64_t count, float* ke
 }
 
 template <bool DROPOUT>
-static void attention_head(const Head& head) {
+static void attention_head(Head& head) {
     const Attention& job = head.job;
     const int64_t length = job.length, width = job.width, lines = job.heads * width;
     const bool past_caches = goes_past_caches(job.out, lines, job.batch * length * lines);
@@ -193,11 +218,13 @@ static void attention_head(const Head& head) {
         const int64_t count = length - first < kQueries ? length - first : kQueries;
         pack_rows(head.rows_of(0, first, count), head.q);
         multiply<Lies::kRows>(
-            {head.q, width, head.keys_t, head.scores, head.stride, head.mask, 0, count, head.keys / W, width});
+            {head.q, width, head.keys_t, head.scores, head.stride, head.mask, 0, count, head.keys / W, width},
+            head.ahead);
         float factors[kQueries], *kept = job.rows + (head.number * length + first) * 2;
         softmax_rows<DROPOUT>(head, head.number * length + first, count, kept);
         for (int64_t i = 0; i < count; ++i) factors[i] = kept[2 * i + 1] * job.dropout.scale;
-        multiply<Lies::kRows>({head.scores, head.stride, head.v, head.dq, width, nullptr, 0, count, width / W, length});
+        multiply<Lies::kRows>({head.scores, head.stride, head.v, head.dq, width, nullptr, 0, count, width / W, length},
+                              head.ahead);
         unpack(head.dq, factors, 1, count, width, job.out + head.place(head.number, first, 1), lines, past_caches);
     }
 }
@@ -210,7 +237,6 @@ static void gradient_rows(const Head& head, int64_t row, int64_t count, const fl
     for (int64_t i = 0; i < count; ++i) {
         float *const scores = head.scores + i * head.stride, *const dscores = head.dscores + i * head.stride;
         const float top = kept[2 * i], inverse = kept[2 * i + 1];
-        head.ask((row + i) % head.job.length);
         V sum = {};
         for (int64_t j = 0, keys = head.keys; j < keys; j += W) {
             V p = power_of_two(load(scores + j) - top) * inverse, dp = load(dscores + j);
@@ -240,7 +266,7 @@ static void gradient_rows(const Head& head, int64_t row, int64_t count, const fl
 }
 
 template <bool DROPOUT>
-static void gradient_head(const Head& head) {
+static void gradient_head(Head& head) {
     const Attention& job = head.job;
     const int64_t length = job.length, width = job.width, lines = job.heads * width;
     const float factor = job.dropout.scale * head.scale();
@@ -256,15 +282,20 @@ static void gradient_head(const Head& head) {
         pack_rows(queries, head.q), pack_panels(queries, head.q_panels);
         pack_rows(dout, head.dout), pack_panels(dout, head.dout_panels);
         float *const p = head.scores, *const ds = head.dscores;
-        multiply<Lies::kRows>({head.q, width, head.keys_t, p, head.stride, head.mask, 0, count, head.keys / W, width});
-        multiply<Lies::kRows>({head.dout, width, head.v, ds, head.stride, nullptr, 0, count, head.keys / W, width});
+        multiply<Lies::kRows>({head.q, width, head.keys_t, p, head.stride, head.mask, 0, count, head.keys / W, width},
+                              head.ahead);
+        multiply<Lies::kRows>({head.dout, width, head.v, ds, head.stride, nullptr, 0, count, head.keys / W, width},
+                              head.ahead);
         const int64_t row = head.number * length + first;
         gradient_rows<DROPOUT>(head, row, count, job.rows + row * 2);
         multiply<Lies::kColumns>({p, head.stride, head.dout_panels, head.dv, width, first > 0 ? head.dv : nullptr,
-                                  width, length, vectors, count});
+                                  width, length, vectors, count},
+                                 head.ahead);
         multiply<Lies::kColumns>({ds, head.stride, head.q_panels, head.dk, width, first > 0 ? head.dk : nullptr, width,
-                                  length, vectors, count});
-        multiply<Lies::kRows>({ds, head.stride, head.k_panels, head.dq, width, nullptr, 0, count, vectors, length});
+                                  length, vectors, count},
+                                 head.ahead);
+        multiply<Lies::kRows>({ds, head.stride, head.k_panels, head.dq, width, nullptr, 0, count, vectors, length},
+                              head.ahead);
         unpack(head.dq, &factor, 0, count, width, out + first * head.row, head.row, past_caches);
     }
     unpack(head.dk, &factor, 0, length, width, out + lines, head.row, past_caches);

@@ -67,10 +67,11 @@ INLINE int64_t tile_rows(int64_t left) {
     return left <= kTileFewRows || left == 7 || left == 8 ? kTileFewRows : kTileRows;
 }
 
-// C = A B, or C += A B.
-template <Lies A>
-static void multiply(const TileProduct& p) {
+// C = A B, or C += A B. Before each tile `ahead.some()` asks for some of what is needed later.
+template <Lies A, class Ahead>
+static void multiply(const TileProduct& p, Ahead& ahead) {
     auto one = [&](int64_t row, int64_t rows, int64_t panel) __attribute__((always_inline)) {
+        ahead.some();
         int64_t left = p.vectors - panel * kTileVectors;
         rows == kTileRows ? tile_of<kTileRows, A>(left, p, row, panel) : tile_of<kTileFewRows, A>(left, p, row, panel);
     };
