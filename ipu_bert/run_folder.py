@@ -56,8 +56,8 @@ class RunFolder:
     back to an older checkpoint moves what came after it to branches/ in the folder, and one that judges by other
     batches the best checkpoint. The best one is that of the lowest loss in its records, where that is found. Raises
     ValueError when another process is training there, or was there since it looked as `found`, when the folder holds
-    something that is not a run, or another run than the one resumed. judges: how many held-out batches judge the run,
-    where the text has fewer than eval.batches.
+    something that is not a run, another run than the one resumed, or, where a new run moves it aside, one below.
+    judges: how many held-out batches judge the run, where the text has fewer than eval.batches.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Iterator, Sequence, TextIO
 
 from ipu_bert import checkpoint
 from ipu_bert.config import Config
@@ -19,6 +19,8 @@ from sparse_ops.saying import say
 
 ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
 _LOCK = ".lock"
+_OWN = (CHECKPOINTS, BEST, BRANCHES, "tensorboard")  # folders of a run that hold no other run
+_DEEP = 4  # so many folders below a run's another run is looked for
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,56 @@ def check_as_found(path: Path, found: Found) -> None:
 
 
 def check_room(path: Path) -> None:
-    """ValueError where a new run cannot begin, since something else than an earlier run is there."""
-    others = [] if (path / CONFIG_FILE).exists() else _others(path)
-    if others:
-        more = f" and {len(others) - 1} more" if others[1:] else ""
+    """ValueError where a new run cannot begin, since something else than an earlier run is there, or more than it."""
+    if not (path / CONFIG_FILE).exists():
+        others = _others(path)
+        if others:
+            raise ValueError(
+                f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it: "
+                f"{_first(others)}"
+            )
+        return
+    inner = list(_runs_below(path))
+    if inner:
         raise ValueError(
-            f"run.dir {path}: expected a new or empty folder or an earlier run's, found other files in it: "
-            f"{others[0]}{more}"
+            f"run.dir {path}: expected an earlier run alone, which a new one moves aside with all that is in its "
+            f"folder, found another run in it: {_first(inner)}; name a new folder with run.dir=FOLDER, or move that "
+            "run elsewhere"
         )
+
+
+def _first(found: Sequence[object]) -> str:
+    return f"{found[0]} and {len(found) - 1} more" if found[1:] else str(found[0])
+
+
+def _runs_below(path: Path, own: Sequence[str] = _OWN, deep: int = _DEEP) -> Iterator[Path]:
+    """Other runs in a folder, but for those in folders `own` of it, or more than `deep` folders below it.
+
+    Neither what a run found or a link holds is looked at, nor what may not be read.
+    """
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = sorted(os.listdir(path))
+    for folder in (path / name for name in names if name not in own and os.path.isdir(path / name)):
+        if folder.is_symlink() and folder.resolve() in (path.resolve(), *path.resolve().parents):
+            continue  # the run itself, or what it lies in
+        if _has_run(folder):
+            yield folder
+        elif deep > 1 and not folder.is_symlink():
+            yield from _runs_below(folder, (), deep - 1)
+
+
+def _has_run(folder: Path) -> bool:
+    """Whether a run can go on in a folder, or trains there and has not saved anything yet."""
+    if os.path.isfile(folder / CONFIG_FILE) and os.path.lexists(folder / CHECKPOINTS):
+        return True
+    with contextlib.suppress(OSError):  # of a lock that may not be tried
+        if (folder / _LOCK).is_file():
+            try:
+                files.lock(folder / _LOCK, wait=False).close()
+            except BlockingIOError:
+                return True
+    return False
 
 
 def make_room(path: Path, found: Found) -> None:
