@@ -9,6 +9,7 @@ with --seconds, steps times seconds a step, for which all are built and timed in
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -19,6 +20,7 @@ from ipu_bert.json_file import is_amount, is_count, read_object
 from ipu_bert.record.metrics import dumps
 from ipu_bert.sizes.flops import paper_flops
 from ipu_bert.sizes.shape import bert_shape
+from ipu_bert.study.comparable import apart, judged_on
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.seconds import REPEATS, measure_seconds
 from sparse_ops.arguments import Parser, file_to_write
@@ -27,27 +29,48 @@ from sparse_ops.pictures import write_picture
 from sparse_ops.saying import answer, say
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A finished run. config, report: as report.json has them. label: another one than those of all beside it."""
+
+    folder: Path
+    config: Config
+    report: Mapping[str, Any]
+    label: str
+
+    @property
+    def unigram_entropy(self) -> float:
+        return float(self.report["heldout"]["unigram_entropy"])
+
+    @property
+    def flops(self) -> float:
+        """Of the whole run, as the paper counts."""
+        config = self.config
+        shape = bert_shape(config.model, self.report["model"]["vocab_size"])
+        one = paper_flops(shape, assemble.weights(config), config.data.sequence_length)
+        return one * config.train.last_step * config.train.batch_size
+
+
 def points(folders: Sequence[Path], seconds: bool) -> list[Point]:
-    """A point for each run. Raises ValueError or OSError, one line, for a folder without the report of a run."""
-    found = [_reported(folder) for folder in folders]
-    names = _labels(folders, [config for config, _ in found])
-    texts = sorted({f"{report['heldout']['unigram_entropy']:.4f}" for _, report in found})
-    if len(texts) > 1:
-        words = f"word frequencies alone give {', '.join(texts[:4])} nats"
-        say(f"warning: these runs are of different texts ({words}): their losses do not compare", sys.stderr)
+    """A point for each run; a line on standard error where their losses do not compare.
+
+    Raises ValueError or OSError, one line, for a folder without the report of a run.
+    """
+    runs = _labelled([_reported(folder) for folder in folders])
+    for line in filter(None, [apart(runs), judged_on(runs)]):
+        say(f"warning: {line}", sys.stderr)
     if seconds:
-        configs = {name: config for name, (config, _) in zip(names, found)}
-        rows = measure_seconds(configs, REPEATS, partial(say, stream=sys.stderr)).rows
-        costs = [rows[name].per_step * config.train.last_step for name, (config, _) in zip(names, found)]
+        rows = measure_seconds({run.label: run.config for run in runs}, REPEATS, partial(say, stream=sys.stderr)).rows
+        costs = [rows[run.label].per_step * run.config.train.last_step for run in runs]
     else:
-        costs = [_flops(config, report) for config, report in found]
+        costs = [run.flops for run in runs]
     return [
-        Point(name, cost, report["heldout"]["mlm_loss"], config.sparsity.method == "dense")
-        for name, cost, (config, report) in zip(names, costs, found)
+        Point(run.label, cost, run.report["heldout"]["mlm_loss"], run.config.sparsity.method == "dense")
+        for run, cost in zip(runs, costs)
     ]
 
 
-def _reported(folder: Path) -> tuple[Config, dict[str, Any]]:
+def _reported(folder: Path) -> _Run:
     path = folder / "report.json"
     try:
         report = read_object(path)
@@ -59,7 +82,7 @@ def _reported(folder: Path) -> tuple[Config, dict[str, Any]]:
             raise ValueError(f"expected unigram_entropy, found {report['heldout']['unigram_entropy']!r:.40}")
         if report["steps"] != config.train.last_step:
             raise ValueError("found one that has not come to its end")
-        return config, report
+        return _Run(folder, config, report, config.run.name)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: expected the folder of a run that has come to its end, found no report") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -67,16 +90,10 @@ def _reported(folder: Path) -> tuple[Config, dict[str, Any]]:
         raise ValueError(f"{path}: expected the report of a run: {problem}") from None
 
 
-def _flops(config: Config, report: Mapping[str, Any]) -> float:
-    shape = bert_shape(config.model, report["model"]["vocab_size"])
-    one = paper_flops(shape, assemble.weights(config), config.data.sequence_length)
-    return one * config.train.last_step * config.train.batch_size
-
-
-def _labels(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:
-    """The names of the runs, or their folders where two have the same name."""
-    names = [config.run.name for config in configs]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+def _labelled(runs: Sequence[_Run]) -> list[_Run]:
+    """By the names of the runs, or by their folders where two have the same name."""
+    alike = len({run.label for run in runs}) < len(runs)
+    return [replace(run, label=str(run.folder)) if alike else run for run in runs]
 
 
 def _figure(found: Sequence[Point], family: Sequence[Point], name: str) -> Any:

@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from typing import Mapping, Sequence
 
 from ipu_bert.config import Config
-from ipu_bert.config.resolve import wanted_predictions
 from ipu_bert.study.definition import SEED, Cell, Row, Study
-from ipu_bert.study.results import RunResult, same_entropy
+from ipu_bert.study.results import RunResult
 from ipu_bert.study.seconds import MachineSeconds, RowSeconds
 from ipu_bert.study.statistics import Mean, mean
-
-# Of the data, what makes a loss harder or easier to reach, beside text and vocabulary.
-_JUDGED_BY = ("sequence_length", "mask_probability", "whole_word_masking", "short_sequence_probability")
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,11 @@ class Group:
     def first(self) -> RunResult:
         """One of them, for what all have in common."""
         return next(iter(self.runs.values()))
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Loss of word frequencies alone on the held-out text [nats]."""
+        return self.first.unigram_entropy
 
     @property
     def is_dense(self) -> bool:
@@ -72,40 +73,6 @@ def group(study: Study, results: Mapping[str, RunResult]) -> list[Group]:
                 cells.setdefault((row.label, tuple(_without_seed(cell.grid).items())), []).append(cell)
     found = [_group(some, results) for some in cells.values()]
     return [one for one in found if one.runs]
-
-
-def other_loss(one: Group, other: Group) -> str:
-    """Why the losses of two cannot be compared, in words; empty where they can."""
-    if not same_entropy(one.first, other.first):
-        entropies = " and ".join(f"{group.first.unigram_entropy:.4f}" for group in (one, other))
-        return f"word frequencies alone come to {entropies} nats"
-    for key in _JUDGED_BY:
-        values = [getattr(group.config.data, key) for group in (one, other)]
-        if values[0] != values[1]:
-            return f"data.{key} is {values[0]} and {values[1]}"
-    masked = [min(x.config.data.max_predictions, wanted_predictions(x.config)) for x in (one, other)]
-    return "" if masked[0] == masked[1] else f"at most {masked[0]} and {masked[1]} tokens of a sequence are masked"
-
-
-def apart(groups: Sequence[Group]) -> str:
-    """A line where not all losses can be compared; empty where they can."""
-    reasons = {one.label: other_loss(groups[0], one) for one in groups[1:]}
-    found = [(label, reason) for label, reason in reasons.items() if reason]
-    if not found:
-        return ""
-    more = f"; {len(found)} of {len(groups)} differ so from {groups[0].label}" if len(found) > 1 else ""
-    return f"losses do not compare: {groups[0].label} and {found[0][0]}: {found[0][1]}{more}"
-
-
-def judged_on(groups: Sequence[Group]) -> str:
-    """A line where losses are means over other numbers of held-out sequences; empty where they are not."""
-    numbers: dict[int, list[str]] = {}
-    for one in groups:
-        numbers.setdefault(one.config.eval.batches * one.config.train.batch_size, []).append(one.label)
-    if len(numbers) < 2:
-        return ""
-    words = "; ".join(f"{number:,}: {' / '.join(labels)}" for number, labels in sorted(numbers.items()))
-    return f"held-out sequences that losses are means over, which alone may make them differ: {words}"
 
 
 def timed(groups: Sequence[Group], machine: MachineSeconds) -> list[tuple[Group, RowSeconds]]:

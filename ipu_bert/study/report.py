@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from ipu_bert.record.metrics import dumps
+from ipu_bert.study.comparable import apart, judged_on, other_loss, same_entropy
 from ipu_bert.study.definition import SEED, Study
 from ipu_bert.study.frontier import Matched, Point, match, table
-from ipu_bert.study.groups import Group, apart, group, judged_on, other_loss, outdated, timed
-from ipu_bert.study.results import Results, RunResult, same_entropy
+from ipu_bert.study.groups import Group, group, outdated, timed
+from ipu_bert.study.results import Results, RunResult
 from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
 from ipu_bert.study.statistics import CLEAR, Difference, difference
 from sparse_ops import files
@@ -92,8 +93,8 @@ def _family(groups: Sequence[Group], points: Sequence[Point]) -> list[Point]:
 
 def _figures(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Make]:
     """What there is to draw, by file name."""
-    alike = all(same_entropy(one.first, groups[0].first) for one in groups)
-    entropy = groups[0].first.unigram_entropy if alike else None
+    alike = all(same_entropy(one.unigram_entropy, groups[0].unigram_entropy) for one in groups)
+    entropy = groups[0].unigram_entropy if alike else None
     found: dict[str, Make] = {}
     for name in study.figures:
         if name == "steps":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 from contextlib import suppress
@@ -19,6 +18,7 @@ from ipu_bert.record.report_numbers import alike
 from ipu_bert.same_run import free_settings
 from ipu_bert.sizes.flops import paper_flops, sequence_flops
 from ipu_bert.sizes.shape import bert_shape
+from ipu_bert.study.comparable import same_entropy
 from ipu_bert.study.definition import Cell
 from ipu_bert.study.source import Sources, source_of_run
 from sparse_ops import files
@@ -36,7 +36,6 @@ _READ = (
 # What logarithms are taken of, and sums of squares made of, by which MOST is bounded.
 _POSITIVE = ("flops", "executed_flops", "seconds", "unigram_entropy")
 MOST = 1e30  # of any amount here
-_SAME = 1e-6  # of two entropies of the same text, rounded by two machines
 
 
 @dataclass(frozen=True)
@@ -111,17 +110,12 @@ def other_settings(cell: Cell, found: Mapping[str, Any]) -> str:
     return f"expected {key}={wanted[key]}, found a run with {key}={found[key]}" if key else ""
 
 
-def same_entropy(one: RunResult, other: RunResult) -> bool:
-    """Whether word frequencies alone give both the same loss: that of one held-out text in one vocabulary."""
-    return math.isclose(one.unigram_entropy, other.unigram_entropy, rel_tol=_SAME)
-
-
 def _same_text(one: RunResult, other: RunResult) -> bool:
     """By its checksum, which older results lack: by its entropy then."""
     texts = [run.settings.get("text") for run in (one, other)]
     if None not in texts:
         return texts[0] == texts[1]
-    return same_entropy(one, other)
+    return same_entropy(one.unigram_entropy, other.unigram_entropy)
 
 
 class Results:

@@ -63,13 +63,52 @@ def test_runs_of_different_texts_are_told(runs, capsys):
     path.write_text(json.dumps(report))
     assert pareto.main(runs) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: these runs are of different texts")
+    entropy = report["heldout"]["unigram_entropy"]
+    words = f"word frequencies alone come to {entropy - 0.1:.4f} and {entropy:.4f} nats"
+    assert line == f"warning: losses do not compare: sparse and small: {words}"
     report["heldout"]["unigram_entropy"] = "x"
     path.write_text(json.dumps(report))
     assert pareto.main(runs) == 2
     assert (
         capsys.readouterr().err == f"error: {path}: expected the report of a run: expected unigram_entropy, found 'x'\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"data.mask_probability": 0.3},
+            "losses do not compare: sparse and small: data.mask_probability is 0.15 and 0.3",
+        ),
+        (
+            {"data.sequence_length": 64},
+            "losses do not compare: sparse and small: data.sequence_length is 32 and 64",
+        ),
+        (
+            {"data.max_predictions": 3},
+            "losses do not compare: sparse and small: at most 5 and 3 tokens of a sequence are masked",
+        ),
+        (
+            {"eval.batches": 7},  # in batches of 4
+            "held-out sequences that losses are means over, which alone may make them differ: "
+            "8: sparse / large; 28: small",
+        ),
+        ({"data.mask_probability": None, "data.short_sequence_probability": None, "eval.batches": 2}, ""),
+    ],
+)
+def test_runs_of_other_masks_lengths_or_evaluations_are_told_in_a_studys_words(changes, line, runs, capsys):
+    """They stood in one table, and nothing said so. None: a release that had no such setting ran with its default."""
+    path = Path(runs[1]) / "report.json"
+    report = json.loads(path.read_text())
+    for key, value in changes.items():
+        section, name = key.split(".")
+        report["config"][section][name] = value
+        if value is None:
+            del report["config"][section][name]
+    path.write_text(json.dumps(report))
+    assert pareto.main(runs) == 0
+    assert capsys.readouterr().err == (f"warning: {line}\n" if line else "")
 
 
 def test_without_dense_runs_the_line_is_the_papers(runs, capsys):
