@@ -21,11 +21,12 @@ class LossCurve:
 class UpdateCurves:
     """What pattern updates did, one entry each; all but their numbers are shares in [0, 1], None leaves a gap.
 
-    `layer_low` and `layer_high` are the explored DOF of the least and the most explored layer; empty where not known.
+    `moved`: of all blocks, which is what the pruning ratio asked for as far as there were free places. `layer_low` and
+    `layer_high` are the explored DOF of the least and the most explored layer; empty where not known.
     """
 
     updates: Sequence[int]
-    ratio: Sequence[float | None]
+    moved: Sequence[float | None]
     explored_dof: Sequence[float | None]
     removed_new: Sequence[float | None]
     layer_low: Sequence[float]

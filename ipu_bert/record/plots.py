@@ -154,7 +154,7 @@ def loss_figure(train: LossCurve, heldout: LossCurve, unigram_entropy: float | N
 
 
 def pattern_updates_figure(curves: UpdateCurves, density: float | None) -> Figure:
-    """Explored degrees of freedom (above), pruning and removed-new ratio (below) over updates, all in [0, 1].
+    """Explored degrees of freedom (above), blocks moved and removed-new ratio (below) over updates, all in [0, 1].
 
     `density` is the share of positions that the start pattern holds. Raises ValueError for a run without an update,
     which has nothing to show.
@@ -208,12 +208,12 @@ def _moved_panel(axes: Axes, updates: np.ndarray, curves: UpdateCurves) -> None:
     )
     axes.plot(
         updates,
-        _numbers(curves.ratio),
+        _numbers(curves.moved),
         color=GREY,
         linewidth=1.6,
         linestyle="--",
         marker="." if len(updates) < 20 else None,
-        label="pruning ratio: blocks moved / all blocks",
+        label="blocks moved / all blocks",
     )
     survived = removed[np.isfinite(removed)]
     if len(survived):

@@ -132,7 +132,7 @@ def _update_curves(updates: Records) -> UpdateCurves:
     banded = all(values and all(finite(value) is not None for value in values) for values in layers)
     return UpdateCurves(
         updates=[int(r.get("update") or k) for k, r in enumerate(updates, start=1)],
-        ratio=[r.get("ratio") for r in updates],
+        moved=[r.get("churn") for r in updates],
         explored_dof=[r.get("explored_dof") for r in updates],
         removed_new=[r.get("removed_new") for r in updates],
         layer_low=[min(values) for values in layers] if banded else (),

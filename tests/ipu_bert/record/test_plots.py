@@ -93,7 +93,7 @@ def test_short_and_broken_runs_still_give_a_loss_figure(tmp_path: Path, steps: l
 def test_pattern_updates_figure(tmp_path: Path) -> None:
     curves = UpdateCurves(
         updates=[1, 2, 3],
-        ratio=[0.5, 0.25, 0.0],
+        moved=[0.5, 0.25, 0.0],
         explored_dof=[0.14, 0.17, 0.18],
         removed_new=[None, 0.6, 0.2],
         layer_low=[0.13, 0.16, 0.17],
@@ -104,7 +104,7 @@ def test_pattern_updates_figure(tmp_path: Path) -> None:
     assert top.get_title(loc="left") == "18 % of a layer's positions tried after 3 updates"
     np.testing.assert_array_equal(line(top, "explored DOF"), [[1, 2, 3], [0.14, 0.17, 0.18]])
     assert set(line(top, "_start")[1]) == {0.1}
-    np.testing.assert_array_equal(line(bottom, "pruning ratio")[1], [0.5, 0.25, 0.0])
+    np.testing.assert_array_equal(line(bottom, "blocks moved / all blocks")[1], [0.5, 0.25, 0.0])
     np.testing.assert_array_equal(line(bottom, "removed-new ratio")[1], [math.nan, 0.6, 0.2])
     assert bottom.get_title(loc="left") == "On average 40 % of new blocks were removed by the next update"
     saved(figure, tmp_path / "pattern_updates.png")
