@@ -28,6 +28,7 @@ from ipu_bert.record.metrics import (
     split_at,
     write_metrics,
 )
+from ipu_bert.record.report import REPORT_FILES
 from ipu_bert.run_layout import BEST, BRANCHES, CHECKPOINTS, CONFIG_FILE, runs_of
 from ipu_bert.run_place import (
     ASIDE,
@@ -46,7 +47,6 @@ from sparse_ops import files
 from sparse_ops.saying import say
 
 WANDB_PAGE = "wandb_id"  # the id of the page at W&B that the run is shown on
-_REPORT = ("report.json", "report.md", "loss_curves.png", "pattern_updates.png", "pattern_start_end.png")
 
 
 class RunFolder:
@@ -174,7 +174,7 @@ class RunFolder:
         if not later:
             return
         best = [path for number, path in checkpoint.complete(self.best) if number > step]
-        report = [self.path / name for name in (WANDB_PAGE, *_REPORT)]  # what comes now gets its own
+        report = [self.path / name for name in (WANDB_PAGE, *REPORT_FILES)]  # what comes now gets its own
         metrics = self.path / METRICS_FILE
         records = split_at(read_metrics(metrics), step)[1] if metrics.exists() else None
         branch = self._to_branch(f"after_step_{step:08d}", [*report, *later, *best], records)

@@ -21,18 +21,24 @@ from sparse_ops import files
 from sparse_ops.pictures import Make, write_each
 from sparse_ops.saying import say
 
+PICTURES = LOSSES, UPDATES, PATTERN = ("loss_curves.png", "pattern_updates.png", "pattern_start_end.png")
+REPORT_FILES = ("report.json", "report.md", *PICTURES)
+
 
 def write_report(run_dir: PathLike, outcome: RunOutcome, pattern: PatternChange | None) -> None:
     """Write report.json, report.md and the figures into `run_dir`, from its metrics.jsonl and `outcome`.
 
     `pattern` is one layer's blocks at the start and at the end; None for a dense run. Every file is written aside and
     renamed; numbers and text are there before anything is drawn, and what cannot be drawn is a line of the page and on
-    standard error. Raises ValueError that names the line for a metrics.jsonl that cannot be read.
+    standard error: no picture of an earlier report is left in its place. Raises ValueError that names the line for a
+    metrics.jsonl that cannot be read.
     """
     run_dir = Path(run_dir)
     records = read_metrics(run_dir / METRICS_FILE)
     report = build_report(records, outcome)
     _write(run_dir, report, [], [])
+    for name in PICTURES:
+        Path(files.plain(run_dir / name)).unlink(missing_ok=True)
     drawn, told = write_each(run_dir, _figures(records, report, pattern))
     for line in told:
         say(line, sys.stderr)
@@ -94,13 +100,13 @@ def _figures(records: Records, report: Report, pattern: PatternChange | None) ->
     train, heldout = _train_curve(of_kind(records, "train")), _heldout_curve(records, report)
     if train.steps or heldout.steps:
         entropy = report.heldout.unigram_entropy
-        figures["loss_curves.png"] = lambda: _plots().loss_figure(train, heldout, entropy)
+        figures[LOSSES] = lambda: _plots().loss_figure(train, heldout, entropy)
     updates = of_kind(records, "update")
     if updates:
         curves = _update_curves(updates)
-        figures["pattern_updates.png"] = lambda: _plots().pattern_updates_figure(curves, report.pattern.density)
+        figures[UPDATES] = lambda: _plots().pattern_updates_figure(curves, report.pattern.density)
     if pattern is not None:
-        figures["pattern_start_end.png"] = lambda: _plots().pattern_start_end_figure(pattern)
+        figures[PATTERN] = lambda: _plots().pattern_start_end_figure(pattern)
     return figures
 
 

@@ -90,6 +90,8 @@ def test_what_cannot_be_drawn_is_a_line(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record_run(tmp_path, RECORDS)
+    for name in [*PICTURES, "mine.png"]:
+        (tmp_path / name).write_text("of an earlier report, of fewer steps")
 
     def failing(*_: Any, **__: Any) -> None:
         raise MemoryError if broken == "memory" else RuntimeError("no latex\nhere")
@@ -114,7 +116,16 @@ def test_what_cannot_be_drawn_is_a_line(
     page = (tmp_path / "report.md").read_text()
     assert f"\n\n**Not drawn:** {line}\n\n" in page
     assert ".png)" not in page
-    assert not list(tmp_path.glob("*.png"))
+    assert [path.name for path in tmp_path.glob("*.png")] == ["mine.png"]
+
+
+def test_a_picture_that_a_report_does_not_have_is_not_an_earlier_ones(tmp_path: Path) -> None:
+    """As of a pattern's start that is not known, since records begin later."""
+    record_run(tmp_path, RECORDS)
+    (tmp_path / "pattern_start_end.png").symlink_to("mine.png")
+    (tmp_path / "mine.png").write_text("mine")
+    write_report(tmp_path, OUTCOME, None)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted([*PICTURES[:1], *PICTURES[2:], "mine.png"])
 
 
 def test_the_picture_of_updates_has_what_was_moved_and_not_what_was_planned(tmp_path: Path, monkeypatch: Any) -> None:
