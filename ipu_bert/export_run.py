@@ -61,12 +61,21 @@ def _facts(trained: TrainedModel, sparse: bool) -> CardFacts:
 
 
 def _heldout(trained: TrainedModel) -> Mapping[str, Any] | None:
-    """What the run recorded of this step, where the checkpoint is in the run's folder or in one of its branches."""
+    """What the run recorded of this checkpoint, where that is in the run's folder or in one of its branches.
+
+    A branch with records has those of all its steps: what the run recorded of them since is of another way there. So is
+    what has another loss than a best checkpoint was kept for.
+    """
+    loss = trained.info.get("heldout_loss")
     for folder in runs_of(trained.checkpoint):
-        records = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else []
-        found = [record for record in records if (record.get("kind"), record.get("step")) == ("eval", trained.step)]
-        if found:
-            return found[-1]
+        if (folder / METRICS_FILE).is_file():
+            found = [
+                record
+                for record in read_metrics(folder / METRICS_FILE)
+                if (record.get("kind"), record.get("step")) == ("eval", trained.step)
+                and loss in (None, record.get("mlm_loss"))
+            ]
+            return found[-1] if found else None
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any, Callable, Mapping
 import pytest
 from run_history import SHORT, assert_same_state, steps
 
-from ipu_bert import checkpoint
+from ipu_bert import checkpoint, export_run
 from ipu_bert.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -121,6 +121,22 @@ def test_a_best_one_of_another_way_to_the_step_is_not_taken(judged, capsys):
     judged(LOSSES, resume=at(folder / "checkpoints", 6))
     assert steps(folder / "best") == [6]
     assert f"{TOLD}3.5000, is that of step 4, of which no checkpoint is kept" in capsys.readouterr().out
+
+
+def test_the_card_of_a_best_one_put_aside_has_its_own_loss_or_none(judged, tmp_path):
+    """Once the run has gone back, its records of that step are of another way to it."""
+
+    def card(path: Path) -> str:
+        assert export_run.main([str(path), str(tmp_path / "exported")]) == 0
+        return (tmp_path / "exported" / "README.md").read_text()
+
+    folder = judged({**LOSSES, 2: 5.0, 4: 3.0}, "train.stop_at=4")
+    judged({**LOSSES, 5: 4.5}, "train.stop_at=5", "eval.batches=1", resume=at(folder / "checkpoints", 4))
+    aside = at(folder / "branches" / "best_by_other_batches" / "best", 4)
+    assert "| masked LM | 3.0000 |" in card(aside)
+    judged({**LOSSES, 2: 5.0, 4: 3.5}, resume=at(folder / "checkpoints", 2))
+    assert "| masked LM | 3.5000 |" in card(at(folder / "checkpoints", 4))
+    assert "No evaluation of this step was recorded." in card(aside)
 
 
 def test_back_at_the_batches_that_judged_an_earlier_best_it_is_the_best_again(judged, capsys):
