@@ -146,6 +146,8 @@ def _limits(facts: CardFacts) -> str:
     lines = ["- It has been pre-trained only: for a task of its own it has to be fine-tuned."]
     if positions > length:
         origin = f"as `{facts.base}` had them" if facts.base else "random, as they were before training"
+        if facts.config.optim.weight_decay:
+            origin += ", but for weight decay, which has made them smaller, all in one proportion"
         lines.append(
             f"- Positions {length} to {positions - 1} have never been trained here: their rows of the position "
             f"embedding are {origin}. The tokenizer's `model_max_length` is {length}; do "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from copy import deepcopy
@@ -22,6 +23,7 @@ from ipu_bert.hub.folders import TOKENIZER_FILES, check_place, whole_folder
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.sizes.config_json import shape_from_config
 from ipu_bert.trained import load_model
+from ipu_bert.trainer import Trainer
 
 TEXT = "The people of these United States; Café, and peace."
 
@@ -120,6 +122,25 @@ def test_the_card_says_what_was_recorded(finished, tmp_path):
     assert str(tmp_path) not in text  # nobody's folders
 
 
+@pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_the_card_says_what_became_of_positions_that_were_not_trained(decay, tiny, tmp_path):
+    """It said that they are as they were before training, from which weight decay has taken a share at each step."""
+    run = Trainer(tiny("train.stop_at=4", f"optim.weight_decay={decay}")).run()
+    trained = load_model(run)
+    start = assemble.make_model(trained.config, trained.model.shape.vocab_size)
+    before, after = (model.bert.embeddings.position_embeddings.weight[32:] for model in (start, trained.model))
+    rates = [r["lr"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
+    assert len(rates) == 4
+    left = math.prod(1.0 - rate * decay for rate in rates)
+    assert (left < 1.0) == (decay > 0.0)
+    torch.testing.assert_close(after, left * before, rtol=1e-6, atol=0.0)
+    assert torch.equal(after, before) == (decay == 0.0)
+    page = (export(run, tmp_path / "exported") / "README.md").read_text()
+    more = ", but for weight decay, which has made them smaller, all in one proportion" if decay else ""
+    assert f"their rows of the position embedding are random, as they were before training{more}. The" in page
+
+
 def on_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of a model of the hub, in the hub's own cache."""
     folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
@@ -154,7 +175,7 @@ def test_the_card_says_with_which_model_the_run_began(init, named, known, finish
         f"What `{named}` had learned before, from which text, is not in these numbers.",
         f"- It has learned from its text and from what `{named}` was trained on, with",
         f"- The licence of `{named}`, which is not known here",
-        f"their rows of the position embedding are as `{named}` had them.",
+        f"their rows of the position embedding are as `{named}` had them, but for weight decay, which has made",
         "sparsity.init_pattern: magnitude\n",
     ):
         assert words in text, words
