@@ -6,8 +6,9 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import fields
-from typing import Any, Callable, TypeVar, cast
+from typing import Any, Callable, Sequence, TypeVar, cast
 
 from sparse_ops.files import plain
 
@@ -26,11 +27,22 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     if len(data) > MOST_BYTES:
         raise ValueError(f"expected at most {MOST_BYTES:,} bytes, found more")
     try:
-        found = json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
+        found = json.loads(
+            data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite, object_pairs_hook=each_once
+        )
     except RecursionError:
         raise ValueError("expected a JSON object, found lists or objects nested too deep") from None
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as json's `object_pairs_hook`. Raises ValueError where it has a name twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"expected each name once, found {twice!r:.60} twice")
     return found
 
 

@@ -146,10 +146,18 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Written:
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError([f"config {path}: base: expected the name of a config, found {shortened(base)}"])
-        under = read(beside(base, path, "config") or config_path(base), (*seen, path))
+        under = read(beside(base, path, "config") or _named_by(path, base), (*seen, path))
     shipped = CONFIG_DIR in path.parents
     found = under.over(tree, f"configs/{path.relative_to(CONFIG_DIR).with_suffix('')}" if shipped else None)
     return replace(found, recorded=found.recorded | keys_of(tree)) if _is_record(tree) else found
+
+
+def _named_by(path: Path, base: str) -> Path:
+    """As `config_path`, for `base:` in a file, which is named in the error."""
+    try:
+        return config_path(base)
+    except ConfigError as error:
+        raise ConfigError([f"config {path}: base: {line.removeprefix('config ')}" for line in error.errors]) from None
 
 
 def _is_record(tree: Mapping[str, Any]) -> bool:

@@ -8,25 +8,16 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections import Counter
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator
 
 from ipu_bert.data.errors import DataError, one_line
 from ipu_bert.data.text_files import open_text
+from ipu_bert.json_file import each_once
 
 LONGEST = 1 << 27  # characters of one row
 _READ = 1 << 20
 _BETWEEN = re.compile(r"[\s,]*")
 _LITERAL = 16  # so near to its end a piece of JSON may look wrong because more of it is to come
-
-
-def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, as json's `object_pairs_hook`. Raises ValueError where it has a name twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"expected each name once, found {twice!r:.60} twice")
-    return found
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=each_once)

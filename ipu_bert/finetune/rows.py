@@ -12,8 +12,8 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from ipu_bert.config.values import is_unicode
 from ipu_bert.data.errors import DataError, one_line
-from ipu_bert.data.rows import each_once
 from ipu_bert.finetune.options import Columns
+from ipu_bert.json_file import each_once
 from sparse_ops.files import plain
 
 _KINDS = (".csv", ".tsv", ".jsonl")

@@ -40,7 +40,19 @@ def test_a_base_that_is_in_the_working_folder_alone_is_refused_by_both_places(tm
     places = f"in {tmp_path / 'conf'}, beside it, found 'common.yaml' in {tmp_path}, where the program works"
     assert errors_of(path) == [f"config {path}: base: expected a file {places}"]
     monkeypatch.chdir(tmp_path / "conf")
-    assert "expected a name in configs/ or a .yaml file, found neither" in errors_of(path)[0]
+    (line,) = errors_of(path)
+    assert line.startswith(f"config {path}: base: 'common.yaml': expected a name in configs/ or a .yaml file, found")
+
+
+def test_a_base_that_is_nowhere_is_told_with_the_file_that_asks_for_it(tmp_path):
+    """The line named the base alone, which --config does not: where bases have bases it is in neither's text."""
+    asking = write(tmp_path, "base: quikstart\n", "under.yaml")
+    expected = "expected a name in configs/ or a .yaml file, found neither; did you mean quickstart"
+    for path in (asking, write(tmp_path, "base: under\n")):
+        (line,) = errors_of(path)
+        assert line.startswith(f"config {asking}: base: 'quikstart': {expected}")
+    (line,) = errors_of("quikstart")  # given by the user: no file asks for it
+    assert line.startswith(f"config 'quikstart': {expected}")
 
 
 def test_all_mistakes_are_reported_together(tmp_path):
