@@ -13,7 +13,7 @@ PHASES: Mapping[str, str] = {
     "backward": "backward pass",
     "exchange": "waiting for other processes",
     "optimizer": "optimizer step",
-    "update": "pattern updates",
+    "update": "pattern updates",  # and the search for the dense gradient's largest blocks, where they go by it
     "evaluation": "evaluation on held-out text",
     "checkpoint": "writing checkpoints",
 }

@@ -192,13 +192,14 @@ class Trainer:
             batch = self._train_batches(step - 1)
         due = self.updater is not None and self.updater.is_due(step)
         gradient_counts = self.updater.gradient_counts(step) if self.updater is not None else None
+        before = self.timer.seconds["update"]
         try:
             result = self.engine.train_step(batch, gradient_counts)
         except NonFiniteError as error:
             return self._skip(metrics, error, due)
         self.step, self._skipped = step, 0
         if due:
-            self._update_patterns(metrics, result.gradients)
+            self._update_patterns(metrics, result.gradients, self.timer.seconds["update"] - before)
         return result
 
     def _skip(self, metrics: Metrics, error: NonFiniteError, due: bool) -> StepResult:
@@ -224,7 +225,10 @@ class Trainer:
             return f"which checkpoint is the newest cannot be told: {error}"
         return f"the newest checkpoint is {saved[-1][1]}" if saved else "no checkpoint had been saved"
 
-    def _update_patterns(self, metrics: Metrics, gradients: Mapping[str, GradientBlocks] | None) -> None:
+    def _update_patterns(
+        self, metrics: Metrics, gradients: Mapping[str, GradientBlocks] | None, searched: float
+    ) -> None:
+        """searched: seconds that the step before took longer to find `gradients`; the record's have them, too."""
         assert self.updater is not None
         before = time.monotonic()
         with self.timer("update"), self.engine.host_state() as host:
@@ -235,8 +239,9 @@ class Trainer:
             moves = self._ranks.tensors_from_first(decided)
             report = self.updater.apply(host.layers, host.moments, self.step, moves)
         self._check_same(f"pattern update after step {self.step}")
+        seconds = searched + time.monotonic() - before
         moved = {"transfers": vars(self.engine.transfers)} if self.engine.transfers is not None else {}
-        self._write(metrics, "update", **report.as_record(), seconds=time.monotonic() - before, **moved)
+        self._write(metrics, "update", **report.as_record(), seconds=seconds, **moved)
 
     def _evaluate_if_due(self, metrics: Metrics, made: dict[str, float | None]) -> dict[str, float | None]:
         """Held-out means after this step where they are due; `made`: those that an earlier process recorded.

@@ -35,8 +35,9 @@ class StepTimes:
 class UpdateTimes:
     """A pattern update: how many the run has, and what the first of them cost.
 
-    seconds: of the update, of finding the dense gradient's largest blocks where growth needs them, and of what the step
-    after takes longer, in which PopTorch sends the moments. transfers: None where weights are the host's own.
+    seconds: of the update, of finding the dense gradient's largest blocks where growth needs them, as a run's record of
+    it has them, and of what the step after takes longer, in which PopTorch sends the moments. transfers: None where
+    weights are the host's own.
     """
 
     number: int

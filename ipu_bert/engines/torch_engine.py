@@ -82,7 +82,9 @@ class TorchEngine:
     def train_step(self, batch: Batch, gradient_counts: Mapping[str, int] | None = None) -> StepResult:
         """See Engine. A step that is not finite counts in everything but the updates that AdamW corrects its bias by.
 
-        With `gradient_counts` a step of several micro-batches runs them several times (GradientSearch).
+        With `gradient_counts` a step of several micro-batches runs them several times (GradientSearch). All that the
+        search adds counts as `update`: its passes but the last, which is the step's own, and its work inside that one;
+        what ranks wait for in them stays `exchange`.
         """
         self.model.train()
         self._step += 1
@@ -93,13 +95,16 @@ class TorchEngine:
         if gradient_counts is not None:
             several = len(micro_batches) * self._ranks.count > 1
             scale = self._precision.loss_scale
-            search = GradientSearch(self._layers, gradient_counts, self._block_norm, several, scale, self._ranks.sum_)
+            search = GradientSearch(
+                self._layers, gradient_counts, self._block_norm, several, scale, self._ranks.sum_, self._searching
+            )
         passes: list[ContextManager[None]] = [nullcontext()] if search is None else list(search.passes())
         try:
             for number, recording in enumerate(passes, start=1):
                 self._optimizer.zero_grad()
-                with recording:
-                    losses = self._accumulate(micro_batches, max(1, labels), sequences, number == len(passes))
+                own = number == len(passes)
+                with recording, nullcontext() if own else self._searching():
+                    losses = self._accumulate(micro_batches, max(1, labels), sequences, own)
             with self._timer("optimizer"):
                 lr = self._optimization.lr * self._optimization.schedule(self._step - 1)
                 grad_norm = self._update_weights(lr)
@@ -108,25 +113,27 @@ class TorchEngine:
         return StepResult(*losses, grad_norm, lr, None if search is None else search.found())
 
     def _accumulate(
-        self, micro_batches: Sequence[Batch], labels: float, sequences: float, exchange: bool
+        self, micro_batches: Sequence[Batch], labels: float, sequences: float, own: bool
     ) -> tuple[float, float]:
-        """Add the gradient of these micro-batches, with `exchange` of all ranks', to the parameters'.
+        """Add the gradient of these micro-batches to the parameters'.
 
+        own: that of all ranks' micro-batches, in the step's own pass; else this process's, in one of the search's.
         Returns the mean losses (MLM, NSP) of all ranks. Raises NonFiniteError on all of them, and only when each has
         had its passes: a rank that went earlier would leave the others waiting.
         """
         mlm_loss = nsp_loss = 0.0
         before = self._ranks.index * len(micro_batches)
+        forward, backward = ("forward", "backward") if own else ("update", "update")
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator, which is the user's
             for number, micro in enumerate(micro_batches, start=1):
                 seed = named_generator(self._seed, "dropout", self._step, before + number - 1)
                 torch.set_rng_state(seed.get_state())
-                with self._gradients.micro_batch(last=exchange and number == len(micro_batches)):
-                    with self._timer("forward"):
+                with self._gradients.micro_batch(last=own and number == len(micro_batches)):
+                    with self._timer(forward):
                         losses = self._losses(micro)
                         mlm, nsp = losses.mlm_sum / labels, losses.nsp_sum / sequences
                     mlm_loss, nsp_loss = mlm_loss + mlm.item(), nsp_loss + nsp.item()
-                    with self._timer("backward"):
+                    with self._timer(backward):
                         ((mlm + nsp) * self._precision.loss_scale).backward()
                         self._gradients.arrived()
         with self._timer("exchange"):
@@ -135,6 +142,10 @@ class TorchEngine:
             message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
             raise NonFiniteError(message, weights_kept=True)
         return mlm_loss, nsp_loss
+
+    def _searching(self) -> ContextManager[None]:
+        """For what is done for a pattern update alone."""
+        return self._timer("update")
 
     def _losses(self, batch: Batch) -> PretrainingLosses:
         with self._precision.autocast():

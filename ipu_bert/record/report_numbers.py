@@ -101,7 +101,8 @@ class PatternNumbers:
 
     density, sparsity: shares of the sparse weights' entries. blocks: of all weights. explored_dof: share of a weight's
     positions tried at least once, a mean over weights of any size. removed_new, churn, seconds_per_update: means over
-    updates. mean_age [steps], transfers and layers (by name): as the last update's record says.
+    updates, seconds with those of finding the gradient's largest blocks where growth needs them. mean_age [steps],
+    transfers and layers (by name): as the last update's record says.
     """
 
     updates: int

@@ -9,8 +9,9 @@ gradients together and one strip, in float32; at a sparsity of 0.9 that is about
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Callable, ContextManager, Iterator, Mapping
 
 import torch
@@ -31,7 +32,8 @@ class GradientSearch:
     counts: per layer how many free positions of a segment are wanted. several: whether the step has more than one
     micro-batch, each of which has one backward pass in each of `passes`. loss_scale: the factor that the loss has; it
     is taken out before norms are made, as squares would overflow with it. sum_: puts the sum over all processes that
-    have micro-batches of the step in a tensor's place; all of them search, and find the same.
+    have micro-batches of the step in a tensor's place; all of them search, and find the same. timed: makes a context
+    for each piece of work of the search's own, which is done inside backward passes and after them.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class GradientSearch:
         several: bool,
         loss_scale: float,
         sum_: Callable[[Tensor], None],
+        timed: Callable[[], ContextManager[None]] = nullcontext,
     ) -> None:
+        self._timed = timed
         self._layers, self._several, self._sum, self._loss_scale = layers, several, sum_, loss_scale
         self.observed: Counter[str] = Counter()  # products of each layer in backward passes
         self._names = {layer.rows.data_ptr(): name for name, layer in layers.items()}
@@ -71,8 +75,8 @@ class GradientSearch:
             if name is None:  # a layer that nobody asked for
                 return
             self.observed[name] += 1
-            x, dy = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dy))
-            with torch.no_grad():
+            with self._timed(), torch.no_grad():
+                x, dy = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dy))
                 if self._loss_scale != 1.0:
                     dy = dy / self._loss_scale
                 for number, strip in enumerate(chosen[name]):
@@ -86,27 +90,35 @@ class GradientSearch:
 
         with observe_gradients(observer):
             yield
-        for name in [name for name in chosen if name in sums]:  # in the order that every process has
-            for strip, blocks in zip(chosen[name], sums.pop(name)):
-                self._sum(blocks)
-                self._largest[name].add(strip, blocks)
+        with self._timed():
+            for name in [name for name in chosen if name in sums]:  # in the order that every process has
+                for strip, blocks in zip(chosen[name], sums.pop(name)):
+                    self._sum(blocks)
+                    self._largest[name].add(strip, blocks)
 
 
 @contextmanager
 def record_gradient_blocks(
-    layers: Mapping[str, BlockSparseLinear], counts: Mapping[str, int] | None, norm: BlockNorm
+    layers: Mapping[str, BlockSparseLinear],
+    counts: Mapping[str, int] | None,
+    norm: BlockNorm,
+    loss_scale: float = 1.0,
 ) -> Iterator[dict[str, GradientBlocks]]:
     """A dict that has each layer's largest free blocks of the one backward pass inside the context, once it is left.
 
     counts: per layer how many free positions of a segment are wanted, as `PatternUpdater.gradient_counts` says; None:
-    nothing is recorded. Raises ValueError, when the context is left, for a layer that was not in the pass exactly once:
-    gradients of torch.func, and those with a graph of their own, are not seen.
+    nothing is recorded. loss_scale: the factor that the loss of the pass has; it is taken out before norms are made, as
+    the l2 norm squares, and overflows with it. Raises ValueError for one that is not above 0 and finite, and, when the
+    context is left, for a layer that was not in the pass exactly once: gradients of torch.func, and those with a graph
+    of their own, are not seen.
     """
+    if not 0.0 < loss_scale < math.inf:
+        raise ValueError(f"loss_scale: expected a finite number above 0, found {loss_scale}")
     found: dict[str, GradientBlocks] = {}
     if counts is None:
         yield found
         return
-    search = GradientSearch(layers, counts, norm, several=False, loss_scale=1.0, sum_=lambda tensor: None)
+    search = GradientSearch(layers, counts, norm, several=False, loss_scale=loss_scale, sum_=lambda tensor: None)
     (one,) = search.passes()
     with one:
         yield found

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from PIL import Image
 import run_pretraining
 from ipu_bert import assemble, checkpoint
 from ipu_bert.engines.base import NonFiniteError
+from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.stopwatch import Stopwatch
 from ipu_bert.trainer import Trainer
@@ -179,6 +181,27 @@ def test_a_run_leaves_everything_behind(tiny):
     )
     assert list((folder / "tensorboard").iterdir())
     assert "word frequencies" in (folder / "report.md").read_text()
+
+
+def test_an_update_took_what_the_search_for_it_took(tiny, monkeypatch):
+    """By a clock that passes 1 s in each forward pass: of eight passes over two micro-batches one is the step's own."""
+    now, losses = [0.0], TorchEngine._losses
+
+    def slow(self, batch):
+        now[0] += 1.0
+        return losses(self, batch)
+
+    monkeypatch.setattr(TorchEngine, "_losses", slow)
+    monkeypatch.setattr("ipu_bert.trainer.Stopwatch", lambda seconds: Stopwatch(seconds, clock=lambda: now[0]))
+    monkeypatch.setattr("ipu_bert.trainer.time", SimpleNamespace(monotonic=lambda: now[0]))
+    config = tiny("sparsity.growth=gradient", "train.micro_batch_size=2", "train.stop_at=4")
+    folder = Trainer(config).run()
+    (update,) = records(config, "update")
+    assert update["seconds"] == 7 * 2
+    report = json.loads((folder / "report.json").read_text())
+    assert report["seconds"]["update"] == 7 * 2
+    assert report["seconds"]["forward"] == 4 * 2
+    assert report["pattern"]["seconds_per_update"] == update["seconds"]
 
 
 def test_evaluation_does_not_change_training(tiny, tmp_path):

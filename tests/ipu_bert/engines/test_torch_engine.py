@@ -190,7 +190,38 @@ def test_the_search_holds_an_eighth_of_the_dense_gradient(
     assert 0 < peak <= (dense // 8 if several else 0) + 2 * max(sizes)  # a strip dies when the next has been made
 
 
-# --- steps that are not finite
+@pytest.mark.parametrize("micro_batch_size", [2, SEQUENCES])
+def test_what_the_search_adds_to_a_step_counts_as_the_update(
+    seed: int, micro_batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that passes 1 s in a forward pass, 2 in a backward one, 1/4 for a strip of the dense gradient.
+
+    All of eight passes were counted as forward and backward, and an update was told as milliseconds.
+    """
+    now, strips, strip_of = [0.0], [0], gradients.dense_gradient_strip
+
+    def strip(*arguments: Any) -> Tensor:
+        now[0], strips[0] = now[0] + 0.25, strips[0] + 1
+        return strip_of(*arguments)
+
+    monkeypatch.setattr(gradients, "dense_gradient_strip", strip)
+    engine = make_engine(sparse_model(WITHOUT_DROPOUT, 0.6, 4, seed), micro_batch_size)
+    engine._timer = timer = Stopwatch(clock=lambda: now[0])
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    engine.model.register_forward_hook(lambda *_: passes(1.0))
+    engine.model.bert.pooler.dense.bias.register_hook(lambda _: passes(2.0))
+    micro_batches = SEQUENCES // micro_batch_size
+    engine.train_step(make_batch(seed))
+    assert timer.seconds["update"] == 0.0
+    engine.train_step(make_batch(seed), {name: 1 for name, _ in sparse_layers(engine.model)})
+    more = 0 if micro_batches == 1 else gradients.PORTIONS - 1  # passes that are the search's alone
+    assert timer.seconds["forward"] == 2 * micro_batches
+    assert timer.seconds["backward"] == 2 * 2.0 * micro_batches
+    assert timer.seconds["update"] == more * micro_batches * 3.0 + 0.25 * strips[0]
+    assert strips[0] > 0
 
 
 @pytest.mark.parametrize("micro_batch_size", [SEQUENCES, 2])
@@ -209,6 +240,9 @@ def test_growth_goes_by_the_gradient_without_the_loss_scale(micro_batch_size: in
         assert all(torch.equal(a, b) for a, b in zip(power[name], expected)), name
         torch.testing.assert_close(other[name].norms, expected.norms)
         torch.testing.assert_close(other[name].active, expected.active)
+
+
+# --- steps that are not finite
 
 
 def poison(engine: TorchEngine, losses: set[int] = frozenset(), gradients: set[int] = frozenset()) -> None:

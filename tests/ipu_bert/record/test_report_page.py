@@ -147,6 +147,14 @@ def test_a_model_of_which_some_weights_are_sparse_is_not_called_sparse() -> None
     assert "Its encoder weights are block-sparse: 90.0 %" in page_of(RECORDS, OUTCOME)
 
 
+def test_an_update_took_its_search_too_where_growth_goes_by_the_gradient() -> None:
+    searching = deepcopy(OUTCOME)
+    searching.config.sparsity.growth = "gradient"
+    words = "An update took 500 ms"  # 0.25 and 0.75 s
+    assert f"{words}." in page_of(RECORDS, OUTCOME)
+    assert f"{words}, finding the dense gradient's largest blocks included." in page_of(RECORDS, searching)
+
+
 def test_what_an_update_moved_is_said_where_weights_live_elsewhere() -> None:
     transfers = {"bytes_down": 2000, "bytes_up": 3000, "compilations": 1}
     records = [{**r, "transfers": transfers} if r["kind"] == "update" else r for r in RECORDS]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_ops.dynsparse.gradients import record_gradient_blocks
 from sparse_ops.linear import BlockSparseLinear
-from sparse_ops.norms import l1
+from sparse_ops.norms import l1, l2
 
 
 def under_torch_func(layer: BlockSparseLinear, x: Tensor) -> Any:
@@ -43,3 +43,28 @@ def test_one_backward_pass_is_recorded():
     positions = found["a"].rows * 4 + found["a"].cols
     assert positions.numel() == 2
     assert not torch.isin(positions, layer.pattern.keys()).any()
+
+
+def test_a_loss_scale_is_taken_out_before_norms_are_made(seed: int):
+    """The largest free blocks are those of the dense gradient dY^T X of the loss itself, made here in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    layer, x = BlockSparseLinear(16, 16, 4, 0.5), torch.randn(3, 16, generator=generator)
+    dy = torch.randn(3, 16, generator=generator)
+    norms = (dy.double().t() @ x.double()).view(4, 4, 4, 4).transpose(1, 2).square().sum((2, 3)).sqrt().flatten()
+    norms[layer.pattern.keys()] = 0.0
+    for scale in (1.0, 2.0**80, 1e25):  # squares of the scaled ones are infinite
+        with record_gradient_blocks({"a": layer}, {"a": 2}, l2, loss_scale=scale) as found:
+            ((layer(x) * dy).sum() * scale).backward()
+        best = norms.topk(2)
+        assert sorted((found["a"].rows * 4 + found["a"].cols).tolist()) == sorted(best.indices.tolist())
+        torch.testing.assert_close(
+            found["a"].norms.sort(descending=True).values.double(), best.values, rtol=1e-5, atol=0
+        )
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_loss_scale_that_cannot_be_taken_out_is_refused(scale: float):
+    layer = BlockSparseLinear(16, 16, 4, 0.5)
+    message = f"^loss_scale: expected a finite number above 0, found {scale}$"
+    with pytest.raises(ValueError, match=message), record_gradient_blocks({"a": layer}, {"a": 2}, l1, scale):
+        pass
