@@ -15,7 +15,10 @@ MEASURED_STEPS = 2  # after one to warm up
 
 @dataclass(frozen=True)
 class RunTimes:
-    """Seconds of one step, one pattern update and one evaluation, and how many of each are to be made."""
+    """Seconds of one step, one pattern update and one evaluation, and how many of each are to be made.
+
+    batches: "text" or "random ids", which all but fill their sequences and have a label at every place for one.
+    """
 
     steps: int
     step_seconds: float
@@ -23,6 +26,7 @@ class RunTimes:
     update_seconds: float
     evaluations: int
     evaluation_seconds: float
+    batches: str
 
     @property
     def total_seconds(self) -> float:
@@ -46,9 +50,14 @@ class RunTimes:
             steps + f"{format_duration(self.steps * self.step_seconds)} for {self.steps:,} steps",
             updates + format_duration(self.updates * self.update_seconds) if self.updates else "no pattern updates",
             evaluations + format_duration(self.evaluations * self.evaluation_seconds),
-            f"{self.total_seconds / 3600:.2f} h in all; mean of {MEASURED_STEPS} steps after a first one; "
-            "saving and preparing text left out",
+            f"{self.total_seconds / 3600:.2f} h in all; mean of {MEASURED_STEPS} steps on {self.batches} after a first "
+            "one; saving and preparing text left out",
         ]
+        if self.batches != "text":
+            lines.append(
+                "the text is not prepared yet: random ids have as many words as were asked for, and a label at every "
+                "place for one, so the run may take less"
+            )
         return "time        " + "\n            ".join(lines)
 
 
@@ -69,6 +78,7 @@ def measure(config: Config, ranks: Ranks = ALONE, done: int = 0) -> RunTimes:
         update_seconds=update.seconds if update else 0.0,
         evaluations=_evaluations(config.eval.every, last, done),
         evaluation_seconds=trial.evaluation(),
+        batches=trial.batches,
     )
 
 

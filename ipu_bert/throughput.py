@@ -51,8 +51,9 @@ class Throughput:
         names = ("", f" by replica, of {self.replicas}", f" by IPU, of {self.ipus}")
         lines = [
             "throughput  " + "\n            ".join(text + name for text, name in zip(each, names)),
-            f"step        {self.step.whole:.3g} s for {self.samples:,} samples, mean of {self.steps} steps; host "
-            f"{self.step.host:.3g} s of it, making the batch from {self.batches} {self.step.data:.3g} s",
+            f"step        {self.step.whole:.3g} s for {self.samples:,} samples ({self.tokens:,} tokens, padding "
+            f"counted), mean of {self.steps} steps; host {self.step.host:.3g} s of it, making the batch from "
+            f"{self.batches} {self.step.data:.3g} s",
             f"before      {self.compile_seconds:.3g} s to compile, {self.warm_up_seconds:.3g} s for the first step",
             f"update      {_update(self.update)}",
         ]
@@ -81,7 +82,7 @@ def throughput(config: Config, steps: int, ranks: Ranks = ALONE) -> Throughput:
         tokens=train.batch_size * config.data.sequence_length,
         replicas=replicas,
         ipus=replicas * len(config.ipu.layers_per_ipu) if on_ipus else None,
-        batches="text" if trial.from_text else "random ids",
+        batches=trial.batches,
         compile_seconds=compile_seconds,
         warm_up_seconds=warm_up_seconds,
         step=step,

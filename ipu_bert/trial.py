@@ -57,7 +57,8 @@ class Trial:
         _, files = assemble.find_data(config)
         data, size = config.data, config.train.batch_size
         shape = bert_shape(config.model, assemble.vocabulary_size(config, files))
-        self._timer, self._number, self.from_text = Stopwatch(clock=time.perf_counter), 0, files is not None
+        self._timer, self._number = Stopwatch(clock=time.perf_counter), 0
+        self.batches = "text" if files else "random ids"
         self._heldout = config.eval.batches
         if files:
             self._heldout = len(assemble.make_stream(config, files, "heldout").first_batches(config.eval.batches))

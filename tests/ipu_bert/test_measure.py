@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import run_pretraining
-from ipu_bert import measure, trial
+from ipu_bert import assemble, measure, trial
 from ipu_bert.engines.torch_engine import TorchEngine
 
 
@@ -73,11 +73,24 @@ def test_the_command_measures_and_writes_nothing(tiny, tmp_path, engine, capsys)
     where = f"data.dir={tmp_path / 'data'}"
     assert run_pretraining.main(["--config", str(tmp_path / "tiny.yaml"), where, *engine, "--measure", "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["measured"]
+    assert measured["batches"] == "random ids"
     assert measured["step_seconds"] > 0
     assert measured["evaluation_seconds"] > 0
     assert measured["update_seconds"] > 0
     assert measured["total_hours"] == pytest.approx(measured["total_seconds"] / 3600)
     assert os.listdir(tmp_path) == ["tiny.yaml"]
+
+
+def test_what_the_batches_of_the_steps_are_made_from_is_said(tiny):
+    """0.0429 s a step was told of random ids, with a label at every place; the run took 17.5 ms."""
+    said = "the text is not prepared yet: random ids have as many words as were asked for, and a label at every"
+    of_ids = measure.measure(tiny("data.dir=nowhere", "train.stop_at=1")).render()
+    assert "mean of 2 steps on random ids after a first one" in of_ids
+    assert said in of_ids
+    assemble.open_data(tiny(), progress=False)
+    of_text = measure.measure(tiny("train.stop_at=1")).render()
+    assert "mean of 2 steps on text after a first one" in of_text
+    assert said not in of_text
 
 
 def test_what_cannot_be_measured_ends_in_one_line(tiny, tmp_path, capsys):
