@@ -6,14 +6,16 @@ import hashlib
 import math
 import sys
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 
 from ipu_bert.config import Config, ConfigError
+from ipu_bert.config.resolve import wanted_predictions
 from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
+from ipu_bert.data.filling import Filling, filling
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.token_files import Text, TokenFiles
 from ipu_bert.data.tokenizer import Normalization, given_tokenizer
@@ -27,7 +29,7 @@ from ipu_bert.settings import SparsitySettings
 from ipu_bert.sizes import dry_run
 from ipu_bert.sizes.fits import check_memory
 from ipu_bert.sizes.placement import Placement, place
-from ipu_bert.sizes.reach import batches_reached, moves_reached, rate_reached
+from ipu_bert.sizes.reach import moves_reached, predictions_reached, rate_reached, text_reached
 from ipu_bert.sizes.shape import FAMILY, FamilySize, bert_shape
 from ipu_bert.sizes.weights import EncoderWeight, encoder_weights
 from ipu_bert.stopwatch import Stopwatch
@@ -225,17 +227,29 @@ def update_plan(sparsity: SparsitySettings, steps: int, seed: int) -> UpdatePlan
     )
 
 
-def tell_not_reached(config: Config, batches: int | None, updater: PatternUpdater | None) -> list[str]:
+def tell_not_reached(config: Config, text: Sequence[str], updater: PatternUpdater | None) -> list[str]:
     """Add to `no_effect` of a config a line for each setting that the run does not come up to; returns what is new.
 
-    batches: of `eval.batches`, as many as the held-out text has; None where that is not prepared.
+    text: the lines of its text (`text_reached`), none where that is not prepared.
     """
-    lines = [] if batches is None else batches_reached(config, batches)
+    lines = [*text, *predictions_reached(config, wanted_predictions(config))]
     lines += moves_reached(updater, weights(config)) if updater else []
     lines += rate_reached(config)
     new = [line for line in lines if line not in config.no_effect]
     config.no_effect += new
     return new
+
+
+def decoded(config: Config, filled: Filling | None, natively: bool) -> float:
+    """Places of a sequence that the MLM head makes scores for, a mean: with native code those that have a label.
+
+    filled: how full the run's sequences are; None: they are all full. natively: whether native kernels can be had.
+    """
+    places = config.data.max_predictions
+    labelled_only = natively and _computes_natively(config) and config.precision.compute == "float32"
+    if not labelled_only:
+        return places
+    return filled.predictions if filled else min(places, wanted_predictions(config))
 
 
 def make_model(config: Config, vocab_size: int) -> BertForPreTraining:
@@ -265,10 +279,24 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     vocab_size = vocabulary_size(config, files)
     placement = make_placement(config, vocab_size)
     updater = make_updater(config)
-    heldout = make_stream(config, files, "heldout").first_batches(config.eval.batches) if files else None
-    tell_not_reached(config, None if heldout is None else len(heldout), updater)
+    filled, text = None, []
+    if files:
+        filled = filling(make_stream(config, files, "train"))
+        heldout = make_stream(config, files, "heldout").first_batches(config.eval.batches)
+        text = text_reached(config, files.manifest["splits"], len(heldout), filled)
+    tell_not_reached(config, text, updater)
     updates = sorted(updater.ratios) if updater else []
-    return dry_run.plan(config, files, vocab_size, placement, learning_rate(config), updates, ranks.count)
+    return dry_run.plan(
+        config,
+        files,
+        filled,
+        decoded(config, filled, True),
+        vocab_size,
+        placement,
+        learning_rate(config),
+        updates,
+        ranks.count,
+    )
 
 
 def optimization(config: Config) -> Optimization:

@@ -161,14 +161,27 @@ class DataSettings:
         "data", "folder that token files are kept in, one subfolder per corpus and vocabulary", place=True
     )
     workers: int = setting(0, "processes that prepare text; 0: one per CPU", low=0, high=1024)
-    heldout_fraction: float = setting(0.05, "share of the documents that is never trained on", above=0, below=1)
+    heldout_fraction: float = setting(
+        0.05,
+        "share of the documents that is never trained on, by their hashes; two at least, and two to train on",
+        above=0,
+        below=1,
+    )
     sequence_length: int = setting(128, "tokens of a sequence S, with [CLS] and [SEP]", low=8, high=2**20)
-    mask_probability: float = setting(0.15, "share of the tokens to predict", above=0, below=1)
+    mask_probability: float = setting(
+        0.15, "share of the tokens to predict, in whole ones: of each sequence one at least", above=0, below=1
+    )
     max_predictions: int = setting(
         20, "masked positions of every sequence, used or not, so shapes never change", low=1, high=2**20
     )
     whole_word_masking: bool = setting(True, "mask all pieces of a word together")
-    short_sequence_probability: float = setting(0.1, "share of sequences of random shorter length", low=0, high=1)
+    short_sequence_probability: float = setting(
+        0.1,
+        "share of sequences that are to have a random shorter length; two whole sentences are kept, so that it does "
+        "little where two fill a sequence",
+        low=0,
+        high=1,
+    )
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config
+from ipu_bert.data.filling import Filling
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.machine import processor
@@ -23,6 +24,7 @@ from ipu_bert.run_layout import BEST
 from ipu_bert.sizes.flops import SequenceFlops, sequence_flops
 from ipu_bert.sizes.footprint import ParameterCounts, parameter_counts
 from ipu_bert.sizes.shape import BertShape, bert_shape
+from sparse_ops import native
 from sparse_ops.host_memory import peak_memory_bytes
 from sparse_ops.linear import BlockSparseLinear
 
@@ -45,18 +47,22 @@ def write_outcome(
     config: Config,
     data: TokenFiles,
     quality: TextQuality,
+    filled: Filling,
     totals: RunTotals,
     layers: Mapping[str, BlockSparseLinear],
 ) -> None:
     """Write report.md, report.json and the pictures of the run in `path`; `layers` as they are at the end."""
-    shape, parameters, flops = _counted(config, data.vocab_size)
+    decoded = assemble.decoded(config, filled, native.available())
+    shape, parameters, flops = _counted(config, data.vocab_size, decoded)
     outcome = RunOutcome(
         config=config,
         shape=shape,
         parameters=parameters,
         flops=flops,
+        decoded=decoded,
         splits=data.manifest["splits"],
         quality=quality,
+        filling=filled,
         unigram_entropy=data.unigram_entropy,
         heldout=HeldoutMeans(**totals.heldout),  # type: ignore[arg-type]
         steps=totals.steps,
@@ -70,10 +76,10 @@ def write_outcome(
     write_report(path, outcome, _pattern_change(config, layers, totals.steps))
 
 
-def _counted(config: Config, vocab_size: int) -> tuple[BertShape, ParameterCounts, SequenceFlops]:
+def _counted(config: Config, vocab_size: int, decoded: float) -> tuple[BertShape, ParameterCounts, SequenceFlops]:
     """The model's sizes, its parameters, and FLOPs of one sequence."""
     shape, weights = bert_shape(config.model, vocab_size), assemble.weights(config)
-    flops = sequence_flops(shape, weights, config.data.sequence_length, config.data.max_predictions)
+    flops = sequence_flops(shape, weights, config.data.sequence_length, config.data.max_predictions, decoded)
     return shape, parameter_counts(shape, weights), flops
 
 

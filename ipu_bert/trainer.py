@@ -15,6 +15,7 @@ from torch import Tensor
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.data.batches import Batch
+from ipu_bert.data.filling import filling
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
@@ -27,6 +28,7 @@ from ipu_bert.run_place import Found, Origin, look
 from ipu_bert.same_run import check_goes_on
 from ipu_bert.signals import InterruptedRunError, StopRequest, noted
 from ipu_bert.sizes.fits import check_memory
+from ipu_bert.sizes.reach import text_reached
 from ipu_bert.starting import check_place, start
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, Stopwatch
 from ipu_bert.summary import RunTotals, write_outcome
@@ -65,13 +67,15 @@ class Trainer:
         self._judges = len(self.heldout_stream.first_batches(config.eval.batches))  # a small text has fewer of them
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self.quality = text_quality(self.data, config.data.sequence_length)
+        self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
         assemble.choose_variants(config, ranks)
         self._train_batches = assemble.train_batches(config, self.train_stream, self.engine)
         if resume is None and config.model.init:
             self._start()
         self.updater = assemble.make_updater(config)
-        for line in assemble.tell_not_reached(config, self._judges, self.updater) if ranks.first else ():
+        text = text_reached(config, self.data.manifest["splits"], self._judges, self._filling)
+        for line in assemble.tell_not_reached(config, text, self.updater) if ranks.first else ():
             say(f"no effect: {line}", sys.stderr)
         if self.updater is not None:
             with self.engine.host_state() as host:
@@ -125,7 +129,7 @@ class Trainer:
         totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, waited)
         with self.engine.host_state() as host:
             if first:
-                write_outcome(folder.path, config, self.data, self.quality, totals, host.layers)
+                write_outcome(folder.path, config, self.data, self.quality, self._filling, totals, host.layers)
         self._ranks.meet()
         return folder.path
 
@@ -168,7 +172,8 @@ class Trainer:
 
     def _begin(self, metrics: Metrics) -> None:
         """The first record of this process; says once what is not as it was when the checkpoint was written."""
-        text = {"told": self.quality.told(), "warnings": self.quality.warnings()}
+        warnings = [*self.quality.warnings(), *self._filling.warnings()]
+        text = {"told": self.quality.told(), "warnings": warnings}
         if self._origin is None:
             self._write(metrics, "start", text=text)
             return

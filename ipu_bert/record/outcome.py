@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Mapping, Sequence
 
 from ipu_bert.config import Config
+from ipu_bert.data.filling import Filling
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.sizes.flops import SequenceFlops
 from ipu_bert.sizes.footprint import ParameterCounts
@@ -40,8 +41,9 @@ class Machine:
 class RunOutcome:
     """How a run ended. Steps, seconds and elapsed_seconds cover the same span, all processes of the run together.
 
-    flops: of one sequence, forward and backward. splits: documents, sentences and tokens of each split of the corpus.
-    quality: what became of the text.
+    flops: of one sequence, forward and backward. decoded: its places that the MLM head made scores for, a mean.
+    splits: documents, sentences and tokens of each split of the corpus.
+    quality: what became of the text. filling: of training sequences.
     unigram_entropy [nats]: masked-LM loss of a model that knows word frequencies only. seconds: by phase (stopwatch),
     of rank 0. best_checkpoint: step of the one in best/, None where that has none. waited_share: of its own time of
     training since it was started last, what each rank waited for others.
@@ -51,8 +53,10 @@ class RunOutcome:
     shape: BertShape
     parameters: ParameterCounts
     flops: SequenceFlops
+    decoded: float
     splits: Mapping[str, Mapping[str, int]]
     quality: TextQuality
+    filling: Filling
     unigram_entropy: float
     heldout: HeldoutMeans
     steps: int
@@ -62,6 +66,11 @@ class RunOutcome:
     best_checkpoint: int | None
     machine: Machine
     waited_share: Sequence[float]
+
+    @property
+    def text_warnings(self) -> list[str]:
+        """A line for each thing that is bad in the text, or in the sequences made of it."""
+        return [*self.quality.warnings(), *self.filling.warnings()]
 
     @property
     def sequences(self) -> int:

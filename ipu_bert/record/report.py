@@ -75,6 +75,7 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
             "vocab_size": outcome.shape.vocab_size,
             "splits": outcome.splits,
             "quality": asdict(outcome.quality),
+            "filling": asdict(outcome.filling),
             "stream_sequences_per_second": outcome.stream_sequences_per_second,
         },
         "seconds": outcome.seconds,

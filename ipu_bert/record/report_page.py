@@ -67,9 +67,9 @@ def _opening(report: Report) -> str:
     return (
         f"# Run `{outcome.config.run.name}`\n\n"
         f"A BERT with {outcome.shape.layers} layers of width {outcome.shape.hidden_size} was pre-trained for "
-        f"{number(outcome.steps)} steps on {number(outcome.sequences)} sequences ({number(outcome.tokens)} tokens) in "
-        f"{format_duration(outcome.elapsed_seconds)}. {tasks} {kind} {_corpus(outcome)}"
-        + "".join(f"\n\n**About the text:** {warning}." for warning in outcome.quality.warnings())
+        f"{number(outcome.steps)} steps on {number(outcome.sequences)} sequences ({number(outcome.tokens)} tokens, "
+        f"padding counted) in {format_duration(outcome.elapsed_seconds)}. {tasks} {kind} {_corpus(outcome)}"
+        + "".join(f"\n\n**About the text:** {warning}." for warning in outcome.text_warnings)
     )
 
 
@@ -177,7 +177,7 @@ def _speed(report: Report) -> str:
     columns = (speed, speed.median, speed.whole_run)
     rows = [
         ["sequences per second", *(_rate(column.sequences_per_second) for column in columns)],
-        ["tokens per second", *(_rate(column.tokens_per_second) for column in columns)],
+        ["tokens per second, padding counted", *(_rate(column.tokens_per_second) for column in columns)],
         ["executed FLOP/s", *(scaled(column.executed_flops_per_second, "FLOP/s") for column in columns)],
         [
             "dense-equivalent FLOP/s",
@@ -203,9 +203,11 @@ def _speed(report: Report) -> str:
         )
     else:
         apart = f"Every product is dense here, so both counts are {scaled(executed, 'FLOP')} per sequence."
+    places = report.outcome.config.data.max_predictions
     counted = (
-        "Counted are the matrix products of a forward and a backward pass: the encoder as in Appendix A.2 of the "
-        "paper, and the pooler and the heads."
+        "Counted are the matrix products of a forward and a backward pass, those of padding, too: the encoder as in "
+        "Appendix A.2 of the paper, the pooler and the heads, with a word's scores at "
+        f"{number(report.outcome.decoded, 1)} of the {places} places for predictions of a sequence."
     )
     return join(
         "## How fast?",

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any, Sequence
 
+from ipu_bert.data.filling import Filling
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.settings import Config
@@ -22,6 +23,8 @@ from ipu_bert.sizes.weights import encoder_weights
 def plan(
     config: Config,
     files: TokenFiles | None,
+    filled: Filling | None,
+    decoded: float,
     vocab_size: int,
     placement: Placement | None,
     learning_rate: float,
@@ -30,9 +33,10 @@ def plan(
 ) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
-    files: the prepared corpus, if it is there. placement: on IPUs, where the engine is theirs. updates: the steps after
-    which patterns change; the plan has those up to `train.stop_at`, as it has sequences and tokens. ranks: processes
-    that share each step. Raises ValueError where a weight cannot have its sparsity.
+    files: the prepared corpus, if it is there. filled: how full its sequences are. decoded: as in `sequence_flops`,
+    where native kernels can be had. placement: on IPUs, where the engine is theirs. updates: the steps after which
+    patterns change; the plan has those up to `train.stop_at`, as it has sequences and tokens. ranks: processes that
+    share each step. Raises ValueError where a weight cannot have its sparsity.
     """
     data, train = config.data, config.train
     shape = bert_shape(config.model, vocab_size)
@@ -42,7 +46,8 @@ def plan(
         "method": config.sparsity.method,
         "model": vars(shape),
         "flops_per_sequence": paper_flops(shape, weights, data.sequence_length),
-        "flops": sequence_flops(shape, weights, data.sequence_length, data.max_predictions).to_dict(),
+        "flops": sequence_flops(shape, weights, data.sequence_length, data.max_predictions, decoded).to_dict(),
+        "decoded": decoded,
         "parameters": parameter_counts(shape, weights).to_dict(),
         "memory": memory_estimate(shape, weights, *FLOAT32_BYTES).to_dict(),
         "step_bytes": step_bytes(parameter_counts(shape, weights)).to_dict(),
@@ -57,7 +62,7 @@ def plan(
         "tokens": train.last_step * train.batch_size * data.sequence_length,
         "learning_rate": learning_rate,
         "pattern_updates": [step for step in updates if step <= train.last_step],
-        "data": _data(config, files, shape.vocab_size),
+        "data": _data(config, files, filled, shape.vocab_size),
         "layers": [
             {
                 "name": weight.name,
@@ -77,9 +82,10 @@ def plan(
     }
 
 
-def _data(config: Config, files: TokenFiles | None, vocab_size: int) -> dict[str, Any]:
+def _data(config: Config, files: TokenFiles | None, filled: Filling | None, vocab_size: int) -> dict[str, Any]:
     """The text: settings, where it is prepared, and what became of it."""
     quality = text_quality(files, config.data.sequence_length) if files else None
+    warnings = [*(quality.warnings() if quality else []), *(filled.warnings() if filled else [])]
     return {
         **vars(config.data),
         "vocab_size": vocab_size,
@@ -87,7 +93,8 @@ def _data(config: Config, files: TokenFiles | None, vocab_size: int) -> dict[str
         "splits": files.manifest["splits"] if files else None,
         "unigram_entropy": files.unigram_entropy if files else None,
         "quality": asdict(quality) if quality else None,
-        "said": [*quality.told(), *(f"warning: {line}" for line in quality.warnings())] if quality else [],
+        "filling": asdict(filled) if filled else None,
+        "said": [*(quality.told() if quality else []), *(f"warning: {line}" for line in warnings)],
     }
 
 
@@ -104,13 +111,14 @@ def render(found: dict[str, Any]) -> str:
         *(f"text        {line}" for line in data["said"]),
         f"steps       {found['stop_at']:,} of {found['steps']:,}, {found['batch_size']} sequences each "
         f"({found['micro_batch_size']} at a time{_on_ranks(found)}): {found['sequences']:,} sequences, "
-        f"{found['tokens']:,} tokens",
+        f"{found['tokens']:,} tokens, padding counted",
         f"learning    peak rate {found['learning_rate']:.3g} after {found['warmup_steps']:,} steps of warm-up",
         f"patterns    {len(updates)} updates" + (f", after steps {_shorten(updates)}" if updates else ""),
         f"parameters  {parameters['total']:,}: {parameters['sparse']:,} block-sparse (in place of "
         f"{parameters['sparse_as_dense']:,}), {parameters['dense']:,} dense",
         f"FLOPs       {found['flops_per_sequence']:.4g} a sequence, forward and backward, as the paper counts; "
-        f"{found['flops']['executed']:.4g} with heads, {found['flops']['dense_equivalent']:.4g} if all were dense",
+        f"{found['flops']['executed']:.4g} with heads (predictions: {found['decoded']:.3g}), "
+        f"{found['flops']['dense_equivalent']:.4g} if all were dense",
         f"memory      {_megabytes(memory['total'])} for weights, gradients and moments, activations not counted; "
         f"sparse weights {_megabytes(memory['sparse_weights'] + memory['sparse_gradients'] + memory['sparse_moments'])}"
         f" and their index {_megabytes(memory['index'])}",

@@ -59,10 +59,14 @@ def attention_flops(hidden_size: int, sequence_length: int) -> float:
     return float(PASSES * 2 * 2 * sequence_length**2 * hidden_size)
 
 
-def head_flops(shape: BertShape, masked_positions: int) -> float:
-    """Pooler and NSP on one token of a sequence, MLM transform and decoder at its masked positions."""
-    hidden = shape.hidden_size
-    return float(PASSES * 2 * (hidden * (hidden + 2) + masked_positions * hidden * (hidden + shape.vocab_size)))
+def head_flops(shape: BertShape, masked_positions: int, decoded: float | None = None) -> float:
+    """Pooler and NSP on one token of a sequence, MLM transform and decoder at its masked positions.
+
+    decoded: at so many of them alone, a mean over sequences, the decoder; None: at all of them.
+    """
+    hidden, words = shape.hidden_size, masked_positions if decoded is None else decoded
+    transform, decoder = masked_positions * hidden * hidden, words * hidden * shape.vocab_size
+    return float(PASSES * 2 * (hidden * (hidden + 2) + transform + decoder))
 
 
 def paper_flops(encoder: EncoderSize, weights: Sequence[EncoderWeight], sequence_length: int) -> float:
@@ -72,16 +76,20 @@ def paper_flops(encoder: EncoderSize, weights: Sequence[EncoderWeight], sequence
 
 
 def sequence_flops(
-    shape: BertShape, weights: Sequence[EncoderWeight], sequence_length: int, masked_positions: int
+    shape: BertShape,
+    weights: Sequence[EncoderWeight],
+    sequence_length: int,
+    masked_positions: int,
+    decoded: float | None = None,
 ) -> SequenceFlops:
-    """What is executed for one sequence, with the blocks that exist and with the heads."""
+    """What is executed for one sequence, with the blocks that exist and with the heads; decoded: see `head_flops`."""
     sparse, dense = [w for w in weights if w.is_sparse], [w for w in weights if not w.is_sparse]
     return SequenceFlops(
         sparse=linear_flops(sum(weight.elements for weight in sparse), sequence_length),
         sparse_as_dense=linear_flops(sum(weight.size for weight in sparse), sequence_length),
         dense=linear_flops(sum(weight.size for weight in dense), sequence_length),
         attention=shape.layers * attention_flops(shape.hidden_size, sequence_length),
-        heads=head_flops(shape, masked_positions),
+        heads=head_flops(shape, masked_positions, decoded),
     )
 
 

@@ -100,8 +100,12 @@ def test_a_given_tokenizer_tells_the_vocabularys_size_before_the_text_is_prepare
     assemble.open_data(tiny(*given, *engine), progress=False)
     planned, plan = assemble.plan(tiny(*given, *engine)), assemble.plan(not_prepared)
     assert [bool(found["data"]["prepared"]) for found in (planned, plan)] == [True, False]
-    for key in ("model", "parameters", "memory", "flops", "placement"):
+    for key in ("model", "parameters", "memory", "placement"):
         assert plan[key] == planned[key]
+    labels = plan["decoded"] - planned["decoded"]  # those of a full sequence, and those that are there
+    assert 0 <= labels < 0.1
+    heads = plan["flops"]["heads"] - planned["flops"]["heads"]
+    assert heads == pytest.approx(6 * 64 * plan["model"]["vocab_size"] * labels)
     sizes = []
     make_engine = assemble.make_engine
     monkeypatch.setattr(

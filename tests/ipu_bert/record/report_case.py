@@ -9,6 +9,7 @@ from small_models import make_shape
 
 from ipu_bert.config import from_dict
 from ipu_bert.data.cost import Cost
+from ipu_bert.data.filling import Filling
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.sizes.flops import SequenceFlops
@@ -29,6 +30,7 @@ OUTCOME = RunOutcome(
         sparse=1000, sparse_as_dense=10000, encoder_dense=100, embeddings=300, heads=100, sparse_blocks=60
     ),
     flops=SequenceFlops(sparse=1e6, sparse_as_dense=9e6, dense=0.0, attention=8e5, heads=2e5),
+    decoded=18.5,
     splits={"train": {"documents": 235, "tokens": 2277000}, "heldout": {"documents": 14, "tokens": 153000}},
     quality=TextQuality(
         unknown=0.001,
@@ -52,6 +54,7 @@ OUTCOME = RunOutcome(
             token_bytes=5_100_000,
         ),
     ),
+    filling=Filling(sequences=512, padding=0.05, shorter=0.1, predictions=18.5),
     unigram_entropy=6.5,
     heldout=HeldoutMeans(mlm_loss=6.0, nsp_loss=0.6, mlm_accuracy=0.125, nsp_accuracy=0.75),
     steps=50,

@@ -31,7 +31,7 @@ def test_report_json_keeps_its_entries_in_their_order() -> None:
         "layers hidden_size heads intermediate_size vocab_size max_positions type_vocab dropout attention_dropout "
         "layer_norm_eps initializer_range method"
     )
-    assert " ".join(report["data"]) == "source vocab_size splits quality stream_sequences_per_second"
+    assert " ".join(report["data"]) == "source vocab_size splits quality filling stream_sequences_per_second"
     assert " ".join(report["machine"]) == "processor cpus threads torch python"
     rates = "sequences_per_second tokens_per_second executed_flops_per_second dense_equivalent_flops_per_second"
     assert " ".join(report["throughput"]) == f"{rates} step_seconds median whole_run"

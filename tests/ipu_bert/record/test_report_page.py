@@ -52,7 +52,7 @@ def test_the_page_says_what_a_newcomer_needs() -> None:
     page = render_page(build_report(RECORDS, OUTCOME), {"loss_curves": "loss_curves.png"})
     for words in (
         "A BERT with 2 layers of width 256 was pre-trained for 50 steps on 400 sequences",
-        "(51,200 tokens) in 20 s.",
+        "(51,200 tokens, padding counted) in 20 s.",
         "The corpus: 249 documents, 2,430,000 tokens, a vocabulary of 8,192 word pieces; 0.10 % of the tokens are "
         "[UNK], 1.25 pieces a word, 2.0 % of the documents have one sentence, an epoch shows 75.0 % of the tokens; "
         "sentences by the rules of en (240), de (9). It was prepared in 7.5 s: reading 1.0 s, vocabulary 2.0 s, "
@@ -64,6 +64,8 @@ def test_the_page_says_what_a_newcomer_needs() -> None:
         "| executed FLOP/s | 64 MFLOP/s | 80 MFLOP/s | 40 MFLOP/s |",
         "| dense-equivalent FLOP/s | 320 MFLOP/s | 400 MFLOP/s | 200 MFLOP/s |",
         "10 MFLOP, 5.0 times as much",
+        "with a word's scores at 18.5 of the 20 places for predictions of a sequence.",
+        "| tokens per second, padding counted | 4,096 |",
         "makes 400 sequences/s, 12.5 times what training used.",
         "| backward pass | 40.0 % | `############` |",
         "| peak memory of the process | 3.00 GiB |",
