@@ -101,7 +101,7 @@ def test_a_setting_that_does_nothing_makes_no_other_run(program, tmp_path, capsy
     assert program(f"run.dir={tmp_path / 'whole'}", "--resume", "train.stop_at=3") == 0
     capsys.readouterr()
     assert program(f"run.dir={folder}", "--resume", "train.stop_at=3", "optim.dense_lr=0.5") == 0
-    assert told(capsys, "no effect") == ["no effect: optim.dense_lr=0.5, since optim.lr is 0.001"]
+    assert told(capsys, "no effect: optim") == ["no effect: optim.dense_lr=0.5, since optim.lr is 0.001"]
     assert_same_state(*(tmp_path / name / "checkpoints/step_00000003" for name in ("whole", "run")))
 
 
