@@ -23,11 +23,8 @@ def batches_reached(config: Config, heldout: int) -> list[str]:
 
 def documents_reached(config: Config, splits: Mapping[str, Mapping[str, int]]) -> list[str]:
     """A line where another share of the documents is held out than asked for, or left, by more than half of it."""
-    asked = config.data.heldout_fraction
-    out, total = (
-        splits["heldout"],
-        {key: sum(split[key] for split in splits.values()) for key in ("documents", "tokens")},
-    )
+    asked, out = config.data.heldout_fraction, splits["heldout"]
+    total = {key: sum(split[key] for split in splits.values()) for key in ("documents", "tokens")}
     if abs(out["documents"] / total["documents"] - asked) <= min(asked, 1.0 - asked) / 2:
         return []
     held = f"{out['documents']:,} of {total['documents']:,} documents are held out, with "
