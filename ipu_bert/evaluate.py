@@ -16,7 +16,9 @@ from typing import Any, Sequence
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
+from ipu_bert.data.frequencies import FEWEST_LABELS, WordFrequencies, word_frequencies
 from ipu_bert.data.other_text import TextFiles
+from ipu_bert.data.quality import never_asked_share, told_never_asked
 from ipu_bert.data.token_files import Text
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.engines.torch_engine import eval_batch
@@ -28,9 +30,9 @@ from sparse_ops.ends import with_one_line
 from sparse_ops.process import make_ready
 from sparse_ops.saying import answer
 
-ENTROPY = (
-    "word frequencies alone: the cross-entropy of the text's word pieces by how often each is in the run's training "
-    "text, plus one, special tokens left out: the loss of a model that ignores the sentence"
+FREQUENCIES = (
+    "word frequencies alone: the loss, on the same predictions, of a model that ignores the sentence and goes by how "
+    "often each word piece is in the run's training text, plus one, special tokens and words never asked for left out"
 )
 
 
@@ -38,8 +40,10 @@ ENTROPY = (
 class Evaluation:
     """What a checkpoint makes of a text. sequences: judged by, of so many that one pass over the text has.
 
-    compute: dtype of the products. unigram_entropy [nats]: as ENTROPY says. pairs: whether the run's text and this one
-    give sentence pairs for next-sentence prediction. notes: what was said when the text was found.
+    compute: dtype of the products. frequencies: as FREQUENCIES says. unigram_entropy [nats]: of all of the text's word
+    pieces, those that are never predicted included. pairs: whether the run's text and this one
+    give sentence pairs for next-sentence prediction. notes: what was said when the text was
+    found, and where words are never predicted.
     """
 
     checkpoint: str
@@ -49,15 +53,16 @@ class Evaluation:
     sequences_in_text: int
     compute: str
     result: EvalResult
+    frequencies: WordFrequencies
     unigram_entropy: float
     pairs: bool
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: mean losses in nats, accuracies in [0, 1]; those of NSP are None without pairs."""
-        values = {key: value for key, value in vars(self).items() if key != "result"}
+        values = {key: value for key, value in vars(self).items() if key not in ("result", "frequencies")}
         nsp = {} if self.pairs else {"nsp_loss": None, "nsp_accuracy": None}
-        return {**values, **self.result.means(), **nsp, "mlm_labels": self.result.mlm_count}
+        return {**values, **self.result.means(), **nsp, **self.frequencies.as_record()}
 
 
 def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -> Evaluation:
@@ -76,6 +81,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     numbers = stream.first_batches(config.eval.batches if batches is None else batches)
     micro = config.train.micro_batch_size or config.train.batch_size
     result = reduce(add, (eval_batch(trained.model, precision, stream.batch(number), micro) for number in numbers))
+    share, asked = never_asked_share(files, config.data), stream.label_counts(numbers)
     return Evaluation(
         checkpoint=str(trained.checkpoint),
         step=trained.step,
@@ -84,9 +90,10 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         sequences_in_text=stream.sequences_per_epoch,
         compute=compute,
         result=result,
+        frequencies=word_frequencies(kept.seen, asked, kept.special_ids(), share),
         unigram_entropy=files.unigram_entropy,
         pairs=stream.pairs and kept.pairs,
-        notes=tuple(files.notes) if texts else (),
+        notes=(*(files.notes if texts else ()), *told_never_asked(share)),
     )
 
 
@@ -101,30 +108,39 @@ def _stream(config: Config, files: Text) -> BatchStream:
     return of_size(min(config.train.batch_size, of_size(1).sequences_per_epoch))
 
 
+def _unclear(beside: WordFrequencies) -> str:
+    """Why a loss below word frequencies is not clearly so."""
+    if beside.labels < FEWEST_LABELS:
+        return f", which says nothing: {beside.labels:,} predictions are too few"
+    return f", which is not clear: {beside.labels:,} predictions are sure to {beside.margin:.4f} only"
+
+
 def render(found: Evaluation) -> str:
     """The evaluation as text for a reader."""
     means = found.result.means()
-    gap = found.unigram_entropy - means["mlm_loss"]
+    beside = found.frequencies
+    gap = beside.loss - means["mlm_loss"]
     side = "below" if gap >= 0 else "ABOVE"
+    unclear = "" if gap < 0 or beside.clearly_above(means["mlm_loss"]) else _unclear(beside)
     return "\n".join(
         [
             f"{found.checkpoint}, step {found.step:,}, in {found.compute}",
             f"by {found.sequences:,} sequences of {found.text}, which has {found.sequences_in_text:,}",
             f"masked LM      {means['mlm_loss']:.4f} nats, {100 * means['mlm_accuracy']:.1f} % right; "
-            f"{abs(gap):.4f} {side} word frequencies alone, {found.unigram_entropy:.4f}",
+            f"{abs(gap):.4f} {side} word frequencies alone, {beside.loss:.4f}{unclear}",
             f"next sentence  {means['nsp_loss']:.4f} nats, {100 * means['nsp_accuracy']:.1f} % right; "
             "a coin toss: 0.6931"
             if found.pairs
             else "next sentence  not judged: the run's text or this one gives too few sentence pairs",
             *(f"note: {note}" for note in found.notes),
-            f"({ENTROPY})",
+            f"({FREQUENCIES})",
         ]
     )
 
 
 def main(argv: list[str]) -> int:
     """The command line; what cannot be read ends in one line and status 2."""
-    parser = Parser(description=(__doc__ or "").partition(":")[0], epilog=ENTROPY)
+    parser = Parser(description=(__doc__ or "").partition(":")[0], epilog=FREQUENCIES)
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="judge by this text: files or folders")
     parser.add_argument(

@@ -16,6 +16,7 @@ from ipu_bert import checkpoint, moving
 from ipu_bert.config import Config, as_dict
 from ipu_bert.record.console import ConsoleSink
 from ipu_bert.record.metrics import (
+    MEANS,
     METRICS_FILE,
     JsonlSink,
     Metrics,
@@ -64,7 +65,6 @@ class RunFolder:
         self,
         config: Config,
         origin: Origin | None,
-        unigram_entropy: float,
         found: Found | None = None,
         judges: int | None = None,
     ) -> None:
@@ -114,7 +114,7 @@ class RunFolder:
         if config.log.wandb:
             page = _page(self.path / WANDB_PAGE)
             sinks.append(WandbSink("ipu-bert-dynsparse", config.run.name, self.path, as_dict(config), page))
-        sinks.append(ConsoleSink(config.train.last_step, unigram_entropy=unigram_entropy))
+        sinks.append(ConsoleSink(config.train.last_step))
         self.metrics = Metrics(sinks)
 
     def evaluation(self, step: int, batches: int) -> dict[str, float | None]:
@@ -124,8 +124,8 @@ class RunFolder:
         """
         found = [record for record in read_metrics(self.path / METRICS_FILE) if record["kind"] == "eval"][-1:]
         for record in found:
-            if (record.pop("kind"), record.pop("step"), record.pop("batches", batches)) == ("eval", step, batches):
-                return {key: math.nan if value is None else value for key, value in record.items()}
+            if (record["step"], record.get("batches", batches)) == (step, batches):
+                return {key: math.nan if record[key] is None else record[key] for key in MEANS}
         return {}
 
     def best_loss(self) -> float:

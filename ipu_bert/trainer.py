@@ -16,6 +16,7 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.filling import filling
+from ipu_bert.data.frequencies import word_frequencies
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
@@ -66,7 +67,11 @@ class Trainer:
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
         self._judges = len(self.heldout_stream.first_batches(config.eval.batches))  # a small text has fewer of them
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
-        self.quality = text_quality(self.data, config.data.sequence_length)
+        self.quality = text_quality(self.data, config.data)
+        # Of all ranks' labels, which each of them can count by itself.
+        asked = self.heldout_stream.label_counts(range(self._judges))
+        special = self.data.special_ids()
+        self._frequencies = word_frequencies(self._kept.seen, asked, special, self.quality.never_asked)
         self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
         assemble.choose_variants(config, ranks)
@@ -115,7 +120,7 @@ class Trainer:
         """
         config, first = self.config, self._ranks.first
         place = RunFolder if first else NoFolder
-        with place(config, self._origin, self.data.unigram_entropy, self._found, self._judges) as folder:
+        with place(config, self._origin, self._found, self._judges) as folder:
             self._started, before = time.monotonic(), self.timer.seconds
             self._try_out(folder)
             if first:
@@ -126,7 +131,7 @@ class Trainer:
                 heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         waited = [float(share) for share in self._ranks.gather(repr(self._waited_share(before)))]
-        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, waited)
+        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, self._frequencies, waited)
         with self.engine.host_state() as host:
             if first:
                 write_outcome(folder.path, config, self.data, self.quality, self._filling, totals, host.layers)
@@ -273,7 +278,7 @@ class Trainer:
         means: dict[str, float | None] = dict(reduce(add, results).means())
         if not (self.train_stream.pairs and self.heldout_stream.pairs):
             means.update(nsp_loss=None, nsp_accuracy=None)
-        self._write(metrics, "eval", batches=self._judges, **means)
+        self._write(metrics, "eval", batches=self._judges, **means, **self._frequencies.as_record())
         return means
 
     def _heldout_batches(self) -> Iterator[Batch]:

@@ -18,13 +18,14 @@ example, so in the next epoch the same chunk is cut elsewhere, and random B's co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Iterable
 
 import numpy as np
 import torch
 
 from ipu_bert.data.chunks import EpochOrder, chunk_starts, lone_share
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.masking import IGNORED_LABEL, choose_tokens, mask_tokens
+from ipu_bert.data.masking import IGNORED_LABEL, choose_tokens, continues, mask_tokens
 from ipu_bert.data.quality import MOST_LONE
 from ipu_bert.data.token_files import SPLITS, Text
 
@@ -120,7 +121,7 @@ class BatchStream:
         special = text.special_ids()
         self._pad, self._cls, self._sep, self._mask = (special[f"[{n}]"] for n in ("PAD", "CLS", "SEP", "MASK"))
         pieces = text.vocabulary()
-        self._continues = np.array([options.whole_word and piece.startswith("##") for piece in pieces])
+        self._continues = continues(pieces) & options.whole_word
         self._replaceable = np.setdiff1d(np.arange(len(pieces)), list(special.values()))
 
     @property
@@ -131,6 +132,14 @@ class BatchStream:
     def first_batches(self, count: int) -> range:
         """The numbers of the first `count` batches, fewer where they would go beyond one pass over the text."""
         return range(min(count, -(-self.sequences_per_epoch // self.options.batch_size)))
+
+    def label_counts(self, numbers: Iterable[int]) -> np.ndarray:
+        """How often each id is a label of these batches: int64 [vocab]."""
+        counts = np.zeros(len(self._continues), np.int64)
+        for number in numbers:
+            labels = self.batch(number).masked_labels.numpy()
+            counts += np.bincount(labels[labels != IGNORED_LABEL], minlength=len(counts))
+        return counts
 
     def batch(self, index: int) -> Batch:
         """Batch number `index`: examples index * B and following. Raises ValueError for an index below 0."""

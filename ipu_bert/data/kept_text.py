@@ -22,7 +22,7 @@ _TOKENS = 1 << 24  # counted together
 @dataclass(frozen=True, eq=False)
 class KeptText:
     """tokenizer_json: the tokenizer that the model's ids come from, as its file has it. seen: int64 [vocabulary], how
-    often each id is in the training text. unigram_entropy: of the held-out text, in nats (shards.unigram_baseline).
+    often each id is in the training text. unigram_entropy: of the held-out text, in nats (unigram_baseline).
     pairs: whether training examples had next-sentence labels.
     """
 

@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 
 IGNORED_LABEL = -100  # of a place that is not predicted; what torch's cross_entropy ignores
+_TOKENS = 1 << 22  # looked at together
+
+
+def wanted(lengths: np.ndarray | int, max_predictions: int, mask_probability: float) -> np.ndarray:
+    """How many tokens sequences of so many, [CLS] and [SEP] included, ask for: int64, of the shape of `lengths`."""
+    return np.clip(np.rint(np.multiply(lengths, mask_probability)), 1, max_predictions).astype(np.int64)
+
+
+def continues(vocabulary: Sequence[str]) -> np.ndarray:
+    """Which pieces go on with the word of the piece before them: bool [vocab]."""
+    return np.array([piece.startswith("##") for piece in vocabulary])
+
+
+def never_asked(tokens: np.ndarray, sentences: np.ndarray, goes_on: np.ndarray, most: int) -> float:
+    """The share of a text's tokens that stand in words of more than `most` pieces, which choose_tokens passes over.
+
+    tokens: int [tokens], sentences: int [sentences + 1], its offsets. goes_on: bool [vocab], see `continues`; a
+    sentence starts a word. Memory: a part of the text at a time.
+    """
+    beyond = first = 0
+    while first < len(sentences) - 1:
+        begin = int(sentences[first])
+        last = max(first + 1, int(np.searchsorted(sentences, begin + _TOKENS, "right")) - 1)
+        starts = ~goes_on[tokens[begin : int(sentences[last])]]
+        starts[sentences[first:last] - begin] = True
+        pieces = np.diff(np.append(np.flatnonzero(starts), len(starts)))
+        beyond += int(pieces[pieces > most].sum())
+        first = last
+    return beyond / len(tokens)
 
 
 def choose_tokens(
@@ -25,7 +56,7 @@ def choose_tokens(
     passed over and the next one tried, so a row never has more and can have a little less.
     """
     batch, width = starts.shape
-    wanted = np.clip(np.rint(lengths * mask_probability), 1, max_predictions).astype(np.int64)
+    most = wanted(lengths, max_predictions, mask_probability)
     word = np.cumsum(starts, axis=1) - 1
     rows = np.arange(batch)
     flat = (rows[:, None] * width + word)[maskable]
@@ -36,10 +67,10 @@ def choose_tokens(
     for place in range(int((size > 0).sum(axis=1).max())):
         candidate = order[:, place]
         tokens = size[rows, candidate]
-        take = (tokens > 0) & (count + tokens <= wanted)
+        take = (tokens > 0) & (count + tokens <= most)
         chosen[rows, candidate] = take
         count += tokens * take
-        if (count == wanted).all():
+        if (count == most).all():
             break
     return chosen[rows[:, None], word] & maskable
 

@@ -32,6 +32,7 @@ from ipu_bert.data.command_line import corpus_of, parse
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
 from ipu_bert.data.errors import ChangedTextError, DataError
+from ipu_bert.data.frequencies import unigram_baseline
 from ipu_bert.data.language import language_notes
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import Source, make_source
@@ -219,9 +220,7 @@ def _write_files(
         "token_dtype": token_dtype(len(vocab)).str,
         "tokenizer_sha256": entries[TOKENIZER]["sha256"],
         "special_ids": {token: vocab[token] for token in SPECIAL_TOKENS},
-        "unigram": shards.unigram_baseline(
-            unigrams["train"], unigrams["heldout"], [vocab[token] for token in NOT_PREDICTED]
-        ),
+        "unigram": unigram_baseline(unigrams["train"], unigrams["heldout"], [vocab[token] for token in NOT_PREDICTED]),
         "rules": found.rules,
         "notes": [*notes, *language_notes(request.corpus.language, found.foreign, documents)],
         "made_with": {"tokenizers": tokenizers.__version__, "numpy": np.__version__},

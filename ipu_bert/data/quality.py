@@ -10,8 +10,10 @@ import numpy as np
 from ipu_bert.data.chunks import chunk_starts, lone_share
 from ipu_bert.data.cost import Cost
 from ipu_bert.data.manifest import COUNTS
-from ipu_bert.data.token_files import TokenFiles
+from ipu_bert.data.masking import continues, never_asked, wanted
+from ipu_bert.data.token_files import Text, TokenFiles
 from ipu_bert.data.tokenizer import MAX_LETTERS
+from ipu_bert.settings import DataSettings
 
 MOST_LONE = 0.5  # of the chunks: with more of them, fewer than half of the labels could be "follows"
 
@@ -22,8 +24,11 @@ class TextQuality:
 
     unknown: tokens that are [UNK]. pieces_a_word: a word is what stands between spaces, or a letter in scripts without.
     long_words: words of more than MAX_LETTERS letters. lone_documents: documents of one sentence. shown: training
-    tokens that an epoch shows at most; the rest falls to truncation. pairs: whether sentence pairs can be made for
-    next-sentence prediction; else only masked LM is trained. rules: documents by the language whose rules found their
+    tokens that sequences have room for, where each is made of one chunk of the text; the rest falls to truncation. An
+    epoch shows others of them: B is often random, and some sequences are short. never_asked: held-out tokens in words
+    of more pieces than a full sequence asks for, which are never predicted. pairs: whether sentence pairs can be made
+    of the training text for next-sentence prediction; else only masked LM is trained. judged_pairs: whether they can of
+    the held-out text. rules: documents by the language whose rules found their
     sentences; none where lines are sentences. notes: what was said when the text was found. cost: of preparing it, None
     where that was not recorded.
     """
@@ -33,7 +38,9 @@ class TextQuality:
     long_words: float
     lone_documents: float
     shown: float
+    never_asked: float
     pairs: bool
+    judged_pairs: bool
     rules: Mapping[str, int]
     notes: tuple[str, ...]
     cost: Cost | None
@@ -43,7 +50,7 @@ class TextQuality:
         return (
             f"{100 * self.unknown:.2f} % of the tokens are [UNK], {self.pieces_a_word:.2f} pieces a word, "
             f"{100 * self.lone_documents:.1f} % of the documents have one sentence, "
-            f"an epoch shows {100 * self.shown:.1f} % of the tokens; {self._sentences()}"
+            f"sequences have room for {100 * self.shown:.1f} % of the tokens; {self._sentences()}"
         )
 
     def _sentences(self) -> str:
@@ -63,13 +70,19 @@ class TextQuality:
         lines = [*self.notes, *told_words(self.unknown, self.long_words, self.pieces_a_word)]
         if self.shown < 0.5:
             lines.append(
-                f"an epoch shows {100 * self.shown:.0f} % of the tokens: sentences are longer than sequences; "
+                f"sequences have room for {100 * self.shown:.0f} % of the tokens: sentences are longer; "
                 "data.language, data.line_is_sentence or data.sequence_length may help"
             )
+        lines += told_never_asked(self.never_asked)
         if not self.pairs:
             lines.append(
                 "too few documents have two sentences to make pairs of: masked LM is trained alone, without "
                 "next-sentence prediction"
+            )
+        elif not self.judged_pairs:
+            lines.append(
+                "next-sentence prediction is trained and never judged: too few held-out documents have two sentences "
+                "to make pairs of; a larger data.heldout_fraction may help"
             )
         return lines
 
@@ -86,20 +99,46 @@ def told_words(unknown: float, long_words: float = 0.0, pieces_a_word: float = 1
     return lines
 
 
-def text_quality(files: TokenFiles, sequence_length: int) -> TextQuality:
-    """Measured on prepared text, for sequences of so many tokens."""
+def told_never_asked(share: float) -> list[str]:
+    """A line where words have too many pieces to be predicted; share: of a text's tokens."""
+    if share <= 0.01:
+        return []
+    return [
+        f"{100 * share:.1f} % of the held-out tokens are in words of more pieces than a sequence asks for: "
+        "these are never predicted, and the loss of word frequencies is put as low as that can make it; a larger "
+        "data.sequence_length or data.whole_word_masking=false may help"
+    ]
+
+
+def never_asked_share(text: Text, data: DataSettings) -> float:
+    """Of the held-out tokens, those in words of more pieces than a full sequence asks for; 0 without whole words."""
+    if not data.whole_word_masking:
+        return 0.0
+    heldout, most = (
+        text.split("heldout"),
+        int(wanted(data.sequence_length, data.max_predictions, data.mask_probability)),
+    )
+    return never_asked(np.asarray(heldout.tokens), np.asarray(heldout.sentences), continues(text.vocabulary()), most)
+
+
+def text_quality(files: TokenFiles, data: DataSettings) -> TextQuality:
+    """Measured on prepared text, for sequences as the settings say."""
+    most = data.sequence_length - 3
     sizes = list(files.manifest["splits"].values())
     total = {key: sum(size[key] for size in sizes) for key in COUNTS}
-    train = files.split("train")
-    chunks = chunk_starts(train.sentences, train.documents, sequence_length - 3)
+    train, heldout = files.split("train"), files.split("heldout")
+    chunks = chunk_starts(train.sentences, train.documents, most)
+    judged = chunk_starts(heldout.sentences, heldout.documents, most)
     lengths = np.diff(np.asarray(train.sentences)[chunks])
     return TextQuality(
         unknown=total["unknown"] / total["tokens"],
         pieces_a_word=total["tokens"] / total["words"],
         long_words=total["long_words"] / total["words"],
         lone_documents=total["lone_documents"] / total["documents"],
-        shown=float(np.minimum(lengths, sequence_length - 3).sum() / lengths.sum()),
+        shown=float(np.minimum(lengths, most).sum() / lengths.sum()),
+        never_asked=never_asked_share(files, data),
         pairs=lone_share(chunks) <= MOST_LONE,
+        judged_pairs=lone_share(judged) <= MOST_LONE,
         rules=files.rules,
         notes=tuple(files.notes),
         cost=files.cost,

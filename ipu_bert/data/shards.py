@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 import time
@@ -338,24 +337,6 @@ def merge(
             )
         sizes[split], unigrams[split] = size, counts
     return sizes, unigrams
-
-
-def unigram_baseline(train: np.ndarray, heldout: np.ndarray, not_predicted: Iterable[int]) -> dict[str, float]:
-    """What knowing only word frequencies is worth on held-out text: the loss that a trained model must beat.
-
-    train, heldout: int [vocab], how often each id occurs; ids of `not_predicted` are left out.
-    heldout_cross_entropy, in nats: -sum_i q_i log p_i, with the held-out split's frequencies q_i and
-    p_i = (train_i + 1) / (sum_j train_j + number of ids). heldout_accuracy: the share of held-out tokens that are the
-    training split's most frequent id.
-    """
-    keep = np.ones(len(train), bool)
-    keep[list(not_predicted)] = False
-    seen, asked = train[keep].astype(np.float64), heldout[keep].astype(np.float64)
-    log_p = np.log(seen + 1.0) - math.log(seen.sum() + len(seen))
-    return {
-        "heldout_cross_entropy": float(-(asked * log_p).sum() / asked.sum()),
-        "heldout_accuracy": float(asked[seen.argmax()] / asked.sum()),
-    }
 
 
 def file_entries(folder: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:

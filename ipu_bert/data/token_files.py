@@ -78,10 +78,10 @@ class Text(Protocol):
 class TokenFiles:
     """A prepared folder, opened; `open` checks the manifest and every file's size, `verify` all that is in the files.
 
-    unigram_entropy: cross-entropy of the held-out split in nats by word frequencies alone (shards.unigram_baseline).
+    unigram_entropy: cross-entropy of the held-out split in nats by word frequencies alone (unigram_baseline).
     notes: what is to be said of the text; `beside` are those of where it was found, as files that are left out. rules:
     documents by the language whose rules found their sentences. cost: what preparing took, None where that was not
-    recorded.
+    recorded, or with a note where it cannot be read.
     """
 
     def __init__(self, directory: str, manifest: dict[str, Any], beside: Sequence[str] = ()) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Callable, Mapping, TextIO
 
 from tqdm import tqdm
 
+from ipu_bert.data.frequencies import WordFrequencies
 from sparse_ops.saying import Heedless
 
 
@@ -37,8 +38,7 @@ class ConsoleSink:
 
     On a terminal: a bar with step, losses, learning rate, speed and time left. Otherwise (a pipe, CI) the same as a
     plain line for the first record, the last step, and at most every `interval` seconds between. Either way a line for
-    each evaluation and each pattern update. `unigram_entropy` [nats], when known, is printed beside held-out losses: a
-    model above it has learned less than word frequencies.
+    each evaluation and each pattern update.
     """
 
     def __init__(
@@ -46,11 +46,9 @@ class ConsoleSink:
         total_steps: int,
         stream: TextIO | None = None,
         interval: float = 10.0,
-        unigram_entropy: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_steps = total_steps
-        self.unigram_entropy = unigram_entropy
         self._stream = Heedless(sys.stderr if stream is None else stream)
         self._interval = interval
         self._clock = clock
@@ -120,8 +118,8 @@ class ConsoleSink:
         return f"{format_duration((now - self._started) / done * (self.total_steps - step))} left"
 
     def _eval_text(self, record: Mapping[str, Any]) -> str:
-        entropy = self.unigram_entropy
-        beside = "" if entropy is None else f" (word frequencies alone: {entropy:.3f})"
+        frequencies = WordFrequencies.of_record(record)
+        beside = "" if frequencies is None else f" (word frequencies alone: {frequencies.loss:.3f})"
         return (
             f"step {record['step']}  held-out mlm {_number(record.get('mlm_loss'), '.3f')}{beside}, "
             f"{_percent(record.get('mlm_accuracy'))} right;  nsp {_number(record.get('nsp_loss'), '.3f')}, "

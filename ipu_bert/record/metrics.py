@@ -21,7 +21,9 @@ PathLike = Union[str, Path]
 Record = Dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"  # in the run's folder
-_BOOKKEEPING = {"kind", "step", "batches"}  # of an evaluation how many judged it, where that is recorded
+# What every record has; of an evaluation, by what it was judged and beside what, where that is recorded.
+_FREQUENCIES = {f"word_frequencies_{name}" for name in ("loss", "plain", "margin")}
+_BOOKKEEPING = {"kind", "step", "batches", "mlm_labels", *_FREQUENCIES}
 
 
 # ---------------------------------------------------------------- plain values and files
@@ -63,7 +65,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
     "update": {"layers": 2, "transfers": 1},
 }
 # What reports need all of.
-_MEANS = {"mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"}
+MEANS = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
 _TRANSFERS = {"bytes_down", "bytes_up", "compilations"}
 
 
@@ -81,10 +83,11 @@ def _parse_line(line: bytes) -> Record:
         if name != "kind" and not _are_numbers(value, (depths or {}).get(name, 0)):
             words = ("a number", "numbers by name", "numbers by name of each layer")
             raise ValueError(f"expected {words[(depths or {}).get(name, 0)]} as {name}")
-    if record["kind"] == "eval" and record.keys() - _BOOKKEEPING != _MEANS:
-        raise ValueError(f"expected {', '.join(sorted(_MEANS))} of an evaluation")
-    if record["kind"] == "eval" and not is_count(record.get("batches", 0)):
-        raise ValueError("expected batches of 0 or more of an evaluation")
+    if record["kind"] == "eval" and record.keys() - _BOOKKEEPING != set(MEANS):
+        raise ValueError(f"expected {', '.join(sorted(MEANS))} of an evaluation")
+    for name in ("batches", "mlm_labels"):
+        if record["kind"] == "eval" and not is_count(record.get(name, 0)):
+            raise ValueError(f"expected {name} of 0 or more of an evaluation")
     moved = record.get("transfers") if record["kind"] == "update" else None
     if moved and (moved.keys() != _TRANSFERS or not all(map(is_count, moved.values()))):
         raise ValueError(f"expected {', '.join(sorted(_TRANSFERS))} of 0 or more as transfers")

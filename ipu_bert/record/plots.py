@@ -105,20 +105,20 @@ def _last_finite(values: np.ndarray) -> float | None:
     return float(finite[-1]) if len(finite) else None
 
 
-def mlm_headline(final: float | None, entropy: float | None) -> str:
+def mlm_headline(final: float | None, frequencies: float | None) -> str:
     """The masked-LM panel's title: what the last held-out loss says next to word frequencies."""
     if final is None:
         return "Masked-LM loss in training (no held-out evaluation)"
-    if entropy is None:
+    if frequencies is None:
         return f"Held-out masked-LM loss ends at {final:.2f} nats"
-    relation = "below" if final < entropy else "ABOVE"
-    return f"Held-out masked-LM loss ends at {final:.2f}, {abs(entropy - final):.2f} {relation} word frequencies"
+    relation = "below" if final < frequencies else "ABOVE"
+    return f"Held-out masked-LM loss ends at {final:.2f}, {abs(frequencies - final):.2f} {relation} word frequencies"
 
 
-def loss_figure(train: LossCurve, heldout: LossCurve, unigram_entropy: float | None) -> Figure:
+def loss_figure(train: LossCurve, heldout: LossCurve, frequencies: float | None) -> Figure:
     """Training and held-out losses [nats] over steps.
 
-    Masked LM above, with the held-out unigram cross-entropy where it is known; next sentence below, with ln 2, the loss
+    Masked LM above, with the loss of word frequencies alone where it is known; next sentence below, with ln 2, the loss
     of a coin.
     """
     steps, held_steps = np.asarray(train.steps, dtype=np.float64), np.asarray(heldout.steps, dtype=np.float64)
@@ -127,10 +127,10 @@ def loss_figure(train: LossCurve, heldout: LossCurve, unigram_entropy: float | N
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (2.4, 1.0)})
 
     _loss_panel(top, steps, _numbers(train.mlm), held_steps, held_mlm)
-    if unigram_entropy is not None and math.isfinite(unigram_entropy):
-        top.axhline(unigram_entropy, color="black", linestyle="--", linewidth=1.3, label="_unigram")
-        _beside(top, unigram_entropy, f"word\nfrequencies\nalone: {unigram_entropy:.2f}")
-    _title(top, mlm_headline(_last_finite(held_mlm), unigram_entropy))
+    if frequencies is not None and math.isfinite(frequencies):
+        top.axhline(frequencies, color="black", linestyle="--", linewidth=1.3, label="_unigram")
+        _beside(top, frequencies, f"word\nfrequencies\nalone: {frequencies:.2f}")
+    _title(top, mlm_headline(_last_finite(held_mlm), frequencies))
     top.set_ylabel("masked-LM loss [nats]", fontsize=_SIZE)
 
     _loss_panel(bottom, steps, _numbers(train.nsp), held_steps, held_nsp)

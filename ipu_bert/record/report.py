@@ -100,8 +100,8 @@ def _figures(records: Records, report: Report, pattern: PatternChange | None) ->
     figures: dict[str, Make] = {}
     train, heldout = _train_curve(of_kind(records, "train")), _heldout_curve(records, report)
     if train.steps or heldout.steps:
-        entropy = report.heldout.unigram_entropy
-        figures[LOSSES] = lambda: _plots().loss_figure(train, heldout, entropy)
+        frequencies = report.heldout.word_frequencies_loss
+        figures[LOSSES] = lambda: _plots().loss_figure(train, heldout, frequencies)
     updates = of_kind(records, "update")
     if updates:
         curves = _update_curves(updates)

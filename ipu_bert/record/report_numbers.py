@@ -13,7 +13,6 @@ from ipu_bert.sizes.footprint import ParameterCounts
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, PHASES
 
 MAX_WARMUP_STEPS = 10
-CLEAR_MARGIN = 0.05  # nats; a held-out sample of a few thousand tokens is about this noisy
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -22,15 +21,20 @@ Records = Sequence[Mapping[str, Any]]
 class HeldoutNumbers:
     """The last held-out losses [nats] and accuracies, and what they say; None where a number is missing or not finite.
 
-    initial_mlm_loss is the untrained model's, from the evaluation at step 0; below_unigram [nats] is unigram_entropy -
-    mlm_loss, and beats_unigram says whether that is clearly above zero; nsp_learned whether NSP is clearly under ln 2;
-    it, best_mlm_loss and best_step come from those evaluations of the whole run that are `alike`. best_checkpoint: step
-    of the one in best/.
+    initial_mlm_loss is the untrained model's, from the evaluation at step 0; unigram_entropy [nats] is of the whole
+    held-out text; word_frequencies_loss is of the mlm_labels that mlm_loss is of, too (WordFrequencies). below_unigram
+    [nats] is word_frequencies_loss - mlm_loss, and beats_unigram says whether that is clearly above zero, by
+    word_frequencies_margin [nats]; nsp_learned whether NSP is clearly under ln 2; it, best_mlm_loss and best_step come
+    from those evaluations of the whole run that are `alike`. best_checkpoint: step of the one in best/.
     """
 
     mlm_loss: float | None
     nsp_loss: float | None
     unigram_entropy: float | None
+    word_frequencies_loss: float | None
+    word_frequencies_plain: float | None
+    word_frequencies_margin: float | None
+    mlm_labels: int
     initial_mlm_loss: float | None
     mlm_accuracy: float | None
     nsp_accuracy: float | None
@@ -180,19 +184,25 @@ def finite(value: Any) -> float | None:
 def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
     """The last held-out results beside word frequencies, a coin toss, and the evaluations before."""
     means = outcome.heldout
-    loss, entropy, nsp = finite(means.mlm_loss), finite(outcome.unigram_entropy), finite(means.nsp_loss)
-    gap = None if loss is None or entropy is None else entropy - loss
+    loss, nsp = finite(means.mlm_loss), finite(means.nsp_loss)
+    frequencies = outcome.frequencies
+    reached = finite(frequencies.loss)
+    gap = None if loss is None or reached is None else reached - loss
     evaluations = [record for record in alike(records) if finite(record.get("mlm_loss")) is not None]
     best: Mapping[str, Any] = min(evaluations, key=lambda record: float(record["mlm_loss"]), default={})
     return HeldoutNumbers(
         mlm_loss=loss,
         nsp_loss=nsp,
-        unigram_entropy=entropy,
+        unigram_entropy=finite(outcome.unigram_entropy),
+        word_frequencies_loss=reached,
+        word_frequencies_plain=finite(frequencies.plain),
+        word_frequencies_margin=finite(frequencies.margin),
+        mlm_labels=frequencies.labels,
         initial_mlm_loss=next((record["mlm_loss"] for record in evaluations if record["step"] == 0), None),
         mlm_accuracy=finite(means.mlm_accuracy),
         nsp_accuracy=finite(means.nsp_accuracy),
         below_unigram=gap,
-        beats_unigram=None if gap is None else gap > CLEAR_MARGIN,
+        beats_unigram=None if gap is None or loss is None else frequencies.clearly_above(loss),
         nsp_learned=None if nsp is None else nsp < math.log(2.0) - 0.02,
         best_mlm_loss=best.get("mlm_loss"),
         best_step=best.get("step"),

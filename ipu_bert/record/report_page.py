@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any, Mapping, Sequence
 
@@ -11,6 +10,7 @@ from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import to_plain
 from ipu_bert.record.outcome import RunOutcome
 from ipu_bert.record.report_numbers import ExchangeNumbers, HeldoutNumbers, PatternNumbers, Report
+from ipu_bert.record.verdict import verdict
 from ipu_bert.record.words import Figures, figure, join, memory, number, percent, scaled, table
 from ipu_bert.stopwatch import PHASES
 from sparse_ops.dynsparse.grow import GROW_RULES
@@ -95,41 +95,8 @@ def _skipped(report: Report) -> str:
     )
 
 
-def verdict(heldout: HeldoutNumbers) -> str:
-    """Did it learn, in one or two sentences: masked LM against word frequencies, in nats."""
-    loss, entropy, gap = heldout.mlm_loss, heldout.unigram_entropy, heldout.below_unigram
-    if loss is None:
-        return "**Unknown: there is no finite held-out loss**, so nothing can be said about what was learned."
-    if entropy is None or gap is None:
-        return (
-            f"The held-out masked-LM loss is {loss:.3f} nats; without word frequencies to compare with, it cannot be "
-            "said whether that is more than counting words."
-        )
-    if heldout.beats_unigram:
-        return (
-            f"**Yes: the model reads context.** Its held-out masked-LM loss, {loss:.3f} nats, is {gap:.3f} below the "
-            f"{entropy:.3f} that word frequencies alone reach. It gives the hidden word {math.exp(gap):.2f} times the "
-            "probability (geometric mean) that a guess by frequency gives it."
-        )
-    if gap > 0:
-        return (
-            f"**Not clearly.** The held-out masked-LM loss, {loss:.3f} nats, is only {gap:.3f} below the "
-            f"{entropy:.3f} of word frequencies alone: too little to say that the model uses context."
-        )
-    initial = heldout.initial_mlm_loss
-    if initial is not None and loss >= initial - 0.01:
-        learned = "It is no better than before training."
-    else:
-        learned = "What it has learned so far is no more than which words are frequent."
-    return (
-        f"**No: the model has NOT beaten word frequencies.** Its held-out masked-LM loss, {loss:.3f} nats, is "
-        f"{-gap:.3f} above the {entropy:.3f} that a guess by word frequency reaches. {learned} Small models stay near "
-        "that value for a while before they go on: train longer, or check the learning rate."
-    )
-
-
 def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
-    frequencies = f"{number(heldout.unigram_entropy)} (word frequencies)"
+    frequencies = f"{number(heldout.word_frequencies_loss)} (word frequencies)"
     rows = [
         ["masked LM (MLM)", number(heldout.mlm_loss), frequencies, percent(heldout.mlm_accuracy)],
     ]
@@ -161,8 +128,9 @@ def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
         verdict(heldout),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
-        "Held-out documents are never trained on. *Word frequencies alone* is the unigram cross-entropy: the loss of a "
-        "model that ignores the sentence and always answers with how frequent each word is.",
+        "Held-out documents are never trained on. *Word frequencies alone* is the loss of a model that ignores the "
+        "sentence and always answers with how frequent each word is in the training text, on the same "
+        f"{number(heldout.mlm_labels)} predictions; words that are never asked for, it leaves out.",
         figure(
             figures,
             "loss_curves",

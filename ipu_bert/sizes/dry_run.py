@@ -84,7 +84,7 @@ def plan(
 
 def _data(config: Config, files: TokenFiles | None, filled: Filling | None, vocab_size: int) -> dict[str, Any]:
     """The text: settings, where it is prepared, and what became of it."""
-    quality = text_quality(files, config.data.sequence_length) if files else None
+    quality = text_quality(files, config.data) if files else None
     warnings = [*(quality.warnings() if quality else []), *(filled.warnings() if filled else [])]
     return {
         **vars(config.data),

@@ -54,7 +54,7 @@ def use(small: Path, files: Files) -> bool:
         with bounded():
             found = assemble.open_data(config, progress=False)
             found.vocabulary()
-            quality = text_quality(found, config.data.sequence_length)
+            quality = text_quality(found, config.data)
             assert all("\n" not in line for line in (quality.summary(), *quality.warnings()))
             for split in ("train", "heldout"):
                 stream = assemble.make_stream(config, found, split)

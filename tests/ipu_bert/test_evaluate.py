@@ -88,6 +88,9 @@ def test_any_checkpoint_is_judged_as_its_run_did_and_the_run_is_untouched(run, c
     assert judged["sequences"] == 2 * 4  # eval.batches x train.batch_size
     report = json.loads((run / "report.json").read_text())
     assert judged["unigram_entropy"] == report["heldout"]["unigram_entropy"]
+    for key in ("word_frequencies_loss", "word_frequencies_plain", "word_frequencies_margin", "mlm_labels"):
+        assert judged[key] == report["heldout"][key] == recorded[3][key]
+    assert judged["word_frequencies_plain"] != pytest.approx(judged["unigram_entropy"], abs=0.01)
     more = found(capsys, run, "--batches", 10**6)
     assert 8 < more["sequences_in_text"] <= more["sequences"] < more["sequences_in_text"] + 4  # one pass, no more
     assert state_of(run) == before
@@ -116,7 +119,7 @@ def test_any_text_is_judged_with_the_runs_tokenizer(run, text, tiny, capsys):
     assert evaluate.main([str(run), "--text", str(text)]) == 0
     page = capsys.readouterr().out
     assert "step 3, in float32" in page
-    assert "word frequencies alone: the cross-entropy of the text's word pieces" in page
+    assert "word frequencies alone: the loss, on the same predictions, of a model" in page
 
 
 def test_a_text_is_read_as_the_text_of_the_run(tiny, tmp_path):

@@ -295,7 +295,7 @@ def test_what_is_on_a_disk_that_is_not_mounted_is_not_begun_anew(name, resume, p
 
 def test_what_is_newest_is_not_decided_while_somebody_trains(program, tiny, tmp_path, capsys):
     """What that process saves before it ends would else be taken for a future to go back from."""
-    with RunFolder(tiny(), None, unigram_entropy=6.5):
+    with RunFolder(tiny(), None):
         assert program("--resume", "auto") == program("--resume") == 2  # the second one would find none
     expected = f"error: run.dir {tmp_path / 'run'}: another process is training there; choose another run.dir"
     assert capsys.readouterr().err.splitlines() == [expected] * 2

@@ -26,22 +26,22 @@ from sparse_ops import files
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_second_process_is_refused_until_the_first_lets_go(tiny, resumed):
     config = tiny()
-    with RunFolder(config, None, unigram_entropy=6.5) as folder:
+    with RunFolder(config, None) as folder:
         (mine,) = saved(folder, 0)
         folder.metrics.write({"kind": "start", "step": 0})
         before = (folder.path / "metrics.jsonl").read_bytes()
         message = f"run.dir {config.run.dir}: another process is training there; choose another run.dir"
         with pytest.raises(ValueError, match=re.escape(message)):
-            RunFolder(config, mine if resumed else None, unigram_entropy=6.5)
+            RunFolder(config, mine if resumed else None)
         assert (folder.path / "metrics.jsonl").read_bytes() == before
         assert [path.name for path in Path(config.run.dir).parent.iterdir() if path.is_dir()] == ["run"]
-    with RunFolder(config, mine, unigram_entropy=6.5) as folder:
+    with RunFolder(config, mine) as folder:
         assert yaml.safe_load((folder.path / "config.yaml").read_text()) == as_dict(config)
 
 
 def test_nobody_begins_in_a_folder_that_is_being_moved_aside(tiny, monkeypatch):
     """The lock was given up before: what another process had begun by then was moved away under it."""
-    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+    with RunFolder(tiny(), None) as folder:
         saved(folder, 1)
     rename, refused = Path.rename, []
 
@@ -49,19 +49,19 @@ def test_nobody_begins_in_a_folder_that_is_being_moved_aside(tiny, monkeypatch):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "rename", rename)
             with pytest.raises(ValueError, match="another process is training there"):
-                RunFolder(tiny(), None, unigram_entropy=6.5)
+                RunFolder(tiny(), None)
         refused.append(path)
         return rename(path, aside)
 
     monkeypatch.setattr(Path, "rename", beside_another)
-    RunFolder(tiny(), None, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(tiny(), None).__exit__(None, None, None)
     assert refused == [folder.path]
     assert [step for step, _ in checkpoint.complete(folder.path.with_name("run.1") / "checkpoints")] == [1]
 
 
 def test_the_lock_of_a_folder_that_was_moved_aside_meanwhile_is_none(tiny, monkeypatch):
     """Opened before the other process moved it, and held once that had let it go."""
-    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+    with RunFolder(tiny(), None) as folder:
         (mine,) = saved(folder, 1)
     lock = files.lock
 
@@ -73,19 +73,19 @@ def test_the_lock_of_a_folder_that_was_moved_aside_meanwhile_is_none(tiny, monke
 
     monkeypatch.setattr(files, "lock", slow)
     with pytest.raises(ValueError, match="another process is training there"):
-        RunFolder(tiny(), mine, unigram_entropy=6.5)
+        RunFolder(tiny(), mine)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", ".lock"])
 def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tiny, name):
     config = tiny()
-    with RunFolder(config, None, unigram_entropy=6.5) as folder:
+    with RunFolder(config, None) as folder:
         (mine,) = saved(folder, 0)
     path = folder.path / name
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(OSError, match="expected a file, found a folder, a pipe or a device"):
-        RunFolder(config, mine, unigram_entropy=6.5)
+        RunFolder(config, mine)
 
 
 def saved(folder: RunFolder, *steps: int) -> list[Origin]:
@@ -101,7 +101,7 @@ def test_a_run_has_its_own_page_at_wandb_until_it_goes_back(tiny, tmp_path, monk
     monkeypatch.setitem(sys.modules, "wandb", wandb)
 
     def opened(origin: Origin | None, *overrides: str, steps: tuple[int, ...] = ()) -> tuple[str, list[Origin]]:
-        with RunFolder(tiny("log.wandb=true", "run.name=same", *overrides), origin, unigram_entropy=6.5) as folder:
+        with RunFolder(tiny("log.wandb=true", "run.name=same", *overrides), origin) as folder:
             return wandb.init.call_args.kwargs["id"], saved(folder, *steps)
 
     first, _ = opened(None, steps=(1,))
@@ -125,12 +125,12 @@ def test_a_package_that_is_missing_is_found_out_before_the_folder_is_touched(
     setting, module, resumed, tiny, tmp_path, monkeypatch
 ):
     """The earlier run had been moved aside by then, or the run had gone back."""
-    with RunFolder(tiny("checkpoint.keep=0"), None, unigram_entropy=6.5) as folder:
+    with RunFolder(tiny("checkpoint.keep=0"), None) as folder:
         early, _, _ = saved(folder, 1, 2, 3)
     monkeypatch.setitem(sys.modules, module, None)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=f"the package '{module.rpartition('.')[2]}' is not installed"):
-        RunFolder(tiny(setting, "checkpoint.keep=1"), early if resumed else None, unigram_entropy=6.5)
+        RunFolder(tiny(setting, "checkpoint.keep=1"), early if resumed else None)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -143,9 +143,9 @@ def test_the_report_of_what_a_run_went_back_from_is_with_it(tiny, tmp_path):
     report = {path.name: path.read_bytes() for path in run.iterdir() if path.name not in kept}
     assert len(report) == 5
     step = dict(checkpoint.complete(run / "checkpoints"))
-    with RunFolder(tiny("checkpoint.keep=0"), Origin(step[4], 4, skipped=0), unigram_entropy=6.5):
+    with RunFolder(tiny("checkpoint.keep=0"), Origin(step[4], 4, skipped=0)):
         assert report.keys() == {path.name for path in run.iterdir()} - kept
-    with RunFolder(tiny(), Origin(step[2], 2, skipped=0), unigram_entropy=6.5):
+    with RunFolder(tiny(), Origin(step[2], 2, skipped=0)):
         assert {path.name for path in run.iterdir()} == {*kept, "branches"}
     branch = run / "branches" / "after_step_00000002"
     assert {name: (branch / name).read_bytes() for name in report} == report
@@ -155,7 +155,7 @@ def test_a_link_to_another_disk_stays_one(tiny, tmp_path):
     (tmp_path / "large" / "run").mkdir(parents=True)
     (tmp_path / "run").symlink_to(tmp_path / "large" / "run")
     for _ in range(2):
-        RunFolder(tiny(), None, unigram_entropy=6.5).__exit__(None, None, None)
+        RunFolder(tiny(), None).__exit__(None, None, None)
     assert (tmp_path / "run").is_symlink()
     assert sorted(path.name for path in (tmp_path / "large").iterdir()) == ["run", "run.1"]
     assert not (tmp_path / "run.1").exists()
@@ -165,15 +165,15 @@ def test_a_link_to_another_disk_stays_one(tiny, tmp_path):
 def test_the_folder_that_the_program_works_in_is_not_moved(tiny, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    RunFolder(tiny("run.dir=."), None, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(tiny("run.dir=."), None).__exit__(None, None, None)
     for name in (".", "../work"):
         with pytest.raises(ValueError, match=re.escape("found the one that this program works in")):
-            RunFolder(tiny(f"run.dir={name}"), None, unigram_entropy=6.5)
+            RunFolder(tiny(f"run.dir={name}"), None)
 
 
 def test_a_folder_that_cannot_be_moved_aside_is_named_with_a_way_on(tiny, monkeypatch):
     """As a mount point: "Device or resource busy", of a folder that nobody had named."""
-    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+    with RunFolder(tiny(), None) as folder:
         saved(folder, 1)
 
     def busy(path: Path, aside: Path) -> Path:
@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_moved_aside_is_named_with_a_way_on(tiny, monkey
     message = f"""run.dir {folder.path}: expected a folder whose earlier run can be moved aside, found one that cannot \
 become {folder.path}.1: Device or resource busy; name a new one with run.dir=FOLDER, or go on with --resume"""
     with pytest.raises(ValueError, match=re.escape(message)):
-        RunFolder(tiny(), None, unigram_entropy=6.5)
+        RunFolder(tiny(), None)
     assert [step for step, _ in checkpoint.complete(folder.checkpoints)] == [1]
 
 
@@ -192,18 +192,18 @@ def test_a_folder_that_is_there_once_another_is_made_is_looked_into(tiny, tmp_pa
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="expected a new or empty folder or an earlier run's, found other files in it"):
-        RunFolder(tiny(f"run.dir={tmp_path / 'new' / '..' / 'old'}"), None, unigram_entropy=6.5)
+        RunFolder(tiny(f"run.dir={tmp_path / 'new' / '..' / 'old'}"), None)
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "old" / "thesis.txt").read_text() == "mine"
 
 
 def test_a_branch_goes_on_in_a_new_folder(tiny, tmp_path):
-    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+    with RunFolder(tiny(), None) as folder:
         early, _ = saved(folder, 1, 2)
-    RunFolder(tiny(), early, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(tiny(), early).__exit__(None, None, None)
     branch = tmp_path / "run" / "branches" / "after_step_00000001" / "checkpoints" / "step_00000002"
     with pytest.raises(ValueError, match="which this run has put aside, found the run itself; name a new one"):
-        RunFolder(tiny(), Origin(branch, 2, skipped=0), unigram_entropy=6.5)
+        RunFolder(tiny(), Origin(branch, 2, skipped=0))
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -239,7 +239,7 @@ def afar(request, tmp_path, monkeypatch) -> Iterator[Path]:
 
 def went_on(tiny: Callable[..., Config], afar: Path, *links: str) -> tuple[Path, list[Origin]]:
     """A run after three steps, the last its best, of which these folders are links to another disk."""
-    with RunFolder(tiny("checkpoint.keep=0"), None, unigram_entropy=6.5) as folder:
+    with RunFolder(tiny("checkpoint.keep=0"), None) as folder:
         folder.metrics.write({"kind": "start", "step": 0})
         for name in links:
             (afar / name).mkdir()
@@ -256,7 +256,7 @@ def test_a_run_goes_back_over_links_to_another_disk(links, afar, tiny, capsys):
     """It ended at its first checkpoint, when the report had been moved, and left one more branch at each try."""
     run, (early, *_) = went_on(tiny, afar, *links)
     before = listing(run)
-    RunFolder(tiny("checkpoint.keep=0"), early, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(tiny("checkpoint.keep=0"), early).__exit__(None, None, None)
     branch = "branches/after_step_00000001/"
     moved = {name: data for name, data in before.items() if "step_0000000" in name and "step_00000001" not in name}
     moved["report.md"] = before["report.md"]
@@ -266,7 +266,7 @@ def test_a_run_goes_back_over_links_to_another_disk(links, afar, tiny, capsys):
     assert after == {**{k: v for k, v in before.items() if k not in moved}, **{branch + k: v for k, v in moved.items()}}
     assert all((run / name).is_symlink() for name in links)
     assert capsys.readouterr().err == ""
-    RunFolder(tiny("checkpoint.keep=0"), early, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(tiny("checkpoint.keep=0"), early).__exit__(None, None, None)
     assert os.listdir(run / "branches") == ["after_step_00000001"]
 
 
@@ -280,7 +280,7 @@ def judged(folder: RunFolder, step: int, batches: int, loss: float) -> Path:
 @pytest.mark.parametrize("links", [("best",), ("branches",), ("best", "branches")])
 def test_a_best_one_by_other_batches_is_put_aside_over_links_to_another_disk(links, afar, tiny, capsys, monkeypatch):
     """It was removed, unsaid, when the first best one by these batches was saved. Killed before it was moved, too."""
-    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+    with RunFolder(tiny(), None) as folder:
         for name in links:
             (afar / name).mkdir()
             (folder.path / name).symlink_to(afar / name)
@@ -288,16 +288,16 @@ def test_a_best_one_by_other_batches_is_put_aside_over_links_to_another_disk(lin
     before = listing(best)
     for batches, keeps in ((8, "true"), (1, "false")):
         options = (f"eval.batches={batches}", f"checkpoint.keep_best={keeps}")
-        RunFolder(tiny(*options), origin, unigram_entropy=6.5).__exit__(None, None, None)
+        RunFolder(tiny(*options), origin).__exit__(None, None, None)
         assert listing(best) == before
     asked = tiny("eval.batches=1", "checkpoint.keep_best=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moving, "move", MagicMock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            RunFolder(asked, origin, unigram_entropy=6.5)
+            RunFolder(asked, origin)
     assert listing(best) == before
     capsys.readouterr()
-    RunFolder(asked, origin, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(asked, origin).__exit__(None, None, None)
     (line,) = capsys.readouterr().out.splitlines()
     branch = Path(line.partition("not judged by 1 batches, as this run is: it is in ")[2].partition(" now")[0])
     assert branch.parent == folder.path / "branches"
@@ -322,7 +322,7 @@ def test_going_back_to_a_full_disk_changes_nothing(afar, tiny, monkeypatch):
 
     monkeypatch.setattr(moving, "sync", full)
     with pytest.raises(OSError, match="No space left"):
-        RunFolder(tiny("checkpoint.keep=0"), early, unigram_entropy=6.5)
+        RunFolder(tiny("checkpoint.keep=0"), early)
     assert len(copies) == 2
     assert listing(run) == before
     assert os.listdir(run / "branches") == []

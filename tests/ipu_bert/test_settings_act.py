@@ -154,7 +154,7 @@ class Built:
     def sinks(self) -> list[str]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "wandb", MagicMock())
-            with RunFolder(self.config, None, 1.0) as folder:
+            with RunFolder(self.config, None) as folder:
                 return [type(sink).__name__ for sink in folder.metrics.sinks]
 
 

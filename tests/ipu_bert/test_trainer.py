@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from statistics import mean, stdev
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -173,6 +176,19 @@ def test_a_run_leaves_everything_behind(tiny):
     assert report["heldout"]["mlm_loss"] == evaluations[-1]["mlm_loss"]
     assert report["heldout"]["nsp_loss"] == evaluations[-1]["nsp_loss"]
     assert 4 < report["heldout"]["unigram_entropy"] < math.log(1000)
+    # Word frequencies by hand, on the labels that the evaluation asks for: rint(32 x 0.15) = 5 of a sequence at
+    # most; words of more pieces are left out.
+    data = assemble.open_data(config, progress=False)
+    judging = assemble.make_stream(config, data, "heldout")
+    seen = Counter(np.asarray(data.split("train").tokens).tolist())
+    labels = [i for number in (0, 1) for i in judging.batch(number).masked_labels.ravel().tolist() if i != -100]
+    surprises = [-math.log((seen[i] + 1) / (sum(seen.values()) + data.vocab_size - 4)) for i in labels]
+    for found in (evaluations[0], evaluations[-1], report["heldout"]):
+        assert found["mlm_labels"] == len(labels)
+        assert found["word_frequencies_plain"] == pytest.approx(mean(surprises))
+        assert found["word_frequencies_margin"] == pytest.approx(2 * stdev(surprises) / math.sqrt(len(labels)))
+        lower = math.log(1 - report["data"]["quality"]["never_asked"])
+        assert found["word_frequencies_loss"] == pytest.approx(mean(surprises) + lower)
     assert report["throughput"]["sequences_per_second"] > 0
     assert report["throughput"]["executed_flops_per_second"] < report["throughput"]["dense_equivalent_flops_per_second"]
     assert sum(report["time_share"].values()) == pytest.approx(1)

@@ -15,6 +15,7 @@ from ipu_bert.data.cost import COST, Cost, read_cost, write_cost
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.prepare import prepare, summary
 from ipu_bert.data.quality import text_quality
+from ipu_bert.settings import DataSettings
 
 SPENT = Cost(
     reading=10.0,
@@ -45,7 +46,7 @@ def test_what_it_took_is_recorded_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert cost.token_bytes == sum(Path(files.directory, name).stat().st_size for name in names)
     again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
     assert again.cost == cost
-    assert cost.summary() in text_quality(again, 32).told()
+    assert cost.summary() in text_quality(again, DataSettings(sequence_length=32)).told()
     assert cost.summary() in summary(again)
 
 
@@ -62,7 +63,9 @@ def test_where_it_was_not_recorded_nothing_is_said(monkeypatch: pytest.MonkeyPat
     Path(files.directory, COST).unlink()
     again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
     assert again.cost is None
-    assert text_quality(again, 32).told() == [text_quality(again, 32).summary()]
+    assert text_quality(again, DataSettings(sequence_length=32)).told() == [
+        text_quality(again, DataSettings(sequence_length=32)).summary()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,14 @@ from ipu_bert.data import prepare as prepare_module
 from ipu_bert.data import shards
 from ipu_bert.data.cost import COST
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.frequencies import unigram_baseline
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.prepare import find_prepared, prepare, summary
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.source import make_source
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
+from ipu_bert.settings import DataSettings
 from sparse_ops import files
 
 HERE = Path(data_corpora.__file__).parent
@@ -118,7 +120,7 @@ def test_ids_and_offsets_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_unigram_entropy_by_hand() -> None:
     # ids 0 (special) is left out: train counts 3, 1, 0 over three ids, smoothed to 4/7, 2/7, 1/7
-    found = shards.unigram_baseline(np.array([9, 3, 1, 0]), np.array([5, 2, 1, 1]), [0])
+    found = unigram_baseline(np.array([9, 3, 1, 0]), np.array([5, 2, 1, 1]), [0])
     expected = -(2 * math.log(4 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 4
     assert found["heldout_cross_entropy"] == pytest.approx(expected, rel=1e-12)
     assert found["heldout_accuracy"] == 0.5
@@ -158,7 +160,9 @@ def test_a_text_that_gives_fewer_pieces_than_asked_for_is_told(
     assert 100 < files.vocab_size < 5000
     told = f"the text gave a vocabulary of {files.vocab_size:,} word pieces, not the 5,000 of vocab_size"
     assert files.manifest["notes"] == []  # what is prepared stays as it was
-    assert summary(files).count(told) == text_quality(files, 32).warnings().count(told) == 1
+    assert (
+        summary(files).count(told) == text_quality(files, DataSettings(sequence_length=32)).warnings().count(told) == 1
+    )
     for given in ({"vocab_size": files.vocab_size}, {"vocab_size": 200}, {"tokenizer": vocab_file}):
         assert prepared(monkeypatch, tmp_path, documents, **given).notes == []
 

@@ -50,7 +50,11 @@ def test_shares_losses_and_patterns_worked_by_hand() -> None:
     assert report["heldout"] == {
         "mlm_loss": 6.0,
         "nsp_loss": 0.6,
-        "unigram_entropy": 6.5,
+        "unigram_entropy": 6.75,
+        "word_frequencies_loss": 6.5,
+        "word_frequencies_plain": 6.5,
+        "word_frequencies_margin": 0.05,
+        "mlm_labels": 9700,
         "initial_mlm_loss": 9.0,
         "mlm_accuracy": 0.125,
         "nsp_accuracy": 0.75,

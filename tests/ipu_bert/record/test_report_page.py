@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from report_case import OUTCOME, RECORDS, with_heldout
 
+from ipu_bert.data.frequencies import WordFrequencies
 from ipu_bert.record.outcome import RunOutcome
 from ipu_bert.record.report_numbers import build_report
-from ipu_bert.record.report_page import render_page, verdict
+from ipu_bert.record.report_page import render_page
+from ipu_bert.record.verdict import verdict
 from ipu_bert.record.words import memory, scaled
 
 
@@ -42,8 +44,31 @@ def test_the_verdict_follows_the_numbers(values: dict[str, float], says: str) ->
     assert ("Yes" in said) == (values.get("mlm_loss") == 6.0)
 
 
+@pytest.mark.parametrize(
+    ("frequencies", "says"),
+    [
+        # Of 60 labels, whose -log p vary by 2.3 nats: 0.5 below was a clear "Yes".
+        (WordFrequencies(6.5, 6.5, 60, 2 * 2.3 / math.sqrt(60)), "uses context from 60 predictions (eval.batches)."),
+        (WordFrequencies(6.5, 6.5, 60, 0.05), "uses context from 60 predictions (eval.batches)."),
+        (WordFrequencies(6.5, 6.5, 100, 0.6), "as 100 predictions (eval.batches) are sure to 0.600 only."),
+        # Half of the held-out tokens are never asked for.
+        (WordFrequencies(6.5 + math.log(0.5), 6.5, 9700, 0.05), "6.000 nats, is below the 6.500 of plain word"),
+    ],
+)
+def test_what_is_not_sure_is_not_claimed(frequencies: WordFrequencies, says: str) -> None:
+    report = build_report(RECORDS, replace(OUTCOME, frequencies=frequencies))
+    assert report.heldout.beats_unigram is False
+    said = verdict(report.heldout)
+    assert said.startswith("**Not clearly.**")
+    assert says in said
+    sure = build_report(RECORDS, replace(OUTCOME, frequencies=replace(frequencies, labels=100, margin=0.05, loss=6.5)))
+    assert verdict(sure.heldout).startswith("**Yes")
+    worse = replace(with_heldout(mlm_loss=6.75), frequencies=frequencies)
+    assert "6.750 nats, is 0.250 above the 6.500 that" in verdict(build_report(RECORDS, worse).heldout)
+
+
 def test_without_word_frequencies_nothing_is_claimed() -> None:
-    page = page_of(RECORDS, replace(OUTCOME, unigram_entropy=math.nan))
+    page = page_of(RECORDS, replace(OUTCOME, frequencies=WordFrequencies(math.nan, math.nan, 0, math.nan)))
     assert "it cannot be said whether that is more than counting words" in page
     assert "| masked LM (MLM) | 6.000 | not measured (word frequencies) |" in page
 
@@ -54,8 +79,9 @@ def test_the_page_says_what_a_newcomer_needs() -> None:
         "A BERT with 2 layers of width 256 was pre-trained for 50 steps on 400 sequences",
         "(51,200 tokens, padding counted) in 20 s.",
         "The corpus: 249 documents, 2,430,000 tokens, a vocabulary of 8,192 word pieces; 0.10 % of the tokens are "
-        "[UNK], 1.25 pieces a word, 2.0 % of the documents have one sentence, an epoch shows 75.0 % of the tokens; "
-        "sentences by the rules of en (240), de (9). It was prepared in 7.5 s: reading 1.0 s, vocabulary 2.0 s, "
+        "[UNK], 1.25 pieces a word, 2.0 % of the documents have one sentence, sequences have room for 75.0 % of the "
+        "tokens; sentences by the rules of en (240), de (9). "
+        "It was prepared in 7.5 s: reading 1.0 s, vocabulary 2.0 s, "
         "tokenizing 4.0 s with 2 processes (processor time: sentences 3.0 s, pieces 2.5 s), writing 0.5 s; 12.20 MB of "
         "text, 5.10 MB of token files.",
         "block-sparse: 90.0 % of their entries do not exist, and the rest is kept in blocks of 16 x 16",
