@@ -92,7 +92,11 @@ class TokenFiles:
         self.unigram_entropy: float = manifest["unigram"]["heldout_cross_entropy"]
         self.notes: list[str] = [*beside, *told_text(manifest), *told_vocabulary(manifest)]
         self.rules: dict[str, int] = manifest["rules"]
-        self.cost = read_cost(directory)
+        try:
+            self.cost = read_cost(directory)
+        except DataError as error:  # nothing follows from it
+            self.cost = None
+            self.notes.append(f"what preparing took is not told: {error}")
 
     @classmethod
     def open(cls, directory: str, beside: Sequence[str] = ()) -> TokenFiles:

@@ -99,3 +99,21 @@ def test_a_digit_that_changed_is_refused_and_a_cost_of_an_older_version_is_read(
         read_cost(str(tmp_path))
     (tmp_path / COST).write_text(json.dumps(asdict(SPENT)))
     assert read_cost(str(tmp_path)) == SPENT
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"reading": 1}', b"\xff\x00"])
+def test_a_damaged_cost_is_passed_over_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes
+) -> None:
+    """Nothing follows from it; it ended every run with the text."""
+    files = prepared(monkeypatch, tmp_path, random_documents(3, 30))
+    path = Path(files.directory, COST)
+    path.write_bytes(data)
+    again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
+    quality = text_quality(again, DataSettings(sequence_length=32))
+    (line,) = quality.warnings()
+    assert line.startswith(f"what preparing took is not told: {path}: ")
+    assert line.endswith("; it may be deleted")
+    assert (again.cost, quality.cost, "\n" in line) == (None, None, False)
+    assert path.read_bytes() == data
+    assert again.identity == files.identity
