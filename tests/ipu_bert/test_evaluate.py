@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 import torch
 
 from ipu_bert import assemble, checkpoint, evaluate
+from ipu_bert.data.frequencies import WordFrequencies
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.other_text import TextFiles
+from ipu_bert.data.quality import told_never_asked
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.sealed_json import sealed
@@ -151,6 +154,31 @@ def test_words_that_do_not_suit_the_tokenizer_are_noted(run, tmp_path, capsys):
         assert found(capsys, run, "--text", path)["notes"] == lines
     assert evaluate.main([str(run), "--text", str(tmp_path / "0.txt")]) == 0
     assert f"note: {shown[next(iter(shown))][0]}" in capsys.readouterr().out
+
+
+def test_words_that_are_never_asked_for_are_noted(run, tmp_path, capsys):
+    """A sequence of 32 asks for rint(4.8) = 5 tokens, and a word of more pieces is passed over."""
+    path = tmp_path / "long.txt"
+    path.write_text("the war q7z9x8k5 .\nthe war .\n\n" * 60)
+    pieces = load_model(run).text.tokenizer().encode("q7z9x8k5", add_special_tokens=False).tokens
+    assert len(pieces) > 5
+    judged = found(capsys, run, "--text", path)
+    share = len(pieces) / (len(pieces) + 6)
+    assert judged["notes"] == told_never_asked(share) != []
+    assert judged["word_frequencies_loss"] == pytest.approx(judged["word_frequencies_plain"] + math.log(1 - share))
+
+
+def test_a_difference_that_few_predictions_cannot_tell_is_said(run):
+    judged = evaluate.evaluate(load_model(run), [], None)
+    loss = judged.result.means()["mlm_loss"]
+    for above, labels, margin, said in (
+        (1.0, 200, 0.25, "1.0000 below word frequencies alone, {:.4f}\n"),
+        (0.2, 200, 0.25, "{:.4f}, which is not clear: 200 predictions are sure to 0.2500 only\n"),
+        (1.0, 60, 0.25, "{:.4f}, which says nothing: 60 predictions are too few\n"),
+        (-1.0, 60, 0.25, "1.0000 ABOVE word frequencies alone, {:.4f}\n"),
+    ):
+        beside = WordFrequencies(loss + above, loss + above, labels, margin)
+        assert said.format(loss + above) in evaluate.render(replace(judged, frequencies=beside))
 
 
 def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, capsys):

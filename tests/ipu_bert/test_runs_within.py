@@ -54,15 +54,15 @@ def test_a_new_run_is_refused_where_another_one_lies_in_its_folder(below, progra
 
 
 def test_a_run_that_has_just_begun_in_it_is_found_by_its_lock(tiny, tmp_path):
-    with RunFolder(tiny(), None, unigram_entropy=6.5) as outer:
+    with RunFolder(tiny(), None) as outer:
         pass
     inner = outer.path / "phase2"
-    with RunFolder(tiny(f"run.dir={inner}"), None, unigram_entropy=6.5):
+    with RunFolder(tiny(f"run.dir={inner}"), None):
         assert not (inner / "checkpoints").exists()
         with pytest.raises(ValueError, match=f"^{re.escape(refusal(outer.path, inner))}$"):
-            RunFolder(tiny(), None, unigram_entropy=6.5)
+            RunFolder(tiny(), None)
     # It has let go, and has saved nothing: nothing that goes on is lost.
-    RunFolder(tiny(), None, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(tiny(), None).__exit__(None, None, None)
     assert (tmp_path / "run.1" / "phase2" / "config.yaml").exists()
 
 
@@ -75,7 +75,7 @@ def begun(folder: Path) -> Path:
 
 def test_what_is_the_runs_own_a_link_to_it_and_what_cannot_be_read_are_no_other_run(as_user):
     config = from_dict({"run": {"dir": str(as_user / "run")}, "log": {"tensorboard": False}})
-    with RunFolder(config, None, unigram_entropy=6.5) as folder:
+    with RunFolder(config, None) as folder:
         pass
     for own in ("checkpoints", "best", "branches", "tensorboard"):
         begun(folder.path / own / "copy")
@@ -89,19 +89,19 @@ def test_what_is_the_runs_own_a_link_to_it_and_what_cannot_be_read_are_no_other_
     (folder.path / "closed").chmod(0)
     (folder.path / "lock").mkdir()
     (folder.path / "lock" / ".lock").touch(0o444)
-    RunFolder(config, None, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(config, None).__exit__(None, None, None)
     assert sorted(os.listdir(as_user)) == ["run", "run.1"]
     (as_user / "run.1" / "closed").chmod(0o700)
 
 
 def test_runs_over_a_link_are_found_and_those_that_what_it_stands_for_holds_are_not(tiny, tmp_path):
     """run.dir=run/linked goes on over the link, which would be in run.1 with all else."""
-    with RunFolder(tiny(), None, unigram_entropy=6.5) as folder:
+    with RunFolder(tiny(), None) as folder:
         pass
     begun(tmp_path / "disk" / "inner")
     (folder.path / "all").symlink_to(tmp_path / "disk")
-    RunFolder(tiny(), None, unigram_entropy=6.5).__exit__(None, None, None)
+    RunFolder(tiny(), None).__exit__(None, None, None)
     (folder.path / "linked").symlink_to(tmp_path / "disk" / "inner")
     begun(folder.path / "other")
     with pytest.raises(ValueError, match=f"^{re.escape(refusal(folder.path, folder.path / 'linked', ' and 1 more'))}$"):
-        RunFolder(tiny(), None, unigram_entropy=6.5)
+        RunFolder(tiny(), None)

@@ -16,7 +16,7 @@ from report_case import OUTCOME, RECORDS, train, with_heldout
 
 from ipu_bert.record.curves import PatternChange
 from ipu_bert.record.metrics import JsonlSink, Metrics, dumps
-from ipu_bert.record.report import as_json, write_report
+from ipu_bert.record.report import _figures, as_json, write_report
 from ipu_bert.record.report_numbers import build_report
 
 
@@ -36,6 +36,13 @@ def test_report_json_keeps_its_entries_in_their_order() -> None:
     rates = "sequences_per_second tokens_per_second executed_flops_per_second dense_equivalent_flops_per_second"
     assert " ".join(report["throughput"]) == f"{rates} step_seconds median whole_run"
     assert " ".join(report["throughput"]["whole_run"]) == rates
+
+
+def test_the_dashed_line_is_what_the_verdict_is_by() -> None:
+    """Not the whole held-out text's 6.75."""
+    figure = _figures(RECORDS, build_report(RECORDS, OUTCOME), None)["loss_curves.png"]()
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "_unigram"]
+    assert set(line.get_ydata()) == {6.5}
 
 
 def strict(text: str) -> Any:
