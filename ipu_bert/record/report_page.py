@@ -128,9 +128,9 @@ def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
         verdict(heldout),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
-        "Held-out documents are never trained on. *Word frequencies alone* is the loss of a model that ignores the "
-        "sentence and always answers with how frequent each word is in the training text, on the same "
-        f"{number(heldout.mlm_labels)} predictions; words that are never asked for, it leaves out.",
+        "Held-out documents are never trained on. *Word frequencies alone* is the loss, on the same "
+        f"{number(heldout.mlm_labels)} predictions, of a model that ignores the sentence and always answers with how "
+        "frequent each word is in the training text, leaving out words that are never asked for.",
         figure(
             figures,
             "loss_curves",
