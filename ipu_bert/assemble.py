@@ -16,7 +16,9 @@ from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.filling import Filling, filling
+from ipu_bert.data.frequencies import never_asked_share
 from ipu_bert.data.prepare import find_prepared, prepare
+from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import Text, TokenFiles
 from ipu_bert.data.tokenizer import Normalization, given_tokenizer
 from ipu_bert.engines.base import Engine
@@ -279,16 +281,20 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     vocab_size = vocabulary_size(config, files)
     placement = make_placement(config, vocab_size)
     updater = make_updater(config)
-    filled, text = None, []
+    filled, quality, text = None, None, []
     if files:
         filled = filling(make_stream(config, files, "train"))
-        heldout = make_stream(config, files, "heldout").first_batches(config.eval.batches)
+        judging = make_stream(config, files, "heldout")
+        heldout = judging.first_batches(config.eval.batches)
+        never = never_asked_share(files, judging.label_counts(heldout), config.data.whole_word_masking)
+        quality = text_quality(files, config.data.sequence_length, never)
         text = text_reached(config, files.manifest["splits"], len(heldout), filled)
     tell_not_reached(config, text, updater)
     updates = sorted(updater.ratios) if updater else []
     return dry_run.plan(
         config,
         files,
+        quality,
         filled,
         decoded(config, filled, True),
         vocab_size,

@@ -16,9 +16,9 @@ from typing import Any, Sequence
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
-from ipu_bert.data.frequencies import FEWEST_LABELS, WordFrequencies, word_frequencies
+from ipu_bert.data.frequencies import FEWEST_LABELS, WordFrequencies, never_asked_share, word_frequencies
 from ipu_bert.data.other_text import TextFiles
-from ipu_bert.data.quality import never_asked_share, told_never_asked
+from ipu_bert.data.quality import told_never_asked
 from ipu_bert.data.token_files import Text
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.engines.torch_engine import eval_batch
@@ -81,7 +81,8 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     numbers = stream.first_batches(config.eval.batches if batches is None else batches)
     micro = config.train.micro_batch_size or config.train.batch_size
     result = reduce(add, (eval_batch(trained.model, precision, stream.batch(number), micro) for number in numbers))
-    share, asked = never_asked_share(files, config.data), stream.label_counts(numbers)
+    asked = stream.label_counts(numbers)
+    share = never_asked_share(files, asked, config.data.whole_word_masking)
     return Evaluation(
         checkpoint=str(trained.checkpoint),
         step=trained.step,
@@ -90,7 +91,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         sequences_in_text=stream.sequences_per_epoch,
         compute=compute,
         result=result,
-        frequencies=word_frequencies(kept.seen, asked, kept.special_ids(), share),
+        frequencies=word_frequencies(kept.seen, asked.ids, kept.special_ids(), share),
         unigram_entropy=files.unigram_entropy,
         pairs=stream.pairs and kept.pairs,
         notes=(*(files.notes if texts else ()), *told_never_asked(share)),

@@ -19,7 +19,7 @@ from sparse_ops.saying import say
 
 ASIDE = re.compile(r"\..+\.\d+\.tmp")  # as sparse_ops.files.replacing names what it has not finished
 _LOCK = ".lock"
-_OWN = (CHECKPOINTS, BEST, BRANCHES, "tensorboard")  # folders of a run that hold no other run
+_OWN = (CHECKPOINTS, BEST, "tensorboard")  # folders of a run that hold no other run; a branch may be gone on in
 _DEEP = 4  # so many folders below a run's another run is looked for
 
 

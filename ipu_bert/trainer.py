@@ -16,7 +16,7 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.filling import filling
-from ipu_bert.data.frequencies import word_frequencies
+from ipu_bert.data.frequencies import never_asked_share, word_frequencies
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
@@ -67,11 +67,11 @@ class Trainer:
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
         self._judges = len(self.heldout_stream.first_batches(config.eval.batches))  # a small text has fewer of them
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
-        self.quality = text_quality(self.data, config.data)
         # Of all ranks' labels, which each of them can count by itself.
         asked = self.heldout_stream.label_counts(range(self._judges))
-        special = self.data.special_ids()
-        self._frequencies = word_frequencies(self._kept.seen, asked, special, self.quality.never_asked)
+        never = never_asked_share(self.data, asked, config.data.whole_word_masking)
+        self._frequencies = word_frequencies(self._kept.seen, asked.ids, self.data.special_ids(), never)
+        self.quality = text_quality(self.data, config.data.sequence_length, never)
         self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
         assemble.choose_variants(config, ranks)
@@ -251,7 +251,8 @@ class Trainer:
         self._check_same(f"pattern update after step {self.step}")
         seconds = searched + time.monotonic() - before
         moved = {"transfers": vars(self.engine.transfers)} if self.engine.transfers is not None else {}
-        self._write(metrics, "update", **report.as_record(), seconds=seconds, **moved)
+        found = {} if gradients is None else {"searched": searched}
+        self._write(metrics, "update", **report.as_record(), seconds=seconds, **found, **moved)
 
     def _evaluate_if_due(self, metrics: Metrics, made: dict[str, float | None]) -> dict[str, float | None]:
         """Held-out means after this step where they are due; `made`: those that an earlier process recorded.

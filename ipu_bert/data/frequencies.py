@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
+from ipu_bert.data.masking import continues, never_asked
+from ipu_bert.data.token_files import Split, Text, TokenFiles
 from ipu_bert.data.tokenizer import NOT_PREDICTED
 
 CLEAR_MARGIN = 0.05  # nats; what two evaluations of equal models can well be apart
 FEWEST_LABELS = 100  # of fewer, their spread says little, too
+MOST_TOKENS = 2**22  # of a split, whose words are looked at
+
+
+class LabelCounts(NamedTuple):
+    """ids: int64 [vocab], how often each id is a label. by_wanted: int64 [P + 1], labels of sequences that ask for so
+    many tokens."""
+
+    ids: np.ndarray
+    by_wanted: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -51,18 +62,42 @@ class WordFrequencies:
         return cls(loss, plain, labels, margin)
 
 
+def never_asked_share(text: Text, asked: LabelCounts, whole_words: bool) -> float:
+    """Of a text's tokens, those in words of more pieces than sequences ask for; 0 without whole words.
+
+    asked: the labels that judge a model. A short sequence asks for few tokens, so the share differs with its length:
+    what is returned leaves as much to all others, p over 1 - share, as the mean of log p over the labels has. Of the
+    held-out text or of the training text's first tokens, whichever has more.
+    """
+    labels = asked.by_wanted.sum()
+    if not whole_words or not labels:
+        return 0.0
+    goes_on, most = continues(text.vocabulary()), len(asked.by_wanted) - 1
+    splits = [text.split("heldout"), *([text.split("train")] if isinstance(text, TokenFiles) else [])]
+    shares = np.max([never_asked(*_first_tokens(split), goes_on, most) for split in splits], axis=0)
+    left = np.maximum(1.0 - shares, 1.0 / len(splits[0].tokens))  # a word cut at a sequence's end is asked for even so
+    return float(1.0 - np.exp((asked.by_wanted * np.log(left)).sum() / labels))
+
+
+def _first_tokens(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and sentences of a split, whole sentences of the first MOST_TOKENS."""
+    sentences = np.asarray(split.sentences)
+    sentences = sentences[: max(2, int(np.searchsorted(sentences, MOST_TOKENS, "right")))]
+    return np.asarray(split.tokens)[: sentences[-1]], sentences
+
+
 def word_frequencies(
-    seen: np.ndarray, asked: np.ndarray, special_ids: Mapping[str, int], never_asked: float
+    seen: np.ndarray, asked: np.ndarray, special_ids: Mapping[str, int], never: float
 ) -> WordFrequencies:
     """The baseline for a model that is judged by the labels `asked`.
 
     seen, asked: int [vocab], how often each id is in the training text and among the labels. special_ids: by name;
-    those that are never predicted are left out. never_asked: share of the held-out text's tokens that stand in words
-    which no full sequence asks for (`masking.never_asked`).
+    those that are never predicted are left out. never: share of the text's tokens that stand in words of more
+    pieces than sequences ask for (`never_asked_share`).
 
     plain is the mean of -log p over the labels, p an id's frequency in the training text, smoothed as in
     `unigram_baseline`. A guess that knows which words are never asked for gives their share to the others, p over
-    1 - never_asked: its loss is lower by -log(1 - never_asked). An id of which a part stands in such words gains less
+    1 - never: its loss is lower by -log(1 - never). An id of which a part stands in such words gains less
     than that, so `loss` is at most what frequencies among the words that can be asked for would reach: a model below
     it has beaten them, too, and one above it has not where it is above `plain`.
     """
@@ -75,7 +110,7 @@ def word_frequencies(
     mean = float(-(counts * log_p).sum() / labels)
     deviations = float((counts * (log_p + mean) ** 2).sum())
     error = math.sqrt(deviations / max(1, labels - 1) / labels)
-    spared = math.log(1.0 - never_asked) if never_asked < 1.0 else -math.inf
+    spared = math.log(1.0 - never) if never < 1.0 else -math.inf
     return WordFrequencies(max(0.0, mean + spared), mean, labels, max(CLEAR_MARGIN, 2.0 * error))
 
 

@@ -20,22 +20,24 @@ def continues(vocabulary: Sequence[str]) -> np.ndarray:
     return np.array([piece.startswith("##") for piece in vocabulary])
 
 
-def never_asked(tokens: np.ndarray, sentences: np.ndarray, goes_on: np.ndarray, most: int) -> float:
-    """The share of a text's tokens that stand in words of more than `most` pieces, which choose_tokens passes over.
+def never_asked(tokens: np.ndarray, sentences: np.ndarray, goes_on: np.ndarray, most: int) -> np.ndarray:
+    """The shares of a text's tokens in words of more than 0 to `most` pieces, which choose_tokens passes over.
 
     tokens: int [tokens], sentences: int [sentences + 1], its offsets. goes_on: bool [vocab], see `continues`; a
-    sentence starts a word. Memory: a part of the text at a time.
+    sentence starts a word. Returns float64 [most + 1]. Memory: a part of the text at a time.
     """
-    beyond = first = 0
+    within, first = np.zeros(most + 1, np.int64), 0
     while first < len(sentences) - 1:
         begin = int(sentences[first])
         last = max(first + 1, int(np.searchsorted(sentences, begin + _TOKENS, "right")) - 1)
         starts = ~goes_on[tokens[begin : int(sentences[last])]]
         starts[sentences[first:last] - begin] = True
         pieces = np.diff(np.append(np.flatnonzero(starts), len(starts)))
-        beyond += int(pieces[pieces > most].sum())
+        short = pieces[pieces <= most]
+        within += np.bincount(short, minlength=most + 1) * np.arange(most + 1)
         first = last
-    return beyond / len(tokens)
+    beyond: np.ndarray = 1.0 - within.cumsum() / len(tokens)
+    return beyond
 
 
 def choose_tokens(

@@ -10,10 +10,8 @@ import numpy as np
 from ipu_bert.data.chunks import chunk_starts, lone_share
 from ipu_bert.data.cost import Cost
 from ipu_bert.data.manifest import COUNTS
-from ipu_bert.data.masking import continues, never_asked, wanted
-from ipu_bert.data.token_files import Text, TokenFiles
+from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.data.tokenizer import MAX_LETTERS
-from ipu_bert.settings import DataSettings
 
 MOST_LONE = 0.5  # of the chunks: with more of them, fewer than half of the labels could be "follows"
 
@@ -25,12 +23,11 @@ class TextQuality:
     unknown: tokens that are [UNK]. pieces_a_word: a word is what stands between spaces, or a letter in scripts without.
     long_words: words of more than MAX_LETTERS letters. lone_documents: documents of one sentence. shown: training
     tokens that sequences have room for, where each is made of one chunk of the text; the rest falls to truncation. An
-    epoch shows others of them: B is often random, and some sequences are short. never_asked: held-out tokens in words
-    of more pieces than a full sequence asks for, which are never predicted. pairs: whether sentence pairs can be made
-    of the training text for next-sentence prediction; else only masked LM is trained. judged_pairs: whether they can of
-    the held-out text. rules: documents by the language whose rules found their
-    sentences; none where lines are sentences. notes: what was said when the text was found. cost: of preparing it, None
-    where that was not recorded.
+    epoch shows others of them: B is often random, and some sequences are short. never_asked: tokens in words of more
+    pieces than sequences ask for, which are never predicted (never_asked_share). pairs: whether sentence pairs can be
+    made of the training text for next-sentence prediction; else only masked LM is trained. judged_pairs: whether they
+    can of the held-out text. rules: documents by the language whose rules found their sentences; none where lines are
+    sentences. notes: what was said when the text was found. cost: of preparing it, None where that was not recorded.
     """
 
     unknown: float
@@ -104,26 +101,15 @@ def told_never_asked(share: float) -> list[str]:
     if share <= 0.01:
         return []
     return [
-        f"{100 * share:.1f} % of the held-out tokens are in words of more pieces than a sequence asks for: "
-        "these are never predicted, and the loss of word frequencies is put as low as that can make it; a larger "
-        "data.sequence_length or data.whole_word_masking=false may help"
+        f"{100 * share:.1f} % of the tokens are in words of more pieces than sequences of their lengths ask for: these "
+        "are never predicted, and the loss of word frequencies is put as low as that can make it; a larger "
+        "data.mask_probability, longer sequences or data.whole_word_masking=false may help"
     ]
 
 
-def never_asked_share(text: Text, data: DataSettings) -> float:
-    """Of the held-out tokens, those in words of more pieces than a full sequence asks for; 0 without whole words."""
-    if not data.whole_word_masking:
-        return 0.0
-    heldout, most = (
-        text.split("heldout"),
-        int(wanted(data.sequence_length, data.max_predictions, data.mask_probability)),
-    )
-    return never_asked(np.asarray(heldout.tokens), np.asarray(heldout.sentences), continues(text.vocabulary()), most)
-
-
-def text_quality(files: TokenFiles, data: DataSettings) -> TextQuality:
-    """Measured on prepared text, for sequences as the settings say."""
-    most = data.sequence_length - 3
+def text_quality(files: TokenFiles, sequence_length: int, never_asked: float) -> TextQuality:
+    """Measured on prepared text, for sequences of so many tokens; never_asked: as `never_asked_share` gives it."""
+    most = sequence_length - 3
     sizes = list(files.manifest["splits"].values())
     total = {key: sum(size[key] for size in sizes) for key in COUNTS}
     train, heldout = files.split("train"), files.split("heldout")
@@ -136,7 +122,7 @@ def text_quality(files: TokenFiles, data: DataSettings) -> TextQuality:
         long_words=total["long_words"] / total["words"],
         lone_documents=total["lone_documents"] / total["documents"],
         shown=float(np.minimum(lengths, most).sum() / lengths.sum()),
-        never_asked=never_asked_share(files, data),
+        never_asked=never_asked,
         pairs=lone_share(chunks) <= MOST_LONE,
         judged_pairs=lone_share(judged) <= MOST_LONE,
         rules=files.rules,

@@ -96,7 +96,7 @@ class TorchEngine:
             several = len(micro_batches) * self._ranks.count > 1
             scale = self._precision.loss_scale
             search = GradientSearch(
-                self._layers, gradient_counts, self._block_norm, several, scale, self._ranks.sum_, self._searching
+                self._layers, gradient_counts, self._block_norm, several, scale, self._sum, self._searching
             )
         passes: list[ContextManager[None]] = [nullcontext()] if search is None else list(search.passes())
         try:
@@ -142,6 +142,11 @@ class TorchEngine:
             message = f"loss became {mlm_loss + nsp_loss} (MLM {mlm_loss}, NSP {nsp_loss})"
             raise NonFiniteError(message, weights_kept=True)
         return mlm_loss, nsp_loss
+
+    def _sum(self, blocks: Tensor) -> None:
+        """Of all ranks, in place."""
+        with self._timer("exchange"):
+            self._ranks.sum_(blocks)
 
     def _searching(self) -> ContextManager[None]:
         """For what is done for a pattern update alone."""

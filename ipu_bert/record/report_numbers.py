@@ -105,8 +105,8 @@ class PatternNumbers:
 
     density, sparsity: shares of the sparse weights' entries. blocks: of all weights. explored_dof: share of a weight's
     positions tried at least once, a mean over weights of any size. removed_new, churn, seconds_per_update: means over
-    updates, seconds with those of finding the gradient's largest blocks where growth needs them. mean_age [steps],
-    transfers and layers (by name): as the last update's record says.
+    updates. searched: whether the seconds have those of finding the gradient's largest blocks, and are of updates that
+    do alone. mean_age [steps], transfers and layers (by name): as the last update's record says.
     """
 
     updates: int
@@ -120,6 +120,7 @@ class PatternNumbers:
     churn: float | None
     mean_age: float | None
     seconds_per_update: float | None
+    searched: bool
     transfers: Mapping[str, int] | None
     layers: Mapping[str, Mapping[str, Any]]
 
@@ -309,6 +310,8 @@ def pattern_numbers(records: Records, parameters: ParameterCounts, unmoved: bool
     updates = of_kind(records, "update")
     density = parameters.sparse / parameters.sparse_as_dense if parameters.sparse_as_dense else None
     last: Mapping[str, Any] = updates[-1] if updates else {}
+    # Older versions' records of updates by the gradient leave out what finding its blocks took.
+    timed = [record for record in updates if "searched" in record] or updates
     return PatternNumbers(
         updates=len(updates),
         density=density,
@@ -320,7 +323,8 @@ def pattern_numbers(records: Records, parameters: ParameterCounts, unmoved: bool
         removed_new_last=last.get("removed_new"),
         churn=_mean(record.get("churn") for record in updates),
         mean_age=last.get("mean_age"),
-        seconds_per_update=_mean(record.get("seconds") for record in updates),
+        seconds_per_update=_mean(record.get("seconds") for record in timed),
+        searched=any("searched" in record for record in updates),
         transfers=last.get("transfers"),
         layers=last.get("layers") or {},
     )

@@ -13,7 +13,6 @@ from ipu_bert.record.report_numbers import ExchangeNumbers, HeldoutNumbers, Patt
 from ipu_bert.record.verdict import verdict
 from ipu_bert.record.words import Figures, figure, join, memory, number, percent, scaled, table
 from ipu_bert.stopwatch import PHASES
-from sparse_ops.dynsparse.grow import GROW_RULES
 
 
 def render_page(report: Report, figures: Figures, not_drawn: Sequence[str] = ()) -> str:
@@ -266,7 +265,7 @@ def _pattern(report: Report, figures: Figures) -> str:
         return join("## How did the pattern change?", _unchanged(report), start_end)
     return join(
         "## How did the pattern change?",
-        _updates(pattern, GROW_RULES[report.outcome.config.sparsity.growth].needs_gradient),
+        _updates(pattern),
         figure(
             figures,
             "pattern_updates",
@@ -290,8 +289,7 @@ def _unchanged(report: Report) -> str:
     return f"The pattern {begun} and no update changed it."
 
 
-def _updates(pattern: PatternNumbers, searched: bool) -> str:
-    """searched: whether updates go by the dense gradient's largest blocks."""
+def _updates(pattern: PatternNumbers) -> str:
     blocks = f" blocks (of {number(pattern.blocks)})" if pattern.blocks is not None else " blocks"
     done = f"removed the weakest{blocks} and put as many elsewhere, {number(pattern.moved_total)} moves in all"
     said = (
@@ -308,7 +306,7 @@ def _updates(pattern: PatternNumbers, searched: bool) -> str:
             "(Figure 5)."
         )
     if pattern.seconds_per_update is not None:
-        found = ", finding the dense gradient's largest blocks included" if searched else ""
+        found = ", finding the dense gradient's largest blocks included" if pattern.searched else ""
         said += f" An update took {1000 * pattern.seconds_per_update:.0f} ms{found}."
     if pattern.transfers:
         said += _transfers(pattern.transfers)

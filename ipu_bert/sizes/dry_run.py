@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any, Sequence
 
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.quality import text_quality
+from ipu_bert.data.quality import TextQuality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.settings import Config
 from ipu_bert.sizes.disk import disk_need
@@ -23,6 +23,7 @@ from ipu_bert.sizes.weights import encoder_weights
 def plan(
     config: Config,
     files: TokenFiles | None,
+    quality: TextQuality | None,
     filled: Filling | None,
     decoded: float,
     vocab_size: int,
@@ -33,10 +34,10 @@ def plan(
 ) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
-    files: the prepared corpus, if it is there. filled: how full its sequences are. decoded: as in `sequence_flops`,
-    where native kernels can be had. placement: on IPUs, where the engine is theirs. updates: the steps after which
-    patterns change; the plan has those up to `train.stop_at`, as it has sequences and tokens. ranks: processes that
-    share each step. Raises ValueError where a weight cannot have its sparsity.
+    files: the prepared corpus, if it is there; quality: what became of it. filled: how full its sequences are.
+    decoded: as in `sequence_flops`, where native kernels can be had. placement: on IPUs, where the engine is theirs.
+    updates: the steps after which patterns change; the plan has those up to `train.stop_at`, as it has sequences and
+    tokens. ranks: processes that share each step. Raises ValueError where a weight cannot have its sparsity.
     """
     data, train = config.data, config.train
     shape = bert_shape(config.model, vocab_size)
@@ -62,7 +63,7 @@ def plan(
         "tokens": train.last_step * train.batch_size * data.sequence_length,
         "learning_rate": learning_rate,
         "pattern_updates": [step for step in updates if step <= train.last_step],
-        "data": _data(config, files, filled, shape.vocab_size),
+        "data": _data(config, files, quality, filled, shape.vocab_size),
         "layers": [
             {
                 "name": weight.name,
@@ -82,9 +83,10 @@ def plan(
     }
 
 
-def _data(config: Config, files: TokenFiles | None, filled: Filling | None, vocab_size: int) -> dict[str, Any]:
+def _data(
+    config: Config, files: TokenFiles | None, quality: TextQuality | None, filled: Filling | None, vocab_size: int
+) -> dict[str, Any]:
     """The text: settings, where it is prepared, and what became of it."""
-    quality = text_quality(files, config.data) if files else None
     warnings = [*(quality.warnings() if quality else []), *(filled.warnings() if filled else [])]
     return {
         **vars(config.data),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ipu_bert import assemble, sealed_json
 from ipu_bert.config import load_config
 from ipu_bert.data.cost import COST
+from ipu_bert.data.frequencies import never_asked_share
 from ipu_bert.data.prepare import prepare
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS
@@ -55,7 +56,10 @@ def use(small: Path, files: Files) -> bool:
         with bounded():
             found = assemble.open_data(config, progress=False)
             found.vocabulary()
-            quality = text_quality(found, config.data)
+            judging = assemble.make_stream(config, found, "heldout")
+            never = never_asked_share(found, judging.label_counts(judging.first_batches(2)), True)
+            assert 0.0 <= never <= 1.0
+            quality = text_quality(found, config.data.sequence_length, never)
             assert all("\n" not in line for line in (quality.summary(), *quality.warnings()))
             for split in ("train", "heldout"):
                 stream = assemble.make_stream(config, found, split)

@@ -146,7 +146,7 @@ def test_the_card_of_a_run_whose_records_do_not_say_what_frequencies_reach(finis
     """Those of older versions: what they reach on the whole text is told as that."""
     for number, (frequencies, lower, named, says) in enumerate(
         [
-            (None, 0.5, "{entropy:.4f} (word frequencies, whole held-out text)", None),
+            (None, 0.5, "{entropy:.4f} (word frequencies, whole held-out text)", "not clearly beaten"),
             (None, -0.5, "{entropy:.4f} (word frequencies, whole held-out text)", "not beaten"),
             (WordFrequencies(6.0, 6.25, 9700, 0.05), 0.1, "6.0000 (word frequencies)", None),
             (WordFrequencies(6.0, 6.25, 60, 0.05), 0.1, "6.0000 (word frequencies)", "not clearly beaten"),

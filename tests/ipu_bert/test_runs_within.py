@@ -66,6 +66,19 @@ def test_a_run_that_has_just_begun_in_it_is_found_by_its_lock(tiny, tmp_path):
     assert (tmp_path / "run.1" / "phase2" / "config.yaml").exists()
 
 
+def test_a_branch_that_was_gone_on_in_is_a_run_of_its_own(program, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert program("train.stop_at=4") == 0
+    assert program("--resume", str(run / "checkpoints" / "step_00000002"), "train.stop_at=4") == 0
+    (branch,) = (run / "branches").iterdir()
+    assert program("--resume", str(branch / "checkpoints" / "step_00000004"), f"run.dir={branch}") == 0
+    before = everything(tmp_path)
+    capsys.readouterr()
+    assert program("train.stop_at=2") == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {refusal(run, branch)}"]
+    assert everything(tmp_path) == before
+
+
 def begun(folder: Path) -> Path:
     """What a run has that goes on, as far as its place is judged."""
     (folder / "checkpoints").mkdir(parents=True)
@@ -77,8 +90,9 @@ def test_what_is_the_runs_own_a_link_to_it_and_what_cannot_be_read_are_no_other_
     config = from_dict({"run": {"dir": str(as_user / "run")}, "log": {"tensorboard": False}})
     with RunFolder(config, None) as folder:
         pass
-    for own in ("checkpoints", "best", "branches", "tensorboard"):
+    for own in ("checkpoints", "best", "tensorboard"):
         begun(folder.path / own / "copy")
+    (folder.path / "branches" / "after_step_00000002" / "checkpoints").mkdir(parents=True)
     (folder.path / "notes").mkdir()
     (folder.path / "notes" / "run").symlink_to(folder.path)
     (folder.path / "gone").symlink_to("nothing")

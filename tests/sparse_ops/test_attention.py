@@ -133,6 +133,16 @@ def test_torch_knows_the_operators(seed: int) -> None:
     assert counter.get_total_flops() == (2 + 5) * 2 * 2 * 3 * 9 * 9 * 32
 
 
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 3), (0, 0)])
+def test_nothing_at_all_gives_nothing(batch: int, length: int, level: str) -> None:
+    """The operators by themselves: a length of 0 ended the process."""
+    seen, heads, width = torch.ones(batch, length, dtype=torch.bool), 2, 32
+    qkv, dout = torch.ones(batch, length, 3 * heads * width), torch.ones(batch, length, heads * width)
+    out, rows = torch.ops.sparse_ops.attention(qkv, seen, heads, 0.0, 1)
+    assert out.shape == dout.shape
+    assert torch.ops.sparse_ops.attention_gradient(dout, qkv, seen, rows, 0.0, 1).shape == qkv.shape
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_second_derivatives_match_float64(dropout: float, level: str, seed: int) -> None:
     """Of probabilities written out, one sequence of which sees nothing; to a hundred roundings."""

@@ -100,7 +100,7 @@ struct HeadAhead {
         const int64_t tiles_down = (job.length + kTileRows - 1) / kTileRows, blocks = (job.length - 1) / kQueries + 1;
         const int64_t keys = (job.length - 1) / kTileLanes + 1, wide = (job.width - 1) / kTileLanes + 1;
         const int64_t tiles = tiles_down * (job.dout ? 2 * keys + wide + 2 * blocks * wide : keys + wide);
-        rows = (parts * job.length - 1) / tiles + 1;
+        rows = tiles > 0 ? (parts * job.length - 1) / tiles + 1 : 0;
         for (int64_t i = 0; i < 4; ++i) step[i] = (i < 3 ? 3 : 1) * job.heads * job.width;
     }
     void begin(const Attention& job, const float* qkv, const float* dout) {

@@ -15,7 +15,6 @@ from ipu_bert.data.cost import COST, Cost, read_cost, write_cost
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.prepare import prepare, summary
 from ipu_bert.data.quality import text_quality
-from ipu_bert.settings import DataSettings
 
 SPENT = Cost(
     reading=10.0,
@@ -46,7 +45,7 @@ def test_what_it_took_is_recorded_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert cost.token_bytes == sum(Path(files.directory, name).stat().st_size for name in names)
     again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
     assert again.cost == cost
-    assert cost.summary() in text_quality(again, DataSettings(sequence_length=32)).told()
+    assert cost.summary() in text_quality(again, 32, 0.0).told()
     assert cost.summary() in summary(again)
 
 
@@ -63,9 +62,7 @@ def test_where_it_was_not_recorded_nothing_is_said(monkeypatch: pytest.MonkeyPat
     Path(files.directory, COST).unlink()
     again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
     assert again.cost is None
-    assert text_quality(again, DataSettings(sequence_length=32)).told() == [
-        text_quality(again, DataSettings(sequence_length=32)).summary()
-    ]
+    assert text_quality(again, 32, 0.0).told() == [text_quality(again, 32, 0.0).summary()]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +107,7 @@ def test_a_damaged_cost_is_passed_over_with_a_line(
     path = Path(files.directory, COST)
     path.write_bytes(data)
     again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
-    quality = text_quality(again, DataSettings(sequence_length=32))
+    quality = text_quality(again, 32, 0.0)
     (line,) = quality.warnings()
     assert line.startswith(f"what preparing took is not told: {path}: ")
     assert line.endswith("; it may be deleted")

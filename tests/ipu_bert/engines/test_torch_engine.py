@@ -194,7 +194,7 @@ def test_the_search_holds_an_eighth_of_the_dense_gradient(
 def test_what_the_search_adds_to_a_step_counts_as_the_update(
     seed: int, micro_batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that passes 1 s in a forward pass, 2 in a backward one, 1/4 for a strip of the dense gradient.
+    """By a clock that passes 1 s in a forward pass, 2 in a backward one, 1/4 for a strip, 1/8 to sum it over ranks.
 
     All of eight passes were counted as forward and backward, and an update was told as milliseconds.
     """
@@ -207,10 +207,15 @@ def test_what_the_search_adds_to_a_step_counts_as_the_update(
     monkeypatch.setattr(gradients, "dense_gradient_strip", strip)
     engine = make_engine(sparse_model(WITHOUT_DROPOUT, 0.6, 4, seed), micro_batch_size)
     engine._timer = timer = Stopwatch(clock=lambda: now[0])
+    sums = [0]
 
     def passes(seconds: float) -> None:
         now[0] += seconds
 
+    def summed(_: Tensor) -> None:
+        now[0], sums[0] = now[0] + 0.125, sums[0] + 1
+
+    monkeypatch.setattr(type(engine._ranks), "sum_", lambda _, tensor: summed(tensor))
     engine.model.register_forward_hook(lambda *_: passes(1.0))
     engine.model.bert.pooler.dense.bias.register_hook(lambda _: passes(2.0))
     micro_batches = SEQUENCES // micro_batch_size
@@ -222,6 +227,7 @@ def test_what_the_search_adds_to_a_step_counts_as_the_update(
     assert timer.seconds["backward"] == 2 * 2.0 * micro_batches
     assert timer.seconds["update"] == more * micro_batches * 3.0 + 0.25 * strips[0]
     assert strips[0] > 0
+    assert timer.seconds["exchange"] == 0.125 * sums[0]
 
 
 @pytest.mark.parametrize("micro_batch_size", [SEQUENCES, 2])

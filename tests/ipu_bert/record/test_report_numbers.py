@@ -81,6 +81,7 @@ def test_shares_losses_and_patterns_worked_by_hand() -> None:
             "churn": 0.35,
             "mean_age": 1.0,
             "seconds_per_update": 0.5,
+            "searched": False,
             "transfers": None,
         }
     )
