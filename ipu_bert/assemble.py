@@ -286,7 +286,7 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
         filled = filling(make_stream(config, files, "train"))
         judging = make_stream(config, files, "heldout")
         heldout = judging.first_batches(config.eval.batches)
-        never = never_asked_share(files, judging.label_counts(heldout), config.data.whole_word_masking)
+        never = never_asked_share(files, judging.asked(heldout), config.data.whole_word_masking)
         quality = text_quality(files, config.data.sequence_length, never)
         text = text_reached(config, files.manifest["splits"], len(heldout), filled)
     tell_not_reached(config, text, updater)

@@ -16,7 +16,7 @@ from typing import Any, Sequence
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
-from ipu_bert.data.frequencies import FEWEST_LABELS, WordFrequencies, never_asked_share, word_frequencies
+from ipu_bert.data.frequencies import FEWEST_LABELS, NoContext, never_asked_share, no_context
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.quality import told_never_asked
 from ipu_bert.data.token_files import Text
@@ -30,9 +30,10 @@ from sparse_ops.ends import with_one_line
 from sparse_ops.process import make_ready
 from sparse_ops.saying import answer
 
-FREQUENCIES = (
-    "word frequencies alone: the loss, on the same predictions, of a model that ignores the sentence and goes by how "
-    "often each word piece is in the run's training text, plus one, special tokens and words never asked for left out"
+NO_CONTEXT = (
+    "without context: the loss, on the same predictions, of a guess that ignores the rest of the sentence and goes by "
+    "how often each word piece is in the run's training text, plus one, special tokens and words never asked for left "
+    "out, and by what stands in the place itself, where a tenth of the words are left and a tenth replaced"
 )
 
 
@@ -40,7 +41,7 @@ FREQUENCIES = (
 class Evaluation:
     """What a checkpoint makes of a text. sequences: judged by, of so many that one pass over the text has.
 
-    compute: dtype of the products. frequencies: as FREQUENCIES says. unigram_entropy [nats]: of all of the text's word
+    compute: dtype of the products. frequencies: as NO_CONTEXT says. unigram_entropy [nats]: of all of the text's word
     pieces, those that are never predicted included. pairs: whether the run's text and this one
     give sentence pairs for next-sentence prediction. notes: what was said when the text was
     found, and where words are never predicted.
@@ -53,7 +54,7 @@ class Evaluation:
     sequences_in_text: int
     compute: str
     result: EvalResult
-    frequencies: WordFrequencies
+    frequencies: NoContext
     unigram_entropy: float
     pairs: bool
     notes: tuple[str, ...]
@@ -81,7 +82,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     numbers = stream.first_batches(config.eval.batches if batches is None else batches)
     micro = config.train.micro_batch_size or config.train.batch_size
     result = reduce(add, (eval_batch(trained.model, precision, stream.batch(number), micro) for number in numbers))
-    asked = stream.label_counts(numbers)
+    asked = stream.asked(numbers)
     share = never_asked_share(files, asked, config.data.whole_word_masking)
     return Evaluation(
         checkpoint=str(trained.checkpoint),
@@ -91,7 +92,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         sequences_in_text=stream.sequences_per_epoch,
         compute=compute,
         result=result,
-        frequencies=word_frequencies(kept.seen, asked.ids, kept.special_ids(), share),
+        frequencies=no_context(kept.seen, asked, kept.special_ids(), share),
         unigram_entropy=files.unigram_entropy,
         pairs=stream.pairs and kept.pairs,
         notes=(*(files.notes if texts else ()), *told_never_asked(share)),
@@ -109,8 +110,8 @@ def _stream(config: Config, files: Text) -> BatchStream:
     return of_size(min(config.train.batch_size, of_size(1).sequences_per_epoch))
 
 
-def _unclear(beside: WordFrequencies) -> str:
-    """Why a loss below word frequencies is not clearly so."""
+def _unclear(beside: NoContext) -> str:
+    """Why a loss below what needs no context is not clearly so."""
     if beside.labels < FEWEST_LABELS:
         return f", which says nothing: {beside.labels:,} predictions are too few"
     return f", which is not clear: {beside.labels:,} predictions are sure to {beside.margin:.4f} only"
@@ -128,20 +129,20 @@ def render(found: Evaluation) -> str:
             f"{found.checkpoint}, step {found.step:,}, in {found.compute}",
             f"by {found.sequences:,} sequences of {found.text}, which has {found.sequences_in_text:,}",
             f"masked LM      {means['mlm_loss']:.4f} nats, {100 * means['mlm_accuracy']:.1f} % right; "
-            f"{abs(gap):.4f} {side} word frequencies alone, {beside.loss:.4f}{unclear}",
+            f"{abs(gap):.4f} {side} what is reached without context, {beside.loss:.4f}{unclear}",
             f"next sentence  {means['nsp_loss']:.4f} nats, {100 * means['nsp_accuracy']:.1f} % right; "
             "a coin toss: 0.6931"
             if found.pairs
             else "next sentence  not judged: the run's text or this one gives too few sentence pairs",
             *(f"note: {note}" for note in found.notes),
-            f"({FREQUENCIES})",
+            f"({NO_CONTEXT})",
         ]
     )
 
 
 def main(argv: list[str]) -> int:
     """The command line; what cannot be read ends in one line and status 2."""
-    parser = Parser(description=(__doc__ or "").partition(":")[0], epilog=FREQUENCIES)
+    parser = Parser(description=(__doc__ or "").partition(":")[0], epilog=NO_CONTEXT)
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="judge by this text: files or folders")
     parser.add_argument(

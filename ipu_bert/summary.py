@@ -13,7 +13,7 @@ import torch
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.frequencies import WordFrequencies
+from ipu_bert.data.frequencies import NoContext
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.machine import processor
@@ -40,7 +40,7 @@ class RunTotals:
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
     heldout: Mapping[str, float | None]  # means of the last evaluation
-    frequencies: WordFrequencies  # of the labels that it was by
+    frequencies: NoContext  # of the labels that it was by
     waited_share: Sequence[float]  # of the last processes' training, for other ranks, by rank
 
 

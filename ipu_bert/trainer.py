@@ -16,7 +16,7 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.filling import filling
-from ipu_bert.data.frequencies import never_asked_share, word_frequencies
+from ipu_bert.data.frequencies import never_asked_share, no_context
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
@@ -68,9 +68,9 @@ class Trainer:
         self._judges = len(self.heldout_stream.first_batches(config.eval.batches))  # a small text has fewer of them
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         # Of all ranks' labels, which each of them can count by itself.
-        asked = self.heldout_stream.label_counts(range(self._judges))
+        asked = self.heldout_stream.asked(range(self._judges))
         never = never_asked_share(self.data, asked, config.data.whole_word_masking)
-        self._frequencies = word_frequencies(self._kept.seen, asked.ids, self.data.special_ids(), never)
+        self._frequencies = no_context(self._kept.seen, asked, self.data.special_ids(), never)
         self.quality = text_quality(self.data, config.data.sequence_length, never)
         self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)

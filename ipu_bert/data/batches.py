@@ -25,7 +25,7 @@ import torch
 
 from ipu_bert.data.chunks import EpochOrder, chunk_starts, lone_share
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.frequencies import LabelCounts
+from ipu_bert.data.frequencies import Asked
 from ipu_bert.data.masking import IGNORED_LABEL, choose_tokens, continues, mask_tokens, wanted
 from ipu_bert.data.quality import MOST_LONE
 from ipu_bert.data.token_files import SPLITS, Text
@@ -134,19 +134,17 @@ class BatchStream:
         """The numbers of the first `count` batches, fewer where they would go beyond one pass over the text."""
         return range(min(count, -(-self.sequences_per_epoch // self.options.batch_size)))
 
-    def label_counts(self, numbers: Iterable[int]) -> LabelCounts:
-        """The labels of these batches."""
-        places, share = self.options.max_predictions, self.options.mask_probability
-        ids, by_wanted = np.zeros(len(self._continues), np.int64), np.zeros(places + 1, np.int64)
+    def asked(self, numbers: Iterable[int]) -> Asked:
+        """What these batches ask for."""
+        options, found = self.options, []
         for number in numbers:
             batch = self.batch(number)
             labels = batch.masked_labels.numpy()
-            asked = wanted(batch.attention_mask.numpy().sum(1), places, share)
-            ids += np.bincount(labels[labels != IGNORED_LABEL], minlength=len(ids))
-            by_wanted += np.bincount(asked, weights=(labels != IGNORED_LABEL).sum(1), minlength=places + 1).astype(
-                np.int64
-            )
-        return LabelCounts(ids, by_wanted)
+            rows, places = np.nonzero(labels != IGNORED_LABEL)
+            shown = batch.input_ids.gather(1, batch.masked_positions).numpy()
+            most = wanted(batch.attention_mask.numpy().sum(1), options.max_predictions, options.mask_probability)
+            found.append((labels[rows, places], shown[rows, places], most[rows]))
+        return Asked(*(np.concatenate(part) for part in zip(*found))) if found else Asked(*np.zeros((3, 0), np.int64))
 
     def batch(self, index: int) -> Batch:
         """Batch number `index`: examples index * B and following. Raises ValueError for an index below 0."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Dict, Iterator, Mapping, Protocol, Sequence, Union
 
+from ipu_bert.data.frequencies import RECORDED
 from ipu_bert.json_file import is_count
 from sparse_ops import files
 
@@ -22,8 +23,7 @@ Record = Dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"  # in the run's folder
 # What every record has; of an evaluation, by what it was judged and beside what, where that is recorded.
-_FREQUENCIES = {f"word_frequencies_{name}" for name in ("loss", "plain", "margin")}
-_BOOKKEEPING = {"kind", "step", "batches", "mlm_labels", *_FREQUENCIES}
+_BOOKKEEPING = {"kind", "step", "batches", *RECORDED}
 
 
 # ---------------------------------------------------------------- plain values and files

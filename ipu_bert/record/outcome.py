@@ -7,7 +7,7 @@ from typing import Mapping, Sequence
 
 from ipu_bert.config import Config
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.frequencies import WordFrequencies
+from ipu_bert.data.frequencies import NoContext
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.sizes.flops import SequenceFlops
 from ipu_bert.sizes.footprint import ParameterCounts
@@ -60,7 +60,7 @@ class RunOutcome:
     quality: TextQuality
     filling: Filling
     unigram_entropy: float
-    frequencies: WordFrequencies
+    frequencies: NoContext
     heldout: HeldoutMeans
     steps: int
     seconds: Mapping[str, float]

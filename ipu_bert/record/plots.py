@@ -106,19 +106,21 @@ def _last_finite(values: np.ndarray) -> float | None:
 
 
 def mlm_headline(final: float | None, frequencies: float | None) -> str:
-    """The masked-LM panel's title: what the last held-out loss says next to word frequencies."""
+    """The masked-LM panel's title: what the last held-out loss says next to what needs no context."""
     if final is None:
         return "Masked-LM loss in training (no held-out evaluation)"
     if frequencies is None:
         return f"Held-out masked-LM loss ends at {final:.2f} nats"
     relation = "below" if final < frequencies else "ABOVE"
-    return f"Held-out masked-LM loss ends at {final:.2f}, {abs(frequencies - final):.2f} {relation} word frequencies"
+    return (
+        f"Held-out masked-LM loss ends at {final:.2f}, {abs(frequencies - final):.2f} {relation} what needs no context"
+    )
 
 
 def loss_figure(train: LossCurve, heldout: LossCurve, frequencies: float | None) -> Figure:
     """Training and held-out losses [nats] over steps.
 
-    Masked LM above, with the loss of word frequencies alone where it is known; next sentence below, with ln 2, the loss
+    Masked LM above, with what is reached without context where that is known; next sentence below, with ln 2, the loss
     of a coin.
     """
     steps, held_steps = np.asarray(train.steps, dtype=np.float64), np.asarray(heldout.steps, dtype=np.float64)
@@ -129,7 +131,7 @@ def loss_figure(train: LossCurve, heldout: LossCurve, frequencies: float | None)
     _loss_panel(top, steps, _numbers(train.mlm), held_steps, held_mlm)
     if frequencies is not None and math.isfinite(frequencies):
         top.axhline(frequencies, color="black", linestyle="--", linewidth=1.3, label="_unigram")
-        _beside(top, frequencies, f"word\nfrequencies\nalone: {frequencies:.2f}")
+        _beside(top, frequencies, f"without\ncontext:\n{frequencies:.2f}")
     _title(top, mlm_headline(_last_finite(held_mlm), frequencies))
     top.set_ylabel("masked-LM loss [nats]", fontsize=_SIZE)
 

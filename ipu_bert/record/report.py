@@ -100,7 +100,7 @@ def _figures(records: Records, report: Report, pattern: PatternChange | None) ->
     figures: dict[str, Make] = {}
     train, heldout = _train_curve(of_kind(records, "train")), _heldout_curve(records, report)
     if train.steps or heldout.steps:
-        frequencies = report.heldout.word_frequencies_loss
+        frequencies = report.heldout.no_context_loss
         figures[LOSSES] = lambda: _plots().loss_figure(train, heldout, frequencies)
     updates = of_kind(records, "update")
     if updates:

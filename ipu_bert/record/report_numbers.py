@@ -22,18 +22,18 @@ class HeldoutNumbers:
     """The last held-out losses [nats] and accuracies, and what they say; None where a number is missing or not finite.
 
     initial_mlm_loss is the untrained model's, from the evaluation at step 0; unigram_entropy [nats] is of the whole
-    held-out text; word_frequencies_loss is of the mlm_labels that mlm_loss is of, too (WordFrequencies). below_unigram
-    [nats] is word_frequencies_loss - mlm_loss, and beats_unigram says whether that is clearly above zero, by
-    word_frequencies_margin [nats]; nsp_learned whether NSP is clearly under ln 2; it, best_mlm_loss and best_step come
+    held-out text; no_context_loss is of the mlm_labels that mlm_loss is of, too (NoContext). below_unigram
+    [nats] is no_context_loss - mlm_loss, and beats_unigram says whether that is clearly above zero, by
+    no_context_margin [nats]; nsp_learned whether NSP is clearly under ln 2; it, best_mlm_loss and best_step come
     from those evaluations of the whole run that are `alike`. best_checkpoint: step of the one in best/.
     """
 
     mlm_loss: float | None
     nsp_loss: float | None
     unigram_entropy: float | None
+    no_context_loss: float | None
     word_frequencies_loss: float | None
-    word_frequencies_plain: float | None
-    word_frequencies_margin: float | None
+    no_context_margin: float | None
     mlm_labels: int
     initial_mlm_loss: float | None
     mlm_accuracy: float | None
@@ -195,9 +195,9 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
         mlm_loss=loss,
         nsp_loss=nsp,
         unigram_entropy=finite(outcome.unigram_entropy),
-        word_frequencies_loss=reached,
-        word_frequencies_plain=finite(frequencies.plain),
-        word_frequencies_margin=finite(frequencies.margin),
+        no_context_loss=reached,
+        word_frequencies_loss=finite(frequencies.plain),
+        no_context_margin=finite(frequencies.margin),
         mlm_labels=frequencies.labels,
         initial_mlm_loss=next((record["mlm_loss"] for record in evaluations if record["step"] == 0), None),
         mlm_accuracy=finite(means.mlm_accuracy),

@@ -95,7 +95,7 @@ def _skipped(report: Report) -> str:
 
 
 def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
-    frequencies = f"{number(heldout.word_frequencies_loss)} (word frequencies)"
+    frequencies = f"{number(heldout.no_context_loss)} (without context)"
     rows = [
         ["masked LM (MLM)", number(heldout.mlm_loss), frequencies, percent(heldout.mlm_accuracy)],
     ]
@@ -127,14 +127,16 @@ def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
         verdict(heldout),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
-        "Held-out documents are never trained on. *Word frequencies alone* is the loss, on the same "
-        f"{number(heldout.mlm_labels)} predictions, of a model that ignores the sentence and always answers with how "
-        "frequent each word is in the training text, leaving out words that are never asked for.",
+        "Held-out documents are never trained on. *Without context* is the loss, on the same "
+        f"{number(heldout.mlm_labels)} predictions, of a guess that ignores the rest of the sentence: it knows how "
+        "frequent each word is in the training text, leaving out words that are never asked for, and what stands in "
+        "the place itself, where a tenth of the words to predict are left as they are and a tenth are replaced. By "
+        f"frequencies alone it is {number(heldout.word_frequencies_loss)}.",
         figure(
             figures,
             "loss_curves",
-            "Loss over training steps. Only below the dashed line has the model learned more than word frequencies "
-            "(above) or a coin toss (below).",
+            "Loss over training steps. Only below the dashed line has the model learned more than what needs no "
+            "context (above) or a coin toss (below).",
         ),
     )
 

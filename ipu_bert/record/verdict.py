@@ -1,4 +1,4 @@
-"""Did a run learn anything, in words: masked LM against word frequencies."""
+"""Did a run learn anything, in words: masked LM against what is reached without context."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from ipu_bert.record.words import number
 
 
 def verdict(heldout: HeldoutNumbers) -> str:
-    """Did it learn, in one or two sentences: masked LM against word frequencies, in nats."""
-    loss, reached, gap = heldout.mlm_loss, heldout.word_frequencies_loss, heldout.below_unigram
+    """Did it learn, in one or two sentences: masked LM against what is reached without context, in nats."""
+    loss, reached, gap = heldout.mlm_loss, heldout.no_context_loss, heldout.below_unigram
     if loss is None:
         return "**Unknown: there is no finite held-out loss**, so nothing can be said about what was learned."
     if reached is None or gap is None:
         return (
-            f"The held-out masked-LM loss is {loss:.3f} nats; without word frequencies to compare with, it cannot be "
+            f"The held-out masked-LM loss is {loss:.3f} nats; without a guess to compare with, it cannot be "
             "said whether that is more than counting words."
         )
     if heldout.beats_unigram:
         return (
             f"**Yes: the model reads context.** Its held-out masked-LM loss, {loss:.3f} nats, is {gap:.3f} below the "
-            f"{reached:.3f} that word frequencies alone reach. It gives the hidden word {math.exp(gap):.2f} times the "
-            "probability (geometric mean) that a guess by frequency gives it."
+            f"{reached:.3f} that is reached without context. It gives the hidden word {math.exp(gap):.2f} times the "
+            "probability (geometric mean) that a guess without context gives it."
         )
     if gap > 0:
         return (
             f"**Not clearly.** The held-out masked-LM loss, {loss:.3f} nats, is only {gap:.3f} below the "
-            f"{reached:.3f} of word frequencies alone: too little to say that the model uses context{_judged(heldout)}."
+            f"{reached:.3f} that is reached without context: too little to say that the model uses context"
+            f"{_judged(heldout)}."
         )
-    plain = heldout.word_frequencies_plain
+    plain = heldout.word_frequencies_loss
     if plain is not None and loss < plain:
         return (
-            f"**Not clearly.** The held-out masked-LM loss, {loss:.3f} nats, is below the {plain:.3f} of plain word "
-            f"frequencies, and not below {reached:.3f}, the least that they could reach if they left out words that "
-            "are never asked for: it cannot be said whether the model uses context."
+            f"**Not yet: nothing shows that the model reads context.** Its held-out masked-LM loss, {loss:.3f} "
+            f"nats, is below the {plain:.3f} of word frequencies alone, and not below {reached:.3f}, which is reached "
+            "without context by looking at the place itself: a tenth of the words to predict are left there."
         )
     initial = heldout.initial_mlm_loss
     if initial is not None and loss >= initial - 0.01:
@@ -52,7 +53,7 @@ def verdict(heldout: HeldoutNumbers) -> str:
 
 def _judged(heldout: HeldoutNumbers) -> str:
     """By how many labels, where they are so few that this is what keeps a verdict from being clear."""
-    margin = heldout.word_frequencies_margin
+    margin = heldout.no_context_margin
     if heldout.mlm_labels < FEWEST_LABELS:
         return f" from {number(heldout.mlm_labels)} predictions (eval.batches)"
     if margin is not None and margin > CLEAR_MARGIN:

@@ -57,7 +57,7 @@ def use(small: Path, files: Files) -> bool:
             found = assemble.open_data(config, progress=False)
             found.vocabulary()
             judging = assemble.make_stream(config, found, "heldout")
-            never = never_asked_share(found, judging.label_counts(judging.first_batches(2)), True)
+            never = never_asked_share(found, judging.asked(judging.first_batches(2)), True)
             assert 0.0 <= never <= 1.0
             quality = text_quality(found, config.data.sequence_length, never)
             assert all("\n" not in line for line in (quality.summary(), *quality.warnings()))

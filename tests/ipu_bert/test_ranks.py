@@ -146,7 +146,7 @@ def losses(folder: Path) -> list[tuple[Any, ...]]:
     """(kind, step, losses) of every step and of the evaluations of a whole run."""
     records = read_metrics(folder / "metrics.jsonl")
     chosen = [r for r in records if r["kind"] == "train" or (r["kind"] == "eval" and r["step"] % 10 == 0)]
-    judged = ("mlm_labels", "word_frequencies_loss", "word_frequencies_margin")  # of all ranks' labels
+    judged = ("mlm_labels", "no_context_loss", "no_context_margin")  # of all ranks' labels
     return [(r["kind"], r["step"], r["mlm_loss"], r["nsp_loss"], *(r.get(key, 0) for key in judged)) for r in chosen]
 
 

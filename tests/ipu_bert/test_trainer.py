@@ -11,16 +11,18 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from guesses import asked_one_by_one
 from PIL import Image
 
 import run_pretraining
 from ipu_bert import assemble, checkpoint
+from ipu_bert.data.frequencies import no_context
 from ipu_bert.engines.base import NonFiniteError
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.record.metrics import read_metrics
@@ -181,14 +183,18 @@ def test_a_run_leaves_everything_behind(tiny):
     data = assemble.open_data(config, progress=False)
     judging = assemble.make_stream(config, data, "heldout")
     seen = Counter(np.asarray(data.split("train").tokens).tolist())
-    labels = [i for number in (0, 1) for i in judging.batch(number).masked_labels.ravel().tolist() if i != -100]
-    surprises = [-math.log((seen[i] + 1) / (sum(seen.values()) + data.vocab_size - 4)) for i in labels]
+    each, special = list(asked_one_by_one(judging, (0, 1))), data.special_ids()
+    share = {i: (seen[i] + 1) / (sum(seen.values()) + data.vocab_size - 4) for i in range(data.vocab_size)}
+    surprises = [-math.log(share[i]) for i, _, _ in each]
+    masked = [i for i, shown, _ in each if shown == special["[MASK]"]]
+    assert 0.6 < len(masked) / len(each) < 0.95
     for found in (evaluations[0], evaluations[-1], report["heldout"]):
-        assert found["mlm_labels"] == len(labels)
-        assert found["word_frequencies_plain"] == pytest.approx(mean(surprises))
-        assert found["word_frequencies_margin"] == pytest.approx(2 * stdev(surprises) / math.sqrt(len(labels)))
-        lower = math.log(1 - report["data"]["quality"]["never_asked"])
-        assert found["word_frequencies_loss"] == pytest.approx(mean(surprises) + lower)
+        assert found["mlm_labels"] == len(each)
+        assert found["word_frequencies_loss"] == pytest.approx(mean(surprises))
+        counts, never = np.array([seen[i] for i in share]), report["data"]["quality"]["never_asked"]
+        expected = no_context(counts, judging.asked((0, 1)), special, never)
+        assert found["no_context_loss"] == expected.loss < mean(surprises) - 0.1
+        assert found["no_context_margin"] == expected.margin
     assert report["throughput"]["sequences_per_second"] > 0
     assert report["throughput"]["executed_flops_per_second"] < report["throughput"]["dense_equivalent_flops_per_second"]
     assert sum(report["time_share"].values()) == pytest.approx(1)
@@ -196,7 +202,7 @@ def test_a_run_leaves_everything_behind(tiny):
         t.numel() for n, t in checkpoint.load(checkpoint.find(folder))[0]["model"].items() if n.endswith("values")
     )
     assert list((folder / "tensorboard").iterdir())
-    assert "word frequencies" in (folder / "report.md").read_text()
+    assert "(without context)" in (folder / "report.md").read_text()
 
 
 def test_an_update_took_what_the_search_for_it_took(tiny, monkeypatch):

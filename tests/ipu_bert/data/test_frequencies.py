@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from data_corpora import prepared, random_documents
 from data_streams import stream
+from guesses import asked_one_by_one, share_given
 
 from ipu_bert.data import masking
 from ipu_bert.data.frequencies import (
     CLEAR_MARGIN,
-    LabelCounts,
-    WordFrequencies,
+    Asked,
+    NoContext,
     never_asked_share,
-    word_frequencies,
+    no_context,
 )
 from ipu_bert.data.masking import never_asked, wanted
 from ipu_bert.data.quality import text_quality, told_never_asked
@@ -27,34 +28,63 @@ from ipu_bert.data.token_files import Split, TokenFiles
 IDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 
 
+def asked(*pairs: tuple[int, int]) -> Asked:
+    """Of (label, what is shown)."""
+    labels, shown = np.array(pairs, np.int64).reshape(-1, 2).T
+    return Asked(labels, shown, np.ones_like(labels))
+
+
 def test_by_hand() -> None:
     # [UNK] and two pieces can be asked for, seen 1, 5 and 3 times, plus one: 2/12, 6/12 and 4/12.
-    seen, asked = np.array([9, 1, 9, 9, 9, 5, 3]), np.array([0, 0, 0, 0, 0, 3, 1])
-    found = word_frequencies(seen, asked, IDS, never=0.0)
-    surprises = [math.log(2), math.log(2), math.log(2), math.log(3)]
+    seen, masked = np.array([9, 1, 9, 9, 9, 5, 3]), [(5, 4), (5, 4), (6, 4), (5, 4)]
+    found = no_context(seen, asked(*masked), IDS, never=0.0)
+    surprises = [math.log(2), math.log(2), math.log(3), math.log(2)]
     assert found.plain == found.loss == pytest.approx(sum(surprises) / 4)
     assert found.labels == 4
     assert found.margin == pytest.approx(2 * stdev(surprises) / 2)
     # A quarter of the text is never asked for: the others have 4/3 of the probability.
-    spared = word_frequencies(seen, asked, IDS, never=0.25)
+    spared = no_context(seen, asked(*masked), IDS, never=0.25)
     assert spared.loss == pytest.approx(sum(surprises) / 4 + math.log(3 / 4))
-    assert (spared.plain, spared.margin) == (found.plain, found.margin)
+    assert (spared.plain, spared.margin) == (found.plain, pytest.approx(found.margin))
     for all_of_it in (1.0, 1.0 - 1e-12):  # words cut at a sequence's end are asked for even so
-        assert word_frequencies(seen, asked, IDS, all_of_it).loss == 0.0
-    many = word_frequencies(seen, 10_000 * asked, IDS, 0.0)
+        assert no_context(seen, asked(*masked), IDS, all_of_it).loss == 0.0
+    many = no_context(seen, asked(*(10_000 * masked)), IDS, 0.0)
     assert (many.plain, many.margin) == (pytest.approx(found.plain), CLEAR_MARGIN)
-    none = word_frequencies(seen, 0 * asked, IDS, 0.5)
+    none = no_context(seen, asked(), IDS, 0.5)
     assert none.labels == 0
     assert math.isnan(none.loss)
+    # 5 is shown, one of R = 2 ids that may be there by chance: it is the label with 1/2 x 3/2 to 1/2 x 1/2 for others.
+    kept, replaced = (no_context(seen, asked((label, 5)), IDS, 0.0) for label in (5, 6))
+    assert kept.loss == pytest.approx(-math.log(0.5 * 1.5 / (0.5 * 1.5 + 0.5 * 0.5)))
+    assert replaced.loss == pytest.approx(-math.log(4 / 12 * 0.5 / (0.5 * 1.5 + 0.5 * 0.5)))
+    assert (kept.plain, replaced.plain) == pytest.approx((math.log(2), math.log(3)))
+
+
+def test_what_stands_in_the_place_counts(monkeypatch: pytest.MonkeyPatch, tmp_path, seed: int) -> None:
+    """A tenth of the words are left in their places: by that alone a model was told to read context."""
+    files = prepared(monkeypatch, tmp_path, random_documents(seed, 120), vocab_size=130)
+    judging = stream(files, "heldout", batch_size=4, sequence_length=32, whole_word=False)
+    special, vocabulary = files.special_ids(), files.vocab_size
+    counts = np.bincount(np.asarray(files.split("train").tokens), minlength=vocabulary)
+    ids = [i for i in range(vocabulary) if i not in {special[t] for t in ("[PAD]", "[CLS]", "[SEP]", "[MASK]")}]
+    total = sum(counts[i] + 1 for i in ids)
+    share = {i: (counts[i] + 1) / total for i in ids}
+    each = list(asked_one_by_one(judging, judging.first_batches(5)))
+    expected = [-math.log(share_given(i, shown, share, special["[MASK]"], vocabulary - 5)) for i, shown, _ in each]
+    found = no_context(counts, judging.asked(judging.first_batches(5)), special, 0.0)
+    assert found.loss == pytest.approx(mean(expected))
+    assert found.margin == pytest.approx(max(0.05, 2 * stdev(expected) / math.sqrt(len(expected))))
+    assert found.plain == pytest.approx(mean(-math.log(share[i]) for i, _, _ in each))
+    assert found.plain - found.loss > 0.1
 
 
 def test_when_a_loss_is_clearly_below() -> None:
-    found = WordFrequencies(loss=6.0, plain=6.0, labels=100, margin=0.25)
+    found = NoContext(loss=6.0, plain=6.0, labels=100, margin=0.25)
     assert [found.clearly_above(loss) for loss in (5.7, 5.8, 6.0, 7.0, math.nan)] == [True, False, False, False, False]
-    assert not WordFrequencies(6.0, 6.0, 99, 0.05).clearly_above(1.0)
-    assert WordFrequencies.of_record({"step": 3, **found.as_record()}) == found
+    assert not NoContext(6.0, 6.0, 99, 0.05).clearly_above(1.0)
+    assert NoContext.of_record({"step": 3, **found.as_record()}) == found
     for name in found.as_record():
-        assert WordFrequencies.of_record({**found.as_record(), name: None}) is None
+        assert NoContext.of_record({**found.as_record(), name: None}) is None
 
 
 def test_words_of_too_many_pieces_by_hand() -> None:
@@ -109,24 +139,19 @@ def test_the_labels_that_are_judged(monkeypatch: pytest.MonkeyPatch, tmp_path, s
     total = sum(seen.values()) + files.vocab_size - 4
     pieces = {name: pieces_of_words(files.split(name), files.vocabulary()) for name in ("train", "heldout")}
     surprises, spared, lengths = [], [], set()
-    for number in judging.first_batches(5):
-        batch = judging.batch(number)
-        for row, length in zip(batch.masked_labels.tolist(), batch.attention_mask.sum(1).tolist()):
-            most = max(1, round(0.06 * length))
-            share = max(sum(n for n in words if n > most) / sum(words) for words in pieces.values())
-            labels = [i for i in row if i != -100]
-            lengths.add(most)
-            surprises += [-math.log((seen[i] + 1) / total) for i in labels]
-            spared += [math.log(1 - share) if whole_word else 0.0 for _ in labels]
+    for label, _, length in asked_one_by_one(judging, judging.first_batches(5)):
+        most = max(1, round(0.06 * length))
+        lengths.add(most)
+        share = max(sum(n for n in words if n > most) / sum(words) for words in pieces.values())
+        surprises.append(-math.log((seen[label] + 1) / total))
+        spared.append(math.log(1 - share) if whole_word else 0.0)
     assert len(lengths) > 1  # sequences of several lengths ask for several numbers of tokens
     counts = np.array([seen[i] for i in range(files.vocab_size)])
-    asked = judging.label_counts(judging.first_batches(5))
-    never = never_asked_share(files, asked, whole_word)
-    found = word_frequencies(counts, asked.ids, files.special_ids(), never)
-    assert found.labels == len(surprises) == asked.by_wanted.sum()
+    judged = judging.asked(judging.first_batches(5))
+    never = never_asked_share(files, judged, whole_word)
+    found = no_context(counts, judged, files.special_ids(), never)
+    assert found.labels == len(surprises)
     assert found.plain == pytest.approx(mean(surprises))
-    assert found.margin == pytest.approx(max(0.05, 2 * stdev(surprises) / math.sqrt(len(surprises))))
-    assert found.loss == pytest.approx(max(0.0, mean(surprises) + mean(spared)))
     assert never == pytest.approx(1 - math.exp(mean(spared)))
     if whole_word:
         assert never > 0.03
@@ -153,10 +178,11 @@ class ByHand(TokenFiles):
 
 def test_the_text_with_more_of_such_words_counts() -> None:
     # 6 labels of sequences that ask for one token, 2 of those that ask for two: half the text, three times in four.
-    asked = LabelCounts(np.array([8, 0]), np.array([0, 6, 2]))
-    assert never_asked_share(ByHand(), asked, True) == pytest.approx(1 - 0.5**0.75)
-    assert never_asked_share(ByHand(), asked, False) == 0.0
-    assert never_asked_share(ByHand(), LabelCounts(0 * asked.ids, 0 * asked.by_wanted), True) == 0.0
+    eight = np.zeros(8, np.int64)
+    judged = Asked(eight, eight, np.array(6 * [1] + 2 * [2]))
+    assert never_asked_share(ByHand(), judged, True) == pytest.approx(1 - 0.5**0.75)
+    assert never_asked_share(ByHand(), judged, False) == 0.0
+    assert never_asked_share(ByHand(), asked(), True) == 0.0
 
 
 def test_a_constant_guess_is_not_clearly_below_on_short_documents_of_long_words(
@@ -184,12 +210,17 @@ def test_a_constant_guess_is_not_clearly_below_on_short_documents_of_long_words(
     files = prepared(monkeypatch, tmp_path, documents, tokenizer=str(vocab), line_is_sentence=True)
     options = dict(batch_size=8, sequence_length=128, max_predictions=20)
     train, judging = stream(files, **options), stream(files, "heldout", **options)
-    learned = train.label_counts(range(40)).ids[5:] + 1.0
-    counts = np.bincount(np.asarray(files.split("train").tokens), minlength=files.vocab_size)
-    asked = judging.label_counts(judging.first_batches(100))
-    guess = -(asked.ids[5:] * np.log(learned / learned.sum())).sum() / asked.ids[5:].sum()
-    never = never_asked_share(files, asked, True)
-    found = word_frequencies(counts, asked.ids, files.special_ids(), never)
+    learned = np.bincount(train.asked(range(40)).labels, minlength=files.vocab_size)[5:] + 1.0
+    share = {i: float(n) for i, n in enumerate(learned / learned.sum(), start=5)}
+    each = list(asked_one_by_one(judging, judging.first_batches(100)))
+    mask_id, replaceable = files.special_ids()["[MASK]"], files.vocab_size - 5
+    guess = mean(-math.log(share_given(i, shown, share, mask_id, replaceable)) for i, shown, _ in each)
+    counts, judged = (
+        np.bincount(np.asarray(files.split("train").tokens), minlength=files.vocab_size),
+        judging.asked(judging.first_batches(100)),
+    )
+    never = never_asked_share(files, judged, True)
+    found = no_context(counts, judged, files.special_ids(), never)
     assert found.labels > 100
     assert found.plain - guess > 0.5  # by what is seen in the text it would be clear
     assert not found.clearly_above(guess)

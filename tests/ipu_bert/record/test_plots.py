@@ -66,8 +66,8 @@ def test_loss_figure_draws_the_numbers_it_was_given(tmp_path: Path, seed: int) -
     np.testing.assert_allclose(line(top, "training, mean over 9")[1][100], mlm[96:105].mean())
     np.testing.assert_array_equal(line(top, "held-out text"), [[0, 100, 200], [9.0, 6.6, 6.25]])
     assert set(line(top, "_unigram")[1]) == {6.45}
-    assert "alone: 6.45" in words(top)
-    assert top.get_title(loc="left") == "Held-out masked-LM loss ends at 6.25, 0.20 below word frequencies"
+    assert "context:\n6.45" in words(top)
+    assert top.get_title(loc="left") == "Held-out masked-LM loss ends at 6.25, 0.20 below what needs no context"
     assert top.get_ylabel() == "masked-LM loss [nats]"
     np.testing.assert_array_equal(line(bottom, "training, each logged step")[1], nsp)
     assert set(line(bottom, "_ln2")[1]) == {math.log(2)}
@@ -79,7 +79,7 @@ def test_loss_figure_draws_the_numbers_it_was_given(tmp_path: Path, seed: int) -
 
 def test_the_title_does_not_hide_that_nothing_was_learned() -> None:
     figure = loss_figure(LossCurve([1, 2], [9.0, 8.0], [0.7, 0.7]), LossCurve([2], [7.0], [0.7]), 6.45)
-    assert "7.00, 0.55 ABOVE word frequencies" in figure.axes[0].get_title(loc="left")
+    assert "7.00, 0.55 ABOVE what needs no context" in figure.axes[0].get_title(loc="left")
 
 
 @pytest.mark.parametrize("steps", [[], [1], [1, 2]])
