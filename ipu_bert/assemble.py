@@ -16,7 +16,7 @@ from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.filling import Filling, filling
-from ipu_bert.data.frequencies import never_asked_share
+from ipu_bert.data.no_context import never_asked_share
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import Text, TokenFiles

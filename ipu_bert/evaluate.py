@@ -16,7 +16,7 @@ from typing import Any, Sequence
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
-from ipu_bert.data.frequencies import FEWEST_LABELS, NoContext, never_asked_share, no_context
+from ipu_bert.data.no_context import FEWEST_LABELS, NoContext, never_asked_share, no_context
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.quality import told_never_asked
 from ipu_bert.data.token_files import Text
@@ -41,7 +41,7 @@ NO_CONTEXT = (
 class Evaluation:
     """What a checkpoint makes of a text. sequences: judged by, of so many that one pass over the text has.
 
-    compute: dtype of the products. frequencies: as NO_CONTEXT says. unigram_entropy [nats]: of all of the text's word
+    compute: dtype of the products. no_context: as NO_CONTEXT says. unigram_entropy [nats]: of all of the text's word
     pieces, those that are never predicted included. pairs: whether the run's text and this one
     give sentence pairs for next-sentence prediction. notes: what was said when the text was
     found, and where words are never predicted.
@@ -54,16 +54,16 @@ class Evaluation:
     sequences_in_text: int
     compute: str
     result: EvalResult
-    frequencies: NoContext
+    no_context: NoContext
     unigram_entropy: float
     pairs: bool
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: mean losses in nats, accuracies in [0, 1]; those of NSP are None without pairs."""
-        values = {key: value for key, value in vars(self).items() if key not in ("result", "frequencies")}
+        values = {key: value for key, value in vars(self).items() if key not in ("result", "no_context")}
         nsp = {} if self.pairs else {"nsp_loss": None, "nsp_accuracy": None}
-        return {**values, **self.result.means(), **nsp, **self.frequencies.as_record()}
+        return {**values, **self.result.means(), **nsp, **self.no_context.as_record()}
 
 
 def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -> Evaluation:
@@ -92,7 +92,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         sequences_in_text=stream.sequences_per_epoch,
         compute=compute,
         result=result,
-        frequencies=no_context(kept.seen, asked, kept.special_ids(), share),
+        no_context=no_context(kept.seen, asked, kept.special_ids(), share),
         unigram_entropy=files.unigram_entropy,
         pairs=stream.pairs and kept.pairs,
         notes=(*(files.notes if texts else ()), *told_never_asked(share)),
@@ -120,7 +120,7 @@ def _unclear(beside: NoContext) -> str:
 def render(found: Evaluation) -> str:
     """The evaluation as text for a reader."""
     means = found.result.means()
-    beside = found.frequencies
+    beside = found.no_context
     gap = beside.loss - means["mlm_loss"]
     side = "below" if gap >= 0 else "ABOVE"
     unclear = "" if gap < 0 or beside.clearly_above(means["mlm_loss"]) else _unclear(beside)

@@ -13,7 +13,7 @@ import torch
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.frequencies import NoContext
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.machine import processor
@@ -40,7 +40,7 @@ class RunTotals:
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
     heldout: Mapping[str, float | None]  # means of the last evaluation
-    frequencies: NoContext  # of the labels that it was by
+    no_context: NoContext  # of the labels that it was by
     waited_share: Sequence[float]  # of the last processes' training, for other ranks, by rank
 
 
@@ -66,7 +66,7 @@ def write_outcome(
         quality=quality,
         filling=filled,
         unigram_entropy=data.unigram_entropy,
-        frequencies=totals.frequencies,
+        no_context=totals.no_context,
         heldout=HeldoutMeans(**totals.heldout),  # type: ignore[arg-type]
         steps=totals.steps,
         seconds=totals.seconds,

@@ -16,8 +16,8 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.data.batches import Batch
 from ipu_bert.data.filling import filling
-from ipu_bert.data.frequencies import never_asked_share, no_context
 from ipu_bert.data.kept_text import KeptText
+from ipu_bert.data.no_context import never_asked_share, no_context
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.engines.base import NonFiniteError, StepResult
@@ -70,7 +70,7 @@ class Trainer:
         # Of all ranks' labels, which each of them can count by itself.
         asked = self.heldout_stream.asked(range(self._judges))
         never = never_asked_share(self.data, asked, config.data.whole_word_masking)
-        self._frequencies = no_context(self._kept.seen, asked, self.data.special_ids(), never)
+        self._no_context = no_context(self._kept.seen, asked, self.data.special_ids(), never)
         self.quality = text_quality(self.data, config.data.sequence_length, never)
         self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
@@ -131,7 +131,7 @@ class Trainer:
                 heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         waited = [float(share) for share in self._ranks.gather(repr(self._waited_share(before)))]
-        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, self._frequencies, waited)
+        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, self._no_context, waited)
         with self.engine.host_state() as host:
             if first:
                 write_outcome(folder.path, config, self.data, self.quality, self._filling, totals, host.layers)
@@ -279,7 +279,7 @@ class Trainer:
         means: dict[str, float | None] = dict(reduce(add, results).means())
         if not (self.train_stream.pairs and self.heldout_stream.pairs):
             means.update(nsp_loss=None, nsp_accuracy=None)
-        self._write(metrics, "eval", batches=self._judges, **means, **self._frequencies.as_record())
+        self._write(metrics, "eval", batches=self._judges, **means, **self._no_context.as_record())
         return means
 
     def _heldout_batches(self) -> Iterator[Batch]:

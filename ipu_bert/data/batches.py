@@ -25,8 +25,8 @@ import torch
 
 from ipu_bert.data.chunks import EpochOrder, chunk_starts, lone_share
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.frequencies import Asked
 from ipu_bert.data.masking import IGNORED_LABEL, choose_tokens, continues, mask_tokens, wanted
+from ipu_bert.data.no_context import Asked
 from ipu_bert.data.quality import MOST_LONE
 from ipu_bert.data.token_files import SPLITS, Text
 

@@ -32,8 +32,8 @@ from ipu_bert.data.command_line import corpus_of, parse
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
 from ipu_bert.data.errors import ChangedTextError, DataError
-from ipu_bert.data.frequencies import unigram_baseline
 from ipu_bert.data.language import language_notes
+from ipu_bert.data.no_context import unigram_baseline
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import Source, make_source
 from ipu_bert.data.token_files import (

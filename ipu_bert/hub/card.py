@@ -9,7 +9,7 @@ from typing import Any, Mapping
 import yaml
 
 from ipu_bert.config import Config, identity
-from ipu_bert.data.frequencies import NoContext
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.source import BOOKCORPUS, WIKIPEDIA
 from ipu_bert.sizes.footprint import ParameterCounts
 
@@ -125,13 +125,13 @@ def _losses(facts: CardFacts) -> str:
     found = facts.heldout
     if found is None or found.get("mlm_loss") is None:
         return "No evaluation of this step was recorded."
-    frequencies, of = NoContext.of_record(found), "without context"
-    if frequencies is None:
+    no_context, of = NoContext.of_record(found), "without context"
+    if no_context is None:
         of = "word frequencies, whole held-out text"  # of which an evaluation asks for the easier part
         plain = beaten = facts.unigram_entropy
         clearly = False
     else:
-        beaten, plain, clearly = frequencies.loss, frequencies.plain, frequencies.clearly_above(found["mlm_loss"])
+        beaten, plain, clearly = no_context.loss, no_context.plain, no_context.clearly_above(found["mlm_loss"])
     rows = [
         f"| masked LM | {found['mlm_loss']:.4f} | {beaten:.4f} ({of}) | {100 * found['mlm_accuracy']:.1f} % |",
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Dict, Iterator, Mapping, Protocol, Sequence, Union
 
-from ipu_bert.data.frequencies import RECORDED
+from ipu_bert.data.no_context import RECORDED
 from ipu_bert.json_file import is_count
 from sparse_ops import files
 

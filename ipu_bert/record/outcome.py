@@ -7,7 +7,7 @@ from typing import Mapping, Sequence
 
 from ipu_bert.config import Config
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.frequencies import NoContext
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.sizes.flops import SequenceFlops
 from ipu_bert.sizes.footprint import ParameterCounts
@@ -45,8 +45,8 @@ class RunOutcome:
     flops: of one sequence, forward and backward. decoded: its places that the MLM head made scores for, a mean.
     splits: documents, sentences and tokens of each split of the corpus.
     quality: what became of the text. filling: of training sequences.
-    unigram_entropy [nats]: of the whole held-out text, by which it is known. frequencies: what knowing word frequencies
-    only is worth on the labels that `heldout` is of. seconds: by phase (stopwatch),
+    unigram_entropy [nats]: of the whole held-out text, by which it is known. no_context: what is
+    reached without context on the labels that `heldout` is of. seconds: by phase (stopwatch),
     of rank 0. best_checkpoint: step of the one in best/, None where that has none. waited_share: of its own time of
     training since it was started last, what each rank waited for others.
     """
@@ -60,7 +60,7 @@ class RunOutcome:
     quality: TextQuality
     filling: Filling
     unigram_entropy: float
-    frequencies: NoContext
+    no_context: NoContext
     heldout: HeldoutMeans
     steps: int
     seconds: Mapping[str, float]

@@ -105,19 +105,19 @@ def _last_finite(values: np.ndarray) -> float | None:
     return float(finite[-1]) if len(finite) else None
 
 
-def mlm_headline(final: float | None, frequencies: float | None) -> str:
+def mlm_headline(final: float | None, no_context: float | None) -> str:
     """The masked-LM panel's title: what the last held-out loss says next to what needs no context."""
     if final is None:
         return "Masked-LM loss in training (no held-out evaluation)"
-    if frequencies is None:
+    if no_context is None:
         return f"Held-out masked-LM loss ends at {final:.2f} nats"
-    relation = "below" if final < frequencies else "ABOVE"
+    relation = "below" if final < no_context else "ABOVE"
     return (
-        f"Held-out masked-LM loss ends at {final:.2f}, {abs(frequencies - final):.2f} {relation} what needs no context"
+        f"Held-out masked-LM loss ends at {final:.2f}, {abs(no_context - final):.2f} {relation} what needs no context"
     )
 
 
-def loss_figure(train: LossCurve, heldout: LossCurve, frequencies: float | None) -> Figure:
+def loss_figure(train: LossCurve, heldout: LossCurve, no_context: float | None) -> Figure:
     """Training and held-out losses [nats] over steps.
 
     Masked LM above, with what is reached without context where that is known; next sentence below, with ln 2, the loss
@@ -129,10 +129,10 @@ def loss_figure(train: LossCurve, heldout: LossCurve, frequencies: float | None)
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (2.4, 1.0)})
 
     _loss_panel(top, steps, _numbers(train.mlm), held_steps, held_mlm)
-    if frequencies is not None and math.isfinite(frequencies):
-        top.axhline(frequencies, color="black", linestyle="--", linewidth=1.3, label="_unigram")
-        _beside(top, frequencies, f"without\ncontext:\n{frequencies:.2f}")
-    _title(top, mlm_headline(_last_finite(held_mlm), frequencies))
+    if no_context is not None and math.isfinite(no_context):
+        top.axhline(no_context, color="black", linestyle="--", linewidth=1.3, label="_without_context")
+        _beside(top, no_context, f"without\ncontext:\n{no_context:.2f}")
+    _title(top, mlm_headline(_last_finite(held_mlm), no_context))
     top.set_ylabel("masked-LM loss [nats]", fontsize=_SIZE)
 
     _loss_panel(bottom, steps, _numbers(train.nsp), held_steps, held_nsp)

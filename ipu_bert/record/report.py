@@ -100,8 +100,8 @@ def _figures(records: Records, report: Report, pattern: PatternChange | None) ->
     figures: dict[str, Make] = {}
     train, heldout = _train_curve(of_kind(records, "train")), _heldout_curve(records, report)
     if train.steps or heldout.steps:
-        frequencies = report.heldout.no_context_loss
-        figures[LOSSES] = lambda: _plots().loss_figure(train, heldout, frequencies)
+        no_context = report.heldout.no_context_loss
+        figures[LOSSES] = lambda: _plots().loss_figure(train, heldout, no_context)
     updates = of_kind(records, "update")
     if updates:
         curves = _update_curves(updates)

@@ -22,8 +22,8 @@ class HeldoutNumbers:
     """The last held-out losses [nats] and accuracies, and what they say; None where a number is missing or not finite.
 
     initial_mlm_loss is the untrained model's, from the evaluation at step 0; unigram_entropy [nats] is of the whole
-    held-out text; no_context_loss is of the mlm_labels that mlm_loss is of, too (NoContext). below_unigram
-    [nats] is no_context_loss - mlm_loss, and beats_unigram says whether that is clearly above zero, by
+    held-out text; no_context_loss is of the mlm_labels that mlm_loss is of, too (NoContext). below_no_context
+    [nats] is no_context_loss - mlm_loss, and reads_context says whether that is clearly above zero, by
     no_context_margin [nats]; nsp_learned whether NSP is clearly under ln 2; it, best_mlm_loss and best_step come
     from those evaluations of the whole run that are `alike`. best_checkpoint: step of the one in best/.
     """
@@ -38,8 +38,8 @@ class HeldoutNumbers:
     initial_mlm_loss: float | None
     mlm_accuracy: float | None
     nsp_accuracy: float | None
-    below_unigram: float | None
-    beats_unigram: bool | None
+    below_no_context: float | None
+    reads_context: bool | None
     nsp_learned: bool | None
     best_mlm_loss: float | None
     best_step: int | None
@@ -186,8 +186,8 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
     """The last held-out results beside word frequencies, a coin toss, and the evaluations before."""
     means = outcome.heldout
     loss, nsp = finite(means.mlm_loss), finite(means.nsp_loss)
-    frequencies = outcome.frequencies
-    reached = finite(frequencies.loss)
+    no_context = outcome.no_context
+    reached = finite(no_context.loss)
     gap = None if loss is None or reached is None else reached - loss
     evaluations = [record for record in alike(records) if finite(record.get("mlm_loss")) is not None]
     best: Mapping[str, Any] = min(evaluations, key=lambda record: float(record["mlm_loss"]), default={})
@@ -196,14 +196,14 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
         nsp_loss=nsp,
         unigram_entropy=finite(outcome.unigram_entropy),
         no_context_loss=reached,
-        word_frequencies_loss=finite(frequencies.plain),
-        no_context_margin=finite(frequencies.margin),
-        mlm_labels=frequencies.labels,
+        word_frequencies_loss=finite(no_context.plain),
+        no_context_margin=finite(no_context.margin),
+        mlm_labels=no_context.labels,
         initial_mlm_loss=next((record["mlm_loss"] for record in evaluations if record["step"] == 0), None),
         mlm_accuracy=finite(means.mlm_accuracy),
         nsp_accuracy=finite(means.nsp_accuracy),
-        below_unigram=gap,
-        beats_unigram=None if gap is None or loss is None else frequencies.clearly_above(loss),
+        below_no_context=gap,
+        reads_context=None if gap is None or loss is None else no_context.clearly_above(loss),
         nsp_learned=None if nsp is None else nsp < math.log(2.0) - 0.02,
         best_mlm_loss=best.get("mlm_loss"),
         best_step=best.get("step"),

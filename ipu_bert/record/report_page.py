@@ -95,9 +95,9 @@ def _skipped(report: Report) -> str:
 
 
 def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
-    frequencies = f"{number(heldout.no_context_loss)} (without context)"
+    no_context = f"{number(heldout.no_context_loss)} (without context)"
     rows = [
-        ["masked LM (MLM)", number(heldout.mlm_loss), frequencies, percent(heldout.mlm_accuracy)],
+        ["masked LM (MLM)", number(heldout.mlm_loss), no_context, percent(heldout.mlm_accuracy)],
     ]
     if heldout.nsp_loss is not None:
         beaten = "0.693 (coin toss, ln 2)"

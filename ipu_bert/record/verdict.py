@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from ipu_bert.data.frequencies import CLEAR_MARGIN, FEWEST_LABELS
+from ipu_bert.data.no_context import CLEAR_MARGIN, FEWEST_LABELS
 from ipu_bert.record.report_numbers import HeldoutNumbers
 from ipu_bert.record.words import number
 
 
 def verdict(heldout: HeldoutNumbers) -> str:
     """Did it learn, in one or two sentences: masked LM against what is reached without context, in nats."""
-    loss, reached, gap = heldout.mlm_loss, heldout.no_context_loss, heldout.below_unigram
+    loss, reached, gap = heldout.mlm_loss, heldout.no_context_loss, heldout.below_no_context
     if loss is None:
         return "**Unknown: there is no finite held-out loss**, so nothing can be said about what was learned."
     if reached is None or gap is None:
@@ -19,7 +19,7 @@ def verdict(heldout: HeldoutNumbers) -> str:
             f"The held-out masked-LM loss is {loss:.3f} nats; without a guess to compare with, it cannot be "
             "said whether that is more than counting words."
         )
-    if heldout.beats_unigram:
+    if heldout.reads_context:
         return (
             f"**Yes: the model reads context.** Its held-out masked-LM loss, {loss:.3f} nats, is {gap:.3f} below the "
             f"{reached:.3f} that is reached without context. It gives the hidden word {math.exp(gap):.2f} times the "

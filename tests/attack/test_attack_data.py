@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ipu_bert import assemble, sealed_json
 from ipu_bert.config import load_config
 from ipu_bert.data.cost import COST
-from ipu_bert.data.frequencies import never_asked_share
+from ipu_bert.data.no_context import never_asked_share
 from ipu_bert.data.prepare import prepare
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from ipu_bert import assemble, checkpoint, evaluate
-from ipu_bert.data.frequencies import NoContext
 from ipu_bert.data.kept_text import KeptText
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.quality import told_never_asked
 from ipu_bert.engines.base import EvalResult
@@ -178,7 +178,7 @@ def test_a_difference_that_few_predictions_cannot_tell_is_said(run):
         (-1.0, 60, 0.25, "1.0000 ABOVE what is reached without context, {:.4f}\n"),
     ):
         beside = NoContext(loss + above, loss + above, labels, margin)
-        assert said.format(loss + above) in evaluate.render(replace(judged, frequencies=beside))
+        assert said.format(loss + above) in evaluate.render(replace(judged, no_context=beside))
 
 
 def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, capsys):

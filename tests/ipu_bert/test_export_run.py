@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer, BertForPreTraining, pipeline
 
 from ipu_bert import assemble, checkpoint, export_run
-from ipu_bert.data.frequencies import NoContext
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.hub.folders import TOKENIZER_FILES, check_place, whole_folder
 from ipu_bert.record.metrics import dumps, read_metrics
 from ipu_bert.sizes.config_json import shape_from_config
@@ -114,8 +114,8 @@ def test_the_card_says_what_was_recorded(finished, tmp_path):
         "tags": ["bert", "masked-lm", "block-sparse", "dynsparse"],
     }
     recorded = [r for r in read_metrics(finished / "metrics.jsonl") if r["kind"] == "eval"][-1]
-    frequencies = json.loads((finished / "report.json").read_text())["heldout"]["no_context_loss"]
-    assert f"| masked LM | {recorded['mlm_loss']:.4f} | {frequencies:.4f} (without context)" in page
+    no_context = json.loads((finished / "report.json").read_text())["heldout"]["no_context_loss"]
+    assert f"| masked LM | {recorded['mlm_loss']:.4f} | {no_context:.4f} (without context)" in page
     assert "The model has not beaten word frequencies" in page  # after two steps
     assert "Positions 32 to 63 have never been trained" in page
     # 2 layers of 12 x 64^2, a fifth of each weight in blocks of 8x8: 4 x 13, 51 and 51 blocks.
@@ -144,7 +144,7 @@ def test_the_card_says_what_became_of_positions_that_were_not_trained(decay, tin
 
 def test_the_card_of_a_run_whose_records_do_not_say_what_frequencies_reach(finished, tmp_path):
     """Those of older versions: what they reach on the whole text is told as that."""
-    for number, (frequencies, lower, named, says) in enumerate(
+    for number, (no_context, lower, named, says) in enumerate(
         [
             (None, 0.5, "{entropy:.4f} (word frequencies, whole held-out text)", "not clearly beaten"),
             (None, -0.5, "{entropy:.4f} (word frequencies, whole held-out text)", "not beaten"),
@@ -158,9 +158,9 @@ def test_the_card_of_a_run_whose_records_do_not_say_what_frequencies_reach(finis
         run = tmp_path / str(number)
         shutil.copytree(finished, run)
         entropy = load_model(run).text.unigram_entropy
-        loss = (frequencies.loss if frequencies else entropy) - lower
+        loss = (no_context.loss if no_context else entropy) - lower
         means = {"mlm_loss": loss, "mlm_accuracy": 0.1, "nsp_loss": 0.7, "nsp_accuracy": 0.5}
-        record = {"kind": "eval", "step": 2, **means, **(frequencies.as_record() if frequencies else {})}
+        record = {"kind": "eval", "step": 2, **means, **(no_context.as_record() if no_context else {})}
         (run / "metrics.jsonl").write_text(dumps(record) + "\n")
         page = (export(run, tmp_path / f"exported{number}") / "README.md").read_text()
         assert f"| masked LM | {loss:.4f} | {named.format(entropy=entropy)} | 10.0 % |" in page

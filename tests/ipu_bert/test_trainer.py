@@ -22,7 +22,7 @@ from PIL import Image
 
 import run_pretraining
 from ipu_bert import assemble, checkpoint
-from ipu_bert.data.frequencies import no_context
+from ipu_bert.data.no_context import no_context
 from ipu_bert.engines.base import NonFiniteError
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.record.metrics import read_metrics

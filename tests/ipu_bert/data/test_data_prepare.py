@@ -27,8 +27,8 @@ from ipu_bert.data import prepare as prepare_module
 from ipu_bert.data import shards
 from ipu_bert.data.cost import COST
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.frequencies import unigram_baseline
 from ipu_bert.data.kept_text import KeptText
+from ipu_bert.data.no_context import unigram_baseline
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.prepare import find_prepared, prepare, summary
 from ipu_bert.data.quality import text_quality

@@ -10,7 +10,7 @@ from small_models import make_shape
 from ipu_bert.config import from_dict
 from ipu_bert.data.cost import Cost
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.frequencies import NoContext
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.sizes.flops import SequenceFlops
@@ -59,7 +59,7 @@ OUTCOME = RunOutcome(
     ),
     filling=Filling(sequences=512, padding=0.05, shorter=0.1, predictions=18.5),
     unigram_entropy=6.75,
-    frequencies=NoContext(loss=6.5, plain=6.5, labels=9700, margin=0.05),
+    no_context=NoContext(loss=6.5, plain=6.5, labels=9700, margin=0.05),
     heldout=HeldoutMeans(mlm_loss=6.0, nsp_loss=0.6, mlm_accuracy=0.125, nsp_accuracy=0.75),
     steps=50,
     seconds={

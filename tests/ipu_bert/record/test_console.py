@@ -8,7 +8,7 @@ import io
 import pytest
 from metric_records import EVAL, UPDATE, Clock, train
 
-from ipu_bert.data.frequencies import NoContext
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.record.console import ConsoleSink, format_duration
 
 

@@ -18,7 +18,7 @@ import torch
 from full_disk import needs_full_disk
 from metric_records import EVAL, UPDATE, train
 
-from ipu_bert.data.frequencies import NoContext
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.engines.base import TransferRecord
 from ipu_bert.record import metrics
 from ipu_bert.record.metrics import (
@@ -137,9 +137,9 @@ def test_what_a_record_needs_is_what_reports_take() -> None:
     transfers = vars(TransferRecord())
     assert metrics._parse_line(dumps({**EVAL, "batches": 16}).encode())["batches"] == 16
     assert metrics._parse_line(dumps(EVAL).encode()) == EVAL  # of a version that did not record it
-    frequencies = NoContext(6.5, 6.75, 9700, 0.05)
-    record = metrics._parse_line(dumps({**EVAL, **frequencies.as_record()}).encode())
-    assert NoContext.of_record(record) == frequencies
+    no_context = NoContext(6.5, 6.75, 9700, 0.05)
+    record = metrics._parse_line(dumps({**EVAL, **no_context.as_record()}).encode())
+    assert NoContext.of_record(record) == no_context
     means = {field.name for field in dataclasses.fields(HeldoutMeans)}
     assert set(metrics.MEANS) == means == EVAL.keys() - {"kind", "step"}
     assert transfers.keys() == metrics._TRANSFERS

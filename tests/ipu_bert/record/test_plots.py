@@ -65,7 +65,7 @@ def test_loss_figure_draws_the_numbers_it_was_given(tmp_path: Path, seed: int) -
     np.testing.assert_array_equal(line(top, "training, each logged step")[1], mlm)
     np.testing.assert_allclose(line(top, "training, mean over 9")[1][100], mlm[96:105].mean())
     np.testing.assert_array_equal(line(top, "held-out text"), [[0, 100, 200], [9.0, 6.6, 6.25]])
-    assert set(line(top, "_unigram")[1]) == {6.45}
+    assert set(line(top, "_without_context")[1]) == {6.45}
     assert "context:\n6.45" in words(top)
     assert top.get_title(loc="left") == "Held-out masked-LM loss ends at 6.25, 0.20 below what needs no context"
     assert top.get_ylabel() == "masked-LM loss [nats]"

@@ -41,7 +41,7 @@ def test_report_json_keeps_its_entries_in_their_order() -> None:
 def test_the_dashed_line_is_what_the_verdict_is_by() -> None:
     """Not the whole held-out text's 6.75."""
     figure = _figures(RECORDS, build_report(RECORDS, OUTCOME), None)["loss_curves.png"]()
-    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "_unigram"]
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "_without_context"]
     assert set(line.get_ydata()) == {6.5}
 
 

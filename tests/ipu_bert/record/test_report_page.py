@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from report_case import OUTCOME, RECORDS, with_heldout
 
-from ipu_bert.data.frequencies import NoContext
+from ipu_bert.data.no_context import NoContext
 from ipu_bert.record.outcome import RunOutcome
 from ipu_bert.record.report_numbers import build_report
 from ipu_bert.record.report_page import render_page
@@ -45,7 +45,7 @@ def test_the_verdict_follows_the_numbers(values: dict[str, float], says: str) ->
 
 
 @pytest.mark.parametrize(
-    ("frequencies", "says"),
+    ("no_context", "says"),
     [
         # Of 60 labels, whose -log p vary by 2.3 nats: 0.5 below was a clear "Yes".
         (NoContext(6.5, 6.5, 60, 2 * 2.3 / math.sqrt(60)), "uses context from 60 predictions (eval.batches)."),
@@ -55,20 +55,20 @@ def test_the_verdict_follows_the_numbers(values: dict[str, float], says: str) ->
         (NoContext(5.875, 6.5, 9700, 0.05), "is below the 6.500 of word frequencies alone, and not below 5.875"),
     ],
 )
-def test_what_is_not_sure_is_not_claimed(frequencies: NoContext, says: str) -> None:
-    report = build_report(RECORDS, replace(OUTCOME, frequencies=frequencies))
-    assert report.heldout.beats_unigram is False
+def test_what_is_not_sure_is_not_claimed(no_context: NoContext, says: str) -> None:
+    report = build_report(RECORDS, replace(OUTCOME, no_context=no_context))
+    assert report.heldout.reads_context is False
     said = verdict(report.heldout)
     assert said.startswith(("**Not clearly.**", "**Not yet: nothing shows that the model reads context.**"))
     assert says in said
-    sure = build_report(RECORDS, replace(OUTCOME, frequencies=replace(frequencies, labels=100, margin=0.05, loss=6.5)))
+    sure = build_report(RECORDS, replace(OUTCOME, no_context=replace(no_context, labels=100, margin=0.05, loss=6.5)))
     assert verdict(sure.heldout).startswith("**Yes")
-    worse = replace(with_heldout(mlm_loss=6.75), frequencies=frequencies)
+    worse = replace(with_heldout(mlm_loss=6.75), no_context=no_context)
     assert "6.750 nats, is 0.250 above the 6.500 that" in verdict(build_report(RECORDS, worse).heldout)
 
 
 def test_without_word_frequencies_nothing_is_claimed() -> None:
-    page = page_of(RECORDS, replace(OUTCOME, frequencies=NoContext(math.nan, math.nan, 0, math.nan)))
+    page = page_of(RECORDS, replace(OUTCOME, no_context=NoContext(math.nan, math.nan, 0, math.nan)))
     assert "it cannot be said whether that is more than counting words" in page
     assert "| masked LM (MLM) | 6.000 | not measured (without context) |" in page
 

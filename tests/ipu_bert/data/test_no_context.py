@@ -14,14 +14,14 @@ from data_streams import stream
 from guesses import asked_one_by_one, share_given
 
 from ipu_bert.data import masking
-from ipu_bert.data.frequencies import (
+from ipu_bert.data.masking import never_asked, wanted
+from ipu_bert.data.no_context import (
     CLEAR_MARGIN,
     Asked,
     NoContext,
     never_asked_share,
     no_context,
 )
-from ipu_bert.data.masking import never_asked, wanted
 from ipu_bert.data.quality import text_quality, told_never_asked
 from ipu_bert.data.token_files import Split, TokenFiles
 
