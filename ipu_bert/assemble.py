@@ -293,15 +293,15 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     updates = sorted(updater.ratios) if updater else []
     return dry_run.plan(
         config,
-        files,
-        quality,
-        filled,
-        decoded(config, filled, True),
-        vocab_size,
-        placement,
-        learning_rate(config),
-        updates,
-        ranks.count,
+        files=files,
+        quality=quality,
+        filled=filled,
+        decoded=decoded(config, filled, True),
+        vocab_size=vocab_size,
+        placement=placement,
+        learning_rate=learning_rate(config),
+        updates=updates,
+        ranks=ranks.count,
     )
 
 

@@ -22,6 +22,7 @@ from ipu_bert.sizes.weights import encoder_weights
 
 def plan(
     config: Config,
+    *,
     files: TokenFiles | None,
     quality: TextQuality | None,
     filled: Filling | None,
