@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from ipu_bert.config.build import build
 from ipu_bert.config.written import ConfigError, Written, read
@@ -72,14 +72,22 @@ def _read(where: str) -> Initial:
         return _of_run(read(folder / CONFIG_FILE).tree, [folder])
     found = newest(folder)
     if found is not None:
-        return _of_run(read_object(found / STATE).get("config", {}), runs_of(found))
+        return _of_run(_object(found / STATE).get("config", {}), runs_of(found))
     file = find_file(where, "config.json")
     if file is None:
         raise ValueError(f"{where}: expected a BERT with config.json, or a run, found neither")
-    shape = shape_from_config(read_object(file))
+    shape = shape_from_config(_object(file))
     names = [str(folder / name) for name in _TOKENIZERS if (folder / name).is_file()]
     data = {"tokenizer": names[0] if names else where, "vocab_size": shape.vocab_size}
     return Initial({key: getattr(shape, key) for key in FOLLOWING}, data)
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    """As `read_object`; an error of what is in the file names it."""
+    try:
+        return read_object(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _of_run(tree: Any, folders: Sequence[Path]) -> Initial:

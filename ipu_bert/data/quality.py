@@ -102,8 +102,8 @@ def told_never_asked(share: float) -> list[str]:
         return []
     return [
         f"{100 * share:.1f} % of the tokens are in words of more pieces than sequences of their lengths ask for: these "
-        "are never predicted, and the loss of word frequencies is put as low as that can make it; a larger "
-        "data.mask_probability, longer sequences or data.whole_word_masking=false may help"
+        "are never predicted, and what is reached without context leaves them out; a larger data.mask_probability, "
+        "longer sequences or data.whole_word_masking=false may help"
     ]
 
 

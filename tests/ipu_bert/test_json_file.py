@@ -53,5 +53,22 @@ def test_files_of_a_run_and_of_others_are_refused_in_a_line(finished, tiny, tmp_
     with pytest.raises(ValueError, match="expected each name once, found 'a' twice"):
         weight_files(str(model))
     (model / "config.json").write_text('{"hidden_size": 64, "hidden_size": 128}')
-    with pytest.raises(ConfigError, match=r"^model\.init: expected each name once, found 'hidden_size' twice$"):
+    with pytest.raises(ConfigError, match=r"^model\.init: .*config\.json: expected each name once, found 'hidden_size' twice$"):
         tiny(f"model.init={model}")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"model_type": "bert", "model_type": "bert"}', "expected each name once, found 'model_type' twice"),
+        ("[1]", "expected a JSON object, found list"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_config_json_that_a_run_begins_from_is_named(text, says, tiny, tmp_path):
+    file = tmp_path / "bert" / "config.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        tiny(f"model.init={file.parent}")
+    assert caught.value.errors[0].startswith(f"model.init: {file}: {says}")
