@@ -92,27 +92,26 @@ struct HeadAhead {
     const float* part[4];  // where the token's parts are
     int64_t step[4];       // from a token to the next
     int64_t parts, width;  // of these there are; floats of each
-    int64_t rows;          // before a tile
-    int64_t tokens = 0;    // left
-    int64_t next = 0;      // part
+    int64_t rows_a_tile;
+    int64_t tokens_left = 0, next_part = 0;
 
     explicit HeadAhead(const Attention& job) : parts(job.dout ? 4 : 3), width(job.width) {
         const int64_t tiles_down = (job.length + kTileRows - 1) / kTileRows, blocks = (job.length - 1) / kQueries + 1;
         const int64_t keys = (job.length - 1) / kTileLanes + 1, wide = (job.width - 1) / kTileLanes + 1;
         const int64_t tiles = tiles_down * (job.dout ? 2 * keys + wide + 2 * blocks * wide : keys + wide);
-        rows = tiles > 0 ? (parts * job.length - 1) / tiles + 1 : 0;
+        rows_a_tile = tiles > 0 ? (parts * job.length - 1) / tiles + 1 : 0;
         for (int64_t i = 0; i < 4; ++i) step[i] = (i < 3 ? 3 : 1) * job.heads * job.width;
     }
     void begin(const Attention& job, const float* qkv, const float* dout) {
-        tokens = job.length, next = 0;
+        tokens_left = job.length, next_part = 0;
         for (int64_t i = 0; i < 3; ++i) part[i] = qkv + i * job.heads * job.width;
         part[3] = dout;
     }
     void some() {
-        for (int64_t n = rows; n > 0 && tokens > 0; --n) {
-            for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(part[next] + d, 0, 2);
-            part[next] += step[next];
-            if (++next == parts) next = 0, --tokens;
+        for (int64_t n = rows_a_tile; n > 0 && tokens_left > 0; --n) {
+            for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(part[next_part] + d, 0, 2);
+            part[next_part] += step[next_part];
+            if (++next_part == parts) next_part = 0, --tokens_left;
         }
     }
 };
