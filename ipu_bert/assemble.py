@@ -16,7 +16,6 @@ from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.filling import Filling, filling
-from ipu_bert.data.no_context import never_asked_share
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import Text, TokenFiles
@@ -286,8 +285,7 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
         filled = filling(make_stream(config, files, "train"))
         judging = make_stream(config, files, "heldout")
         heldout = judging.first_batches(config.eval.batches)
-        never = never_asked_share(files, judging.asked(heldout), config.data.whole_word_masking)
-        quality = text_quality(files, config.data.sequence_length, never)
+        quality = text_quality(files, config.data.sequence_length)
         text = text_reached(config, files.manifest["splits"], len(heldout), filled)
     tell_not_reached(config, text, updater)
     updates = sorted(updater.ratios) if updater else []

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any, Sequence
 
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
-from ipu_bert.data.no_context import FEWEST_LABELS, NoContext, never_asked_share, no_context
+from ipu_bert.data.filling import told_never_asked
 from ipu_bert.data.other_text import TextFiles
-from ipu_bert.data.quality import told_never_asked
 from ipu_bert.data.token_files import Text
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.engines.torch_engine import eval_batch
+from ipu_bert.judging import Judge
 from ipu_bert.precision import Precision
+from ipu_bert.record.context import Context
 from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
 from sparse_ops.arguments import Parser, whole_number
@@ -30,10 +29,10 @@ from sparse_ops.ends import with_one_line
 from sparse_ops.process import make_ready
 from sparse_ops.saying import answer
 
-NO_CONTEXT = (
-    "without context: the loss, on the same predictions, of a guess that ignores the rest of the sentence and goes by "
-    "how often each word piece is in the run's training text, plus one, special tokens and words never asked for left "
-    "out, and by what stands in the place itself, where a tenth of the words are left and a tenth replaced"
+CONTEXT = (
+    "other words around: the model's loss on the same predictions when each word around them is replaced by one of as "
+    "many pieces, drawn from the same text; word frequencies: the loss of a guess by how often each word piece is in "
+    "the run's training text, plus one, special tokens left out"
 )
 
 
@@ -41,7 +40,7 @@ NO_CONTEXT = (
 class Evaluation:
     """What a checkpoint makes of a text. sequences: judged by, of so many that one pass over the text has.
 
-    compute: dtype of the products. no_context: as NO_CONTEXT says. unigram_entropy [nats]: of all of the text's word
+    compute: dtype of the products. context: as CONTEXT says. unigram_entropy [nats]: of all of the text's word
     pieces, those that are never predicted included. pairs: whether the run's text and this one
     give sentence pairs for next-sentence prediction. notes: what was said when the text was
     found, and where words are never predicted.
@@ -54,16 +53,16 @@ class Evaluation:
     sequences_in_text: int
     compute: str
     result: EvalResult
-    no_context: NoContext
+    context: Context
     unigram_entropy: float
     pairs: bool
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: mean losses in nats, accuracies in [0, 1]; those of NSP are None without pairs."""
-        values = {key: value for key, value in vars(self).items() if key not in ("result", "no_context")}
+        values = {key: value for key, value in vars(self).items() if key not in ("result", "context")}
         nsp = {} if self.pairs else {"nsp_loss": None, "nsp_accuracy": None}
-        return {**values, **self.result.means(), **nsp, **self.no_context.as_record()}
+        return {**values, **self.result.means(), **nsp, **self.context.as_record()}
 
 
 def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -> Evaluation:
@@ -79,11 +78,11 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     # FP16.16 is for IPUs.
     compute = "float32" if config.precision.half else config.precision.compute
     precision = Precision(compute, loss_scale=1.0)
-    numbers = stream.first_batches(config.eval.batches if batches is None else batches)
+    judge = Judge(files, stream, kept.seen, config.eval.batches if batches is None else batches)
     micro = config.train.micro_batch_size or config.train.batch_size
-    result = reduce(add, (eval_batch(trained.model, precision, stream.batch(number), micro) for number in numbers))
-    asked = stream.asked(numbers)
-    share = never_asked_share(files, asked, config.data.whole_word_masking)
+    found = judge.judge(lambda batch: eval_batch(trained.model, precision, batch, micro))
+    assert found is not None  # nothing stops it
+    result, context = found
     return Evaluation(
         checkpoint=str(trained.checkpoint),
         step=trained.step,
@@ -92,10 +91,10 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         sequences_in_text=stream.sequences_per_epoch,
         compute=compute,
         result=result,
-        no_context=no_context(kept.seen, asked, kept.special_ids(), share),
+        context=context,
         unigram_entropy=files.unigram_entropy,
         pairs=stream.pairs and kept.pairs,
-        notes=(*(files.notes if texts else ()), *told_never_asked(share)),
+        notes=(*(files.notes if texts else ()), *told_never_asked(judge.never_asked)),
     )
 
 
@@ -110,39 +109,28 @@ def _stream(config: Config, files: Text) -> BatchStream:
     return of_size(min(config.train.batch_size, of_size(1).sequences_per_epoch))
 
 
-def _unclear(beside: NoContext) -> str:
-    """Why a loss below what needs no context is not clearly so."""
-    if beside.labels < FEWEST_LABELS:
-        return f", which says nothing: {beside.labels:,} predictions are too few"
-    return f", which is not clear: {beside.labels:,} predictions are sure to {beside.margin:.4f} only"
-
-
 def render(found: Evaluation) -> str:
     """The evaluation as text for a reader."""
-    means = found.result.means()
-    beside = found.no_context
-    gap = beside.loss - means["mlm_loss"]
-    side = "below" if gap >= 0 else "ABOVE"
-    unclear = "" if gap < 0 or beside.clearly_above(means["mlm_loss"]) else _unclear(beside)
+    means, context = found.result.means(), found.context
     return "\n".join(
         [
             f"{found.checkpoint}, step {found.step:,}, in {found.compute}",
             f"by {found.sequences:,} sequences of {found.text}, which has {found.sequences_in_text:,}",
             f"masked LM      {means['mlm_loss']:.4f} nats, {100 * means['mlm_accuracy']:.1f} % right; "
-            f"{abs(gap):.4f} {side} what is reached without context, {beside.loss:.4f}{unclear}",
+            f"{context.beside(means['mlm_loss'])}",
             f"next sentence  {means['nsp_loss']:.4f} nats, {100 * means['nsp_accuracy']:.1f} % right; "
             "a coin toss: 0.6931"
             if found.pairs
             else "next sentence  not judged: the run's text or this one gives too few sentence pairs",
             *(f"note: {note}" for note in found.notes),
-            f"({NO_CONTEXT})",
+            f"({CONTEXT})",
         ]
     )
 
 
 def main(argv: list[str]) -> int:
     """The command line; what cannot be read ends in one line and status 2."""
-    parser = Parser(description=(__doc__ or "").partition(":")[0], epilog=NO_CONTEXT)
+    parser = Parser(description=(__doc__ or "").partition(":")[0], epilog=CONTEXT)
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="judge by this text: files or folders")
     parser.add_argument(

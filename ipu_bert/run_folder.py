@@ -15,6 +15,7 @@ import yaml
 from ipu_bert import checkpoint, moving
 from ipu_bert.config import Config, as_dict
 from ipu_bert.record.console import ConsoleSink
+from ipu_bert.record.context import RECORDED
 from ipu_bert.record.metrics import (
     MEANS,
     METRICS_FILE,
@@ -118,14 +119,15 @@ class RunFolder:
         self.metrics = Metrics(sinks)
 
     def evaluation(self, step: int, batches: int) -> dict[str, float | None]:
-        """Held-out means after `step` by so many batches, where the run has recorded them last; else empty.
+        """The evaluation after `step` by so many batches, where the run has recorded it last; else empty.
 
         Records of older versions do not say by how many.
         """
         found = [record for record in read_metrics(self.path / METRICS_FILE) if record["kind"] == "eval"][-1:]
         for record in found:
             if (record["step"], record.get("batches", batches)) == (step, batches):
-                return {key: math.nan if record[key] is None else record[key] for key in MEANS}
+                means = {key: math.nan if record[key] is None else record[key] for key in MEANS}
+                return {**means, **{key: record[key] for key in RECORDED if key in record}}
         return {}
 
     def best_loss(self) -> float:

@@ -6,19 +6,20 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.quality import TextQuality
 from ipu_bert.data.token_files import TokenFiles
 from ipu_bert.machine import processor
 from ipu_bert.model import starting_pattern
+from ipu_bert.record.context import Context
 from ipu_bert.record.curves import PatternChange
+from ipu_bert.record.metrics import MEANS
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.record.report import write_report
 from ipu_bert.run_layout import BEST
@@ -39,8 +40,8 @@ class RunTotals:
     steps: int
     elapsed_seconds: float
     seconds: Mapping[str, float]  # by phase
-    heldout: Mapping[str, float | None]  # means of the last evaluation
-    no_context: NoContext  # of the labels that it was by
+    heldout: Mapping[str, Any]  # what the last evaluation recorded
+    judged: int  # sequences that it was by
     waited_share: Sequence[float]  # of the last processes' training, for other ranks, by rank
 
 
@@ -66,8 +67,9 @@ def write_outcome(
         quality=quality,
         filling=filled,
         unigram_entropy=data.unigram_entropy,
-        no_context=totals.no_context,
-        heldout=HeldoutMeans(**totals.heldout),  # type: ignore[arg-type]
+        context=Context.of_record(totals.heldout),
+        heldout=HeldoutMeans(**{key: totals.heldout[key] for key in MEANS}),
+        judged=totals.judged,
         steps=totals.steps,
         seconds=totals.seconds,
         elapsed_seconds=totals.elapsed_seconds,

@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 import sys
 import time
-from functools import reduce
-from operator import add
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Mapping
 
 from torch import Tensor
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
-from ipu_bert.data.batches import Batch
 from ipu_bert.data.filling import filling
 from ipu_bert.data.kept_text import KeptText
-from ipu_bert.data.no_context import never_asked_share, no_context
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.engines.base import NonFiniteError, StepResult
+from ipu_bert.judging import Judge
 from ipu_bert.machine import changed, common, conditions
 from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.metrics import Metrics
@@ -65,13 +62,10 @@ class Trainer:
         self.data = assemble.open_data(config, progress=True, ranks=ranks)
         self.train_stream = assemble.make_stream(config, self.data, "train")
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
-        self._judges = len(self.heldout_stream.first_batches(config.eval.batches))  # a small text has fewer of them
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
-        # Of all ranks' labels, which each of them can count by itself.
-        asked = self.heldout_stream.asked(range(self._judges))
-        never = never_asked_share(self.data, asked, config.data.whole_word_masking)
-        self._no_context = no_context(self._kept.seen, asked, self.data.special_ids(), never)
-        self.quality = text_quality(self.data, config.data.sequence_length, never)
+        self._judge = Judge(self.data, self.heldout_stream, self._kept.seen, config.eval.batches)
+        self._judges = len(self._judge.numbers)  # a small text has fewer of them
+        self.quality = text_quality(self.data, config.data.sequence_length)
         self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
         assemble.choose_variants(config, ranks)
@@ -131,7 +125,8 @@ class Trainer:
                 heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         waited = [float(share) for share in self._ranks.gather(repr(self._waited_share(before)))]
-        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, self._no_context, waited)
+        judged = self._judges * config.train.batch_size
+        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, judged, waited)
         with self.engine.host_state() as host:
             if first:
                 write_outcome(folder.path, config, self.data, self.quality, self._filling, totals, host.layers)
@@ -157,7 +152,7 @@ class Trainer:
         self._saved = Path(origin) if origin else None  # the checkpoint of this very step
 
     def _loop(self, folder: RunFolder | NoFolder) -> dict[str, float | None]:
-        """Every step, and the last evaluation and checkpoint; returns the held-out means."""
+        """Every step, and the last evaluation and checkpoint; returns what that recorded."""
         config, metrics, last = self.config, folder.metrics, self.config.train.last_step
         self._begin(metrics)
         made = folder.evaluation(self.step, self._judges) if self._evaluates_as_before else {}
@@ -255,7 +250,7 @@ class Trainer:
         self._write(metrics, "update", **report.as_record(), seconds=seconds, **found, **moved)
 
     def _evaluate_if_due(self, metrics: Metrics, made: dict[str, float | None]) -> dict[str, float | None]:
-        """Held-out means after this step where they are due; `made`: those that an earlier process recorded.
+        """What a held-out evaluation records, where one is due after this step; `made`: what an earlier process did.
 
         Empty where they are not due, and once the run is asked to stop: whoever goes on makes up for it.
         """
@@ -273,22 +268,15 @@ class Trainer:
 
     def _evaluate(self, metrics: Metrics) -> dict[str, float | None]:
         with self.timer("evaluation"):
-            results = [self.engine.eval_step(batch) for batch in self._heldout_batches()]
-        if self._asked_to_stop():
+            found = self._judge.judge(self.engine.eval_step, self.engine.share, self._asked_to_stop)
+        if found is None:
             return {}
-        means: dict[str, float | None] = dict(reduce(add, results).means())
+        result, context = found
+        means: dict[str, float | None] = {**result.means(), **context.as_record()}
         if not (self.train_stream.pairs and self.heldout_stream.pairs):
             means.update(nsp_loss=None, nsp_accuracy=None)
-        self._write(metrics, "eval", batches=self._judges, **means, **self._no_context.as_record())
+        self._write(metrics, "eval", batches=self._judges, **means)
         return means
-
-    def _heldout_batches(self) -> Iterator[Batch]:
-        """Those of one evaluation; none any more once the run is asked to stop."""
-        stream = self.heldout_stream
-        for index in stream.first_batches(self.config.eval.batches):
-            if self._asked_to_stop():
-                return
-            yield stream.share(index, *self.engine.share)
 
     def _write_train(self, metrics: Metrics, result: StepResult, mark: tuple[int, float]) -> tuple[int, float]:
         now, data = self._training_clock(), self.config.data

@@ -119,10 +119,13 @@ class Trial:
         return UpdateTimes(len(due), search + seconds + max(0.0, self.step() - step_seconds), transfers)
 
     def evaluation(self) -> float:
-        """Seconds of one evaluation; the first batch, which may compile something, is left out."""
+        """Seconds of one evaluation; the first batch, which may compile something, is left out.
+
+        It takes each batch twice: with its own words and with others (judging.py).
+        """
         batch = self._batch(0)
         self._engine.eval_step(batch)
-        return self._heldout * timed(lambda: self._engine.eval_step(batch))
+        return 2 * self._heldout * timed(lambda: self._engine.eval_step(batch))
 
 
 def timed(call: Callable[[], object]) -> float:

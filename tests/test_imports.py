@@ -36,6 +36,7 @@ ORDER = [
     "run_place",
     "run_folder",
     "engines",
+    "judging",
     "assemble",
     "summary",
     "trained",

@@ -19,7 +19,8 @@ TINY = (
     "log.tensorboard=false"
 )
 HEAD = (
-    "text | MB | rules | [UNK] % | pieces a word | room % | NSP random % | held-out MLM | without context | prepared, s"
+    "text | MB | rules | [UNK] % | pieces a word | room % | NSP random % | held-out MLM | word frequencies | "
+    "prepared, s"
 )
 
 
@@ -44,7 +45,7 @@ def row(path: Path) -> str:
         f"{100 * quality['shown']:.0f}",
         f"{100 * labels.mean():.1f}" if quality["pairs"] else "no pairs",
         f"{heldout['mlm_loss']:.2f}",
-        f"{heldout['no_context_loss']:.2f}",
+        f"{heldout['word_frequencies_loss']:.2f}",
         f"{seconds:.1f}",
     )
     return f"| {' | '.join(values)} |"

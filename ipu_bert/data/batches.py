@@ -18,7 +18,6 @@ example, so in the next epoch the same chunk is cut elsewhere, and random B's co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterable
 
 import numpy as np
 import torch
@@ -26,9 +25,9 @@ import torch
 from ipu_bert.data.chunks import EpochOrder, chunk_starts, lone_share
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.masking import IGNORED_LABEL, choose_tokens, continues, mask_tokens, wanted
-from ipu_bert.data.no_context import Asked
 from ipu_bert.data.quality import MOST_LONE
 from ipu_bert.data.token_files import SPLITS, Text
+from ipu_bert.data.words import word_sizes
 
 HELDOUT_SEED = 1790  # evaluation is on the same sequences in every run, whatever the run's seed
 _DRAWS = 7
@@ -50,6 +49,17 @@ class Batch:
     masked_positions: torch.Tensor
     masked_labels: torch.Tensor
     next_sentence_labels: torch.Tensor
+
+
+def unmasked(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """(the text before masking, which of its places are asked for): int64 and bool, [B, S]."""
+    labels, ids = batch.masked_labels.numpy(), batch.input_ids.numpy().copy()
+    row, place = np.nonzero(labels != IGNORED_LABEL)
+    column = batch.masked_positions.numpy()[row, place]
+    asked = np.zeros(ids.shape, bool)
+    asked[row, column] = True
+    ids[row, column] = labels[row, place]
+    return ids, asked
 
 
 @dataclass(frozen=True)
@@ -134,17 +144,13 @@ class BatchStream:
         """The numbers of the first `count` batches, fewer where they would go beyond one pass over the text."""
         return range(min(count, -(-self.sequences_per_epoch // self.options.batch_size)))
 
-    def asked(self, numbers: Iterable[int]) -> Asked:
-        """What these batches ask for."""
-        options, found = self.options, []
-        for number in numbers:
-            batch = self.batch(number)
-            labels = batch.masked_labels.numpy()
-            rows, places = np.nonzero(labels != IGNORED_LABEL)
-            shown = batch.input_ids.gather(1, batch.masked_positions).numpy()
-            most = wanted(batch.attention_mask.numpy().sum(1), options.max_predictions, options.mask_probability)
-            found.append((labels[rows, places], shown[rows, places], most[rows]))
-        return Asked(*(np.concatenate(part) for part in zip(*found))) if found else Asked(*np.zeros((3, 0), np.int64))
+    def never_asked(self, batch: Batch) -> np.ndarray:
+        """Of a batch of this text, the tokens of words of more pieces than their sequence asks for: bool [B, S]."""
+        options, lengths = self.options, batch.attention_mask.numpy().sum(1)
+        ids, _ = unmasked(batch)
+        _, sizes = word_sizes(ids, self._continues, np.isin(ids, (self._pad, self._cls, self._sep)))
+        beyond: np.ndarray = sizes > wanted(lengths, options.max_predictions, options.mask_probability)[:, None]
+        return beyond
 
     def batch(self, index: int) -> Batch:
         """Batch number `index`: examples index * B and following. Raises ValueError for an index below 0."""

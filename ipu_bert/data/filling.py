@@ -16,32 +16,47 @@ class Filling:
     """Of a stream's first `sequences`, which are a function of the text and the seed alone.
 
     padding: share of their tokens that is [PAD]. shorter: share of them that has any. predictions: labels of one, a
-    mean.
+    mean. never_asked: share of their tokens, without padding, in words of more pieces than their sequences ask for.
     """
 
     sequences: int
     padding: float
     shorter: float
     predictions: float
+    never_asked: float
 
     def warnings(self) -> list[str]:
-        """A line where much of what is computed is padding."""
-        if self.padding <= MOST_PADDING:
-            return []
-        return [
-            f"{100 * self.padding:.0f} % of the first {self.sequences:,} sequences' tokens are padding, which is "
-            "computed and counted as all else: a shorter data.sequence_length may do"
-        ]
+        """A line where much of what is computed is padding, and where words have too many pieces to be predicted."""
+        lines = told_never_asked(self.never_asked)
+        if self.padding > MOST_PADDING:
+            lines.append(
+                f"{100 * self.padding:.0f} % of the first {self.sequences:,} sequences' tokens are padding, which is "
+                "computed and counted as all else: a shorter data.sequence_length may do"
+            )
+        return lines
+
+
+def told_never_asked(share: float) -> list[str]:
+    """A line where words have too many pieces to be predicted; share: of the tokens of sequences."""
+    if share <= 0.01:
+        return []
+    return [
+        f"{100 * share:.1f} % of the tokens are in words of more pieces than sequences of their lengths ask for: "
+        "these are never predicted; a larger data.mask_probability, longer sequences or "
+        "data.whole_word_masking=false may help"
+    ]
 
 
 def filling(stream: BatchStream) -> Filling:
     """Count the first sequences, MOST_TOKENS of tokens at most, but eight sequences."""
     batch, length = stream.options.batch_size, stream.options.sequence_length
     sequences = min(MOST_SEQUENCES, max(8, MOST_TOKENS // length))
-    tokens = shorter = labels = 0
+    tokens = shorter = labels = never = 0
     for example in range(sequences):
         one = stream.share(example // batch, example % batch, batch)
         own = int(one.attention_mask.sum())
         tokens, shorter = tokens + own, shorter + (own < length)
         labels += int((one.masked_labels != IGNORED_LABEL).sum())
-    return Filling(sequences, 1.0 - tokens / (sequences * length), shorter / sequences, labels / sequences)
+        never += int(stream.never_asked(one).sum())
+    padding = 1.0 - tokens / (sequences * length)
+    return Filling(sequences, padding, shorter / sequences, labels / sequences, never / tokens)

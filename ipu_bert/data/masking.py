@@ -7,7 +7,6 @@ from typing import Sequence
 import numpy as np
 
 IGNORED_LABEL = -100  # of a place that is not predicted; what torch's cross_entropy ignores
-_TOKENS = 1 << 22  # looked at together
 
 
 def wanted(lengths: np.ndarray | int, max_predictions: int, mask_probability: float) -> np.ndarray:
@@ -18,26 +17,6 @@ def wanted(lengths: np.ndarray | int, max_predictions: int, mask_probability: fl
 def continues(vocabulary: Sequence[str]) -> np.ndarray:
     """Which pieces go on with the word of the piece before them: bool [vocab]."""
     return np.array([piece.startswith("##") for piece in vocabulary])
-
-
-def never_asked(tokens: np.ndarray, sentences: np.ndarray, goes_on: np.ndarray, most: int) -> np.ndarray:
-    """The shares of a text's tokens in words of more than 0 to `most` pieces, which choose_tokens passes over.
-
-    tokens: int [tokens], sentences: int [sentences + 1], its offsets. goes_on: bool [vocab], see `continues`; a
-    sentence starts a word. Returns float64 [most + 1]. Memory: a part of the text at a time.
-    """
-    within, first = np.zeros(most + 1, np.int64), 0
-    while first < len(sentences) - 1:
-        begin = int(sentences[first])
-        last = max(first + 1, int(np.searchsorted(sentences, begin + _TOKENS, "right")) - 1)
-        starts = ~goes_on[tokens[begin : int(sentences[last])]]
-        starts[sentences[first:last] - begin] = True
-        pieces = np.diff(np.append(np.flatnonzero(starts), len(starts)))
-        short = pieces[pieces <= most]
-        within += np.bincount(short, minlength=most + 1) * np.arange(most + 1)
-        first = last
-    beyond: np.ndarray = 1.0 - within.cumsum() / len(tokens)
-    return beyond
 
 
 def choose_tokens(

@@ -12,13 +12,13 @@ from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.encoding import encode_documents, split_documents
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.kept_text import KeptText, count_ids
-from ipu_bert.data.no_context import unigram_baseline
 from ipu_bert.data.quality import told_words
 from ipu_bert.data.sentences import count_units
 from ipu_bert.data.shards import bounded, told_empty
 from ipu_bert.data.source import make_source
 from ipu_bert.data.token_files import OFFSETS, Split, token_dtype
 from ipu_bert.data.tokenizer import NOT_PREDICTED, long_words
+from ipu_bert.data.unigram import unigram_baseline
 
 _DOCUMENTS = 256  # tokenized together
 

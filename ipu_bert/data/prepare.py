@@ -33,7 +33,6 @@ from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
 from ipu_bert.data.errors import ChangedTextError, DataError
 from ipu_bert.data.language import language_notes
-from ipu_bert.data.no_context import unigram_baseline
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import Source, make_source
 from ipu_bert.data.token_files import (
@@ -54,6 +53,7 @@ from ipu_bert.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from ipu_bert.data.unigram import unigram_baseline
 from ipu_bert.data.workers import end_if_worker, in_order, worker_count
 from sparse_ops import files
 from sparse_ops.ends import out_of

@@ -23,11 +23,11 @@ class TextQuality:
     unknown: tokens that are [UNK]. pieces_a_word: a word is what stands between spaces, or a letter in scripts without.
     long_words: words of more than MAX_LETTERS letters. lone_documents: documents of one sentence. shown: training
     tokens that sequences have room for, where each is made of one chunk of the text; the rest falls to truncation. An
-    epoch shows others of them: B is often random, and some sequences are short. never_asked: tokens in words of more
-    pieces than sequences ask for, which are never predicted (never_asked_share). pairs: whether sentence pairs can be
-    made of the training text for next-sentence prediction; else only masked LM is trained. judged_pairs: whether they
-    can of the held-out text. rules: documents by the language whose rules found their sentences; none where lines are
-    sentences. notes: what was said when the text was found. cost: of preparing it, None where that was not recorded.
+    epoch shows others of them: B is often random, and some sequences are short. pairs: whether sentence
+    pairs can be made of the training text for next-sentence prediction; else only masked LM is trained. judged_pairs:
+    whether they can of the held-out text. rules: documents by the language whose rules found their sentences; none
+    where lines are sentences. notes: what was said when the text was found. cost: of preparing it, None where that was
+    not recorded.
     """
 
     unknown: float
@@ -35,7 +35,6 @@ class TextQuality:
     long_words: float
     lone_documents: float
     shown: float
-    never_asked: float
     pairs: bool
     judged_pairs: bool
     rules: Mapping[str, int]
@@ -70,7 +69,6 @@ class TextQuality:
                 f"sequences have room for {100 * self.shown:.0f} % of the tokens: sentences are longer; "
                 "data.language, data.line_is_sentence or data.sequence_length may help"
             )
-        lines += told_never_asked(self.never_asked)
         if not self.pairs:
             lines.append(
                 "too few documents have two sentences to make pairs of: masked LM is trained alone, without "
@@ -96,19 +94,8 @@ def told_words(unknown: float, long_words: float = 0.0, pieces_a_word: float = 1
     return lines
 
 
-def told_never_asked(share: float) -> list[str]:
-    """A line where words have too many pieces to be predicted; share: of a text's tokens."""
-    if share <= 0.01:
-        return []
-    return [
-        f"{100 * share:.1f} % of the tokens are in words of more pieces than sequences of their lengths ask for: these "
-        "are never predicted, and what is reached without context leaves them out; a larger data.mask_probability, "
-        "longer sequences or data.whole_word_masking=false may help"
-    ]
-
-
-def text_quality(files: TokenFiles, sequence_length: int, never_asked: float) -> TextQuality:
-    """Measured on prepared text, for sequences of so many tokens; never_asked: as `never_asked_share` gives it."""
+def text_quality(files: TokenFiles, sequence_length: int) -> TextQuality:
+    """Measured on prepared text, for sequences of so many tokens."""
     most = sequence_length - 3
     sizes = list(files.manifest["splits"].values())
     total = {key: sum(size[key] for size in sizes) for key in COUNTS}
@@ -122,7 +109,6 @@ def text_quality(files: TokenFiles, sequence_length: int, never_asked: float) ->
         long_words=total["long_words"] / total["words"],
         lone_documents=total["lone_documents"] / total["documents"],
         shown=float(np.minimum(lengths, most).sum() / lengths.sum()),
-        never_asked=never_asked,
         pairs=lone_share(chunks) <= MOST_LONE,
         judged_pairs=lone_share(judged) <= MOST_LONE,
         rules=files.rules,

@@ -11,7 +11,6 @@ from typing import Any, Callable, Mapping, TextIO
 
 from tqdm import tqdm
 
-from ipu_bert.data.no_context import NoContext
 from sparse_ops.saying import Heedless
 
 
@@ -118,8 +117,8 @@ class ConsoleSink:
         return f"{format_duration((now - self._started) / done * (self.total_steps - step))} left"
 
     def _eval_text(self, record: Mapping[str, Any]) -> str:
-        no_context = NoContext.of_record(record)
-        beside = "" if no_context is None else f" (without context: {no_context.loss:.3f})"
+        other = record.get("other_words_loss")
+        beside = "" if other is None else f" (other words around: {other:.3f})"
         return (
             f"step {record['step']}  held-out mlm {_number(record.get('mlm_loss'), '.3f')}{beside}, "
             f"{_percent(record.get('mlm_accuracy'))} right;  nsp {_number(record.get('nsp_loss'), '.3f')}, "

@@ -10,11 +10,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Losses [nats] over training steps, one entry each; None or NaN leaves a gap."""
+    """Losses [nats] over training steps, one entry each; None or NaN leaves a gap.
+
+    other_words: of masked LM with other words around; empty where there is none.
+    """
 
     steps: Sequence[int]
     mlm: Sequence[float | None]
     nsp: Sequence[float | None]
+    other_words: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)

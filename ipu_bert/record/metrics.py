@@ -14,16 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Dict, Iterator, Mapping, Protocol, Sequence, Union
 
-from ipu_bert.data.no_context import RECORDED
 from ipu_bert.json_file import is_count
+from ipu_bert.record.context import RECORDED
 from sparse_ops import files
 
 PathLike = Union[str, Path]
 Record = Dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"  # in the run's folder
-# What every record has; of an evaluation, by what it was judged and beside what, where that is recorded.
-_BOOKKEEPING = {"kind", "step", "batches", *RECORDED}
+# What every record has; of an evaluation, by what it was judged and beside what, where that is recorded: the second row
+# is of older versions.
+_BOOKKEEPING = {"kind", "step", "batches", *RECORDED, "no_context_loss", "no_context_margin"}
 
 
 # ---------------------------------------------------------------- plain values and files

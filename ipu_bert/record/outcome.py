@@ -7,8 +7,8 @@ from typing import Mapping, Sequence
 
 from ipu_bert.config import Config
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.quality import TextQuality
+from ipu_bert.record.context import Context
 from ipu_bert.sizes.flops import SequenceFlops
 from ipu_bert.sizes.footprint import ParameterCounts
 from ipu_bert.sizes.shape import BertShape
@@ -45,8 +45,8 @@ class RunOutcome:
     flops: of one sequence, forward and backward. decoded: its places that the MLM head made scores for, a mean.
     splits: documents, sentences and tokens of each split of the corpus.
     quality: what became of the text. filling: of training sequences.
-    unigram_entropy [nats]: of the whole held-out text, by which it is known. no_context: what is
-    reached without context on the labels that `heldout` is of. seconds: by phase (stopwatch),
+    unigram_entropy [nats]: of the whole held-out text, by which it is known. context: what that evaluation says of
+    it; None where an older version made it. judged: sequences that `heldout` is of. seconds: by phase (stopwatch),
     of rank 0. best_checkpoint: step of the one in best/, None where that has none. waited_share: of its own time of
     training since it was started last, what each rank waited for others.
     """
@@ -60,8 +60,9 @@ class RunOutcome:
     quality: TextQuality
     filling: Filling
     unigram_entropy: float
-    no_context: NoContext
+    context: Context | None
     heldout: HeldoutMeans
+    judged: int
     steps: int
     seconds: Mapping[str, float]
     elapsed_seconds: float

@@ -105,23 +105,20 @@ def _last_finite(values: np.ndarray) -> float | None:
     return float(finite[-1]) if len(finite) else None
 
 
-def mlm_headline(final: float | None, no_context: float | None) -> str:
-    """The masked-LM panel's title: what the last held-out loss says next to what needs no context."""
+def mlm_headline(final: float | None, other_words: float | None) -> str:
+    """The masked-LM panel's title: the last held-out loss, and what it is with other words around."""
     if final is None:
         return "Masked-LM loss in training (no held-out evaluation)"
-    if no_context is None:
+    if other_words is None:
         return f"Held-out masked-LM loss ends at {final:.2f} nats"
-    relation = "below" if final < no_context else "ABOVE"
-    return (
-        f"Held-out masked-LM loss ends at {final:.2f}, {abs(no_context - final):.2f} {relation} what needs no context"
-    )
+    return f"Held-out masked-LM loss ends at {final:.2f}, and at {other_words:.2f} with other words around"
 
 
-def loss_figure(train: LossCurve, heldout: LossCurve, no_context: float | None) -> Figure:
+def loss_figure(train: LossCurve, heldout: LossCurve, frequencies: float | None) -> Figure:
     """Training and held-out losses [nats] over steps.
 
-    Masked LM above, with what is reached without context where that is known; next sentence below, with ln 2, the loss
-    of a coin.
+    Masked LM above, on held-out text with other words around, too, and beside `frequencies`, the loss of a guess by
+    word frequencies, where these are known; next sentence below, with ln 2, the loss of a coin.
     """
     steps, held_steps = np.asarray(train.steps, dtype=np.float64), np.asarray(heldout.steps, dtype=np.float64)
     held_mlm, held_nsp = _numbers(heldout.mlm), _numbers(heldout.nsp)
@@ -129,10 +126,14 @@ def loss_figure(train: LossCurve, heldout: LossCurve, no_context: float | None) 
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (2.4, 1.0)})
 
     _loss_panel(top, steps, _numbers(train.mlm), held_steps, held_mlm)
-    if no_context is not None and math.isfinite(no_context):
-        top.axhline(no_context, color="black", linestyle="--", linewidth=1.3, label="_without_context")
-        _beside(top, no_context, f"without\ncontext:\n{no_context:.2f}")
-    _title(top, mlm_headline(_last_finite(held_mlm), no_context))
+    other_words = _numbers(heldout.other_words)
+    if np.isfinite(other_words).any():
+        label = "with other words around"
+        top.plot(held_steps, other_words, color="black", linewidth=1.1, marker="x", markersize=6, label=label)
+    if frequencies is not None and math.isfinite(frequencies):
+        top.axhline(frequencies, color="black", linestyle="--", linewidth=1.3, label="_word_frequencies")
+        _beside(top, frequencies, f"word\nfrequencies:\n{frequencies:.2f}")
+    _title(top, mlm_headline(_last_finite(held_mlm), _last_finite(other_words)))
     top.set_ylabel("masked-LM loss [nats]", fontsize=_SIZE)
 
     _loss_panel(bottom, steps, _numbers(train.nsp), held_steps, held_nsp)

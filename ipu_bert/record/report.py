@@ -22,6 +22,7 @@ from sparse_ops.pictures import Make, write_each
 from sparse_ops.saying import say
 
 PICTURES = LOSSES, UPDATES, PATTERN = ("loss_curves.png", "pattern_updates.png", "pattern_start_end.png")
+HELDOUT_CURVES = ("mlm_loss", "nsp_loss", "other_words_loss")
 REPORT_FILES = ("report.json", "report.md", *PICTURES)
 
 
@@ -100,8 +101,8 @@ def _figures(records: Records, report: Report, pattern: PatternChange | None) ->
     figures: dict[str, Make] = {}
     train, heldout = _train_curve(of_kind(records, "train")), _heldout_curve(records, report)
     if train.steps or heldout.steps:
-        no_context = report.heldout.no_context_loss
-        figures[LOSSES] = lambda: _plots().loss_figure(train, heldout, no_context)
+        frequencies = report.heldout.word_frequencies_loss
+        figures[LOSSES] = lambda: _plots().loss_figure(train, heldout, frequencies)
     updates = of_kind(records, "update")
     if updates:
         curves = _update_curves(updates)
@@ -127,11 +128,11 @@ def _train_curve(records: Records) -> LossCurve:
 
 def _heldout_curve(records: Records, report: Report) -> LossCurve:
     """Evaluations by equal batches in order of steps, the last one at the end even where no record has it."""
-    losses = {int(record["step"]): (record.get("mlm_loss"), record.get("nsp_loss")) for record in alike(records)}
+    losses = {int(record["step"]): tuple(map(record.get, HELDOUT_CURVES)) for record in alike(records)}
     if report.heldout.mlm_loss is not None:
-        losses.setdefault(report.outcome.steps, (report.heldout.mlm_loss, report.heldout.nsp_loss))
+        losses.setdefault(report.outcome.steps, tuple(getattr(report.heldout, name) for name in HELDOUT_CURVES))
     steps = sorted(losses)
-    return LossCurve(steps, [losses[step][0] for step in steps], [losses[step][1] for step in steps])
+    return LossCurve(steps, *([losses[step][k] for step in steps] for k in range(len(HELDOUT_CURVES))))
 
 
 def _update_curves(updates: Records) -> UpdateCurves:

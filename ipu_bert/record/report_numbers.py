@@ -22,23 +22,23 @@ class HeldoutNumbers:
     """The last held-out losses [nats] and accuracies, and what they say; None where a number is missing or not finite.
 
     initial_mlm_loss is the untrained model's, from the evaluation at step 0; unigram_entropy [nats] is of the whole
-    held-out text; no_context_loss is of the mlm_labels that mlm_loss is of, too (NoContext). below_no_context
-    [nats] is no_context_loss - mlm_loss, and reads_context says whether that is clearly above zero, by
-    no_context_margin [nats]; nsp_learned whether NSP is clearly under ln 2; it, best_mlm_loss and best_step come
+    held-out text; other_words_loss, other_words_error and word_frequencies_loss [nats] are of the mlm_labels that
+    mlm_loss is of, too (Context). context_gain [nats] is other_words_loss - mlm_loss, and reads_context says whether
+    that is clearly more than nothing; nsp_learned whether NSP is clearly under ln 2. best_mlm_loss and best_step come
     from those evaluations of the whole run that are `alike`. best_checkpoint: step of the one in best/.
     """
 
     mlm_loss: float | None
     nsp_loss: float | None
     unigram_entropy: float | None
-    no_context_loss: float | None
+    other_words_loss: float | None
+    other_words_error: float | None
     word_frequencies_loss: float | None
-    no_context_margin: float | None
-    mlm_labels: int
+    mlm_labels: int | None
     initial_mlm_loss: float | None
     mlm_accuracy: float | None
     nsp_accuracy: float | None
-    below_no_context: float | None
+    context_gain: float | None
     reads_context: bool | None
     nsp_learned: bool | None
     best_mlm_loss: float | None
@@ -186,29 +186,38 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
     """The last held-out results beside word frequencies, a coin toss, and the evaluations before."""
     means = outcome.heldout
     loss, nsp = finite(means.mlm_loss), finite(means.nsp_loss)
-    no_context = outcome.no_context
-    reached = finite(no_context.loss)
-    gap = None if loss is None or reached is None else reached - loss
+    context = outcome.context
+    gain = None if loss is None or context is None else finite(context.gain(loss))
     evaluations = [record for record in alike(records) if finite(record.get("mlm_loss")) is not None]
     best: Mapping[str, Any] = min(evaluations, key=lambda record: float(record["mlm_loss"]), default={})
     return HeldoutNumbers(
         mlm_loss=loss,
         nsp_loss=nsp,
         unigram_entropy=finite(outcome.unigram_entropy),
-        no_context_loss=reached,
-        word_frequencies_loss=finite(no_context.plain),
-        no_context_margin=finite(no_context.margin),
-        mlm_labels=no_context.labels,
+        other_words_loss=finite(context.other_words_loss) if context else None,
+        other_words_error=finite(context.other_words_error) if context else None,
+        word_frequencies_loss=finite(context.word_frequencies_loss) if context else None,
+        mlm_labels=context.mlm_labels if context else None,
         initial_mlm_loss=next((record["mlm_loss"] for record in evaluations if record["step"] == 0), None),
         mlm_accuracy=finite(means.mlm_accuracy),
         nsp_accuracy=finite(means.nsp_accuracy),
-        below_no_context=gap,
-        reads_context=None if gap is None or loss is None else no_context.clearly_above(loss),
-        nsp_learned=None if nsp is None else nsp < math.log(2.0) - 0.02,
+        context_gain=gain,
+        reads_context=None if gain is None or loss is None or context is None else context.read(loss),
+        nsp_learned=None if nsp is None else beats_a_coin(nsp, outcome.judged),
         best_mlm_loss=best.get("mlm_loss"),
         best_step=best.get("step"),
         best_checkpoint=outcome.best_checkpoint,
     )
+
+
+def beats_a_coin(loss: float, judged: int) -> bool:
+    """Whether a mean loss [nats] on so many fair coin tosses is clearly below ln 2: by 0.02, and not by luck.
+
+    Luck: exp(judged (ln 2 - loss)) is how much more probable the labels are to the model than to a coin, and is one on
+    average whatever a model guesses, so that it is above a hundred at most once in a hundred (Markov's inequality).
+    """
+    gain = math.log(2.0) - loss
+    return gain > 0.02 and judged * gain > math.log(100.0)
 
 
 # ---------------------------------------------------------------- how fast

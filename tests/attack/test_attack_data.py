@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ipu_bert import assemble, sealed_json
 from ipu_bert.config import load_config
 from ipu_bert.data.cost import COST
-from ipu_bert.data.no_context import never_asked_share
+from ipu_bert.data.filling import filling
+from ipu_bert.data.other_words import OtherWords
 from ipu_bert.data.prepare import prepare
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS
@@ -57,10 +58,12 @@ def use(small: Path, files: Files) -> bool:
             found = assemble.open_data(config, progress=False)
             found.vocabulary()
             judging = assemble.make_stream(config, found, "heldout")
-            never = never_asked_share(found, judging.asked(judging.first_batches(2)), True)
-            assert 0.0 <= never <= 1.0
-            quality = text_quality(found, config.data.sequence_length, never)
-            assert all("\n" not in line for line in (quality.summary(), *quality.warnings()))
+            other = OtherWords(found).around(judging.batch(0), 0)
+            assert 0 <= int(other.input_ids.min()) <= int(other.input_ids.max()) < found.vocab_size
+            filled = filling(assemble.make_stream(config, found, "train"))
+            assert 0.0 <= filled.never_asked <= 1.0
+            quality = text_quality(found, config.data.sequence_length)
+            assert all("\n" not in line for line in (quality.summary(), *quality.warnings(), *filled.warnings()))
             for split in ("train", "heldout"):
                 stream = assemble.make_stream(config, found, split)
                 for index in range(8):

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from ipu_bert import assemble, checkpoint, evaluate
+from ipu_bert.data.filling import told_never_asked
 from ipu_bert.data.kept_text import KeptText
-from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.other_text import TextFiles
-from ipu_bert.data.quality import told_never_asked
 from ipu_bert.engines.base import EvalResult
-from ipu_bert.record.metrics import read_metrics
+from ipu_bert.record.context import RECORDED, Context
+from ipu_bert.record.metrics import MEANS, read_metrics
 from ipu_bert.sealed_json import sealed
 from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
@@ -86,13 +86,12 @@ def test_any_checkpoint_is_judged_as_its_run_did_and_the_run_is_untouched(run, c
     for path, step in ((run, 3), (run / "checkpoints" / "step_00000002", 2)):
         judged = found(capsys, path)
         assert judged["step"] == step
-        for key in ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"):
+        for key in (*MEANS, *RECORDED):
             assert judged[key] == recorded[step][key]
     assert judged["sequences"] == 2 * 4  # eval.batches x train.batch_size
     report = json.loads((run / "report.json").read_text())
     assert judged["unigram_entropy"] == report["heldout"]["unigram_entropy"]
-    for key in ("no_context_loss", "word_frequencies_loss", "no_context_margin", "mlm_labels"):
-        assert judged[key] == report["heldout"][key] == recorded[3][key]
+    assert {key: recorded[3][key] for key in RECORDED} == {key: report["heldout"][key] for key in RECORDED}
     assert judged["word_frequencies_loss"] != pytest.approx(judged["unigram_entropy"], abs=0.01)
     more = found(capsys, run, "--batches", 10**6)
     assert 8 < more["sequences_in_text"] <= more["sequences"] < more["sequences_in_text"] + 4  # one pass, no more
@@ -122,7 +121,7 @@ def test_any_text_is_judged_with_the_runs_tokenizer(run, text, tiny, capsys):
     assert evaluate.main([str(run), "--text", str(text)]) == 0
     page = capsys.readouterr().out
     assert "step 3, in float32" in page
-    assert "without context: the loss, on the same predictions, of a guess" in page
+    assert "other words around: the model's loss on the same predictions when each word around them" in page
 
 
 def test_a_text_is_read_as_the_text_of_the_run(tiny, tmp_path):
@@ -163,22 +162,20 @@ def test_words_that_are_never_asked_for_are_noted(run, tmp_path, capsys):
     pieces = load_model(run).text.tokenizer().encode("q7z9x8k5", add_special_tokens=False).tokens
     assert len(pieces) > 5
     judged = found(capsys, run, "--text", path)
-    share = len(pieces) / (len(pieces) + 6)
-    assert judged["notes"] == told_never_asked(share) != []
-    assert judged["no_context_loss"] < judged["word_frequencies_loss"] + math.log(1 - share)
+    (note,) = judged["notes"]
+    share = float(note.split(" %")[0])  # of documents of two sentences: three and eight words' pieces, and full stops
+    assert note == told_never_asked(share / 100)[0]
+    assert 100 * len(pieces) / (len(pieces) + 6 + 3) == pytest.approx(share, abs=3.0)
 
 
-def test_a_difference_that_few_predictions_cannot_tell_is_said(run):
+def test_other_words_are_told_with_how_sure_they_are(run):
     judged = evaluate.evaluate(load_model(run), [], None)
     loss = judged.result.means()["mlm_loss"]
-    for above, labels, margin, said in (
-        (1.0, 200, 0.25, "1.0000 below what is reached without context, {:.4f}\n"),
-        (0.2, 200, 0.25, "{:.4f}, which is not clear: 200 predictions are sure to 0.2500 only\n"),
-        (1.0, 60, 0.25, "{:.4f}, which says nothing: 60 predictions are too few\n"),
-        (-1.0, 60, 0.25, "1.0000 ABOVE what is reached without context, {:.4f}\n"),
+    for context, said in (
+        (Context(loss + 0.5, 0.0625, 6.5, 9700), f"{loss + 0.5:.4f} with other words around (+0.5000 ± 0.0625); word"),
+        (Context(loss - 0.5, math.nan, 6.5, 9700), f"{loss - 0.5:.4f} with other words around (-0.5000); word"),
     ):
-        beside = NoContext(loss + above, loss + above, labels, margin)
-        assert said.format(loss + above) in evaluate.render(replace(judged, no_context=beside))
+        assert said + " frequencies: 6.5000\n" in evaluate.render(replace(judged, context=context))
 
 
 def test_what_cannot_be_judged_ends_in_one_line(run, tmp_path, monkeypatch, capsys):

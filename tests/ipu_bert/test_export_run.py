@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer, BertForPreTraining, pipeline
 
 from ipu_bert import assemble, checkpoint, export_run
-from ipu_bert.data.no_context import NoContext
 from ipu_bert.hub.folders import TOKENIZER_FILES, check_place, whole_folder
+from ipu_bert.record.context import Context
 from ipu_bert.record.metrics import dumps, read_metrics
 from ipu_bert.sizes.config_json import shape_from_config
 from ipu_bert.trained import load_model
@@ -114,8 +114,10 @@ def test_the_card_says_what_was_recorded(finished, tmp_path):
         "tags": ["bert", "masked-lm", "block-sparse", "dynsparse"],
     }
     recorded = [r for r in read_metrics(finished / "metrics.jsonl") if r["kind"] == "eval"][-1]
-    no_context = json.loads((finished / "report.json").read_text())["heldout"]["no_context_loss"]
-    assert f"| masked LM | {recorded['mlm_loss']:.4f} | {no_context:.4f} (without context)" in page
+    beside = json.loads((finished / "report.json").read_text())["heldout"]
+    frequencies, others = beside["word_frequencies_loss"], beside["other_words_loss"]
+    assert f"| masked LM | {recorded['mlm_loss']:.4f} | {frequencies:.4f} (word frequencies)" in page
+    assert f"| masked LM, other words around | {others:.4f} | | |" in page
     assert "The model has not beaten word frequencies" in page  # after two steps
     assert "Positions 32 to 63 have never been trained" in page
     # 2 layers of 12 x 64^2, a fifth of each weight in blocks of 8x8: 4 x 13, 51 and 51 blocks.
@@ -144,28 +146,29 @@ def test_the_card_says_what_became_of_positions_that_were_not_trained(decay, tin
 
 def test_the_card_of_a_run_whose_records_do_not_say_what_frequencies_reach(finished, tmp_path):
     """Those of older versions: what they reach on the whole text is told as that."""
-    for number, (no_context, lower, named, says) in enumerate(
+    known = Context(6.25, 0.01, 6.5, 9700)
+    for number, (context, loss, named, says) in enumerate(
         [
-            (None, 0.5, "{entropy:.4f} (word frequencies, whole held-out text)", "not clearly beaten"),
-            (None, -0.5, "{entropy:.4f} (word frequencies, whole held-out text)", "not beaten"),
-            (NoContext(6.0, 6.25, 9700, 0.05), 0.1, "6.0000 (without context)", None),
-            (NoContext(6.0, 6.25, 60, 0.05), 0.1, "6.0000 (without context)", "not clearly beaten"),
-            (NoContext(6.0, 6.25, 9700, 0.05), 0.04, "6.0000 (without context)", "not clearly beaten"),
-            (NoContext(6.0, 6.25, 9700, 0.05), -0.2, "6.0000 (without context)", "not clearly beaten"),
-            (NoContext(6.0, 6.25, 9700, 0.05), -0.25, "6.0000 (without context)", "not beaten"),
+            (None, -0.5, "{entropy:.4f} (word frequencies, whole held-out text)", "Nothing shows"),
+            (None, 0.5, "{entropy:.4f} (word frequencies, whole held-out text)", "has not beaten"),
+            (known, 6.0, "6.5000 (word frequencies)", None),
+            (known, 6.22, "6.5000 (word frequencies)", "Nothing shows"),
+            (replace(known, other_words_error=0.1), 6.0, "6.5000 (word frequencies)", "Nothing shows"),
+            (known, 6.5, "6.5000 (word frequencies)", "has not beaten"),
         ]
     ):
         run = tmp_path / str(number)
         shutil.copytree(finished, run)
         entropy = load_model(run).text.unigram_entropy
-        loss = (no_context.loss if no_context else entropy) - lower
+        loss += 0.0 if context else entropy
         means = {"mlm_loss": loss, "mlm_accuracy": 0.1, "nsp_loss": 0.7, "nsp_accuracy": 0.5}
-        record = {"kind": "eval", "step": 2, **means, **(no_context.as_record() if no_context else {})}
+        record = {"kind": "eval", "step": 2, **means, **(context.as_record() if context else {})}
         (run / "metrics.jsonl").write_text(dumps(record) + "\n")
         page = (export(run, tmp_path / f"exported{number}") / "README.md").read_text()
         assert f"| masked LM | {loss:.4f} | {named.format(entropy=entropy)} | 10.0 % |" in page
-        for words in ("not beaten word frequencies", "not clearly beaten what needs no context"):
-            assert (f"The model has {words}" in page) == (says is not None and words.startswith(says))
+        assert ("| masked LM, other words around | 6.2500 |" in page) == (context is not None)
+        for words in ("The model has not beaten word frequencies", "Nothing shows that the model reads context"):
+            assert (words in page) == (says is not None and says in words)
 
 
 def on_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from ipu_bert import checkpoint, cli
 from ipu_bert.config import as_dict
 from ipu_bert.ranks import ALONE
+from ipu_bert.record.context import RECORDED
 from ipu_bert.record.metrics import MEANS, read_metrics
 from ipu_bert.run_folder import RunFolder
 from ipu_bert.sealed_json import sealed
@@ -317,7 +318,7 @@ def test_what_was_recorded_last_by_as_many_batches_is_an_evaluation_of_the_step(
     assert 2 < made["batches"] == trainer._judges < 99
     with RunFolder(config, trainer._origin) as opened:
         means = {key: value for key, value in made.items() if key in MEANS}
-        assert opened.evaluation(2, made["batches"]) == means
+        assert opened.evaluation(2, made["batches"]) == {**means, **{key: made[key] for key in RECORDED}}
         assert opened.evaluation(2, 1) == opened.evaluation(0, made["batches"]) == {}
         opened.metrics.write({"kind": "eval", "step": 2, **means, "mlm_loss": 1.0})  # as older versions
         assert opened.evaluation(2, 1) == {**means, "mlm_loss": 1.0}

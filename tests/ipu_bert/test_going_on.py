@@ -147,7 +147,7 @@ def test_an_evaluation_under_way_is_given_up_and_the_step_saved_at_once(tiny):
     evaluate, trainer.engine.eval_step = trainer.engine.eval_step, asked_to_stop
     with pytest.raises(InterruptedRunError, match=r"stopped by SIGUSR1; saved is .*step_00000002, go on with --resume"):
         trainer.run()
-    assert asked == [0, 0, 2]
+    assert asked == [0, 0, 0, 0, 2]  # two batches, with their own words and with others
 
 
 def test_records_are_on_disk_before_the_checkpoint_that_follows_them(tiny, monkeypatch):

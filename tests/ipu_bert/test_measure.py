@@ -35,10 +35,13 @@ def test_what_is_timed_and_how_it_adds_up(tiny, monkeypatch):
     assert set(steps) == {(4, 32)}
     assert (times.steps, times.step_seconds) == (11, 2.0)
     assert (times.updates, times.update_seconds) == (3, 7.0)  # after 3, 6 and 9
-    assert (times.evaluations, times.evaluation_seconds) == (4, 2 * 0.5)  # before 1, after 5, 10 and 11; two batches
-    assert times.total_seconds == 11 * 2 + 3 * 7 + 4
+    assert (times.evaluations, times.evaluation_seconds) == (
+        4,
+        2 * 2 * 0.5,
+    )  # before 1, after 5, 10 and 11; two batches, twice
+    assert times.total_seconds == 11 * 2 + 3 * 7 + 4 * 2
     assert "2 s a step: 22 s for 11 steps" in times.render()
-    assert measure.measure(tiny("sparsity.method=static", "eval.every=0")).total_seconds == 12 * 2 + 2 * 2 * 0.5
+    assert measure.measure(tiny("sparsity.method=static", "eval.every=0")).total_seconds == 12 * 2 + 2 * 2 * 2 * 0.5
     left = measure.measure(config, done=6)
     assert (left.steps, left.updates, left.evaluations) == (5, 1, 2)  # an update after 9, evaluations after 10 and 11
 

@@ -9,24 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
-from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from guesses import asked_one_by_one
 from PIL import Image
 
 import run_pretraining
 from ipu_bert import assemble, checkpoint
-from ipu_bert.data.no_context import no_context
 from ipu_bert.engines.base import NonFiniteError
-from ipu_bert.engines.torch_engine import TorchEngine
-from ipu_bert.record.metrics import read_metrics
+from ipu_bert.engines.torch_engine import TorchEngine, eval_batch
+from ipu_bert.judging import Judge
+from ipu_bert.precision import Precision
+from ipu_bert.record.context import RECORDED
+from ipu_bert.record.metrics import read_metrics, to_plain
 from ipu_bert.stopwatch import Stopwatch
+from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
 PROGRAM = Path(run_pretraining.__file__)
@@ -178,23 +178,17 @@ def test_a_run_leaves_everything_behind(tiny):
     assert report["heldout"]["mlm_loss"] == evaluations[-1]["mlm_loss"]
     assert report["heldout"]["nsp_loss"] == evaluations[-1]["nsp_loss"]
     assert 4 < report["heldout"]["unigram_entropy"] < math.log(1000)
-    # Word frequencies by hand, on the labels that the evaluation asks for: rint(32 x 0.15) = 5 of a sequence at
-    # most; words of more pieces are left out.
-    data = assemble.open_data(config, progress=False)
-    judging = assemble.make_stream(config, data, "heldout")
-    seen = Counter(np.asarray(data.split("train").tokens).tolist())
-    each, special = list(asked_one_by_one(judging, (0, 1))), data.special_ids()
-    share = {i: (seen[i] + 1) / (sum(seen.values()) + data.vocab_size - 4) for i in range(data.vocab_size)}
-    surprises = [-math.log(share[i]) for i, _, _ in each]
-    masked = [i for i, shown, _ in each if shown == special["[MASK]"]]
-    assert 0.6 < len(masked) / len(each) < 0.95
-    for found in (evaluations[0], evaluations[-1], report["heldout"]):
-        assert found["mlm_labels"] == len(each)
-        assert found["word_frequencies_loss"] == pytest.approx(mean(surprises))
-        counts, never = np.array([seen[i] for i in share]), report["data"]["quality"]["never_asked"]
-        expected = no_context(counts, judging.asked((0, 1)), special, never)
-        assert found["no_context_loss"] == expected.loss < mean(surprises) - 0.1
-        assert found["no_context_margin"] == expected.margin
+    # Losses beside it are of the same labels (test_judging.py).
+    data, model = assemble.open_data(config, progress=False), load_model(folder).model
+    judging, precision = assemble.make_stream(config, data, "heldout"), Precision("float32", loss_scale=1.0)
+    judge = Judge(
+        data, judging, np.bincount(data.split("train").tokens, minlength=data.vocab_size), config.eval.batches
+    )
+    _, context = judge.judge(lambda batch: eval_batch(model, precision, batch, config.train.micro_batch_size))
+    for found in (evaluations[-1], report["heldout"]):
+        assert {key: found[key] for key in RECORDED} == to_plain(context.as_record())
+    assert evaluations[0]["word_frequencies_loss"] == context.word_frequencies_loss
+    assert evaluations[0]["other_words_loss"] != context.other_words_loss
     assert report["throughput"]["sequences_per_second"] > 0
     assert report["throughput"]["executed_flops_per_second"] < report["throughput"]["dense_equivalent_flops_per_second"]
     assert sum(report["time_share"].values()) == pytest.approx(1)
@@ -202,7 +196,7 @@ def test_a_run_leaves_everything_behind(tiny):
         t.numel() for n, t in checkpoint.load(checkpoint.find(folder))[0]["model"].items() if n.endswith("values")
     )
     assert list((folder / "tensorboard").iterdir())
-    assert "(without context)" in (folder / "report.md").read_text()
+    assert "(word frequencies)" in (folder / "report.md").read_text()
 
 
 def test_an_update_took_what_the_search_for_it_took(tiny, monkeypatch):

@@ -45,7 +45,7 @@ def test_what_it_took_is_recorded_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert cost.token_bytes == sum(Path(files.directory, name).stat().st_size for name in names)
     again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
     assert again.cost == cost
-    assert cost.summary() in text_quality(again, 32, 0.0).told()
+    assert cost.summary() in text_quality(again, 32).told()
     assert cost.summary() in summary(again)
 
 
@@ -62,7 +62,7 @@ def test_where_it_was_not_recorded_nothing_is_said(monkeypatch: pytest.MonkeyPat
     Path(files.directory, COST).unlink()
     again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
     assert again.cost is None
-    assert text_quality(again, 32, 0.0).told() == [text_quality(again, 32, 0.0).summary()]
+    assert text_quality(again, 32).told() == [text_quality(again, 32).summary()]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_damaged_cost_is_passed_over_with_a_line(
     path = Path(files.directory, COST)
     path.write_bytes(data)
     again = prepare(corpus(), str(tmp_path), workers=1, progress=False)
-    quality = text_quality(again, 32, 0.0)
+    quality = text_quality(again, 32)
     (line,) = quality.warnings()
     assert line.startswith(f"what preparing took is not told: {path}: ")
     assert line.endswith("; it may be deleted")

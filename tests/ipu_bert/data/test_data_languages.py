@@ -29,7 +29,7 @@ def test_next_sentence_labels_are_true_and_balanced(tmp_path: Path, language: st
     """A follower is the text that comes next in the document, a stranger is of another document."""
     asked = corpus(source="files", paths=(str(UDHR / f"{language}.txt"),), vocab_size=1000)
     files = prepare(asked, str(tmp_path), workers=1, progress=False)
-    quality = text_quality(files, 32, 0.0)
+    quality = text_quality(files, 32)
     assert max(quality.rules, key=lambda code: quality.rules[code]) == language
     assert files.manifest["notes"] == []
     assert quality.pairs
@@ -83,9 +83,9 @@ def test_german_needs_no_setting(monkeypatch, tmp_path: Path) -> None:
     files = prepared(monkeypatch, tmp_path, documents)
     assert files.rules == {"de": 9}
     assert sum(size["sentences"] for size in files.manifest["splits"].values()) == 2 * 9
-    assert text_quality(files, 32, 0.0).summary().endswith("; sentences by the rules of de")
+    assert text_quality(files, 32).summary().endswith("; sentences by the rules of de")
     by_line = prepared(monkeypatch, tmp_path, documents, line_is_sentence=True)
-    assert text_quality(by_line, 32, 0.0).summary().endswith("; lines are sentences")
+    assert text_quality(by_line, 32).summary().endswith("; lines are sentences")
 
 
 def test_a_language_of_other_letters_is_said(monkeypatch, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_without_pairs_there_are_no_labels(monkeypatch, tmp_path: Path) -> None:
     training = stream(files)
     assert not training.pairs
     assert (training.batch(3).next_sentence_labels == IGNORED_LABEL).all()
-    quality = text_quality(files, 32, 0.0)
+    quality = text_quality(files, 32)
     assert (quality.pairs, quality.lone_documents) == (False, 1.0)
     assert any("masked LM is trained alone" in line for line in quality.warnings())
 
@@ -162,7 +162,7 @@ def test_pairs_that_are_trained_and_never_judged_are_said(monkeypatch, tmp_path:
     """Every label of a held-out document with one sentence would be "random"; no line said why there is no NSP loss."""
     files = prepared(monkeypatch, tmp_path, [f"A word{i} here. And word{i % 7} there." for i in range(60)])
     told = "next-sentence prediction is trained and never judged"
-    quality = text_quality(files, 32, 0.0)
+    quality = text_quality(files, 32)
     assert (quality.pairs, quality.judged_pairs) == (True, True)
     assert not any(told in line for line in quality.warnings())
     splits = {name: files.split(name) for name in ("train", "heldout")}
@@ -172,7 +172,7 @@ def test_pairs_that_are_trained_and_never_judged_are_said(monkeypatch, tmp_path:
         documents = np.union1d(held.documents, starts[:-1] + 1)
         splits["heldout"] = Split(held.tokens, held.sentences, documents)
         monkeypatch.setattr(files, "split", splits.get)
-        quality = text_quality(files, 32, 0.0)
+        quality = text_quality(files, 32)
         chunks = np.diff(stream(files, "heldout", batch_size=4)._chunks)
         judged = 2 * int((chunks == 1).sum()) <= len(chunks)
         assert (quality.pairs, quality.judged_pairs) == (True, judged)
@@ -185,7 +185,7 @@ def test_what_tokenization_did_is_counted(monkeypatch, tmp_path: Path) -> None:
     vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\n.\n", encoding="utf-8")
     read = "acgt" * 40  # a word of 160 letters
     documents = [f"ab a c{i}. {read} a." for i in range(8)]  # "a ##b a [UNK] ." and "[UNK] a ."
-    quality = text_quality(prepared(monkeypatch, tmp_path, documents, tokenizer=str(vocab)), 16, 0.0)
+    quality = text_quality(prepared(monkeypatch, tmp_path, documents, tokenizer=str(vocab)), 16)
     assert quality.unknown == 2 / 8
     assert quality.pieces_a_word == 8 / 5
     assert quality.long_words == 1 / 5
@@ -198,7 +198,7 @@ def test_what_tokenization_did_is_counted(monkeypatch, tmp_path: Path) -> None:
 
 def test_an_epoch_that_shows_little_is_said(monkeypatch, tmp_path: Path) -> None:
     documents = [" ".join(f"w{(7 * i + k) % 50}" for k in range(200)) for i in range(8)]  # two "sentences" of 100 words
-    quality = text_quality(prepared(monkeypatch, tmp_path, documents), 16, 0.0)
+    quality = text_quality(prepared(monkeypatch, tmp_path, documents), 16)
     assert quality.shown < 0.5
     assert any("of the tokens: sentences are longer" in line for line in quality.warnings())
     assert TextQuality.warnings(replace(quality, shown=0.6, notes=())) == []

@@ -28,12 +28,12 @@ from ipu_bert.data import shards
 from ipu_bert.data.cost import COST
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.kept_text import KeptText
-from ipu_bert.data.no_context import unigram_baseline
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.prepare import find_prepared, prepare, summary
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.source import make_source
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_from_vocab, train_tokenizer
+from ipu_bert.data.unigram import unigram_baseline
 from sparse_ops import files
 
 HERE = Path(data_corpora.__file__).parent
@@ -159,7 +159,7 @@ def test_a_text_that_gives_fewer_pieces_than_asked_for_is_told(
     assert 100 < files.vocab_size < 5000
     told = f"the text gave a vocabulary of {files.vocab_size:,} word pieces, not the 5,000 of vocab_size"
     assert files.manifest["notes"] == []  # what is prepared stays as it was
-    assert summary(files).count(told) == text_quality(files, 32, 0.0).warnings().count(told) == 1
+    assert summary(files).count(told) == text_quality(files, 32).warnings().count(told) == 1
     for given in ({"vocab_size": files.vocab_size}, {"vocab_size": 200}, {"tokenizer": vocab_file}):
         assert prepared(monkeypatch, tmp_path, documents, **given).notes == []
 

@@ -10,8 +10,8 @@ from small_models import make_shape
 from ipu_bert.config import from_dict
 from ipu_bert.data.cost import Cost
 from ipu_bert.data.filling import Filling
-from ipu_bert.data.no_context import NoContext
 from ipu_bert.data.quality import TextQuality
+from ipu_bert.record.context import Context
 from ipu_bert.record.outcome import HeldoutMeans, Machine, RunOutcome
 from ipu_bert.sizes.flops import SequenceFlops
 from ipu_bert.sizes.footprint import ParameterCounts
@@ -39,7 +39,6 @@ OUTCOME = RunOutcome(
         long_words=0.0,
         lone_documents=0.02,
         shown=0.75,
-        never_asked=0.0,
         pairs=True,
         judged_pairs=True,
         rules={"en": 240, "de": 9},
@@ -57,10 +56,11 @@ OUTCOME = RunOutcome(
             token_bytes=5_100_000,
         ),
     ),
-    filling=Filling(sequences=512, padding=0.05, shorter=0.1, predictions=18.5),
+    filling=Filling(sequences=512, padding=0.05, shorter=0.1, predictions=18.5, never_asked=0.0),
     unigram_entropy=6.75,
-    no_context=NoContext(loss=6.5, plain=6.5, labels=9700, margin=0.05),
+    context=Context(other_words_loss=6.25, other_words_error=0.05, word_frequencies_loss=6.5, mlm_labels=9700),
     heldout=HeldoutMeans(mlm_loss=6.0, nsp_loss=0.6, mlm_accuracy=0.125, nsp_accuracy=0.75),
+    judged=64,
     steps=50,
     seconds={
         "data": 1.0,

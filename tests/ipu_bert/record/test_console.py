@@ -8,8 +8,8 @@ import io
 import pytest
 from metric_records import EVAL, UPDATE, Clock, train
 
-from ipu_bert.data.no_context import NoContext
 from ipu_bert.record.console import ConsoleSink, format_duration
+from ipu_bert.record.context import Context
 
 
 class Terminal(io.StringIO):
@@ -26,7 +26,7 @@ def test_without_a_terminal_plain_lines_at_sane_intervals() -> None:
         sink.write(train(step))
         if step == 40:
             sink.write(UPDATE)
-            sink.write({**EVAL, **NoContext(6.45, 6.5, 9700, 0.05).as_record()})
+            sink.write({**EVAL, **Context(6.45, 0.05, 6.5, 9700).as_record()})
             sink.write(EVAL)
     sink.close()
     lines = out.getvalue().splitlines()
@@ -37,7 +37,7 @@ def test_without_a_terminal_plain_lines_at_sane_intervals() -> None:
     assert (
         "step 40  pattern update 2: moved 24 of 624 blocks (ratio 0.480), DOF explored 15.1 %, removed-new ratio 25.0 %"
     ) in lines
-    assert ("step 40  held-out mlm 6.123 (without context: 6.450), 12.5 % right;  nsp 0.693, 50.0 % right") in lines
+    assert ("step 40  held-out mlm 6.123 (other words around: 6.450), 12.5 % right;  nsp 0.693, 50.0 % right") in lines
     assert "step 40  held-out mlm 6.123, 12.5 % right;  nsp 0.693, 50.0 % right" in lines  # of an older version
     assert "\r" not in out.getvalue()
     assert out.getvalue().isascii()

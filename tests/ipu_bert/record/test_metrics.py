@@ -18,9 +18,9 @@ import torch
 from full_disk import needs_full_disk
 from metric_records import EVAL, UPDATE, train
 
-from ipu_bert.data.no_context import NoContext
 from ipu_bert.engines.base import TransferRecord
 from ipu_bert.record import metrics
+from ipu_bert.record.context import Context
 from ipu_bert.record.metrics import (
     JsonlSink,
     Metrics,
@@ -104,7 +104,7 @@ def test_a_bad_line_inside_is_named(tmp_path: Path, bad: bytes) -> None:
         ({**EVAL, "batches": -1}, "batches of 0 or more of an evaluation"),
         ({**EVAL, "batches": 0.5}, "batches of 0 or more of an evaluation"),
         ({**EVAL, "mlm_labels": -1}, "mlm_labels of 0 or more of an evaluation"),
-        ({**EVAL, "no_context_loss": "x"}, "a number as no_context_loss"),
+        ({**EVAL, "other_words_loss": "x"}, "a number as other_words_loss"),
         ({**EVAL, "mlm_loss": 10**400}, "a number as mlm_loss"),
         (train(1, elapsed=-(10**400)), "a number as elapsed"),
         (train(1, seconds={"forward": "x"}), "numbers by name as seconds"),
@@ -137,9 +137,9 @@ def test_what_a_record_needs_is_what_reports_take() -> None:
     transfers = vars(TransferRecord())
     assert metrics._parse_line(dumps({**EVAL, "batches": 16}).encode())["batches"] == 16
     assert metrics._parse_line(dumps(EVAL).encode()) == EVAL  # of a version that did not record it
-    no_context = NoContext(6.5, 6.75, 9700, 0.05)
-    record = metrics._parse_line(dumps({**EVAL, **no_context.as_record()}).encode())
-    assert NoContext.of_record(record) == no_context
+    context = Context(6.5, 0.05, 6.75, 9700)
+    record = metrics._parse_line(dumps({**EVAL, **context.as_record()}).encode())
+    assert Context.of_record(record) == context
     means = {field.name for field in dataclasses.fields(HeldoutMeans)}
     assert set(metrics.MEANS) == means == EVAL.keys() - {"kind", "step"}
     assert transfers.keys() == metrics._TRANSFERS
@@ -214,7 +214,7 @@ def test_metrics_fan_out_and_close_all_even_if_one_fails() -> None:
 
 
 def test_scalars_flatten_and_skip_text_and_null() -> None:
-    assert dict(scalars({**EVAL, "batches": 16, **NoContext(6.5, 6.75, 9700, 0.05).as_record()})) == {
+    assert dict(scalars({**EVAL, "batches": 16, **Context(6.5, 0.05, 6.75, 9700).as_record()})) == {
         "heldout/mlm_loss": 6.1234,
         "heldout/nsp_loss": 0.6931,
         "heldout/mlm_accuracy": 0.125,

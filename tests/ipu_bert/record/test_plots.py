@@ -59,15 +59,16 @@ def test_loss_figure_draws_the_numbers_it_was_given(tmp_path: Path, seed: int) -
     rng = np.random.default_rng(seed)
     steps = np.arange(1, 201)
     mlm, nsp = rng.uniform(5, 9, 200), rng.uniform(0.5, 0.8, 200)
-    heldout = LossCurve([0, 100, 200], [9.0, 6.6, 6.25], [0.7, None, 0.65])
+    heldout = LossCurve([0, 100, 200], [9.0, 6.6, 6.25], [0.7, None, 0.65], [9.0, None, 6.5])
     figure = loss_figure(LossCurve(steps, mlm, nsp), heldout, 6.45)
     top, bottom = figure.axes
     np.testing.assert_array_equal(line(top, "training, each logged step")[1], mlm)
     np.testing.assert_allclose(line(top, "training, mean over 9")[1][100], mlm[96:105].mean())
     np.testing.assert_array_equal(line(top, "held-out text"), [[0, 100, 200], [9.0, 6.6, 6.25]])
-    assert set(line(top, "_without_context")[1]) == {6.45}
-    assert "context:\n6.45" in words(top)
-    assert top.get_title(loc="left") == "Held-out masked-LM loss ends at 6.25, 0.20 below what needs no context"
+    np.testing.assert_array_equal(line(top, "with other words around")[1], [9.0, math.nan, 6.5])
+    assert set(line(top, "_word_frequencies")[1]) == {6.45}
+    assert "frequencies:\n6.45" in words(top)
+    assert top.get_title(loc="left") == "Held-out masked-LM loss ends at 6.25, and at 6.50 with other words around"
     assert top.get_ylabel() == "masked-LM loss [nats]"
     np.testing.assert_array_equal(line(bottom, "training, each logged step")[1], nsp)
     assert set(line(bottom, "_ln2")[1]) == {math.log(2)}
@@ -77,9 +78,12 @@ def test_loss_figure_draws_the_numbers_it_was_given(tmp_path: Path, seed: int) -
     assert image.shape[:2] == (330, 450)
 
 
-def test_the_title_does_not_hide_that_nothing_was_learned() -> None:
-    figure = loss_figure(LossCurve([1, 2], [9.0, 8.0], [0.7, 0.7]), LossCurve([2], [7.0], [0.7]), 6.45)
-    assert "7.00, 0.55 ABOVE what needs no context" in figure.axes[0].get_title(loc="left")
+def test_without_other_words_none_are_drawn() -> None:
+    for others in ((), (None,)):
+        heldout = LossCurve([2], [7.0], [0.7], others)
+        figure = loss_figure(LossCurve([1, 2], [9.0, 8.0], [0.7, 0.7]), heldout, 6.45)
+        assert figure.axes[0].get_title(loc="left") == "Held-out masked-LM loss ends at 7.00 nats"
+        assert "with other words around" not in {line.get_label() for line in figure.axes[0].lines}
 
 
 @pytest.mark.parametrize("steps", [[], [1], [1, 2]])

@@ -16,7 +16,7 @@ from report_case import OUTCOME, RECORDS, train, with_heldout
 
 from ipu_bert.record.curves import PatternChange
 from ipu_bert.record.metrics import JsonlSink, Metrics, dumps
-from ipu_bert.record.report import _figures, as_json, write_report
+from ipu_bert.record.report import _figures, _heldout_curve, as_json, write_report
 from ipu_bert.record.report_numbers import build_report
 
 
@@ -41,8 +41,18 @@ def test_report_json_keeps_its_entries_in_their_order() -> None:
 def test_the_dashed_line_is_what_the_verdict_is_by() -> None:
     """Not the whole held-out text's 6.75."""
     figure = _figures(RECORDS, build_report(RECORDS, OUTCOME), None)["loss_curves.png"]()
-    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "_without_context"]
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "_word_frequencies"]
     assert set(line.get_ydata()) == {6.5}
+
+
+def test_other_words_are_drawn_where_records_have_them() -> None:
+    """And at the end, where none may be there."""
+    records = [{**record, "other_words_loss": 8.75} if record.get("mlm_loss") == 9.0 else record for record in RECORDS]
+    for found, first in ((records, 8.75), (RECORDS, None)):
+        curve = _heldout_curve(found, build_report(found, OUTCOME))
+        assert curve.steps == [0, 30, 50]
+        assert curve.mlm == [9.0, 6.25, 6.0]
+        assert curve.other_words == [first, None, 6.25]
 
 
 def strict(text: str) -> Any:

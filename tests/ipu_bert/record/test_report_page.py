@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from report_case import OUTCOME, RECORDS, with_heldout
 
-from ipu_bert.data.no_context import NoContext
+from ipu_bert.record.context import Context
 from ipu_bert.record.outcome import RunOutcome
 from ipu_bert.record.report_numbers import build_report
 from ipu_bert.record.report_page import render_page
@@ -26,9 +26,11 @@ def page_of(records: list[dict[str, Any]], outcome: RunOutcome) -> str:
     ("values", "says"),
     [
         ({"mlm_loss": 6.0}, "**Yes: the model reads context.**"),
-        ({"mlm_loss": 6.0}, "Its held-out masked-LM loss, 6.000 nats, is 0.500 below the 6.500"),
-        ({"mlm_loss": 6.0}, f"{math.exp(0.5):.2f} times the probability"),
-        ({"mlm_loss": 6.48}, "**Not clearly.**"),
+        ({"mlm_loss": 6.0}, "loss is 6.000 nats, and 6.250 with other words around the same places: with its own"),
+        ({"mlm_loss": 6.0}, f"{math.exp(0.25):.2f} times the probability"),
+        ({"mlm_loss": 6.0}, "Word frequencies alone come to 6.500."),
+        ({"mlm_loss": 6.1}, "**Not clearly.**"),
+        ({"mlm_loss": 6.1}, "+0.1500 ± 0.0500, too little or by too few batches (eval.batches)"),
         ({"mlm_loss": 6.5}, "**No: the model has NOT beaten word frequencies.**"),
         ({"mlm_loss": 7.25}, "7.250 nats, is 0.750 above the 6.500"),
         ({"mlm_loss": 7.25}, "no more than which words are frequent"),
@@ -45,32 +47,49 @@ def test_the_verdict_follows_the_numbers(values: dict[str, float], says: str) ->
 
 
 @pytest.mark.parametrize(
-    ("no_context", "says"),
+    ("context", "says"),
     [
-        # Of 60 labels, whose -log p vary by 2.3 nats: 0.5 below was a clear "Yes".
-        (NoContext(6.5, 6.5, 60, 2 * 2.3 / math.sqrt(60)), "uses context from 60 predictions (eval.batches)."),
-        (NoContext(6.5, 6.5, 60, 0.05), "uses context from 60 predictions (eval.batches)."),
-        (NoContext(6.5, 6.5, 100, 0.6), "as 100 predictions (eval.batches) are sure to 0.600 only."),
-        # By what stands in the place itself: with 6.02 the quickstart was told to read context, and 5.91 need none.
-        (NoContext(5.875, 6.5, 9700, 0.05), "is below the 6.500 of word frequencies alone, and not below 5.875"),
+        # Below word frequencies by half a nat, and no word around was read: the quickstart was told to read context.
+        (Context(6.0001, 0.00002, 6.5, 9700), "**Not yet: nothing shows that the model reads context.**"),
+        (Context(5.99, 0.02, 6.5, 9700), "with other words around the same places: -0.0100 ± 0.0200. What it has"),
+        (Context(6.03, 0.005, 6.5, 9700), "**Hardly: the model has just begun to read context.**"),
+        (Context(6.03, 0.01, 6.5, 9700), "**Not clearly.**"),
+        (Context(6.5, math.nan, 6.5, 9700), "judged by fewer than 4 batches (eval.batches)"),
     ],
 )
-def test_what_is_not_sure_is_not_claimed(no_context: NoContext, says: str) -> None:
-    report = build_report(RECORDS, replace(OUTCOME, no_context=no_context))
+def test_what_is_not_sure_is_not_claimed(context: Context, says: str) -> None:
+    report = build_report(RECORDS, replace(OUTCOME, context=context))
     assert report.heldout.reads_context is False
-    said = verdict(report.heldout)
-    assert said.startswith(("**Not clearly.**", "**Not yet: nothing shows that the model reads context.**"))
-    assert says in said
-    sure = build_report(RECORDS, replace(OUTCOME, no_context=replace(no_context, labels=100, margin=0.05, loss=6.5)))
-    assert verdict(sure.heldout).startswith("**Yes")
-    worse = replace(with_heldout(mlm_loss=6.75), no_context=no_context)
+    assert says in verdict(report.heldout)
+    sure = replace(context, other_words_loss=6.5, other_words_error=0.1)
+    assert verdict(build_report(RECORDS, replace(OUTCOME, context=sure)).heldout).startswith("**Yes")
+    worse = replace(with_heldout(mlm_loss=6.75), context=context)
     assert "6.750 nats, is 0.250 above the 6.500 that" in verdict(build_report(RECORDS, worse).heldout)
 
 
-def test_without_word_frequencies_nothing_is_claimed() -> None:
-    page = page_of(RECORDS, replace(OUTCOME, no_context=NoContext(math.nan, math.nan, 0, math.nan)))
-    assert "it cannot be said whether that is more than counting words" in page
-    assert "| masked LM (MLM) | 6.000 | not measured (without context) |" in page
+def test_without_other_losses_nothing_is_claimed() -> None:
+    for context in (None, Context(math.nan, math.nan, math.nan, 0)):
+        page = page_of(RECORDS, replace(OUTCOME, context=context))
+        assert "it cannot be said whether that is more than counting words" in page
+        assert "| masked LM (MLM) | 6.000 | not measured (word frequencies) |" in page
+
+
+@pytest.mark.parametrize(
+    ("loss", "judged", "learned"),
+    [
+        (0.6, 64, True),
+        (0.6, 48, False),
+        (0.68, 10**6, False),
+        (0.67, 199, True),
+        (0.67, 198, False),
+        (0.7, 10**6, False),
+    ],
+)
+def test_a_coin_is_not_beaten_by_luck(loss: float, judged: int, learned: bool) -> None:
+    """By 8 sequences, 6 of which were alike, a model that knew no more than that was told to have learned it."""
+    # (ln 2 - 0.6) x 64 = 5.97 and x 48 = 4.47, where ln 100 = 4.61; (ln 2 - 0.67) x 199 = 4.61
+    report = build_report(RECORDS, replace(with_heldout(nsp_loss=loss), judged=judged))
+    assert report.heldout.nsp_learned is learned
 
 
 def test_the_page_says_what_a_newcomer_needs() -> None:
@@ -85,7 +104,8 @@ def test_the_page_says_what_a_newcomer_needs() -> None:
         "tokenizing 4.0 s with 2 processes (processor time: sentences 3.0 s, pieces 2.5 s), writing 0.5 s; 12.20 MB of "
         "text, 5.10 MB of token files.",
         "block-sparse: 90.0 % of their entries do not exist, and the rest is kept in blocks of 16 x 16",
-        "| masked LM (MLM) | 6.000 | 6.500 (without context) | 12.5 % |",
+        "| masked LM (MLM) | 6.000 | 6.500 (word frequencies) | 12.5 % |",
+        "| the same, other words around | 6.250 |  |  |",
         "| next sentence (NSP) | 0.600 | 0.693 (coin toss, ln 2) | 75.0 % |",
         "| executed FLOP/s | 64 MFLOP/s | 80 MFLOP/s | 40 MFLOP/s |",
         "| dense-equivalent FLOP/s | 320 MFLOP/s | 400 MFLOP/s | 200 MFLOP/s |",

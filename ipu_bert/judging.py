@@ -1,0 +1,67 @@
+"""How a model is judged by held-out text: with its own words, and with others around what is asked for."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from operator import add
+from typing import Any, Callable
+
+import numpy as np
+
+from ipu_bert.data.batches import Batch, BatchStream
+from ipu_bert.data.masking import IGNORED_LABEL
+from ipu_bert.data.other_words import OtherWords
+from ipu_bert.data.token_files import Text
+from ipu_bert.data.tokenizer import NOT_PREDICTED
+from ipu_bert.data.unigram import surprises
+from ipu_bert.engines.base import EvalResult
+from ipu_bert.record.context import Context
+
+
+class Judge:
+    """Judges by the first batches of a text's held-out split, at most one pass over it.
+
+    stream: of that split. seen: int [vocab], how often each id is in the training text. batches: how many are asked
+    for; `numbers` are those that the text has. never_asked: share of their tokens in words of too many pieces to be
+    predicted.
+    """
+
+    def __init__(self, text: Text, stream: BatchStream, seen: np.ndarray, batches: int) -> None:
+        self.stream, self.numbers = stream, stream.first_batches(batches)
+        self._others = OtherWords(text)
+        special, labels, never, tokens = text.special_ids(), [np.zeros(0, np.int64)], 0, 0
+        for number in self.numbers:
+            batch = stream.batch(number)
+            labels.append(batch.masked_labels.numpy()[batch.masked_labels.numpy() != IGNORED_LABEL])
+            never, tokens = never + int(stream.never_asked(batch).sum()), tokens + int(batch.attention_mask.sum())
+        found = surprises(seen, np.concatenate(labels), [special[token] for token in NOT_PREDICTED])
+        self._frequencies = float(found.mean()) if len(found) else math.nan
+        self.never_asked = never / max(1, tokens)
+
+    def judge(
+        self,
+        evaluate: Callable[[Batch], EvalResult],
+        share: tuple[int, int] = (0, 1),
+        stopped: Callable[[], Any] = lambda: False,
+    ) -> tuple[EvalResult, Context] | None:
+        """What `evaluate` makes of the batches, and of the same with other words around.
+
+        share: (part, parts) of every batch that this process makes and hands in; `evaluate` gives the sums of all of
+        them. None once `stopped`, which is asked before each batch and at the end.
+        """
+        part, parts = share
+        size = self.stream.options.batch_size
+        own: list[EvalResult] = []
+        others: list[EvalResult] = []
+        for number in self.numbers:
+            batch = self.stream.share(number, part, parts)
+            other = self._others.around(batch, number * size + part * (size // parts))
+            for words, results in ((batch, own), (other, others)):
+                if stopped():
+                    return None
+                results.append(evaluate(words))
+        if stopped():
+            return None
+        sums = [(mine.mlm_sum, other.mlm_sum, mine.mlm_count) for mine, other in zip(own, others)]
+        return reduce(add, own), Context.of_sums(sums, self._frequencies)

@@ -1,0 +1,70 @@
+"""Whether a model reads context: what it makes of the same places with its own words around, and with others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Mapping, Sequence
+
+LEAST_GAIN = 0.05  # nats; what is less is hardly worth to be called reading
+SURE = 4.0  # standard errors: by chance once in 70 times with the fewest batches, in a thousand with ten
+FEWEST_BATCHES = 4  # from which a standard error says something
+RECORDED = ("other_words_loss", "other_words_error", "word_frequencies_loss", "mlm_labels")  # of an evaluation
+
+
+@dataclass(frozen=True)
+class Context:
+    """Beside the masked-LM loss of an evaluation, on the same labels; losses in nats, NaN where there are none.
+
+    other_words_loss: the model's, with other words around the places that are asked for (data/other_words.py).
+    other_words_error: standard error, over batches, of that less the loss; NaN by one batch, or where fewer than
+    FEWEST_BATCHES are there. word_frequencies_loss: of a guess by how often words are in the training text. mlm_labels:
+    how many.
+    """
+
+    other_words_loss: float
+    other_words_error: float
+    word_frequencies_loss: float
+    mlm_labels: int
+
+    @classmethod
+    def of_sums(cls, sums: Sequence[tuple[float, float, int]], frequencies: float) -> Context:
+        """From each batch's sums of losses, with own words and with others, and its number of labels."""
+        labels, batches = sum(count for _, _, count in sums), len(sums)
+        if not labels:
+            return cls(math.nan, math.nan, math.nan, 0)
+        others = sum(other for _, other, _ in sums)
+        gain = (others - sum(own for own, _, _ in sums)) / labels
+        squares = sum((other - own - gain * count) ** 2 for own, other, count in sums)
+        sure = batches >= FEWEST_BATCHES
+        error = math.sqrt(squares * batches / (batches - 1)) / labels if sure else math.nan
+        return cls(others / labels, error, frequencies, labels)
+
+    def as_record(self) -> dict[str, Any]:
+        """As a record of an evaluation has it."""
+        return asdict(self)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Context | None:
+        """What `as_record` gave, though a record has None for what is not finite; None for one of an older version."""
+        if any(key not in record for key in RECORDED) or record["mlm_labels"] is None:
+            return None
+        other, error, frequencies = (math.nan if record[key] is None else record[key] for key in RECORDED[:3])
+        return cls(other, error, frequencies, record["mlm_labels"])
+
+    def gain(self, loss: float) -> float:
+        """What a model's own words are worth to it [nats], of whose evaluation with them `loss` is the loss."""
+        return self.other_words_loss - loss
+
+    def beside(self, loss: float) -> str:
+        """What is told beside a loss: that with other words around, how sure it is, and word frequencies."""
+        error = "" if math.isnan(self.other_words_error) else f" ± {self.other_words_error:.4f}"
+        return (
+            f"{self.other_words_loss:.4f} with other words around ({self.gain(loss):+.4f}{error}); "
+            f"word frequencies: {self.word_frequencies_loss:.4f}"
+        )
+
+    def read(self, loss: float) -> bool:
+        """Whether a model clearly reads context, and is better than word frequencies."""
+        clear = self.gain(loss) > max(LEAST_GAIN, SURE * self.other_words_error)
+        return clear and not math.isnan(self.other_words_error) and loss < self.word_frequencies_loss

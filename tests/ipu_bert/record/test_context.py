@@ -1,0 +1,65 @@
+"""What tells whether a model reads context, by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import mean, stdev
+
+import pytest
+
+from ipu_bert.record.context import Context
+from ipu_bert.record.metrics import dumps, read_metrics
+
+
+def test_the_standard_error_of_what_other_words_cost(seed: int) -> None:
+    """Of batches with as many labels each it is that of their means."""
+    draw = random.Random(seed)
+    batches, labels = draw.randint(4, 9), draw.randint(1, 50)
+    own, others = ([labels * draw.gauss(5.0, 1.0) for _ in range(batches)] for _ in range(2))
+    found = Context.of_sums([(mine, other, labels) for mine, other in zip(own, others)], 6.5)
+    gains = [(other - mine) / labels for mine, other in zip(own, others)]
+    assert found.other_words_loss == pytest.approx(sum(others) / labels / batches)
+    assert found.gain(sum(own) / labels / batches) == pytest.approx(mean(gains))
+    assert found.other_words_error == pytest.approx(stdev(gains) / math.sqrt(batches))
+    assert (found.word_frequencies_loss, found.mlm_labels) == (6.5, batches * labels)
+    # Three labels of one batch weigh as much as three batches of one; a batch without labels adds nothing.
+    uneven = Context.of_sums([(9.0, 12.0, 3), (1.0, 4.0, 1), (1.0, 4.0, 1), (0.0, 0.0, 0)], 6.5)
+    assert uneven.other_words_loss == 20 / 5
+    # By hand: 9/5 a label; 3 - 27/5, twice 3 - 9/5 and none are left; their squares, 5.76, 1.44, 1.44, by 4/3, over 25.
+    assert uneven.other_words_error == pytest.approx(math.sqrt((5.76 + 2 * 1.44) * 4 / 3) / 5)
+    assert math.isnan(Context.of_sums(3 * [(1.0, 2.0, 1)], 6.5).other_words_error)  # of few it says little
+    assert math.isnan(Context.of_sums(9 * [(0.0, 0.0, 0)], math.nan).other_words_loss)
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "loss", "reads"),
+    [
+        (6.5, 0.01, 6.0, True),
+        (6.5, 0.124, 6.0, True),
+        (6.5, 0.126, 6.0, False),  # less than four standard errors
+        (6.06, 0.0, 6.0, True),
+        (6.04, 0.0, 6.0, False),  # for certain, and next to nothing
+        (5.5, 0.01, 6.0, False),
+        (6.5, math.nan, 6.0, False),  # by too few batches
+        (9.0, 0.01, 7.0, False),  # no better than word frequencies: it learned its training text by heart
+        (math.nan, math.nan, math.nan, False),
+    ],
+)
+def test_what_is_called_reading(other: float, error: float, loss: float, reads: bool) -> None:
+    assert Context(other, error, 7.0, 9700).read(loss) is reads
+
+
+def test_a_record_holds_it(tmp_path) -> None:
+    path, means = (
+        tmp_path / "metrics.jsonl",
+        {"mlm_loss": 6.0, "nsp_loss": 0.7, "mlm_accuracy": 0.1, "nsp_accuracy": 0.5},
+    )
+    for found in (Context(6.5, 0.25, 7.0, 9700), Context(6.5, math.nan, 7.0, 9700)):
+        path.write_text(dumps({"kind": "eval", "step": 2, "batches": 4, **means, **found.as_record()}) + "\n")
+        assert repr(Context.of_record(read_metrics(path)[0])) == repr(found)
+    # Of older versions, one of which had another thing to compare with.
+    older = {"no_context_loss": 6.0, "word_frequencies_loss": 6.5, "mlm_labels": 9700, "no_context_margin": 0.05}
+    for beside in ({}, older):
+        path.write_text(dumps({"kind": "eval", "step": 2, **means, **beside}) + "\n")
+        assert Context.of_record(read_metrics(path)[0]) is None
