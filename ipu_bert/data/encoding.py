@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from ipu_bert.data.language import AUTO, fits, language_of
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.token_files import token_dtype
-from ipu_bert.data.tokenizer import NOT_PREDICTED
+from ipu_bert.data.tokenizer import NOT_PREDICTED, long_words
 
 _BATCH = 4096  # sentences that are encoded at once: an encoding takes many times its sentence's memory
 _START = 4000  # characters of a document in which two languages' rules are compared
@@ -60,6 +60,14 @@ def encode_documents(tokenizer: Tokenizer, documents: list[SplitDocument]) -> It
         ids = [pieces for pieces in itertools.islice(encoded, len(document.sentences)) if len(pieces)]
         if ids:
             yield EncodedDocument(document, ids)
+
+
+def count_long_words(tokenizer: Tokenizer, document: EncodedDocument) -> int:
+    """How many of its words are [UNK] for their length."""
+    unknown = tokenizer.token_to_id("[UNK]")
+    if not any((ids == unknown).any() for ids in document.ids):  # most often, and looking at every word takes time
+        return 0
+    return sum(long_words(tokenizer, sentence) for sentence in document.split.sentences)
 
 
 def _encode(tokenizer: Tokenizer, sentences: list[str]) -> Iterator[np.ndarray]:

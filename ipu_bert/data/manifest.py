@@ -36,6 +36,8 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
             return f"expected words in split {split}, found none"
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         return f"expected notes, a list of lines, found {notes!r:.80}"
+    if not is_count(manifest.get("most_letters", 1)):
+        return f"expected most_letters of a word that is not [UNK], found {manifest['most_letters']!r:.80}"
     rules = manifest.get("rules")
     if not isinstance(rules, dict) or not all(map(is_count, rules.values())):
         return f"expected rules, documents by language, found {rules!r:.80}"
@@ -55,6 +57,16 @@ def told_text(manifest: Mapping[str, Any]) -> list[str]:
     Those of older releases also have lines of what the folder held beside it then, which each start finds anew.
     """
     return [note for note in manifest["notes"] if _OF_THE_TEXT.match(note)]
+
+
+def told_long_words(manifest: Mapping[str, Any], directory: str) -> list[str]:
+    """A line where an earlier version, which took Chinese without spaces for one word, found words too long."""
+    if "most_letters" in manifest or not any(size["long_words"] for size in manifest["splits"].values()):
+        return []
+    return [
+        "prepared by an earlier version, which trained no vocabulary on words of more than 100 letters and took "
+        f"Chinese without spaces for such; where the text has any, delete {directory} to prepare it anew"
+    ]
 
 
 def told_vocabulary(manifest: Mapping[str, Any]) -> list[str]:

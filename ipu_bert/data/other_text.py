@@ -9,7 +9,7 @@ from typing import Iterable, Iterator, Sequence
 import numpy as np
 
 from ipu_bert.data.corpus import Corpus
-from ipu_bert.data.encoding import encode_documents, split_documents
+from ipu_bert.data.encoding import count_long_words, encode_documents, split_documents
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.kept_text import KeptText, count_ids
 from ipu_bert.data.quality import told_words
@@ -17,7 +17,7 @@ from ipu_bert.data.sentences import count_units
 from ipu_bert.data.shards import bounded, told_empty
 from ipu_bert.data.source import make_source
 from ipu_bert.data.token_files import OFFSETS, Split, token_dtype
-from ipu_bert.data.tokenizer import NOT_PREDICTED, long_words
+from ipu_bert.data.tokenizer import NOT_PREDICTED, most_letters
 from ipu_bert.data.unigram import unigram_baseline
 
 _DOCUMENTS = 256  # tokenized together
@@ -73,7 +73,7 @@ class TextFiles:
                 lengths += map(len, document.ids)
                 counts.append(len(document.ids))
                 self._words += sum(map(count_units, document.split.sentences))
-                self._long_words += sum(map(long_words, document.split.sentences))
+                self._long_words += count_long_words(tokenizer, document)
         if len(counts) == 1:
             raise DataError(f"{self.directory}: expected text, found no word")
         return Split(np.concatenate(tokens), np.cumsum(lengths, dtype=OFFSETS), np.cumsum(counts, dtype=OFFSETS))
@@ -81,7 +81,8 @@ class TextFiles:
     def _told_words(self, unknown: int) -> list[str]:
         """Where words do not suit the tokenizer, of whose tokens so many are unknown."""
         tokens, words = len(self._split.tokens), max(1, self._words)  # a space of Ethiopic is a token and no word
-        return told_words(unknown / tokens, self._long_words / words, tokens / words)
+        most = most_letters(self._kept.tokenizer())
+        return told_words(unknown / tokens, self._long_words / words, tokens / words, most)
 
 
 def _counted(texts: Iterable[str], counts: dict[bool, int]) -> Iterator[str]:

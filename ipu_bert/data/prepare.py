@@ -51,6 +51,7 @@ from ipu_bert.data.tokenizer import (
     TRAINED,
     given_tokenizer,
     load_tokenizer,
+    most_letters,
     train_tokenizer,
 )
 from ipu_bert.data.unigram import unigram_baseline
@@ -158,13 +159,15 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
         text_shards = shards.spool(request.source.documents(), os.path.join(aside, "text"), bar.update)
     below = shards.heldout_below(text_shards, corpus.heldout_fraction)
     times.append(time.perf_counter())
-    tokenizer_path = os.path.join(aside, TOKENIZER)
+    pieces = os.path.join(aside, "pieces")  # earlier versions, which left out other words, had theirs elsewhere
+    os.makedirs(pieces, exist_ok=True)
+    tokenizer_path = os.path.join(pieces, TOKENIZER)
     if not os.path.exists(tokenizer_path):
         tokenizer = _tokenizer(corpus, text_shards, below, progress)
         files.write(tokenizer_path, tokenizer.to_str(pretty=True))
     times.append(time.perf_counter())
     how = shards.Tokenising(
-        os.path.join(aside, "tokens"), tokenizer_path, below, corpus.language, corpus.line_is_sentence
+        os.path.join(pieces, "tokens"), tokenizer_path, below, corpus.language, corpus.line_is_sentence
     )
     os.makedirs(how.folder, exist_ok=True)
     workers = min(workers, len(text_shards))
@@ -206,7 +209,8 @@ def _write_files(
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left of this stage
     os.makedirs(folder)
     shutil.copyfile(tokenizer_path, os.path.join(folder, TOKENIZER))
-    vocab = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
+    tokenizer = load_tokenizer(tokenizer_path)
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
     with _bar("writing, shards", len(SPLITS) * len(token_shards), progress) as bar:
         sizes, unigrams = shards.merge(token_shards, folder, len(vocab), bar.update)
     documents = sum(found.rules.values())
@@ -217,6 +221,7 @@ def _write_files(
         "request_sha256": request.sha256,
         "splits": {split: {**size, "unknown": int(unigrams[split][vocab["[UNK]"]])} for split, size in sizes.items()},
         "vocab_size": len(vocab),
+        "most_letters": most_letters(tokenizer),
         "token_dtype": token_dtype(len(vocab)).str,
         "tokenizer_sha256": entries[TOKENIZER]["sha256"],
         "special_ids": {token: vocab[token] for token in SPECIAL_TOKENS},

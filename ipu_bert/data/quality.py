@@ -11,7 +11,6 @@ from ipu_bert.data.chunks import chunk_starts, lone_share
 from ipu_bert.data.cost import Cost
 from ipu_bert.data.manifest import COUNTS
 from ipu_bert.data.token_files import TokenFiles
-from ipu_bert.data.tokenizer import MAX_LETTERS
 
 MOST_LONE = 0.5  # of the chunks: with more of them, fewer than half of the labels could be "follows"
 
@@ -21,7 +20,8 @@ class TextQuality:
     """Shares in [0, 1], of both splits together unless said.
 
     unknown: tokens that are [UNK]. pieces_a_word: a word is what stands between spaces, or a letter in scripts without.
-    long_words: words of more than MAX_LETTERS letters. lone_documents: documents of one sentence. shown: training
+    long_words: words of more than most_letters letters, which are [UNK]; None of text whose long words an earlier
+    version counted. lone_documents: documents of one sentence. shown: training
     tokens that sequences have room for, where each is made of one chunk of the text; the rest falls to truncation. An
     epoch shows others of them: B is often random, and some sequences are short. pairs: whether sentence
     pairs can be made of the training text for next-sentence prediction; else only masked LM is trained. judged_pairs:
@@ -33,6 +33,7 @@ class TextQuality:
     unknown: float
     pieces_a_word: float
     long_words: float
+    most_letters: int | None
     lone_documents: float
     shown: float
     pairs: bool
@@ -63,7 +64,8 @@ class TextQuality:
 
     def warnings(self) -> list[str]:
         """A line for each thing that is bad, and each note."""
-        lines = [*self.notes, *told_words(self.unknown, self.long_words, self.pieces_a_word)]
+        most = self.most_letters or 0
+        lines = [*self.notes, *told_words(self.unknown, self.long_words if most else 0.0, self.pieces_a_word, most)]
         if self.shown < 0.5:
             lines.append(
                 f"sequences have room for {100 * self.shown:.0f} % of the tokens: sentences are longer; "
@@ -82,13 +84,13 @@ class TextQuality:
         return lines
 
 
-def told_words(unknown: float, long_words: float = 0.0, pieces_a_word: float = 1.0) -> list[str]:
-    """A line for each sign that a vocabulary does not suit a text; numbers as in TextQuality."""
+def told_words(unknown: float, long_words: float = 0.0, pieces_a_word: float = 1.0, most: int = 0) -> list[str]:
+    """A line for each sign that a vocabulary does not suit a text; numbers as in TextQuality; most: letters."""
     lines = []
     if unknown > 0.01:
         lines.append(f"{100 * unknown:.1f} % of the tokens are [UNK]: is the vocabulary one for this text?")
     if long_words:
-        lines.append(f"{100 * long_words:.2g} % of the words have more than {MAX_LETTERS} letters and become [UNK]")
+        lines.append(f"{100 * long_words:.2g} % of the words have more than {most} letters and become [UNK]")
     if pieces_a_word > 3.0:
         lines.append(f"{pieces_a_word:.1f} pieces a word: is the vocabulary for this text, and large enough?")
     return lines
@@ -107,6 +109,7 @@ def text_quality(files: TokenFiles, sequence_length: int) -> TextQuality:
         unknown=total["unknown"] / total["tokens"],
         pieces_a_word=total["tokens"] / total["words"],
         long_words=total["long_words"] / total["words"],
+        most_letters=files.manifest.get("most_letters"),
         lone_documents=total["lone_documents"] / total["documents"],
         shown=float(np.minimum(lengths, most).sum() / lengths.sum()),
         pairs=lone_share(chunks) <= MOST_LONE,

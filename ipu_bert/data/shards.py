@@ -28,12 +28,12 @@ from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
-from ipu_bert.data.encoding import encode_documents, is_foreign, split_documents
+from ipu_bert.data.encoding import count_long_words, encode_documents, is_foreign, split_documents
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.language import AUTO
 from ipu_bert.data.sentences import count_units
 from ipu_bert.data.token_files import OFFSETS, SPLITS, split_files, token_dtype
-from ipu_bert.data.tokenizer import load_tokenizer, long_words
+from ipu_bert.data.tokenizer import load_tokenizer
 from sparse_ops import files
 
 SHARD_BYTES = 2 << 20  # text in one unit of work; the result does not depend on it
@@ -231,7 +231,7 @@ def tokenise_shard(text_shard: str, how: Tokenising) -> str:
         lengths.extend(map(len, document.ids))
         counts.append(len(document.ids))
         words[split]["words"] += sum(map(count_units, document.split.sentences))
-        words[split]["long_words"] += sum(map(long_words, document.split.sentences))
+        words[split]["long_words"] += count_long_words(tokenizer, document)
     facts = TokenFacts(
         sentences=split_at - started,
         pieces=time.process_time() - split_at,

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from ipu_bert import sealed_json
 from ipu_bert.data.cost import read_cost
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.manifest import ids_problem, offsets_problem, problem, told_text, told_vocabulary
+from ipu_bert.data.manifest import ids_problem, offsets_problem, problem, told_long_words, told_text, told_vocabulary
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_ids_of, vocabulary_of
 from ipu_bert.json_file import read_object
 from sparse_ops import files
@@ -91,6 +91,7 @@ class TokenFiles:
         self.tokenizer_path = os.path.join(directory, TOKENIZER)
         self.unigram_entropy: float = manifest["unigram"]["heldout_cross_entropy"]
         self.notes: list[str] = [*beside, *told_text(manifest), *told_vocabulary(manifest)]
+        self.notes += told_long_words(manifest, directory)
         self.rules: dict[str, int] = manifest["rules"]
         try:
             self.cost = read_cost(directory)

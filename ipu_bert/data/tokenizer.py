@@ -20,7 +20,7 @@ NOT_PREDICTED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 2000  # pieces that are single letters: so many, or half of a larger vocabulary
 _MARK = "\ufeff"  # a byte order mark
 MAX_LETTERS = 100  # a longer word is [UNK], as in BERT
-_LONG = re.compile(rf"\S{{{MAX_LETTERS + 1},}}")
+_LONG = re.compile(rf"[^ \t\r\n]{{{MAX_LETTERS // 4 + 1},}}")  # normalization makes up to four letters of one
 
 
 @dataclass(frozen=True)
@@ -97,23 +97,34 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int, wanted:
         limit_alphabet=len(kept),
         show_progress=False,
     )
-    learner.train_from_iterator(map(_without_long_words, texts()), trainer)
+    words = _wordpiece(list(SPECIAL_TOKENS), normalization)  # a learner that learns answers no other question
+    learner.train_from_iterator((_without_long_words(words, text) for text in texts()), trainer)
     vocab = learner.get_vocab(with_added_tokens=True)
     return _wordpiece(sorted(vocab, key=lambda piece: vocab[piece]), normalization)
 
 
-def long_words(text: str) -> int:
-    """How many words of more than MAX_LETTERS letters a text has; each of them is [UNK]."""
-    return sum(len(word) > MAX_LETTERS for run in _LONG.findall(text) for word in _words(run))
+def most_letters(tokenizer: Tokenizer) -> int:
+    """Of a word that has pieces; a longer one is [UNK]."""
+    return int(tokenizer.model.max_input_chars_per_word)
 
 
-def _without_long_words(text: str) -> str:
+def long_words(tokenizer: Tokenizer, text: str) -> int:
+    """How many words of a text are [UNK] for their length."""
+    most = most_letters(tokenizer)
+    return sum(len(word) > most for word in _words(tokenizer, text))
+
+
+def _without_long_words(tokenizer: Tokenizer, text: str) -> str:
     """Without what will be [UNK] all the same: the trainer's time grows with the square of a word's length."""
-    return _LONG.sub(lambda run: " ".join(word for word in _words(run.group()) if len(word) <= MAX_LETTERS), text)
+    return _LONG.sub(lambda run: " ".join(w for w in _words(tokenizer, run.group()) if len(w) <= MAX_LETTERS), text)
 
 
-def _words(run: str) -> list[str]:
-    return [word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(run)]
+def _words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """What the tokenizer makes pieces of: of Chinese without spaces each character, where it takes these for words."""
+    normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+    if not tokenizer.pre_tokenizer:
+        return [normal]
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
 
 
 def given_tokenizer(name: str, wanted: Normalization) -> Tokenizer:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_corpora import AS_FOUND, prepared
+from data_corpora import AS_FOUND, corpus, prepared, random_documents
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizerFast
 
+from ipu_bert import sealed_json
 from ipu_bert.data.encoding import encode_documents, split_documents
 from ipu_bert.data.errors import DataError
+from ipu_bert.data.kept_text import KeptText
+from ipu_bert.data.other_text import TextFiles
+from ipu_bert.data.quality import text_quality
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, Normalization, given_tokenizer, long_words, train_tokenizer
 
 TEXT = "The CATS sat on-the mát, 中文 a हिन्दी."
@@ -210,5 +216,87 @@ def test_a_very_long_word_costs_no_time() -> None:
     text = f"some words here {word} and there"
     tokenizer = train_tokenizer(lambda: [text], 300, AS_FOUND)
     assert pieces(tokenizer, text).count("[UNK]") == 1
-    assert long_words(text) == 1
+    assert long_words(tokenizer, text) == 1
     assert not any("acgt" in piece for piece in tokenizer.get_vocab())
+
+
+def test_words_within_chinese_are_learned_and_are_not_long(seed: int) -> None:
+    """Chinese without spaces was taken for one word, and what stands in it was left out of the vocabulary."""
+    draw = random.Random(seed)
+    han = [chr(0x4E00 + i) for i in range(200)]
+    named = ["iphone", "android", "windows"]
+    texts = []
+    for _ in range(300):
+        letters = draw.choices(han, k=120)
+        for name in named:
+            letters.insert(draw.randrange(len(letters)), name)
+        texts.append("".join(letters))
+    for wanted in (AS_FOUND, Normalization(None, True, None)):
+        tokenizer = train_tokenizer(lambda: texts, 600, wanted)
+        assert [pieces(tokenizer, name) for name in named] == [[name] for name in named]
+        assert sum(long_words(tokenizer, text) for text in texts) == 0
+        assert not any("[UNK]" in pieces(tokenizer, text) for text in texts)
+    as_one = train_tokenizer(lambda: texts, 600, Normalization(None, None, False))  # in which each text is a word
+    assert not set(named) & set(as_one.get_vocab())
+    assert (
+        [long_words(as_one, text) for text in texts] == [1] * 300 == [pieces(as_one, t).count("[UNK]") for t in texts]
+    )
+
+
+def test_a_word_is_as_long_as_it_is_once_normalized() -> None:
+    """A syllable of Korean is up to three letters once accents are dropped; control characters are none."""
+    korean = "\ud55c" * 40  # 120 letters
+    joined = "\x1f".join(["a" * 60] * 2)
+    for text, strips, long in ((korean, True, 1), (korean, False, 0), (joined, False, 1)):
+        tokenizer = train_tokenizer([f"{text} and more"].copy, 300, Normalization(None, strips, None))
+        assert long_words(tokenizer, text) == pieces(tokenizer, text).count("[UNK]") == long
+
+
+@pytest.mark.parametrize("most", [1, 5, 6, 1000])
+def test_a_given_tokenizer_says_how_long_a_word_may_be(tmp_path: Path, monkeypatch, most: int) -> None:
+    """It was a hundred letters, whatever the tokenizer said."""
+    words = ["a", "abcde", "abcdef", "a" * 500]
+    vocab = {piece: i for i, piece in enumerate([*SPECIAL_TOKENS, *words])}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=most))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    long = sum(len(word) > most for word in words)
+    assert long_words(tokenizer, " ".join(words)) == long
+    documents = [f"{' '.join(order)} a\na a" for order in itertools.permutations(words)]
+    files = prepared(
+        monkeypatch, tmp_path, documents, tokenizer=str(tmp_path / "tokenizer.json"), line_is_sentence=True
+    )
+    found = text_quality(files, 16, 0.0)
+    assert (found.long_words, found.unknown) == (long / 7, long / 7)
+    told = [line for line in found.warnings() if "letters" in line]
+    assert told == (
+        [f"{100 * long / 7:.2g} % of the words have more than {most} letters and become [UNK]"] * (long > 0)
+    )
+    (tmp_path / "other.txt").write_text("\n\n".join(documents))
+    judged = TextFiles(KeptText.of(files, True), [str(tmp_path / "other.txt")], corpus(line_is_sentence=True))
+    assert [line for line in judged.notes if "letters" in line] == told
+
+
+def test_text_whose_long_words_an_earlier_version_left_out_is_told(tmp_path: Path, monkeypatch) -> None:
+    """Its vocabulary may lack what stands within Chinese; text without long words is the same as ever."""
+    for name, word, told in (("long", "a" * 101, 1), ("short", "a" * 100, 0)):
+        documents = [f"{word} and {number}. More." for number in range(8)]
+        folder = prepared(monkeypatch, tmp_path / name, documents).directory
+        manifest = json.loads(Path(folder, "manifest.json").read_text())
+        for earlier in (False, True):
+            if earlier:
+                del manifest["most_letters"], manifest[sealed_json.KEY]
+                Path(folder, "manifest.json").write_text(json.dumps(manifest))
+            quality = text_quality(prepared(monkeypatch, tmp_path / name, documents), 16, 0.0)
+            assert sum(f"delete {folder} to prepare it anew" in line for line in quality.warnings()) == told * earlier
+            assert sum("have more than 100 letters" in line for line in quality.warnings()) == told * (not earlier)
+
+
+def test_what_an_earlier_version_left_half_prepared_is_not_gone_on_with(tmp_path: Path, monkeypatch) -> None:
+    documents = random_documents(5, 12)
+    right = Path(prepared(monkeypatch, tmp_path / "right", documents).directory)
+    left = tmp_path / "out" / f"{right.name}.partial"
+    left.mkdir(parents=True)
+    train_tokenizer(lambda: ["other words"], 300, AS_FOUND).save(str(left / "tokenizer.json"))
+    found = Path(prepared(monkeypatch, tmp_path / "out", documents).directory)
+    assert (found / "tokenizer.json").read_bytes() == (right / "tokenizer.json").read_bytes()

@@ -105,6 +105,7 @@ def test_offsets_are_compared_across_pieces():
             {"splits": {"train": {}, "heldout": {}}},
             "expected whole numbers of documents, sentences, tokens, lone_documents, words, long_words, unknown in",
         ),
+        ({"most_letters": "100"}, "expected most_letters of a word that is not [UNK], found '100'"),
         ({"vocab_size": "300"}, "expected vocab_size of 1 to 4294967295, found '300'"),
         ({"vocab_size": -1}, "expected vocab_size"),
         ({"vocab_size": 1 << 20}, "expected "),

@@ -37,6 +37,7 @@ OUTCOME = RunOutcome(
         unknown=0.001,
         pieces_a_word=1.25,
         long_words=0.0,
+        most_letters=100,
         lone_documents=0.02,
         shown=0.75,
         pairs=True,
