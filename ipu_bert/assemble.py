@@ -21,6 +21,7 @@ from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import Text, TokenFiles
 from ipu_bert.data.tokenizer import Normalization, given_tokenizer
 from ipu_bert.engines.base import Engine
+from ipu_bert.heldout_before import trained_before
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, Optimization, dense_learning_rate, sparse_learning_rate
@@ -300,6 +301,7 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
         learning_rate=learning_rate(config),
         updates=updates,
         ranks=ranks.count,
+        warnings=trained_before(config),
     )
 
 

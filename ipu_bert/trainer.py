@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -17,6 +18,7 @@ from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.engines.base import NonFiniteError, StepResult
+from ipu_bert.heldout_before import trained_before
 from ipu_bert.judging import Judge
 from ipu_bert.machine import changed, common, conditions
 from ipu_bert.ranks import ALONE, Ranks
@@ -65,7 +67,8 @@ class Trainer:
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self._judge = Judge(self.data, self.heldout_stream, self._kept.seen, config.eval.batches)
         self._judges = len(self._judge.numbers)  # a small text has fewer of them
-        self.quality = text_quality(self.data, config.data.sequence_length)
+        quality = text_quality(self.data, config.data.sequence_length)
+        self.quality = replace(quality, notes=(*quality.notes, *trained_before(config)))
         self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
         assemble.choose_variants(config, ranks)

@@ -32,6 +32,7 @@ ORDER = [
     "moving",
     "checkpoint_info",
     "checkpoint",
+    "heldout_before",
     "same_run",
     "run_place",
     "run_folder",

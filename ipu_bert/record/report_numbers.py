@@ -62,12 +62,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Seconds of one step, over `measured_steps`."""
+    """Seconds of one step, over `measured_steps`.
+
+    warmup_steps_left_out: the first ones, up to the record with which measuring began. resumed_steps_left_out: later
+    ones, between two records of which the run was resumed.
+    """
 
     mean: float
     median: float
     measured_steps: int
     warmup_steps_left_out: int
+    resumed_steps_left_out: int
 
 
 @dataclass(frozen=True)
@@ -223,12 +228,13 @@ def beats_a_coin(loss: float, judged: int) -> bool:
 # ---------------------------------------------------------------- how fast
 
 
-def step_times(records: Records, warmup_steps: int) -> list[tuple[int, float]]:
-    """(steps, seconds per step) between neighbouring train records, without evaluation and checkpoints.
+def step_times(records: Records, warmup_steps: int) -> list[tuple[int, int, float]]:
+    """(step at its start, steps, seconds per step) of each interval between neighbouring train records.
 
-    Intervals that begin before `warmup_steps`, or in which the run was stopped and resumed, are left out.
+    Without evaluation and checkpoints. Intervals that begin before `warmup_steps`, or in which the run was stopped and
+    resumed, are left out.
     """
-    times: list[tuple[int, float]] = []
+    times: list[tuple[int, int, float]] = []
     last: Mapping[str, Any] | None = None
     for record in records:
         if record["kind"] == "resume":
@@ -241,7 +247,7 @@ def step_times(records: Records, warmup_steps: int) -> list[tuple[int, float]]:
             for phase in OUTSIDE_TRAINING:
                 spent -= _phase(record, phase) - _phase(last, phase)
             if steps > 0 and spent > 0:
-                times.append((steps, spent / steps))
+                times.append((int(last["step"]), steps, spent / steps))
         last = record
     return times
 
@@ -258,12 +264,13 @@ def throughput(records: Records, outcome: RunOutcome) -> Throughput:
     whole = _speed(outcome.sequences / elapsed if elapsed else None, outcome)
     if not times:  # too short to leave anything out
         return Throughput(**vars(whole), step_seconds=None, median=whole, whole_run=whole)
-    measured = sum(count for count, _ in times)
+    first, measured = times[0][0], sum(count for _, count, _ in times)
     step = StepSeconds(
-        mean=sum(count * seconds for count, seconds in times) / measured,
-        median=median(seconds for _, seconds in times),
+        mean=sum(count * seconds for _, count, seconds in times) / measured,
+        median=median(seconds for _, _, seconds in times),
         measured_steps=measured,
-        warmup_steps_left_out=warmup,
+        warmup_steps_left_out=first,
+        resumed_steps_left_out=max(0, outcome.steps - first - measured),
     )
     batch_size = outcome.config.train.batch_size
     mean = _speed(batch_size / step.mean, outcome)

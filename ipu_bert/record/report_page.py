@@ -21,7 +21,7 @@ def render_page(report: Report, figures: Figures, not_drawn: Sequence[str] = ())
         _opening(report),
         _part(report),
         _skipped(report),
-        _learning(report.heldout, figures),
+        _learning(report.heldout, figures, " by this run" if report.outcome.config.model.init else ""),
         _speed(report),
         _time(report),
         _together(report.exchange),
@@ -94,7 +94,7 @@ def _skipped(report: Report) -> str:
     )
 
 
-def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
+def _learning(heldout: HeldoutNumbers, figures: Figures, by_whom: str) -> str:
     frequencies = f"{number(heldout.word_frequencies_loss)} (word frequencies)"
     rows = [
         ["masked LM (MLM)", number(heldout.mlm_loss), frequencies, percent(heldout.mlm_accuracy)],
@@ -128,7 +128,7 @@ def _learning(heldout: HeldoutNumbers, figures: Figures) -> str:
         verdict(heldout),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
-        "Held-out documents are never trained on. The masked-LM losses are of the same "
+        f"Held-out documents are never trained on{by_whom}. The masked-LM losses are of the same "
         f"{number(heldout.mlm_labels)} predictions. *Other words around*: each word around them is replaced by one of "
         "as many pieces, drawn from the held-out text, which a model that reads no context does not notice. *Word "
         "frequencies*: of a guess that knows how often each word is in the training text.",
@@ -158,10 +158,13 @@ def _speed(report: Report) -> str:
     if step is None:
         how = "The run was too short to leave the first steps out: the columns are the same."
     else:
+        resumed = step.resumed_steps_left_out
+        gone_on = f", {number(resumed)} more in which it was resumed" if resumed else ""
         how = (
             f"A step took {1000 * step.mean:.1f} ms on average and {1000 * step.median:.1f} ms in the median. Mean and "
-            f"median leave out the first {step.warmup_steps_left_out} steps, evaluations and checkpoints; the mean "
-            "contains the pattern updates, the median is the typical step; *whole run* divides by all time that passed."
+            f"median leave out the run's first {number(step.warmup_steps_left_out)} steps{gone_on}, evaluations and "
+            "checkpoints; the mean contains the pattern updates, the median is the typical step; *whole run* divides "
+            "by all time that passed."
         )
     executed, dense = flops.executed, flops.dense_equivalent
     if dense > 1.005 * executed:

@@ -32,13 +32,15 @@ def plan(
     learning_rate: float,
     updates: Sequence[int],
     ranks: int,
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
     """The plan of a run as plain values. `flops_per_sequence` is the paper's count (Appendix A.2), forward + backward.
 
     files: the prepared corpus, if it is there; quality: what became of it. filled: how full its sequences are.
     decoded: as in `sequence_flops`, where native kernels can be had. placement: on IPUs, where the engine is theirs.
     updates: the steps after which patterns change; the plan has those up to `train.stop_at`, as it has sequences and
-    tokens. ranks: processes that share each step. Raises ValueError where a weight cannot have its sparsity.
+    tokens. ranks: processes that share each step. warnings: of the text, known before it is prepared. Raises
+    ValueError where a weight cannot have its sparsity.
     """
     data, train = config.data, config.train
     shape = bert_shape(config.model, vocab_size)
@@ -64,7 +66,7 @@ def plan(
         "tokens": train.last_step * train.batch_size * data.sequence_length,
         "learning_rate": learning_rate,
         "pattern_updates": [step for step in updates if step <= train.last_step],
-        "data": _data(config, files, quality, filled, shape.vocab_size),
+        "data": _data(config, files, quality, filled, shape.vocab_size, warnings),
         "layers": [
             {
                 "name": weight.name,
@@ -85,10 +87,15 @@ def plan(
 
 
 def _data(
-    config: Config, files: TokenFiles | None, quality: TextQuality | None, filled: Filling | None, vocab_size: int
+    config: Config,
+    files: TokenFiles | None,
+    quality: TextQuality | None,
+    filled: Filling | None,
+    vocab_size: int,
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
     """The text: settings, where it is prepared, and what became of it."""
-    warnings = [*(quality.warnings() if quality else []), *(filled.warnings() if filled else [])]
+    warnings = [*warnings, *(quality.warnings() if quality else []), *(filled.warnings() if filled else [])]
     return {
         **vars(config.data),
         "vocab_size": vocab_size,

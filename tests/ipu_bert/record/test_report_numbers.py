@@ -22,6 +22,7 @@ def test_speed_worked_by_hand() -> None:
         "median": 0.2,
         "measured_steps": 40,
         "warmup_steps_left_out": 10,
+        "resumed_steps_left_out": 0,
     }
     assert speed["sequences_per_second"] == pytest.approx(8 / 0.25)
     assert speed["tokens_per_second"] == pytest.approx(8 / 0.25 * 128)
@@ -132,9 +133,30 @@ def test_the_gap_of_a_resumed_run_is_no_step_time() -> None:
         train(30, 900.0),
         train(40, 901.0),
     ]
-    assert step_times(records, 10) == [(10, pytest.approx(0.1)), (10, pytest.approx(0.1))]
+    assert step_times(records, 10) == [(10, 10, pytest.approx(0.1)), (30, 10, pytest.approx(0.1))]
     restarted_clock = [train(10, 5.0), train(20, 6.0), train(30, 0.5), train(40, 1.5)]
-    assert step_times(restarted_clock, 0) == [(10, pytest.approx(0.1)), (10, pytest.approx(0.1))]
+    assert step_times(restarted_clock, 0) == [(10, 10, pytest.approx(0.1)), (30, 10, pytest.approx(0.1))]
+
+
+@pytest.mark.parametrize(("every", "resumed"), [(50, 0), (7, 0), (1, 1), (20, 2)])
+def test_the_steps_that_are_left_out_are_told(every: int, resumed: int) -> None:
+    """They were told as the first ten, where log.every left out more, and those around a resume were not told."""
+    steps = 101
+    at = sorted({*range(every, steps + 1, every), steps})
+    records = []
+    for step in at:
+        if step in at[-2 * resumed :: 2][:resumed]:
+            records.append({"kind": "resume", "step": at[at.index(step) - 1]})
+        records.append(train(step, 0.1 * step))
+    first = next(step for step in at if step >= 10)
+    gone = sum(step - at[at.index(step) - 1] for step in at[-2 * resumed :: 2][:resumed])
+    report = build_report(records, replace(OUTCOME, steps=steps))
+    speed = report.throughput.step_seconds
+    assert speed is not None
+    assert (speed.warmup_steps_left_out, speed.resumed_steps_left_out) == (first, gone)
+    assert first + gone + speed.measured_steps == steps
+    told = f"leave out the run's first {first} steps" + f", {gone} more in which it was resumed" * (gone > 0)
+    assert f"{told}, evaluations and checkpoints" in render_page(report, {})
 
 
 def test_shares_sum_to_one_even_if_phases_exceed_the_clock() -> None:
