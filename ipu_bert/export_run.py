@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from ipu_bert import assemble
 from ipu_bert.hub.card import CardFacts, render_card
@@ -44,7 +44,7 @@ def export(trained: TrainedModel, folder: Path, sparse: bool) -> None:
 
 
 def _facts(trained: TrainedModel, sparse: bool) -> CardFacts:
-    init = trained.config.model.init
+    init, records = trained.config.model.init, _records(trained)
     return CardFacts(
         config=trained.config,
         counts=parameter_counts(trained.model.shape, assemble.weights(trained.config)),
@@ -52,31 +52,35 @@ def _facts(trained: TrainedModel, sparse: bool) -> CardFacts:
         step=trained.step,
         base=name_for_others(init) if init else "",
         base_on_hub=is_hub_name(init),
-        heldout=_heldout(trained),
+        heldout=_heldout(trained, records),
         unigram_entropy=trained.text.unigram_entropy,
         seen_tokens=int(trained.text.seen.sum()),
         pairs=trained.text.pairs,
+        skipped=sum(record.get("kind") == "skip" and record["step"] <= trained.step for record in records),
         sparse_form=sparse,
     )
 
 
-def _heldout(trained: TrainedModel) -> Mapping[str, Any] | None:
-    """What the run recorded of this checkpoint, where that is in the run's folder or in one of its branches.
+def _records(trained: TrainedModel) -> Sequence[Mapping[str, Any]]:
+    """What the run recorded, where the checkpoint is in the run's folder or in one of its branches.
 
-    A branch with records has those of all its steps: what the run recorded of them since is of another way there. So is
-    what has another loss than a best checkpoint was kept for.
+    A branch with records has those of all its steps: what the run recorded of them since is of another way there.
     """
-    loss = trained.info.get("heldout_loss")
     for folder in runs_of(trained.checkpoint):
         if (folder / METRICS_FILE).is_file():
-            found = [
-                record
-                for record in read_metrics(folder / METRICS_FILE)
-                if (record.get("kind"), record.get("step")) == ("eval", trained.step)
-                and loss in (None, record.get("mlm_loss"))
-            ]
-            return found[-1] if found else None
-    return None
+            return read_metrics(folder / METRICS_FILE)
+    return []
+
+
+def _heldout(trained: TrainedModel, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The evaluation of this checkpoint; one of another loss than a best checkpoint was kept for is of another way."""
+    loss = trained.info.get("heldout_loss")
+    found = [
+        record
+        for record in records
+        if (record.get("kind"), record.get("step")) == ("eval", trained.step) and loss in (None, record.get("mlm_loss"))
+    ]
+    return found[-1] if found else None
 
 
 def main(argv: list[str]) -> int:

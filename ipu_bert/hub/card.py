@@ -30,7 +30,8 @@ class CardFacts:
     base: what to call the model of `model.init`, empty where weights began at random. base_on_hub: whether the hub
     knows it by that. unigram_entropy [nats]: loss of word frequencies alone on the whole held-out text, for a record
     that does not say what it is on the labels that judged. seen_tokens: of the training text. pairs: whether
-    next-sentence prediction was trained. sparse_form: whether weights are stored as blocks.
+    next-sentence prediction was trained. skipped: steps up to `step` that changed nothing, as far as records say.
+    sparse_form: whether weights are stored as blocks.
     """
 
     config: Config
@@ -43,6 +44,7 @@ class CardFacts:
     unigram_entropy: float
     seen_tokens: int
     pairs: bool
+    skipped: int
     sparse_form: bool
 
 
@@ -63,7 +65,7 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> dict[str, Any]:
-    data, method = facts.config.data, facts.config.sparsity.method
+    data, method = facts.config.data, facts.config.sparsity.method if facts.counts.sparse else "dense"
     language = {"language": data.language} if data.language != "auto" else {}
     sources = {"datasets": _DATASETS[data.source]} if data.source in _DATASETS else {}
     base = {"base_model": facts.base} if facts.base_on_hub else {}
@@ -74,7 +76,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 def _opening(facts: CardFacts) -> str:
     model, sparsity, counts = facts.config.model, facts.config.sparsity, facts.counts
     kind = {"dense": "dense weights", "static": "a static block-sparse pattern"}.get(
-        sparsity.method, "dynamic block-sparse weights"
+        sparsity.method if counts.sparse else "dense", "dynamic block-sparse weights"
     )
     text = (
         f"A BERT of {model.layers} layers, width {model.hidden_size}, {model.heads} heads, pre-trained with {kind}. "
@@ -117,6 +119,11 @@ def _data(facts: CardFacts) -> str:
         f"{facts.vocab_size:,} pieces {vocabulary}. Trained for {facts.step:,} steps of {train.batch_size} sequences "
         f"of at most {data.sequence_length} tokens, {sequences:,} sequences in all, by masked LM"
         + (" and next-sentence prediction." if facts.pairs else " alone.")
+        + (
+            f" {facts.skipped:,} of the steps had no finite loss or gradient and changed nothing."
+            if facts.skipped
+            else ""
+        )
         + before
     )
 

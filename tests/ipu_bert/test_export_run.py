@@ -373,3 +373,15 @@ def test_a_place_where_no_folder_can_be_made_is_refused_before_the_work(tmp_path
     with pytest.raises((OSError, ValueError), match=problem):  # and not the hidden name of a trial
         check_place(tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["circle"]
+
+
+@pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.parametrize("method", ["dynsparse", "static"])
+def test_the_card_of_a_model_whose_weights_are_all_dense_tells_of_no_sparsity(method, tiny, tmp_path):
+    """With sparsity 0 the method's name was in the card and in the tags that the hub finds models by."""
+    run = Trainer(tiny("train.stop_at=1", "sparsity.sparsity=0", f"sparsity.method={method}")).run()
+    assert "All its weights are dense." in (run / "report.md").read_text()
+    _, front, page = (export(run, tmp_path / "exported") / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["tags"] == ["bert", "masked-lm"]
+    assert "pre-trained with dense weights." in page
+    assert "sparse" not in page.split("## Settings")[0]

@@ -14,8 +14,10 @@ import torch
 from ipu_bert import checkpoint
 from ipu_bert.config import Config, ConfigError
 from ipu_bert.engines.base import NonFiniteError
+from ipu_bert.export_run import export
 from ipu_bert.record.console import ConsoleSink
 from ipu_bert.record.metrics import read_metrics
+from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -68,6 +70,9 @@ def test_skipped_steps_are_counted_shown_and_the_same_after_a_resume(
     assert [step for step, loss in trained.items() if loss is None] == [3, 4, 6]
     assert json.loads((folder / "report.json").read_text())["skipped_steps"] == [3, 4, 6]
     assert "Skipped: 3 of 8 steps" in (folder / "report.md").read_text()
+    export(load_model(folder), tmp_path / "exported", sparse=False)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "3 of the steps had no finite loss or gradient and changed nothing." in card
 
     for stop in (3, 5):
         parts = [tiny(*settings, f"run.dir={tmp_path / str(stop)}", *more) for more in ([f"train.stop_at={stop}"], [])]
@@ -78,6 +83,9 @@ def test_skipped_steps_are_counted_shown_and_the_same_after_a_resume(
             assert groups[group].keys() == tensors.keys()
             assert all(torch.equal(groups[group][name], tensor) for name, tensor in tensors.items())
         assert skips(rest) == skips(folder)
+    older = load_model(tmp_path / "3/checkpoints/step_00000003")
+    export(older, tmp_path / "older", sparse=False)
+    assert "1 of the steps had no finite" in (tmp_path / "older" / "README.md").read_text()
 
 
 def test_one_more_in_a_row_ends_the_run_before_and_after_a_resume(tiny: Tiny, tmp_path: Path) -> None:
