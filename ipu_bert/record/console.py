@@ -129,8 +129,10 @@ class ConsoleSink:
     def _update_text(record: Mapping[str, Any]) -> str:
         blocks = record.get("blocks")
         moved = f"{record.get('moved')}" if blocks is None else f"{record.get('moved')} of {blocks}"
+        returned = record.get("returned")
+        emptied = "" if returned is None else f", {returned} of them to places just emptied"
         return (
-            f"step {record['step']}  pattern update {record.get('update')}: moved {moved} blocks "
+            f"step {record['step']}  pattern update {record.get('update')}: moved {moved} blocks{emptied} "
             f"(ratio {_number(record.get('ratio'), '.3f')}), "
             f"DOF explored {_percent(record.get('explored_dof'))}, "
             f"removed-new ratio {_percent(record.get('removed_new'))}"

@@ -108,6 +108,7 @@ class ExchangeNumbers:
 class PatternNumbers:
     """What the pattern updates did; None where there were none, or where their records do not say.
 
+    returned_total: moves to places that the same update had emptied; None where `sparsity.allow_removed` is false.
     density, sparsity: shares of the sparse weights' entries. blocks: of all weights. explored_dof: share of a weight's
     positions tried at least once, a mean over weights of any size. removed_new, churn, seconds_per_update: means over
     updates. searched: whether the seconds have those of finding the gradient's largest blocks, and are of updates that
@@ -119,6 +120,7 @@ class PatternNumbers:
     sparsity: float | None
     blocks: int | None
     moved_total: int
+    returned_total: int | None
     explored_dof: float | None
     removed_new: float | None
     removed_new_last: float | None
@@ -327,6 +329,7 @@ def pattern_numbers(records: Records, parameters: ParameterCounts, unmoved: bool
     density = parameters.sparse / parameters.sparse_as_dense if parameters.sparse_as_dense else None
     last: Mapping[str, Any] = updates[-1] if updates else {}
     # Older versions' records of updates by the gradient leave out what finding its blocks took.
+    returned = [int(record["returned"]) for record in updates if record.get("returned") is not None]
     timed = [record for record in updates if "searched" in record] or updates
     return PatternNumbers(
         updates=len(updates),
@@ -334,6 +337,7 @@ def pattern_numbers(records: Records, parameters: ParameterCounts, unmoved: bool
         sparsity=None if density is None else 1 - density,
         blocks=last.get("blocks"),
         moved_total=sum(int(record.get("moved") or 0) for record in updates),
+        returned_total=sum(returned) if returned else None,
         explored_dof=last.get("explored_dof", density if unmoved and not updates else None),
         removed_new=_mean(record.get("removed_new") for record in updates),
         removed_new_last=last.get("removed_new"),

@@ -265,18 +265,19 @@ def _pattern(report: Report, figures: Figures) -> str:
         "The blocks of one weight before and after training. Blue blocks are in the same place, orange ones are where "
         "the updates put the grey ones.",
     )
+    allowed = report.outcome.config.sparsity.allow_removed
     if not report.outcome.parameters.sparse:
         return "## How did the pattern change?\n\nThere is no pattern: this run is dense."
     if not pattern.updates:
         return join("## How did the pattern change?", _unchanged(report), start_end)
     return join(
         "## How did the pattern change?",
-        _updates(pattern),
+        _updates(pattern, allowed),
         figure(
             figures,
             "pattern_updates",
             "Explored degrees of freedom (above), and how much each update moves and how much of it the next one takes "
-            "back (below).",
+            f"back (below).{' A block at a place just emptied has moved, too.' if allowed else ''}",
         ),
         start_end,
     )
@@ -295,9 +296,12 @@ def _unchanged(report: Report) -> str:
     return f"The pattern {begun} and no update changed it."
 
 
-def _updates(pattern: PatternNumbers) -> str:
+def _updates(pattern: PatternNumbers, allow_removed: bool) -> str:
     blocks = f" blocks (of {number(pattern.blocks)})" if pattern.blocks is not None else " blocks"
-    done = f"removed the weakest{blocks} and put as many elsewhere, {number(pattern.moved_total)} moves in all"
+    where = "at free places, to which those just emptied belonged," if allow_removed else "elsewhere,"
+    done = f"removed the weakest{blocks} and put as many {where} {number(pattern.moved_total)} moves in all"
+    if pattern.returned_total is not None:
+        done += f", {number(pattern.returned_total)} of them to places just emptied"
     said = (
         f"{number(pattern.updates)} pattern update{'s' if pattern.updates > 1 else ''} "
         f"{done if pattern.moved_total else 'moved no block'}; the number of blocks never changes. At any "

@@ -40,6 +40,7 @@ class LayerUpdate:
     """What one update did to one weight."""
 
     moved: int  # blocks
+    returned: int | None  # of them, to places that the update itself emptied; None where these are not free
     blocks: int
     explored_dof: float
     removed_new: float | None  # of the blocks the previous update added, the share this one removed
@@ -60,10 +61,12 @@ class UpdateReport:
         layers = list(self.layers.values())
         moved, blocks = sum(x.moved for x in layers), sum(x.blocks for x in layers)
         removed_new = [x.removed_new for x in layers if x.removed_new is not None]
+        returned = [x.returned for x in layers if x.returned is not None]
         return {
             "update": self.update,
             "ratio": self.ratio,
             "moved": moved,
+            "returned": sum(returned) if returned else None,
             "blocks": blocks,
             "churn": moved / blocks,
             "explored_dof": sum(x.explored_dof for x in layers) / len(layers),
@@ -175,6 +178,7 @@ class PatternUpdater:
         reports = {}
         for name, layer in layers.items():
             slots, keys = moves[name]["slots"], moves[name]["keys"]
+            emptied = layer.pattern.keys()[slots] if self.plan.allow_removed else None
             n_cols = layer.pattern.grid[1]
             layer.reallocate(slots, keys // n_cols, keys % n_cols)
             for moment in moments[name]:
@@ -182,7 +186,12 @@ class PatternUpdater:
             history = self._history[name]
             removed_new = history.record(slots, keys, step, self._previous_step)
             reports[name] = LayerUpdate(
-                slots.numel(), layer.values.shape[0], history.explored_dof, removed_new, history.mean_age(step)
+                moved=slots.numel(),
+                returned=None if emptied is None else int(torch.isin(keys, emptied).sum()),
+                blocks=layer.values.shape[0],
+                explored_dof=history.explored_dof,
+                removed_new=removed_new,
+                mean_age=history.mean_age(step),
             )
         self.done += 1
         self._previous_step = step

@@ -56,7 +56,9 @@ def test_on_a_terminal_a_bar_and_lines_above_it() -> None:
     assert "step 50/50" in text
     assert "mlm 6.050" in text
     assert "left" in text
-    assert "pattern update 2: moved 24 of 624 blocks" in text
+    assert "pattern update 2: moved 24 of 624 blocks (ratio" in text
+    sink.write({**UPDATE, "returned": 3})
+    assert "pattern update 2: moved 24 of 624 blocks, 3 of them to places just emptied (ratio" in out.getvalue()
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])

@@ -76,6 +76,7 @@ def test_shares_losses_and_patterns_worked_by_hand() -> None:
             "sparsity": 0.9,
             "blocks": 60,
             "moved_total": 42,
+            "returned_total": None,
             "explored_dof": 0.16,
             "removed_new": 0.4,
             "removed_new_last": 0.4,

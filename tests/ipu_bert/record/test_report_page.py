@@ -164,6 +164,17 @@ def test_updates_that_moved_nothing_are_not_said_to_have_removed_blocks() -> Non
     assert "2 pattern updates moved no block; the number of blocks never changes" in page
 
 
+def test_blocks_at_places_just_emptied_are_not_said_to_be_elsewhere() -> None:
+    allowed = deepcopy(OUTCOME)
+    allowed.config.sparsity.allow_removed = True
+    returned = iter((5, 4))
+    records = [{**r, "returned": next(returned)} if r["kind"] == "update" else r for r in RECORDS]
+    told = "put as many at free places, to which those just emptied belonged, 42 moves in all"
+    assert f"{told}, 9 of them to places just emptied; the number" in page_of(records, allowed)
+    assert f"{told}; the number" in page_of(RECORDS, allowed)  # an older version's records
+    assert "put as many elsewhere, 42 moves in all; the number" in page_of(RECORDS, OUTCOME)
+
+
 def test_where_a_pattern_that_no_update_changed_is_from() -> None:
     """A run from `model.init`, and one whose records begin after its last update, were said to be drawn at random."""
     records = [r for r in RECORDS if r["kind"] != "update"]

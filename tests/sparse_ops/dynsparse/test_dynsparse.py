@@ -331,3 +331,21 @@ def test_a_record_of_another_size_is_refused(seed):
     other.track({"layer": random_layer(seed, shape=(64, 64))})
     with pytest.raises(ValueError, match="pattern history"):
         changer.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_blocks_that_return_to_a_place_just_emptied_are_counted(allowed, seed):
+    """They counted as moved elsewhere, those too that came back to their very own place."""
+    layers = {"one": random_layer(seed), "two": random_layer(seed + 1)}
+    changer = updater(allow_removed=allowed, pruning_ratio=1.0)
+    changer.track(layers)
+    before = {name: layer.pattern.keys().tolist() for name, layer in layers.items()}
+    moments = {name: [torch.zeros_like(layer.values)] for name, layer in layers.items()}
+    moves = changer.decide(layers, 10, None)
+    record = changer.apply(layers, moments, 10, moves).as_record()
+    expected = 0
+    for name, move in moves.items():
+        emptied = {before[name][slot] for slot in move["slots"].tolist()}
+        expected += len(emptied & {layers[name].pattern.keys().tolist()[slot] for slot in move["slots"].tolist()})
+    assert record["returned"] == (expected if allowed else None)
+    assert (expected > 0) == allowed
