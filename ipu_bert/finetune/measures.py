@@ -12,7 +12,9 @@ Measures = Dict[str, Optional[float]]
 
 
 def measures(labels: np.ndarray, predictions: np.ndarray, regression: bool) -> Measures:
-    """Classes [n]: accuracy, F1 (mean over classes), MCC. Numbers [n]: Pearson, Spearman, mean squared error.
+    """Classes [n]: accuracy, F1 (mean over the classes that labels or predictions have), MCC.
+
+    Numbers [n]: Pearson, Spearman, mean squared error.
 
     None where a correlation is not defined, as of constant predictions.
     """

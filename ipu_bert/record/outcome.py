@@ -87,6 +87,12 @@ class RunOutcome:
         return self.sequences * self.config.data.sequence_length
 
     @property
+    def passes(self) -> float:
+        """How often training went over its text, about: tokens but padding, by those that sequences have room for."""
+        room = self.splits["train"]["tokens"] * self.quality.shown
+        return self.tokens * (1.0 - self.filling.padding) / room
+
+    @property
     def stream_sequences_per_second(self) -> float | None:
         """How fast batches were made; None where no time was spent on it."""
         reading = self.seconds["data"]

@@ -9,7 +9,7 @@ from ipu_bert.config import as_dict
 from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import to_plain
 from ipu_bert.record.outcome import RunOutcome
-from ipu_bert.record.report_numbers import ExchangeNumbers, HeldoutNumbers, PatternNumbers, Report
+from ipu_bert.record.report_numbers import ExchangeNumbers, PatternNumbers, Report
 from ipu_bert.record.verdict import verdict
 from ipu_bert.record.words import Figures, figure, join, memory, number, percent, scaled, table
 from ipu_bert.stopwatch import PHASES
@@ -21,7 +21,7 @@ def render_page(report: Report, figures: Figures, not_drawn: Sequence[str] = ())
         _opening(report),
         _part(report),
         _skipped(report),
-        _learning(report.heldout, figures, " by this run" if report.outcome.config.model.init else ""),
+        _learning(report, figures),
         _speed(report),
         _time(report),
         _together(report.exchange),
@@ -94,7 +94,8 @@ def _skipped(report: Report) -> str:
     )
 
 
-def _learning(heldout: HeldoutNumbers, figures: Figures, by_whom: str) -> str:
+def _learning(report: Report, figures: Figures) -> str:
+    heldout, by_whom = report.heldout, " by this run" if report.outcome.config.model.init else ""
     frequencies = f"{number(heldout.word_frequencies_loss)} (word frequencies)"
     rows = [
         ["masked LM (MLM)", number(heldout.mlm_loss), frequencies, percent(heldout.mlm_accuracy)],
@@ -114,9 +115,10 @@ def _learning(heldout: HeldoutNumbers, figures: Figures, by_whom: str) -> str:
         )
     best = heldout.best_mlm_loss
     if best is not None and heldout.mlm_loss is not None and heldout.mlm_loss > best + 0.05:
+        by_heart = ", as it does when a model learns its training text by heart" if report.outcome.passes >= 1 else ""
         notes.append(
             f"The best evaluation was {best:.3f} at step {number(heldout.best_step)}; since then the held-out loss has "
-            "risen, as it does when a model learns its training text by heart."
+            f"risen{by_heart}."
         )
     if best is not None and heldout.best_checkpoint not in (None, heldout.best_step):
         notes.append(
@@ -298,7 +300,7 @@ def _unchanged(report: Report) -> str:
 
 def _updates(pattern: PatternNumbers, allow_removed: bool) -> str:
     blocks = f" blocks (of {number(pattern.blocks)})" if pattern.blocks is not None else " blocks"
-    where = "at free places, to which those just emptied belonged," if allow_removed else "elsewhere,"
+    where = "at places that were free or just emptied," if allow_removed else "elsewhere,"
     done = f"removed the weakest{blocks} and put as many {where} {number(pattern.moved_total)} moves in all"
     if pattern.returned_total is not None:
         done += f", {number(pattern.returned_total)} of them to places just emptied"

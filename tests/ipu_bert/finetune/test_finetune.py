@@ -16,6 +16,7 @@ from transformers import pipeline
 from ipu_bert import export_run
 from ipu_bert.finetune import train, work
 from ipu_bert.finetune.__main__ import main
+from ipu_bert.finetune.measures import measures
 from ipu_bert.finetune.train import predict
 from ipu_bert.hub.weights import dense_state
 
@@ -192,3 +193,11 @@ def test_text_that_is_too_long_is_cut_counted_and_said(finished, tmp_path, capsy
     assert found["rows"]["cut"] == 3
     assert found["max_length"] == 32  # what the run was trained at
     assert "longer than 32 tokens and were cut" in capsys.readouterr().out
+
+
+def test_f1_is_a_mean_over_the_classes_that_labels_or_predictions_have() -> None:
+    """By hand: class 0 is right in 1 of 2 and wrong in none, 2 / 3; class 2 is predicted and is no label, 0."""
+    found = measures(np.array([0, 0, 1]), np.array([0, 2, 1]), regression=False)
+    assert found["f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    same = measures(np.array([0, 0, 2]), np.array([0, 2, 2]), regression=False)  # class 1 is in neither
+    assert same["f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)

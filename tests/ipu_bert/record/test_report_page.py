@@ -164,12 +164,22 @@ def test_updates_that_moved_nothing_are_not_said_to_have_removed_blocks() -> Non
     assert "2 pattern updates moved no block; the number of blocks never changes" in page
 
 
+def test_a_text_that_was_not_read_once_is_not_said_to_be_learned_by_heart() -> None:
+    """50 steps of 8 sequences of 128 tokens, a twentieth padding: 48,640 tokens. There is room for three quarters."""
+    worse = replace(OUTCOME, heldout=replace(OUTCOME.heldout, mlm_loss=7.0))
+    for tokens, known in ((64_800, True), (64_900, False)):  # 48,640 / 0.75 = 64,853
+        outcome = replace(worse, splits={**OUTCOME.splits, "train": {"documents": 235, "tokens": tokens}})
+        page = page_of(RECORDS, outcome)
+        assert "since then the held-out loss has risen" in page
+        assert ("risen, as it does when a model learns its training text by heart." in page) == known
+
+
 def test_blocks_at_places_just_emptied_are_not_said_to_be_elsewhere() -> None:
     allowed = deepcopy(OUTCOME)
     allowed.config.sparsity.allow_removed = True
     returned = iter((5, 4))
     records = [{**r, "returned": next(returned)} if r["kind"] == "update" else r for r in RECORDS]
-    told = "put as many at free places, to which those just emptied belonged, 42 moves in all"
+    told = "put as many at places that were free or just emptied, 42 moves in all"
     assert f"{told}, 9 of them to places just emptied; the number" in page_of(records, allowed)
     assert f"{told}; the number" in page_of(RECORDS, allowed)  # an older version's records
     assert "put as many elsewhere, 42 moves in all; the number" in page_of(RECORDS, OUTCOME)
