@@ -266,7 +266,7 @@ def test_a_given_tokenizer_says_how_long_a_word_may_be(tmp_path: Path, monkeypat
     files = prepared(
         monkeypatch, tmp_path, documents, tokenizer=str(tmp_path / "tokenizer.json"), line_is_sentence=True
     )
-    found = text_quality(files, 16, 0.0)
+    found = text_quality(files, 16)
     assert (found.long_words, found.unknown) == (long / 7, long / 7)
     told = [line for line in found.warnings() if "letters" in line]
     assert told == (
@@ -287,7 +287,7 @@ def test_text_whose_long_words_an_earlier_version_left_out_is_told(tmp_path: Pat
             if earlier:
                 del manifest["most_letters"], manifest[sealed_json.KEY]
                 Path(folder, "manifest.json").write_text(json.dumps(manifest))
-            quality = text_quality(prepared(monkeypatch, tmp_path / name, documents), 16, 0.0)
+            quality = text_quality(prepared(monkeypatch, tmp_path / name, documents), 16)
             assert sum(f"delete {folder} to prepare it anew" in line for line in quality.warnings()) == told * earlier
             assert sum("have more than 100 letters" in line for line in quality.warnings()) == told * (not earlier)
 

@@ -143,7 +143,7 @@ def test_own_words_gain_nothing_where_words_are_drawn_one_by_one(
     files = text_of(tmp_path / "chance", monkeypatch, by_chance, words)
     anything = {(a, b): draw.gauss(0.0, 2.0) for a in range(5, 65) for b in range(5, 65)}
     gain, error = heldout_gain(files, stream(files, "heldout"), anything)
-    assert 0.0 < error < 0.05
+    assert 0.0 < error < 0.1
     assert abs(gain) < 5 * error
     # Each word is followed by the next one of the list, in every second place; a model that knows it is better by 1.
     in_order = [
