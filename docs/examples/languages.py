@@ -15,7 +15,8 @@ from ipu_bert.config import load_config
 
 TINY = (
     "model.layers=1 model.hidden_size=64 data.sequence_length=32 data.max_predictions=5 data.vocab_size=1500 "
-    "data.heldout_fraction=0.4 train.steps=200 train.batch_size=4 sparsity.updates=5 eval.batches=8 "
+    "data.short_sequence_probability=0.1 data.heldout_fraction=0.4 train.steps=200 train.batch_size=4 "
+    "optim.warmup_steps=60 sparsity.updates=5 eval.batches=8 "
     "log.tensorboard=false"
 )
 HEAD = (

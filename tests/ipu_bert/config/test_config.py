@@ -102,7 +102,7 @@ def test_all_mistakes_are_reported_together(tmp_path):
         (["data.source=files"], "data.path: expected a file or folder"),
         (["data.source=sotuu"], "data.source"),
         (["sparsity.growth=rigl"], "sparsity.growth: expected one of random, gradient, found 'rigl'"),
-        (["data.max_predictions=126"], "data.max_predictions: expected at most 125, found 126"),
+        (["data.max_predictions=30"], "data.max_predictions: expected at most 29, found 30"),
         (
             ["engine.name=ipu", "ipu.automatic_loss_scale=true"],
             "ipu.automatic_loss_scale: expected false with precision.compute float32, found true",

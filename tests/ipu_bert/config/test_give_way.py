@@ -21,17 +21,17 @@ PODS_MEMORY = "[0.2, 0.15, 0.15, 0.15]"
         (
             "quickstart",
             "train.batch_size=16",
-            "train.micro_batch_size: 16, since configs/paper's 32 does not divide train.batch_size 16",
+            "train.micro_batch_size: 16, since configs/quickstart's 64 does not divide train.batch_size 16",
         ),
         (
             "quickstart",
             "train.batch_size=100",
-            "train.micro_batch_size: 25, since configs/paper's 32 does not divide train.batch_size 100",
+            "train.micro_batch_size: 50, since configs/quickstart's 64 does not divide train.batch_size 100",
         ),
         (
             "quickstart",
             "train.steps=40",
-            "optim.warmup_steps: 4, since configs/quickstart's 60 does not fit train.steps 40",
+            "optim.warmup_steps: 4, since configs/quickstart's 200 does not fit train.steps 40",
         ),
         (
             "bert_mini_static",
@@ -40,25 +40,25 @@ PODS_MEMORY = "[0.2, 0.15, 0.15, 0.15]"
         ),
         (
             "quickstart",
-            "sparsity.stop=0.01",
-            "sparsity.updates: 6, since configs/quickstart's 12 is more than the 6 step(s) from start to stop",
+            "sparsity.stop=0.003",
+            "sparsity.updates: 6, since configs/quickstart's 20 is more than the 6 step(s) from start to stop",
         ),
         (
-            "quickstart",
+            "bert_mini_static",
             "data.sequence_length=16",  # 0.15 x 16 = 2.4
             "data.max_predictions: 3, since the default 20 does not fit data.sequence_length 16",
         ),
         (
             "quickstart",
             "data.sequence_length=512",  # 0.15 x 512 = 76.8
-            "data.max_predictions: 77, since the default 20 is less than data.mask_probability 0.15 "
+            "data.max_predictions: 77, since configs/quickstart's 5 is less than data.mask_probability 0.15 "
             "of data.sequence_length 512",
         ),
         (
             "quickstart",
-            "data.mask_probability=0.4",  # 0.4 x 128 = 51.2
-            "data.max_predictions: 52, since the default 20 is less than data.mask_probability 0.4 "
-            "of data.sequence_length 128",
+            "data.mask_probability=0.4",  # 0.4 x 32 = 12.8
+            "data.max_predictions: 13, since configs/quickstart's 5 is less than data.mask_probability 0.4 "
+            "of data.sequence_length 32",
         ),
         (
             SIMULATED,
@@ -67,7 +67,7 @@ PODS_MEMORY = "[0.2, 0.15, 0.15, 0.15]"
             "of data.sequence_length 96",
         ),
         (
-            "quickstart",
+            "bert_mini_static",
             "model.max_positions=64",
             "data.sequence_length: 64, since the default 128 is more than model.max_positions 64",
         ),
@@ -136,8 +136,8 @@ def test_what_gives_way_to_one_override(name, override, line):
 
 
 def test_a_predictions_limit_that_fits_a_shorter_sequence_stays():
-    config = load_config("quickstart", ["data.sequence_length=64"])
-    assert (config.data.max_predictions, config.gave_way) == (20, [])
+    config = load_config("quickstart", ["data.sequence_length=16"])
+    assert (config.data.max_predictions, config.gave_way) == (5, [])
     shortest = load_config("quickstart", ["data.sequence_length=8", "data.mask_probability=0.9"])
     assert shortest.data.max_predictions == 5  # 0.9 x 8 = 7.2, and [CLS] and two [SEP] take 3 of 8
 
@@ -147,15 +147,15 @@ def test_fewer_predictions_than_asked_for_are_said_where_the_user_wrote_them():
     line = f"data.max_predictions: 20 as written: {why}"
     config = load_config("quickstart", ["data.sequence_length=512", "data.max_predictions=20"])
     assert (config.data.max_predictions, config.gave_way) == (20, [line])
-    config = load_config("quickstart", ["data.max_predictions=60", "data.mask_probability=0.4"])
-    assert (config.data.max_predictions, config.gave_way) == (60, [])
+    config = load_config("quickstart", ["data.max_predictions=20", "data.mask_probability=0.4"])
+    assert (config.data.max_predictions, config.gave_way) == (20, [])
     for asked_for_by_masking in (
-        ["data.mask_probability=0.16"],
-        ["data.sequence_length=136"],
-        ["data.max_predictions=19"],
+        ["data.mask_probability=0.17"],
+        ["data.sequence_length=36"],
+        ["data.mask_probability=0.14", "data.max_predictions=4"],
     ):
-        config = load_config("quickstart", asked_for_by_masking)  # which rounds 20.48, 20.4 and 19.2
-        assert (config.data.max_predictions <= 20, config.gave_way) == (True, [])
+        config = load_config("quickstart", asked_for_by_masking)  # which rounds 5.44, 5.4 and 4.48
+        assert (config.data.max_predictions <= 5, config.gave_way) == (True, [])
     shortest = ["data.sequence_length=8", "data.mask_probability=0.9", "data.max_predictions=5"]
     assert load_config("quickstart", shortest).gave_way == []  # there is no room for more
 
@@ -163,7 +163,7 @@ def test_fewer_predictions_than_asked_for_are_said_where_the_user_wrote_them():
 def test_one_change_may_bring_about_several():
     config = load_config("bert_base_dynsparse", ["train.steps=40"])
     assert (config.optim.warmup_steps, config.sparsity.updates) == (4, 40)
-    config = load_config("quickstart", ["model.max_positions=16"])
+    config = load_config("bert_mini_static", ["model.max_positions=16"])
     assert (config.data.sequence_length, config.data.max_predictions) == (16, 3)
     config = load_config("quickstart", ["data.sequence_length=1024"])
     assert (config.model.max_positions, config.data.max_predictions) == (1024, 154)
@@ -182,14 +182,14 @@ def test_one_change_may_bring_about_several():
             ["train.steps=40", "optim.warmup_steps=60"],
             "optim.warmup_steps: expected at most train.steps 40, found 60",
         ),
-        (["optim.warmup_steps=700"], "optim.warmup_steps: expected at most train.steps 600, found 700"),
+        (["optim.warmup_steps=2001"], "optim.warmup_steps: expected at most train.steps 2000, found 2001"),
         (
             ["train.steps=5", "sparsity.updates=12"],
             "sparsity.updates: expected at most one per step, 5 step(s) from start to stop, found 12",
         ),
         (
             ["sparsity.start=0.9999"],  # no step is left, so no number of updates fits
-            "sparsity.updates: expected at most one per step, 0 step(s) from start to stop, found 12",
+            "sparsity.updates: expected at most one per step, 0 step(s) from start to stop, found 20",
         ),
         (
             ["data.sequence_length=16", "data.max_predictions=20"],
@@ -197,7 +197,7 @@ def test_one_change_may_bring_about_several():
         ),
         (
             ["model.max_positions=4"],  # shorter than any sequence may be
-            "data.sequence_length: expected at most model.max_positions 4, found 128",
+            "data.sequence_length: expected at most model.max_positions 4, found 32",
         ),
         (
             ["precision.compute=float16"],
@@ -268,7 +268,7 @@ def test_a_resolved_config_is_strict():
     tree = as_dict(load_config("quickstart"))
     assert as_dict(from_dict(tree)) == tree
     tree["train"]["steps"] = 40
-    with pytest.raises(ConfigError, match=r"^optim\.warmup_steps: expected at most train\.steps 40, found 60$"):
+    with pytest.raises(ConfigError, match=r"^optim\.warmup_steps: expected at most train\.steps 40, found 200$"):
         from_dict(tree)
 
 

@@ -158,10 +158,10 @@ def test_what_a_run_needs_is_counted_to_the_byte():
     """The quickstart's sizes: what was just enough is allowed, and a byte less is not."""
     config = load_config("quickstart")
     held = assemble.plan(config)["memory"]["total"]
-    working = 4 * 32 * 128 * 2 * 256 + 4 * 32 * 20 * 8192
-    check_memory(config, 8192, held + working)
+    working = 4 * 64 * 32 * 2 * 256 + 4 * 64 * 5 * 2048
+    check_memory(config, 2048, held + working)
     with pytest.raises(ValueError, match="try a smaller model"):
-        check_memory(config, 8192, held + working - 1)
+        check_memory(config, 2048, held + working - 1)
 
 
 def test_memory_is_the_containers_where_that_is_less(monkeypatch, tmp_path):

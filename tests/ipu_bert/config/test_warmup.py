@@ -67,8 +67,8 @@ def test_without_one_it_is_the_papers_or_a_tenth_of_a_short_run(tmp_path, steps,
         (".inf", "expected a number or none, found inf"),
         ("-0.1", "expected at least 0 and at most 1000000000, found -0.1"),
         ("true", "expected a number or none, found True"),
-        ("601", "expected at most train.steps 600, found 601"),
-        ("600", "expected less than train.steps 600 before a decay to 0, found 600"),
+        ("2001", "expected at most train.steps 2000, found 2001"),
+        ("2000", "expected less than train.steps 2000 before a decay to 0, found 2000"),
     ],
 )
 def test_what_is_no_warmup(written, message):

@@ -180,17 +180,19 @@ def test_results_that_are_kept_here_keep_their_keys():
 
 
 GAVE_WAY = (
-    "optim.warmup_steps: 1, since configs/quickstart's 60 does not fit train.steps 10",
-    "sparsity.updates: 10, since configs/quickstart's 12 is more than the 10 step(s) from start to stop",
+    "optim.warmup_steps: 1, since configs/quickstart's 200 does not fit train.steps 10",
+    "sparsity.updates: 10, since configs/quickstart's 20 is more than the 10 step(s) from start to stop",
 )
 
 
 def test_what_gave_way_is_told_once_where_it_is_so_in_all_rows(write):
     """It was told by the runs' own logs alone, though rows were of other settings than the base's."""
-    text = "base: quickstart\ngrid: {run.seed: [0, 1]}\nrows: {long: {settings: {train.steps: 600}}, short: {settings: "
+    text = (
+        "base: quickstart\ngrid: {run.seed: [0, 1]}\nrows: {long: {settings: {train.steps: 2000}}, short: {settings: "
+    )
     found = read_study(write(text + "{train.steps: 10}}}\n"))
     assert found.told == found.gave_way == [f"gave way: short: {line}" for line in GAVE_WAY]
-    same = text.replace("600", "10") + "{train.steps: 10, sparsity.block_size: 4}}}\n"
+    same = text.replace("2000", "10") + "{train.steps: 10, sparsity.block_size: 4}}}\n"
     assert read_study(write(same)).told == [f"gave way: {line}" for line in GAVE_WAY]
-    some = "base: quickstart\ngrid: {train.steps: [10, 600]}\nrows: {only: {}}\n"
+    some = "base: quickstart\ngrid: {train.steps: [10, 2000]}\nrows: {only: {}}\n"
     assert read_study(write(some)).told == [f"gave way: only, steps 10: {line}" for line in GAVE_WAY]

@@ -315,7 +315,7 @@ def test_a_pipe_in_the_place_of_results_is_not_waited_for(name, finished_study, 
 def test_what_gave_way_is_told_by_plan_start_and_page(finished_study, capsys, monkeypatch):
     Path("mine.yaml").write_text(STUDY.replace("sparsity.updates: 5", "optim.warmup_steps: 2").replace("50", "10"))
     told = (
-        "gave way: sparse: sparsity.updates: 10, since configs/quickstart's 12 is more than the 10 step(s) from start"
+        "gave way: sparse: sparsity.updates: 10, since configs/quickstart's 20 is more than the 10 step(s) from start"
     )
     for run, cell in zip(finished_study, read_study("mine.yaml").cells):
         run["key"], run["settings"], run["steps"] = cell.key, identity(cell.config), 10

@@ -15,7 +15,8 @@ from ipu_bert.study.results import Evaluation, Results, RunResult, deciding
 
 STUDY = """
 base: quickstart
-settings: {train.steps: 50, sparsity.updates: 5}
+settings:
+  {train.steps: 50, train.batch_size: 32, sparsity.updates: 5, data.sequence_length: 128, data.max_predictions: 20}
 rows:
   dense: {settings: {sparsity.method: dense}}
   larger: {settings: {sparsity.method: dense, model.layers: 3}}
