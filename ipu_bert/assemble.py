@@ -15,7 +15,7 @@ from ipu_bert.config.resolve import wanted_predictions
 from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
-from ipu_bert.data.filling import Filling, filling
+from ipu_bert.data.filling import Filling, filling, told_never_asked
 from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import Text, TokenFiles
@@ -281,12 +281,13 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     vocab_size = vocabulary_size(config, files)
     placement = make_placement(config, vocab_size)
     updater = make_updater(config)
-    filled, quality, text = None, None, []
+    filled, quality, text, warnings = None, None, [], trained_before(config)
     if files:
         filled = filling(make_stream(config, files, "train"))
         judging = make_stream(config, files, "heldout")
         heldout = judging.first_batches(config.eval.batches)
         quality = text_quality(files, config.data.sequence_length)
+        warnings += told_never_asked(filling(judging), "the held-out text's")
         text = text_reached(config, files.manifest["splits"], len(heldout), filled)
     tell_not_reached(config, text, updater)
     updates = sorted(updater.ratios) if updater else []
@@ -301,7 +302,7 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
         learning_rate=learning_rate(config),
         updates=updates,
         ranks=ranks.count,
-        warnings=trained_before(config),
+        warnings=warnings,
     )
 
 

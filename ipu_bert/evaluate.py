@@ -14,7 +14,7 @@ from typing import Any, Sequence
 from ipu_bert import assemble
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
-from ipu_bert.data.filling import told_never_asked
+from ipu_bert.data.filling import filling, told_never_asked
 from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.token_files import Text
 from ipu_bert.engines.base import EvalResult
@@ -94,7 +94,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         context=context,
         unigram_entropy=files.unigram_entropy,
         pairs=stream.pairs and kept.pairs,
-        notes=(*(files.notes if texts else ()), *told_never_asked(judge.never_asked)),
+        notes=(*(files.notes if texts else ()), *told_never_asked(filling(stream), "the text's")),
     )
 
 

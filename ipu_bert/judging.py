@@ -23,21 +23,18 @@ class Judge:
     """Judges by the first batches of a text's held-out split, at most one pass over it.
 
     stream: of that split. seen: int [vocab], how often each id is in the training text. batches: how many are asked
-    for; `numbers` are those that the text has. never_asked: share of their tokens in words of too many pieces to be
-    predicted.
+    for; `numbers` are those that the text has.
     """
 
     def __init__(self, text: Text, stream: BatchStream, seen: np.ndarray, batches: int) -> None:
         self.stream, self.numbers = stream, stream.first_batches(batches)
         self._others = OtherWords(text)
-        special, labels, never, tokens = text.special_ids(), [np.zeros(0, np.int64)], 0, 0
+        special, labels = text.special_ids(), [np.zeros(0, np.int64)]
         for number in self.numbers:
-            batch = stream.batch(number)
-            labels.append(batch.masked_labels.numpy()[batch.masked_labels.numpy() != IGNORED_LABEL])
-            never, tokens = never + int(stream.never_asked(batch).sum()), tokens + int(batch.attention_mask.sum())
+            asked = stream.batch(number).masked_labels.numpy()
+            labels.append(asked[asked != IGNORED_LABEL])
         found = surprises(seen, np.concatenate(labels), [special[token] for token in NOT_PREDICTED])
         self._frequencies = float(found.mean()) if len(found) else math.nan
-        self.never_asked = never / max(1, tokens)
 
     def judge(
         self,

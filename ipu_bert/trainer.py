@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, as_dict, config_hash, identity
-from ipu_bert.data.filling import filling
+from ipu_bert.data.filling import filling, told_never_asked
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
@@ -68,7 +68,8 @@ class Trainer:
         self._judge = Judge(self.data, self.heldout_stream, self._kept.seen, config.eval.batches)
         self._judges = len(self._judge.numbers)  # a small text has fewer of them
         quality = text_quality(self.data, config.data.sequence_length)
-        self.quality = replace(quality, notes=(*quality.notes, *trained_before(config)))
+        judged = told_never_asked(filling(self.heldout_stream), "the held-out text's")
+        self.quality = replace(quality, notes=(*quality.notes, *trained_before(config), *judged))
         self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
         assemble.choose_variants(config, ranks)

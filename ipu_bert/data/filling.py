@@ -27,7 +27,7 @@ class Filling:
 
     def warnings(self) -> list[str]:
         """A line where much of what is computed is padding, and where words have too many pieces to be predicted."""
-        lines = told_never_asked(self.never_asked)
+        lines = told_never_asked(self, "the training text's")
         if self.padding > MOST_PADDING:
             lines.append(
                 f"{100 * self.padding:.0f} % of the first {self.sequences:,} sequences' tokens are padding, which is "
@@ -36,13 +36,13 @@ class Filling:
         return lines
 
 
-def told_never_asked(share: float) -> list[str]:
-    """A line where words have too many pieces to be predicted; share: of the tokens of sequences."""
-    if share <= 0.01:
+def told_never_asked(filled: Filling, whose: str) -> list[str]:
+    """A line where words have too many pieces to be predicted; whose: the text's, in words."""
+    if filled.never_asked <= 0.01:
         return []
     return [
-        f"{100 * share:.1f} % of the tokens are in words of more pieces than sequences of their lengths ask for: "
-        "these are never predicted; a larger data.mask_probability, longer sequences or "
+        f"{100 * filled.never_asked:.1f} % of {whose} tokens are in words of more pieces than sequences of their "
+        "lengths ask for: these are never predicted; a larger data.mask_probability, longer sequences or "
         "data.whole_word_masking=false may help"
     ]
 

@@ -16,10 +16,12 @@ from ipu_bert import assemble
 from ipu_bert.config import Config, load_config
 from ipu_bert.data import filling
 from ipu_bert.data.filling import Filling
+from ipu_bert.data.shards import HASH_RANGE, document_hash
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.sizes.flops import head_flops
 from ipu_bert.stopwatch import Stopwatch
+from ipu_bert.trainer import Trainer
 from sparse_ops import linear_cross_entropy, native
 
 SEQUENCES = 512
@@ -180,3 +182,24 @@ def test_reports_and_plans_count_the_same(
         assert words in (tmp_path / "run" / "report.md").read_text()
     if not native.why_not():
         assert executed[1] - executed[0] == pytest.approx(6 * (29 - 8) * 64**2, rel=1e-9)
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_words_that_are_never_asked_for_are_told_of_both_texts(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """Of a Thai text, whose held-out words had too many pieces, and those of training, being pieces, had not."""
+    texts = [f"the war and peace {i}.\nwork {i}." for i in range(160)]
+    alike = [text for text in texts if document_hash(text) >= int(0.3 * HASH_RANGE)]
+    assert 80 < len(alike) < 150
+    others = [text.replace("peace", "kcaeprwokcaepr") for text in texts if text not in alike]
+    found = [text for text in others if document_hash(text) < int(0.3 * HASH_RANGE)]
+    assert len(found) > 5
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in (*alike, *found)))
+    config = tiny(
+        "data.source=files", f"data.path={path}", "data.heldout_fraction=0.3", "train.stop_at=1", f"data.dir={tmp_path}"
+    )
+    (line,) = [line for line in Trainer(config).quality.warnings() if "never predicted" in line]
+    share, of, _ = line.partition(" % of the held-out text's tokens are in words of more pieces")
+    assert of
+    assert 20.0 < float(share) < 80.0
+    assert f"warning: {line}" in assemble.plan(config)["data"]["said"]
