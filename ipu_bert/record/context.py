@@ -17,9 +17,8 @@ class Context:
     """Beside the masked-LM loss of an evaluation, on the same labels; losses in nats, NaN where there are none.
 
     other_words_loss: the model's, with other words around the places that are asked for (data/other_words.py).
-    other_words_error: standard error, over batches, of that less the loss; NaN by one batch, or where fewer than
-    FEWEST_BATCHES are there. word_frequencies_loss: of a guess by how often words are in the training text. mlm_labels:
-    how many.
+    other_words_error: standard error, over batches, of that less the loss; NaN where these are fewer than
+    FEWEST_BATCHES. word_frequencies_loss: of a guess by how often words are in the training text. mlm_labels: how many.
     """
 
     other_words_loss: float

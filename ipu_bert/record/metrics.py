@@ -22,9 +22,8 @@ PathLike = Union[str, Path]
 Record = Dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"  # in the run's folder
-# What every record has; of an evaluation, by what it was judged and beside what, where that is recorded: the second row
-# is of older versions.
-_BOOKKEEPING = {"kind", "step", "batches", *RECORDED, "no_context_loss", "no_context_margin"}
+# What every record has; of an evaluation, by what it was judged and beside what, where that is recorded.
+_BOOKKEEPING = {"kind", "step", "batches", *RECORDED, "no_context_loss", "no_context_margin"}  # the last of older ones
 
 
 # ---------------------------------------------------------------- plain values and files
@@ -254,7 +253,8 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     group = _GROUPS.get(record["kind"])
     if group is None:
         return
-    stack: list[tuple[str, Any]] = [(group, {k: v for k, v in record.items() if k not in _BOOKKEEPING})]
+    left_out = _BOOKKEEPING - {"other_words_loss"}
+    stack: list[tuple[str, Any]] = [(group, {k: v for k, v in record.items() if k not in left_out})]
     while stack:
         tag, value = stack.pop()
         if isinstance(value, Mapping):

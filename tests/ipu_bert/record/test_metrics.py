@@ -219,6 +219,7 @@ def test_scalars_flatten_and_skip_text_and_null() -> None:
         "heldout/nsp_loss": 0.6931,
         "heldout/mlm_accuracy": 0.125,
         "heldout/nsp_accuracy": 0.5,
+        "heldout/other_words_loss": 6.5,
     }
     flat = dict(scalars({**UPDATE, "removed_new": None, "note": "x"}))
     assert flat["pattern/layers/bert.encoder.layer.0.output.dense/explored_dof"] == 0.151
