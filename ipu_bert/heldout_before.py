@@ -24,7 +24,7 @@ def trained_before(config: Config) -> list[str]:
         except (ValueError, KeyError, OSError):
             break
         mine, its = config.data.heldout_fraction, earlier.data.heldout_fraction
-        if its < mine and _text(earlier) == _text(config):
+        if its < mine and _share_text(earlier, config):
             return [
                 f"{where}, where weights began, had data.heldout_fraction {its:g} of the same text, not {mine:g}: it "
                 "was trained on documents that are held out here, on which losses are lower than on new text"
@@ -33,10 +33,14 @@ def trained_before(config: Config) -> list[str]:
     return []
 
 
-def _text(config: Config) -> tuple[str, tuple[str, ...]]:
-    """What names the documents."""
-    data = config.data
-    if data.source != "files":
-        return data.source, ()
-    paths = [data.path] if isinstance(data.path, str) else data.path
-    return data.source, tuple(map(os.path.realpath, paths))
+def _share_text(one: Config, other: Config) -> bool:
+    """Whether there is anything that both read, by its name: a source, or a file or folder of files, or one in it."""
+    sources = {one.data.source, other.data.source}
+    if sources != {"files"}:
+        return len(sources) == 1 or sources == {"sotu", "mix"}
+    return any(os.path.commonpath([mine, its]) in (mine, its) for mine in _paths(one) for its in _paths(other))
+
+
+def _paths(config: Config) -> list[str]:
+    paths = [config.data.path] if isinstance(config.data.path, str) else config.data.path
+    return list(map(os.path.realpath, paths))

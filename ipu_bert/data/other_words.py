@@ -33,24 +33,26 @@ class OtherWords:
     def around(self, batch: Batch, example: int) -> Batch:
         """The same batch, each word in it replaced by one of as many pieces, drawn at random from the text.
 
-        example: number of its first sequence, by which words are drawn, the same in every evaluation. What stands in
-        the places that are asked for stays, [MASK] or not, and so do lengths, segments and where words begin. In a text
-        whose words are drawn one by one, by their number of pieces, own and other words are equally likely beside any
-        label: no model whatever can expect to be better with its own. The rest of a word whose beginning was cut off
-        stays, and so does a word of as many pieces as none has that is drawn from.
+        example: number of its first sequence, by which words are drawn, the same in every evaluation. A word of which
+        any piece is asked for stays as it is shown, with [MASK] or without, and so do lengths, segments and where words
+        begin. In a text whose words are drawn one by one, by their number of pieces, own and other words are equally
+        likely beside any label: no model can expect to be better with its own, unless it has seen these very documents.
+        The rest of a word whose beginning was cut off stays, and so does a word of as many pieces as none has that is
+        drawn from.
         """
         ids, asked = unmasked(batch)
         starts, sizes = word_sizes(ids, self._goes_on, np.isin(ids, self._apart))
         starts &= ~self._goes_on[ids]
         draws = np.stack([self._draws(example + row, ids.shape[1]) for row in range(len(ids))])
-        others = ids.copy()
+        shown = batch.input_ids.numpy().copy()
         for size, first in self._first.items():
             row, column = np.nonzero(starts & (sizes == size))
+            around = ~np.any([asked[row, column + piece] for piece in range(size)], axis=0)
+            row, column = row[around], column[around]
             words = first[(draws[row, column] * len(first)).astype(np.int64)]
             for piece in range(size):
-                others[row, column + piece] = self._tokens[words + piece]
-        shown = torch.where(torch.from_numpy(asked), batch.input_ids, torch.from_numpy(others))
-        return replace(batch, input_ids=shown)
+                shown[row, column + piece] = self._tokens[words + piece]
+        return replace(batch, input_ids=torch.from_numpy(shown))
 
     @staticmethod
     def _draws(example: int, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import yaml
 from ipu_bert.config import Config, identity
 from ipu_bert.data.source import BOOKCORPUS, WIKIPEDIA
 from ipu_bert.record.context import Context
+from ipu_bert.record.verdict import FOUND
 from ipu_bert.sizes.footprint import ParameterCounts
 
 _DATASETS = {"wikipedia_bookcorpus": [WIKIPEDIA["path"], BOOKCORPUS["path"]]}
@@ -149,14 +150,11 @@ def _losses(facts: CardFacts) -> str:
             f"| next sentence | {found['nsp_loss']:.4f} | 0.6931 (a coin toss) | {100 * found['nsp_accuracy']:.1f} % |"
         )
     head = "| task | loss [nats] | of a model that ignores the sentence | right |\n|---|---|---|---|"
-    verdict = (
-        ""
-        if context is not None and context.read(loss)
-        else "\n\n**Nothing shows that the model reads context.**"
-        if loss < plain
-        else "\n\n**The model has not beaten word frequencies: it has not learned to read context.**"
-    )
-    return "\n".join([head, *rows]) + verdict
+    if context is not None:
+        says = FOUND[context.found(loss)]
+    else:
+        says = "Whether the model reads context was not recorded." if loss < plain else FOUND["frequencies"]
+    return "\n".join([head, *rows]) + ("" if says == FOUND["yes"] else f"\n\n**{says}**")
 
 
 def _limits(facts: CardFacts) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Mapping, Sequence
 
 LEAST_GAIN = 0.05  # nats; what is less is hardly worth to be called reading
+NOTICEABLE = 0.01  # nats; models that stand where frequencies bring them have been seen with 0.0001 for certain
 SURE = 4.0  # standard errors: by chance once in 70 times with the fewest batches, in a thousand with ten
 FEWEST_BATCHES = 4  # from which a standard error says something
 RECORDED = ("other_words_loss", "other_words_error", "word_frequencies_loss", "mlm_labels")  # of an evaluation
@@ -65,5 +66,21 @@ class Context:
 
     def read(self, loss: float) -> bool:
         """Whether a model clearly reads context, and is better than word frequencies."""
-        clear = self.gain(loss) > max(LEAST_GAIN, SURE * self.other_words_error)
-        return clear and not math.isnan(self.other_words_error) and loss < self.word_frequencies_loss
+        return self.found(loss) == "yes"
+
+    def found(self, loss: float) -> str:
+        """What these losses say of a model.
+
+        "frequencies": it is no better than these. "few": too few batches to tell. "yes": it clearly reads context.
+        "hardly": so it does, and gains next to nothing by that. "unclear": it may. "not": nothing shows it.
+        """
+        gain, error = self.gain(loss), self.other_words_error
+        if not loss < self.word_frequencies_loss:
+            return "frequencies"
+        if math.isnan(error):
+            return "few"
+        if gain > max(LEAST_GAIN, SURE * error):
+            return "yes"
+        if gain > max(NOTICEABLE, SURE * error):
+            return "hardly"
+        return "unclear" if gain > max(NOTICEABLE, 2 * error) else "not"

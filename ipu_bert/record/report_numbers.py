@@ -329,7 +329,7 @@ def pattern_numbers(records: Records, parameters: ParameterCounts, unmoved: bool
     density = parameters.sparse / parameters.sparse_as_dense if parameters.sparse_as_dense else None
     last: Mapping[str, Any] = updates[-1] if updates else {}
     # Older versions' records of updates by the gradient leave out what finding its blocks took.
-    returned = [int(record["returned"]) for record in updates if record.get("returned") is not None]
+    known = all(record.get("returned") is not None for record in updates)  # older versions did not record it
     timed = [record for record in updates if "searched" in record] or updates
     return PatternNumbers(
         updates=len(updates),
@@ -337,7 +337,7 @@ def pattern_numbers(records: Records, parameters: ParameterCounts, unmoved: bool
         sparsity=None if density is None else 1 - density,
         blocks=last.get("blocks"),
         moved_total=sum(int(record.get("moved") or 0) for record in updates),
-        returned_total=sum(returned) if returned else None,
+        returned_total=sum(int(record["returned"]) for record in updates) if known and updates else None,
         explored_dof=last.get("explored_dof", density if unmoved and not updates else None),
         removed_new=_mean(record.get("removed_new") for record in updates),
         removed_new_last=last.get("removed_new"),

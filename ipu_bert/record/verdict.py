@@ -4,66 +4,63 @@ from __future__ import annotations
 
 import math
 
-from ipu_bert.record.context import FEWEST_BATCHES, SURE
+from ipu_bert.record.context import FEWEST_BATCHES, LEAST_GAIN, Context
 from ipu_bert.record.report_numbers import HeldoutNumbers
 
-NOTICEABLE = 0.01  # nats; models that stand where frequencies bring them have been seen with 0.0001 for certain
-OTHERS = "with other words around the same places"
+# By what Context.found finds; what follows each in a report is below.
+FOUND = {
+    "yes": "Yes: the model reads context.",
+    "few": "It cannot be said whether the model reads context.",
+    "hardly": "Hardly: the model has just begun to read context.",
+    "unclear": "Not clearly: that the model reads context cannot be said.",
+    "not": "Not yet: nothing shows that the model reads context.",
+    "frequencies": "No: the model has NOT beaten word frequencies.",
+}
 
 
-def verdict(heldout: HeldoutNumbers) -> str:
-    """Did it learn, in a few sentences; losses in nats."""
-    loss, other, gain, plain = (
-        heldout.mlm_loss,
-        heldout.other_words_loss,
-        heldout.context_gain,
-        heldout.word_frequencies_loss,
-    )
+def verdict(heldout: HeldoutNumbers, context: Context | None) -> str:
+    """Did it learn, in a few sentences; losses in nats. context: beside the loss, None where none was recorded."""
+    loss = heldout.mlm_loss
     if loss is None:
         return "**Unknown: there is no finite held-out loss**, so nothing can be said about what was learned."
-    if other is None or gain is None or plain is None:
+    if context is None or not math.isfinite(context.gain(loss) + context.word_frequencies_loss):
         return (
             f"The held-out masked-LM loss is {loss:.3f} nats; without a loss to compare with, it cannot be "
             "said whether that is more than counting words."
         )
-    if loss >= plain:
-        return _no(loss, plain, heldout.initial_mlm_loss)
-    of = f"Its held-out masked-LM loss is {loss:.3f} nats, and {other:.3f} {OTHERS}"
-    if heldout.reads_context:
-        return (
-            f"**Yes: the model reads context.** {of}: with its own it gives the hidden word {math.exp(gain):.2f} times "
-            f"the probability (geometric mean). Word frequencies alone come to {plain:.3f}."
+    found, gain, plain = context.found(loss), context.gain(loss), context.word_frequencies_loss
+    head, others = f"**{FOUND[found]}**", f"{context.other_words_loss:.3f} with other words around the same places"
+    if found == "frequencies":
+        above = (
+            f"Its held-out masked-LM loss, {loss:.3f} nats, is {loss - plain:.3f} above the {plain:.3f} that a guess"
         )
-    if heldout.other_words_error is None:
-        return (
-            f"**It cannot be said whether the model reads context.** {of}, judged by fewer than {FEWEST_BATCHES} "
-            f"batches (eval.batches), which do not tell how sure that is. Word frequencies alone come to {plain:.3f}."
-        )
-    sure = f"{gain:+.4f} ± {heldout.other_words_error:.4f}"
-    if gain > max(NOTICEABLE, SURE * heldout.other_words_error):
-        return (
-            f"**Hardly: the model has just begun to read context.** {of}: {sure}. Word frequencies alone come to "
-            f"{plain:.3f}, and what it has learned beyond them needs hardly any of the words around."
-        )
-    if gain > max(NOTICEABLE, 2 * heldout.other_words_error):
-        return (
-            f"**Not clearly.** {of}: {sure}, too little or by too few batches (eval.batches) to say that the model "
-            f"reads context. Word frequencies alone come to {plain:.3f}."
-        )
+        return f"{head} {above} by word frequency reaches. {_learned(heldout, gain, others)}"
+    sure = f"{gain:+.4f} ± {context.other_words_error:.4f}"
+    says = {
+        "yes": f": with its own it gives the hidden word {math.exp(gain):.2f} times the probability (geometric mean)",
+        "few": f", judged by fewer than {FEWEST_BATCHES} batches, which do not tell how sure that is: eval.batches, "
+        "and where the held-out text has no more, data.heldout_fraction or a smaller train.batch_size, make more",
+        "hardly": f": {sure}",
+        "unclear": f": {sure}, too little, or by too few batches (eval.batches)",
+        "not": f": {sure}. What it has learned needs no word around: a tenth of the words to predict are left in their "
+        "places, and where [MASK] stands says something, too",
+    }[found]
     return (
-        f"**Not yet: nothing shows that the model reads context.** {of}: {sure}. What it has learned beyond the "
-        f"{plain:.3f} of word frequencies needs no word around: a tenth of the words to predict are left in their "
-        "places, and where [MASK] stands says something, too."
+        f"{head} Its held-out masked-LM loss is {loss:.3f} nats, and {others}{says}. Word frequencies alone come to "
+        f"{plain:.3f}."
     )
 
 
-def _no(loss: float, plain: float, initial: float | None) -> str:
-    if initial is not None and loss >= initial - 0.01:
-        learned = "It is no better than before training."
-    else:
-        learned = "What it has learned so far is no more than which words are frequent."
+def _learned(heldout: HeldoutNumbers, gain: float, others: str) -> str:
+    """Why a loss is above word frequencies."""
+    if heldout.initial_mlm_loss is not None and (heldout.mlm_loss or math.inf) >= heldout.initial_mlm_loss - 0.01:
+        return "It is no better than before training."
+    if gain > LEAST_GAIN:
+        return (
+            f"It is {others}, so the model does go by the words around, and is wrong more surely than a guess, as when "
+            "a text that is too small is learned by heart."
+        )
     return (
-        f"**No: the model has NOT beaten word frequencies.** Its held-out masked-LM loss, {loss:.3f} nats, is "
-        f"{loss - plain:.3f} above the {plain:.3f} that a guess by word frequency reaches. {learned} Small models stay "
-        "near that value for a while before they go on: train longer, or check the learning rate."
+        "What it has learned so far is no more than which words are frequent. Small models stay near that value for a "
+        "while before they go on: train longer, or check the learning rate."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 import yaml
 
 from ipu_bert import assemble
-from ipu_bert.config import load_config
-from ipu_bert.heldout_before import trained_before
+from ipu_bert.config import Config, load_config
+from ipu_bert.heldout_before import _share_text, trained_before
 from ipu_bert.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -62,3 +63,23 @@ def test_another_text_is_another_text(tiny, finished, corpus: Path, tmp_path) ->
     config = tiny(*init)
     config.data.source = "sotu"
     assert trained_before(config) == []
+
+
+def test_files_named_otherwise_are_the_same_files(tiny, tmp_path) -> None:
+    """By a list in another order, a file of it, or their folder; `mix` has all that `sotu` has."""
+    config = tiny()
+    for number, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        for file in ("a.txt", "b.txt"):
+            (tmp_path / folder / file).write_text(f"{number}")
+    a, b, c = (str(tmp_path / path) for path in ("one/a.txt", "one/b.txt", "two/a.txt"))
+    first = _reading(config, "files", [a, b])
+    for known, paths in ((True, [b, a]), (True, a), (True, str(tmp_path / "one")), (True, [c, b]), (False, c)):
+        assert _share_text(first, _reading(config, "files", paths)) == known
+    assert not _share_text(first, _reading(config, "files", str(tmp_path / "o")))  # whose name one begins with
+    assert _share_text(_reading(config, "mix", ""), _reading(config, "sotu", ""))
+    assert not _share_text(_reading(config, "mix", ""), first)
+
+
+def _reading(config: Config, source: str, path: Any) -> Config:
+    return replace(config, data=replace(config.data, source=source, path=path))

@@ -10,6 +10,7 @@ import pytest
 
 from ipu_bert.record.context import Context
 from ipu_bert.record.metrics import dumps, read_metrics
+from ipu_bert.record.verdict import FOUND
 
 
 def test_the_standard_error_of_what_other_words_cost(seed: int) -> None:
@@ -48,6 +49,16 @@ def test_the_standard_error_of_what_other_words_cost(seed: int) -> None:
 )
 def test_what_is_called_reading(other: float, error: float, loss: float, reads: bool) -> None:
     assert Context(other, error, 7.0, 9700).read(loss) is reads
+
+
+def test_a_card_and_a_report_have_one_word_for_it() -> None:
+    found = [
+        Context(other, error, 7.0, 9700).found(6.0)
+        for other, error in ((6.5, 0.01), (6.5, math.nan), (6.03, 0.005), (6.03, 0.01), (6.3, 0.1), (6.001, 0.0))
+    ]
+    assert found == ["yes", "few", "hardly", "unclear", "unclear", "not"]
+    assert Context(9.0, 0.01, 6.0, 9700).found(6.0) == "frequencies"
+    assert set(FOUND) == {*found, "frequencies"}
 
 
 def test_a_record_holds_it(tmp_path) -> None:

@@ -192,3 +192,13 @@ def test_two_ranks_worked_by_hand() -> None:
     alone = build_report(RECORDS, OUTCOME)
     assert as_json(alone, {})["exchange"] is None
     assert "waiting for other processes" not in render_page(alone, {})
+
+
+def test_blocks_that_came_back_are_told_where_all_updates_say_so() -> None:
+    """Of a run that an older version began, those of its own updates alone were told, beside the moves of all."""
+    records = [{**record, "returned": 3} if record["kind"] == "update" else record for record in RECORDS]
+    updates = sum(record["kind"] == "update" for record in records)
+    assert build_report(records, OUTCOME).pattern.returned_total == 3 * updates > 3
+    first = next(number for number, record in enumerate(records) if record["kind"] == "update")
+    older = [*records[:first], RECORDS[first], *records[first + 1 :]]
+    assert build_report(older, OUTCOME).pattern.returned_total is None

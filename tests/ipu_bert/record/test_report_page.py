@@ -29,8 +29,8 @@ def page_of(records: list[dict[str, Any]], outcome: RunOutcome) -> str:
         ({"mlm_loss": 6.0}, "loss is 6.000 nats, and 6.250 with other words around the same places: with its own"),
         ({"mlm_loss": 6.0}, f"{math.exp(0.25):.2f} times the probability"),
         ({"mlm_loss": 6.0}, "Word frequencies alone come to 6.500."),
-        ({"mlm_loss": 6.1}, "**Not clearly.**"),
-        ({"mlm_loss": 6.1}, "+0.1500 ± 0.0500, too little or by too few batches (eval.batches)"),
+        ({"mlm_loss": 6.1}, "**Not clearly: that the model reads context cannot be said.**"),
+        ({"mlm_loss": 6.1}, "+0.1500 ± 0.0500, too little, or by too few batches (eval.batches)"),
         ({"mlm_loss": 6.5}, "**No: the model has NOT beaten word frequencies.**"),
         ({"mlm_loss": 7.25}, "7.250 nats, is 0.750 above the 6.500"),
         ({"mlm_loss": 7.25}, "no more than which words are frequent"),
@@ -40,7 +40,7 @@ def page_of(records: list[dict[str, Any]], outcome: RunOutcome) -> str:
 )
 def test_the_verdict_follows_the_numbers(values: dict[str, float], says: str) -> None:
     report = build_report(RECORDS, with_heldout(**values))
-    said = verdict(report.heldout)
+    said = verdict(report.heldout, report.outcome.context)
     assert says in said
     assert said in render_page(report, {})
     assert ("Yes" in said) == (values.get("mlm_loss") == 6.0)
@@ -51,20 +51,36 @@ def test_the_verdict_follows_the_numbers(values: dict[str, float], says: str) ->
     [
         # Below word frequencies by half a nat, and no word around was read: the quickstart was told to read context.
         (Context(6.0001, 0.00002, 6.5, 9700), "**Not yet: nothing shows that the model reads context.**"),
-        (Context(5.99, 0.02, 6.5, 9700), "with other words around the same places: -0.0100 ± 0.0200. What it has"),
+        (
+            Context(5.99, 0.02, 6.5, 9700),
+            "with other words around the same places: -0.0100 ± 0.0200. What it has learned needs no word",
+        ),
         (Context(6.03, 0.005, 6.5, 9700), "**Hardly: the model has just begun to read context.**"),
-        (Context(6.03, 0.01, 6.5, 9700), "**Not clearly.**"),
-        (Context(6.5, math.nan, 6.5, 9700), "judged by fewer than 4 batches (eval.batches)"),
+        (Context(6.03, 0.01, 6.5, 9700), "**Not clearly: that"),
+        (
+            Context(6.5, math.nan, 6.5, 9700),
+            "judged by fewer than 4 batches, which do not tell how sure that is: eval.batches, and where",
+        ),
     ],
 )
 def test_what_is_not_sure_is_not_claimed(context: Context, says: str) -> None:
     report = build_report(RECORDS, replace(OUTCOME, context=context))
     assert report.heldout.reads_context is False
-    assert says in verdict(report.heldout)
+    assert says in verdict(report.heldout, report.outcome.context)
     sure = replace(context, other_words_loss=6.5, other_words_error=0.1)
-    assert verdict(build_report(RECORDS, replace(OUTCOME, context=sure)).heldout).startswith("**Yes")
-    worse = replace(with_heldout(mlm_loss=6.75), context=context)
-    assert "6.750 nats, is 0.250 above the 6.500 that" in verdict(build_report(RECORDS, worse).heldout)
+    assert verdict(build_report(RECORDS, OUTCOME).heldout, sure).startswith("**Yes")
+    worse = build_report(RECORDS, replace(with_heldout(mlm_loss=6.75), context=context)).heldout
+    assert "6.750 nats, is 0.250 above the 6.500 that" in verdict(worse, context)
+
+
+def test_a_text_learned_by_heart_is_not_called_no_more_than_frequencies() -> None:
+    """Its loss is above these, and it goes by the words around."""
+    heldout = build_report(RECORDS, with_heldout(mlm_loss=6.75)).heldout
+    said = verdict(heldout, Context(7.25, 0.01, 6.5, 9700))
+    assert said.startswith("**No: the model has NOT beaten word frequencies.**")
+    assert "It is 7.250 with other words around the same places, so the model does go by the words around" in said
+    assert "no more than" not in said
+    assert "no more than" in verdict(heldout, Context(6.76, 0.01, 6.5, 9700))
 
 
 def test_without_other_losses_nothing_is_claimed() -> None:
