@@ -43,7 +43,7 @@ def verdict(heldout: HeldoutNumbers, context: Context | None) -> str:
         "hardly": f": {sure}",
         "unclear": f": {sure}, too little, or by too few batches (eval.batches)",
         "not": f": {sure}. What it has learned needs no word around: a tenth of the words to predict are left in their "
-        "places, and where [MASK] stands says something, too",
+        "places, and other pieces of the word, or where [MASK] stands, say something, too",
     }[found]
     return (
         f"{head} Its held-out masked-LM loss is {loss:.3f} nats, and {others}{says}. Word frequencies alone come to "
