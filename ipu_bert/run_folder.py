@@ -125,9 +125,9 @@ class RunFolder:
         """
         found = [record for record in read_metrics(self.path / METRICS_FILE) if record["kind"] == "eval"][-1:]
         for record in found:
-            if (record["step"], record.get("batches", batches)) == (step, batches) and record.keys() >= set(RECORDED):
+            if (record["step"], record.get("batches", batches)) == (step, batches):
                 means = {key: math.nan if record[key] is None else record[key] for key in MEANS}
-                return {**means, **{key: record[key] for key in RECORDED}}
+                return {**means, **{key: record[key] for key in RECORDED if key in record}}
         return {}
 
     def best_loss(self) -> float:

@@ -321,11 +321,23 @@ def test_what_was_recorded_last_by_as_many_batches_is_an_evaluation_of_the_step(
         assert opened.evaluation(2, made["batches"]) == {**means, **{key: made[key] for key in RECORDED}}
         assert opened.evaluation(2, 1) == opened.evaluation(0, made["batches"]) == {}
         opened.metrics.write({"kind": "eval", "step": 2, **means, "mlm_loss": 1.0})  # as older versions
-        assert opened.evaluation(2, 1) == {}  # is judged again, since a report wants more
-        opened.metrics.write({**made, "mlm_loss": 1.0})
-        assert opened.evaluation(2, made["batches"])["mlm_loss"] == 1.0
+        assert opened.evaluation(2, 1) == {**means, "mlm_loss": 1.0}
         opened.metrics.write({**made, "batches": 1})
         assert opened.evaluation(2, made["batches"]) == {}
+
+
+def test_a_finished_run_of_an_older_version_keeps_its_verdict(tiny):
+    """Its evaluation was by own words alone; the report lost what it had said, and is of no more records now."""
+    config = tiny("train.stop_at=2")
+    folder = train(config)
+    metrics, report = folder / "metrics.jsonl", json.loads((folder / "report.json").read_text())["heldout"]
+    older = [{k: v for k, v in r.items() if k not in RECORDED} for r in read_metrics(metrics)]
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in older))
+    train(config, newest(config))
+    assert [r for r in read_metrics(metrics) if r["kind"] == "eval"] == [r for r in older if r["kind"] == "eval"]
+    again = json.loads((folder / "report.json").read_text())["heldout"]
+    assert again == report
+    assert again["other_words_loss"] is not None
 
 
 def test_another_checkpoint_of_the_same_step_is_not_taken_for_the_one_named(tiny, tmp_path):
