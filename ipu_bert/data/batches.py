@@ -27,7 +27,7 @@ from ipu_bert.data.errors import DataError
 from ipu_bert.data.masking import IGNORED_LABEL, choose_tokens, continues, mask_tokens, wanted
 from ipu_bert.data.quality import MOST_LONE
 from ipu_bert.data.token_files import SPLITS, Text
-from ipu_bert.data.words import word_sizes
+from ipu_bert.data.words import word_sizes, word_starts
 
 HELDOUT_SEED = 1790  # evaluation is on the same sequences in every run, whatever the run's seed
 _DRAWS = 7
@@ -148,7 +148,8 @@ class BatchStream:
         """Of a batch of this text, the tokens of words of more pieces than their sequence asks for: bool [B, S]."""
         options, lengths = self.options, batch.attention_mask.numpy().sum(1)
         ids, _ = unmasked(batch)
-        _, sizes = word_sizes(ids, self._continues, np.isin(ids, (self._pad, self._cls, self._sep)))
+        special = np.isin(ids, (self._pad, self._cls, self._sep))
+        sizes = word_sizes(word_starts(ids, self._continues, special), special)
         beyond: np.ndarray = sizes > wanted(lengths, options.max_predictions, options.mask_probability)[:, None]
         return beyond
 
@@ -190,8 +191,7 @@ class BatchStream:
         ids[rows, length_a + 1] = ids[rows, lengths - 1] = self._sep
         attention = place < lengths[:, None]
         maskable = (place > 0) & (place != middle) & (place < (lengths - 1)[:, None])
-        # the first token after [CLS] or [SEP] starts a word even if truncation left it the rest of one
-        starts = maskable & (~self._continues[ids] | (place == 1) | (place == middle + 1))
+        starts = word_starts(ids, self._continues, ~maskable)
         priority = draws[:, :width]
         chosen = choose_tokens(starts, maskable, lengths, priority, places, self.options.mask_probability)
         kind, replacement = draws[:, width : width + places], draws[:, width + places :]

@@ -10,7 +10,7 @@ import torch
 from ipu_bert.data.batches import HELDOUT_SEED, Batch, unmasked
 from ipu_bert.data.masking import continues
 from ipu_bert.data.token_files import Text
-from ipu_bert.data.words import word_sizes
+from ipu_bert.data.words import word_sizes, word_starts
 
 MOST_TOKENS = 2**20  # of a text, whose words are drawn from
 
@@ -41,7 +41,9 @@ class OtherWords:
         drawn from.
         """
         ids, asked = unmasked(batch)
-        starts, sizes = word_sizes(ids, self._goes_on, np.isin(ids, self._apart))
+        special = np.isin(ids, self._apart)
+        starts = word_starts(ids, self._goes_on, special)
+        sizes = word_sizes(starts, special)
         starts &= ~self._goes_on[ids]
         draws = np.stack([self._draws(example + row, ids.shape[1]) for row in range(len(ids))])
         shown = batch.input_ids.numpy().copy()

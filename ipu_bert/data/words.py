@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 
-def word_sizes(ids: np.ndarray, goes_on: np.ndarray, special: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(whether a word starts here, how many pieces the word of this token has): bool and int64, [B, S] like ids.
+def word_starts(ids: np.ndarray, goes_on: np.ndarray, special: np.ndarray) -> np.ndarray:
+    """Where a word starts: bool [B, S].
 
-    ids: int [B, S]. goes_on: bool [vocab], see `masking.continues`. special: bool [B, S], tokens of no word, whose size
-    is 0; the token after one starts a word even if truncation left it the rest of one.
+    ids: int [B, S]. goes_on: bool [vocab], see `masking.continues`. special: bool [B, S], tokens of no word; the token
+    after one starts a word even if truncation left it the rest of one.
     """
-    batch, width = ids.shape
-    after = np.ones((batch, width), bool)
+    after = np.ones(ids.shape, bool)
     after[:, 1:] = special[:, :-1]
-    starts = ~special & (~goes_on[ids] | after)
+    starts: np.ndarray = ~special & (~goes_on[ids] | after)
+    return starts
+
+
+def word_sizes(starts: np.ndarray, special: np.ndarray) -> np.ndarray:
+    """How many pieces the word of a token has: int64 [B, S], 0 where `special` [B, S]; starts as `word_starts`."""
+    batch, width = starts.shape
     word = np.cumsum(starts, axis=1) - 1 + np.arange(batch)[:, None] * width
     pieces = np.bincount(word[~special], minlength=batch * width)
-    return starts, np.where(special, 0, pieces[word])
+    return np.where(special, 0, pieces[word])

@@ -19,7 +19,7 @@ from ipu_bert.data.filling import filling, told_never_asked
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.data.other_words import OtherWords
 from ipu_bert.data.token_files import Split, TokenFiles
-from ipu_bert.data.words import word_sizes
+from ipu_bert.data.words import word_sizes, word_starts
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -28,7 +28,8 @@ def test_words_by_hand() -> None:
     # [CLS] a ##b [SEP] ##b a ##b [SEP]: what stands after a special token starts a word, whatever it is.
     goes_on = np.array([False, False, True])
     ids = np.array([[0, 1, 2, 0, 2, 1, 2, 0], [0, 2, 2, 2, 0, 0, 0, 0]])
-    starts, sizes = word_sizes(ids, goes_on, ids == 0)
+    starts = word_starts(ids, goes_on, ids == 0)
+    sizes = word_sizes(starts, ids == 0)
     assert starts.tolist() == [[False, True, False, False, True, True, False, False], [False, True, *6 * [False]]]
     assert sizes.tolist() == [[0, 2, 2, 0, 1, 2, 2, 0], [0, 3, 3, 3, 0, 0, 0, 0]]
 
