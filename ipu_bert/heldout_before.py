@@ -38,9 +38,10 @@ def _share_text(one: Config, other: Config) -> bool:
     sources = {one.data.source, other.data.source}
     if sources != {"files"}:
         return len(sources) == 1 or sources == {"sotu", "mix"}
-    return any(os.path.commonpath([mine, its]) in (mine, its) for mine in _paths(one) for its in _paths(other))
+    pairs = [(mine, its) for mine in _paths(one) for its in _paths(other)]
+    return any(mine == its or mine in its.parents or its in mine.parents for mine, its in pairs)
 
 
-def _paths(config: Config) -> list[str]:
+def _paths(config: Config) -> list[Path]:
     paths = [config.data.path] if isinstance(config.data.path, str) else config.data.path
-    return list(map(os.path.realpath, paths))
+    return [Path(os.path.realpath(path)) for path in paths]

@@ -73,7 +73,7 @@ class RunFolder:
         self.path = Path(config.run.dir)
         self.checkpoints, self.best = self.path / CHECKPOINTS, self.path / BEST
         self._batches = config.eval.batches
-        self._judges = self._batches if judges is None else judges
+        self._judged_by = self._batches if judges is None else judges
         found = found or look(self.path)
         for name in (CONFIG_FILE, METRICS_FILE, WANDB_PAGE):
             files.plain(self.path / name)
@@ -185,7 +185,7 @@ class RunFolder:
     def _is_alike(self, info: Mapping[str, Any]) -> bool:
         """Whether as many batches as judge this run judged a best one; older versions kept how many were asked for."""
         judged = info.get("heldout_batches")
-        return evaluated_by(info) == self._batches if judged is None else bool(judged == self._judges)
+        return evaluated_by(info) == self._batches if judged is None else bool(judged == self._judged_by)
 
     def _put_other_best_aside(self) -> None:
         """Move best checkpoints that other batches judged to a place of their own: none of this run's takes theirs."""
@@ -200,7 +200,8 @@ class RunFolder:
         if other:
             branch = self._to_branch("best_by_other_batches", other, None)
             say(
-                f"the best checkpoint was not judged by {self._judges} batches, as this run is: it is in {branch} now",
+                f"the best checkpoint was not judged by {self._judged_by} batches, as this run is: it is "
+                f"in {branch} now",
                 sys.stdout,
             )
 
@@ -260,7 +261,7 @@ class RunFolder:
         if kept is None:
             where = f"step {step}, of which no checkpoint is kept: {self.best} is not of it"
         else:
-            judged = {"heldout_loss": loss, "heldout_batches": self._judges}
+            judged = {"heldout_loss": loss, "heldout_batches": self._judged_by}
             try:
                 where = f"{kept}: it is copied to {checkpoint.copy_alone(kept, self.best, judged)}"
             except OSError as error:  # as on a full disk, on which there may be room again after pruning
@@ -279,7 +280,7 @@ class RunFolder:
             if record["kind"] == "eval"
             and 0 < record["step"] <= last
             and record["mlm_loss"] is not None
-            and record.get("batches", self._judges) == self._judges
+            and record.get("batches", self._judged_by) == self._judged_by
         ]
 
     def _kept_of(self, step: int, loss: float, origin: Origin) -> Path | None:

@@ -67,7 +67,7 @@ class Trainer:
         self.heldout_stream = assemble.make_stream(config, self.data, "heldout")
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self._judge = Judge(self.data, self.heldout_stream, self._kept.seen, config.eval.batches)
-        self._judges = len(self._judge.numbers)  # a small text has fewer of them
+        self._judged_by = len(self._judge.numbers)  # a small text has fewer of them
         quality = text_quality(self.data, config.data.sequence_length)
         judged = told_never_asked(filling(self.heldout_stream), "the held-out text's")
         self.quality = replace(quality, notes=(*quality.notes, *trained_before(config), *judged))
@@ -78,7 +78,7 @@ class Trainer:
         if resume is None and config.model.init:
             self._start()
         self.updater = assemble.make_updater(config)
-        text = text_reached(config, self.data.manifest["splits"], self._judges, self._filling)
+        text = text_reached(config, self.data.manifest["splits"], self._judged_by, self._filling)
         for line in assemble.tell_not_reached(config, text, self.updater) if ranks.first else ():
             say(f"no effect: {line}", sys.stderr)
         if self.updater is not None:
@@ -119,7 +119,7 @@ class Trainer:
         """
         config, first = self.config, self._ranks.first
         place = RunFolder if first else NoFolder
-        with place(config, self._origin, self._found, self._judges) as folder:
+        with place(config, self._origin, self._found, self._judged_by) as folder:
             self._started, before = time.monotonic(), self.timer.seconds
             self._try_out(folder)
             if first:
@@ -130,7 +130,7 @@ class Trainer:
                 heldout = self._loop(folder)
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         waited = [float(share) for share in self._ranks.gather(repr(self._waited_share(before)))]
-        judged = self._judges * config.train.batch_size
+        judged = self._judged_by * config.train.batch_size
         totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, judged, waited)
         with self.engine.host_state() as host:
             if first:
@@ -160,7 +160,7 @@ class Trainer:
         """Every step, and the last evaluation and checkpoint; returns what that recorded."""
         config, metrics, last = self.config, folder.metrics, self.config.train.last_step
         self._begin(metrics)
-        made = folder.evaluation(self.step, self._judges) if self._evaluates_as_before else {}
+        made = folder.evaluation(self.step, self._judged_by) if self._evaluates_as_before else {}
         heldout = self._evaluate_if_due(metrics, self._ranks.plain_from_first(made))
         self._stop_if_asked(metrics)
         mark = (self.step, self._training_clock())
@@ -267,7 +267,7 @@ class Trainer:
         loss = means.get("mlm_loss")
         if loss is not None and self.config.checkpoint.keep_best and self.step and loss < self._best_loss:
             self._best_loss = loss
-            judged = {"heldout_loss": loss, "heldout_batches": self._judges}
+            judged = {"heldout_loss": loss, "heldout_batches": self._judged_by}
             saved = self._write_checkpoint(metrics, self._best, keep=1, **judged)
             if self._ranks.first:  # one of a later step may stand there, since a killed process had taken that
                 checkpoint.keep_only(saved)
@@ -282,7 +282,7 @@ class Trainer:
         means: dict[str, float | None] = {**result.means(), **context.as_record()}
         if not (self.train_stream.pairs and self.heldout_stream.pairs):
             means.update(nsp_loss=None, nsp_accuracy=None)
-        self._write(metrics, "eval", batches=self._judges, **means)
+        self._write(metrics, "eval", batches=self._judged_by, **means)
         return means
 
     def _write_train(self, metrics: Metrics, result: StepResult, mark: tuple[int, float]) -> tuple[int, float]:

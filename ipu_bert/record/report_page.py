@@ -127,7 +127,7 @@ def _learning(report: Report, figures: Figures) -> str:
         )
     return join(
         "## Did it learn?",
-        verdict(heldout, report.outcome.context),
+        verdict(heldout.mlm_loss, heldout.initial_mlm_loss, report.outcome.context),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
         f"Held-out documents are never trained on{by_whom}. The masked-LM losses are of the same "

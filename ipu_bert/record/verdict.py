@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from ipu_bert.record.context import FEWEST_BATCHES, LEAST_GAIN, Context
-from ipu_bert.record.report_numbers import HeldoutNumbers
 
 # By what Context.found finds; what follows each in a report is below.
 FOUND = {
@@ -18,9 +17,10 @@ FOUND = {
 }
 
 
-def verdict(heldout: HeldoutNumbers, context: Context | None) -> str:
-    """Did it learn, in a few sentences; losses in nats. context: beside the loss, None where none was recorded."""
-    loss = heldout.mlm_loss
+def verdict(loss: float | None, initial: float | None, context: Context | None) -> str:
+    """Did it learn, in a few sentences. loss, initial [nats]: held-out masked LM at the end and before training, None
+    where that is not finite or not known. context: beside the loss, None where none was recorded.
+    """
     if loss is None:
         return "**Unknown: there is no finite held-out loss**, so nothing can be said about what was learned."
     if context is None or not math.isfinite(context.gain(loss) + context.word_frequencies_loss):
@@ -34,7 +34,7 @@ def verdict(heldout: HeldoutNumbers, context: Context | None) -> str:
         above = (
             f"Its held-out masked-LM loss, {loss:.3f} nats, is {loss - plain:.3f} above the {plain:.3f} that a guess"
         )
-        return f"{head} {above} by word frequency reaches. {_learned(heldout, gain, others)}"
+        return f"{head} {above} by word frequency reaches. {_learned(loss, initial, gain, others)}"
     sure = f"{gain:+.4f} ± {context.other_words_error:.4f}"
     says = {
         "yes": f": with its own it gives the hidden word {math.exp(gain):.2f} times the probability (geometric mean)",
@@ -51,9 +51,9 @@ def verdict(heldout: HeldoutNumbers, context: Context | None) -> str:
     )
 
 
-def _learned(heldout: HeldoutNumbers, gain: float, others: str) -> str:
-    """Why a loss is above word frequencies."""
-    if heldout.initial_mlm_loss is not None and (heldout.mlm_loss or math.inf) >= heldout.initial_mlm_loss - 0.01:
+def _learned(loss: float, initial: float | None, gain: float, others: str) -> str:
+    """Why a loss is above word frequencies. gain [nats]: by own words; others: the loss with others, in words."""
+    if initial is not None and loss >= initial - 0.01:
         return "It is no better than before training."
     if gain > LEAST_GAIN:
         return (

@@ -315,7 +315,7 @@ def test_what_was_recorded_last_by_as_many_batches_is_an_evaluation_of_the_step(
     folder = train(config)
     made = [r for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "eval"][-1]
     trainer = Trainer(config, newest(config))
-    assert 2 < made["batches"] == trainer._judges < 99
+    assert 2 < made["batches"] == trainer._judged_by < 99
     with RunFolder(config, trainer._origin) as opened:
         means = {key: value for key, value in made.items() if key in MEANS}
         assert opened.evaluation(2, made["batches"]) == {**means, **{key: made[key] for key in RECORDED}}
