@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Sequence
 
 from ipu_bert.sizes.flops import dense_family, interpolate_cost, interpolate_loss
 
 PAPER_SEQUENCES = 757_000 * 512  # of one of the paper's runs
-FARTHEST = 1e6  # times above or below all of the family: beyond, its line says nothing
+BELOW = "no dense run comes to it, the costlier ones neither"
+FAR = "too far from the dense runs"
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Point:
 @dataclass(frozen=True)
 class Matched:
     """A point against the family. loss: the family's at this cost. cost: the family's at this loss. inside: whether
-    both lie between members of the family; else its nearest line is continued, and what it comes to beyond FARTHEST, as
-    it does where two of the family have all but equal losses, is None.
+    both lie between members of the family. Each is None where the family's curve does not say it; no_cost: why not.
     """
 
     point: Point
     loss: float | None
     cost: float | None
     inside: bool
+    no_cost: str
 
     @property
     def cost_ratio(self) -> float | None:
@@ -70,24 +72,52 @@ def match(points: Sequence[Point], family: Sequence[Point]) -> list[Matched]:
     By the paper's rule: straight lines in log cost and log loss. Empty where fewer than two of the family are
     undominated: there is no curve then.
     """
-    curve = undominated(family)
-    if len(curve) < 2:
+    curve = _Curve(undominated(family), max((member.cost for member in family), default=0.0))
+    if len(curve.members) < 2:
         return []
-    pairs = [(member.cost, member.loss) for member in curve]
-    return [
-        Matched(
-            point,
-            _near(interpolate_loss(pairs, point.cost), [loss for _, loss in pairs]),
-            _near(interpolate_cost(pairs, point.loss), [cost for cost, _ in pairs]),
-            curve[0].cost <= point.cost <= curve[-1].cost and curve[-1].loss <= point.loss <= curve[0].loss,
-        )
-        for point in points
-        if not point.dense
-    ]
+    return [curve.matched(point) for point in points if not point.dense]
 
 
-def _near(value: float, family: Sequence[float]) -> float | None:
-    return value if min(family) / FARTHEST <= value <= max(family) * FARTHEST else None
+@dataclass(frozen=True)
+class _Curve:
+    """A family's `members` by rising cost and falling loss; `most`: the cost of the costliest of all that were run.
+
+    Outside the members the nearest line is continued by the whole curve's length in log cost, and no farther: members
+    of all but equal cost have a line of any slope. Where costlier ones than the last were run and came to no lower
+    loss, nothing goes down there.
+    """
+
+    members: Sequence[Point]
+    most: float
+
+    def matched(self, point: Point) -> Matched:
+        """A point against this curve."""
+        first, last = self.members[0], self.members[-1]
+        below = self._ends and point.loss < last.loss
+        cost = None if below else self._cost(point.loss)
+        inside = first.cost <= point.cost <= self.most and last.loss <= point.loss <= first.loss
+        return Matched(point, self._loss(point.cost), cost, inside, BELOW if below else FAR if cost is None else "")
+
+    @property
+    def _pairs(self) -> list[tuple[float, float]]:
+        return [(member.cost, member.loss) for member in self.members]
+
+    @property
+    def _ends(self) -> bool:
+        return self.most > self.members[-1].cost
+
+    def _loss(self, cost: float) -> float | None:
+        if self._ends and cost > self.members[-1].cost:
+            return self.members[-1].loss if cost <= self.most else None
+        return interpolate_loss(self._pairs, cost) if self._is_near(cost) else None
+
+    def _cost(self, loss: float) -> float | None:
+        cost = interpolate_cost(self._pairs, loss)
+        return cost if self._is_near(cost) else None
+
+    def _is_near(self, cost: float) -> bool:
+        low, high = (math.log(self.members[i].cost) for i in (0, -1))
+        return cost > 0 and 2 * low - high <= math.log(cost) <= 2 * high - low
 
 
 def table(name: str, found: Sequence[Matched]) -> list[str]:
@@ -116,7 +146,7 @@ def _or_dash(value: float | None, form: str) -> str:
 def _verdict(one: Matched) -> str:
     ratio = one.cost_ratio
     if ratio is None:
-        return "too far from the dense runs"
+        return one.no_cost
     return (f"wins by {1 / ratio:.2f}" if ratio < 1 else f"loses by {ratio:.2f}") + (
         "" if one.inside else ", beyond the dense runs"
     )

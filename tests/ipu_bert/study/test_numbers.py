@@ -165,6 +165,34 @@ def test_only_dense_runs_that_nothing_beats_make_the_line():
     assert match([Point("sparse", 2.0, 5.0, False)], [a, b]) == []
 
 
+def test_where_costlier_dense_runs_came_to_no_lower_loss_none_is_said_to():
+    """The line went on down past them: 5.0 at twice the cost of `b`, where `c` had come to 5.6."""
+    a, b, c = Point("a", 1.0, 6.0, True), Point("b", 2.0, 5.5, True), Point("c", 4.0, 5.6, True)
+    points = [
+        Point(name, cost, loss, False) for name, cost, loss in [("x", 3.0, 5.7), ("y", 3.0, 5.4), ("z", 5.0, 5.7)]
+    ]
+    x, y, z = match(points, [a, b, c])
+    assert (x.loss, y.loss, z.loss) == (5.5, 5.5, None)
+    assert x.cost == pytest.approx(2.0 ** (math.log(6.0 / 5.7) / math.log(6.0 / 5.5)))
+    assert (x.inside, y.inside, z.inside) == (True, False, False)
+    assert (y.cost, y.cost_ratio) == (None, None)
+    assert "| y | 5.4000 | 5.5000 | 3 | - | - | no dense run comes to it, the costlier ones neither |" in table(
+        "s", [y]
+    )
+    (went_on,) = match(points[1:2], [a, b])
+    assert went_on.cost == pytest.approx(2.0 ** (math.log(6.0 / 5.4) / math.log(6.0 / 5.5)))
+
+
+def test_a_line_goes_on_by_its_own_length_and_no_farther():
+    """Dense runs of all but equal seconds gave each loss a time: 4.93 at 3,990 s, from 4.80 at 4,149, 4.85 at 4,089."""
+    a, b = Point("a", 2.0, 6.0, True), Point("b", 4.0, 5.0, True)
+    at = [Point(str(cost), cost, 5.5, False) for cost in (0.99, 1.01, 7.99, 8.01)]
+    assert [one.loss is None for one in match(at, [a, b])] == [True, False, False, True]
+    low, high = 5.0 * 5.0 / 6.0, 6.0 * 6.0 / 5.0  # one length down and up
+    down = [Point(str(loss), 2.0, loss, False) for loss in (low - 0.01, low + 0.01, high - 0.01, high + 0.01)]
+    assert [one.cost is None for one in match(down, [a, b])] == [True, False, False, True]
+
+
 @pytest.mark.parametrize("letters", [5, 15, 16, 17, 25, 33, 60])
 def test_a_legend_stays_within_its_figure(letters):
     """Four long labels in one line were cut off on both sides."""
