@@ -83,9 +83,9 @@ struct GradientPlan {
             dots.emplace(resident, job.n_chunks, job.chunk, job.panel, [&](int64_t parts, const auto& work) {
                 for_each_part(call.parallel, call.threads, parts, work);
             });
-            job.dots = dots->groups.data(), job.chunk_ptr = dots->chunk_ptr.data();
-            int64_t count = (int64_t)dots->slots.size();
-            sums = {count, count, 1, 1, dots->slots.data(), nullptr};
+            job.dots = dots->groups.get(), job.chunk_ptr = dots->chunk_ptr.data();
+            const int64_t count = dots->chunk_ptr.back() * kDots;
+            sums = {count, count, 1, 1, dots->slots.get(), nullptr};
         } else {
             units.emplace(streamed, call.block, level.lanes, job.panel);
             job.units = units->units.data(), job.unit_ptr = units->ptr.data();
@@ -142,7 +142,7 @@ void product(const ProductCall& call) {
     Product job{call};
     job.weights = weights, job.n_rows = side.n_rows;
     job.panel = panel, job.chunk = chunk, job.n_chunks = n_chunks, job.chunk_ptr = order.chunk_ptr.data();
-    job.entries = order.entries.data();
+    job.entries = order.entries.get();
     job.groups = order.groups.data(), job.n_groups = n_groups, job.next = &next;
     std::optional<PairOrder> pairs;
     if (block > 1) {

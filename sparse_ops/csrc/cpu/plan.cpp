@@ -4,14 +4,18 @@
 
 namespace {
 
-constexpr int64_t kRows = 256;  // rows of a part
+constexpr int64_t kRows = 64;  // rows of a part: 768 make as many parts as share out evenly
+
+constexpr int64_t kSorted = 16;  // rows that are ordered by their number of blocks
 
 }  // namespace
 
 BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_t chunk, int64_t panel, int pairs,
                        const float* values, int64_t n_groups, const ForEachPart& for_each_part)
-    : entries(side.nnz + 8), chunk_ptr((n_chunks + 1) * side.n_rows) {
+    : entries(new Entry[side.nnz + 8]), chunk_ptr((n_chunks + 1) * side.n_rows) {
     side.check_ptr();
+    std::fill_n(entries.get() + side.nnz, 8, Entry{});
+    const int halved = pairs - 1;  // a shift, since a division would take as long as all else here
     int bad = 0;
     for_each_part((side.n_rows + kRows - 1) / kRows, [&](int64_t part) {
         for (int64_t r = part * kRows, last = std::min(side.n_rows, r + kRows); r < last; ++r) {
@@ -26,7 +30,7 @@ BlockOrder::BlockOrder(const Side& side, int64_t block, int64_t n_chunks, int64_
                 int32_t slot = side.slots[k];
                 int64_t feature = (before = side.other[slot]) * block;
                 for (; feature >= first + chunk; first += chunk) chunk_ptr[++c * side.n_rows + r] = k;
-                entries[k].source = (int32_t)((feature - first) / pairs * panel);
+                entries[k].source = (int32_t)(((feature - first) >> halved) * panel);
                 if (values)
                     entries[k].weight = values[slot];
                 else
@@ -56,11 +60,15 @@ PairOrder::PairOrder(const BlockOrder& blocks, int64_t n_rows, int64_t n_chunks,
     };
     for_each_part(parts, [&](int64_t part) {
         for (int64_t c = 0; c < n_chunks; ++c)
-            for (int64_t r = part * kRows, last = std::min(n_rows, r + kRows); r < last; r += 16) {
+            for (int64_t r = part * kRows, last = std::min(n_rows, r + kRows); r < last; r += kSorted) {
                 int32_t* some = rows.data() + c * n_rows + r;
-                const int64_t n = std::min<int64_t>(16, n_rows - r);
-                for (int64_t i = 0; i < n; ++i) some[i] = (int32_t)(r + i);
-                std::stable_sort(some, some + n, [&](int32_t a, int32_t b) { return length(c, a) < length(c, b); });
+                const int64_t n = std::min(kSorted, n_rows - r);
+                for (int64_t i = 0; i < n; ++i) {  // each moves up to those that are no longer
+                    int64_t to = i;
+                    for (; to > 0 && length(c, some[to - 1]) > length(c, (int32_t)(r + i)); --to)
+                        some[to] = some[to - 1];
+                    some[to] = (int32_t)(r + i);
+                }
                 for (int64_t i = 0; i < n; i += 2)
                     ptr[c * n_pairs + (r + i) / 2 + 1] = i + 1 < n ? 2 * length(c, some[i + 1]) : length(c, some[i]);
             }
@@ -73,7 +81,7 @@ PairOrder::PairOrder(const BlockOrder& blocks, int64_t n_rows, int64_t n_chunks,
                 const int64_t n = std::min<int64_t>(2, n_rows - r), pair = c * n_pairs + r / 2;
                 for (int64_t i = 0; i < n; ++i) {
                     const int32_t row = rows[c * n_rows + r + i];
-                    const Entry* from = blocks.entries.data() + starts[c * n_rows + row];
+                    const Entry* from = blocks.entries.get() + starts[c * n_rows + row];
                     Entry *to = entries.get() + ptr[pair] + i, *end = entries.get() + ptr[pair + 1];
                     for (int32_t k = length(c, row); k > 0; --k, to += n) *to = *from++;
                     for (; to < end; to += n) to->source = nothing, to->weight = 0;
@@ -120,8 +128,8 @@ DotOrder::DotOrder(const Side& side, int64_t n_chunks, int64_t chunk, int64_t pa
         }
     }
     chunk_ptr.push_back(total);
-    groups.resize(total);
-    slots.resize(total * kDots);
+    groups.reset(new DotGroup[total]);
+    slots.reset(new int32_t[total * kDots]);
     for_each_part((n + kRows - 1) / kRows, [&](int64_t part) {
         for (int64_t c = 0; c < n_chunks; ++c)
             for (int64_t r = part * kRows, last = std::min(n, r + kRows); r < last; ++r) {

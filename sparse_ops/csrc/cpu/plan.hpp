@@ -50,7 +50,7 @@ inline int64_t rows_of_a_line(int64_t block) { return (16 + block - 1) / block; 
 
 // The order of Y and dX: a side's rows are the block rows. What the fields hold is said at Product.
 struct BlockOrder {
-    std::vector<Entry> entries;
+    std::unique_ptr<Entry[]> entries;
     std::vector<int32_t> chunk_ptr;
     std::vector<int32_t> groups;
     // chunk: its features. panel: floats from one feature to the next as the inputs lie, the tokens of a packed panel
@@ -83,8 +83,8 @@ struct UnitOrder {
 
 // The order of dW with 1x1 blocks: a side's rows are the resident features.
 struct DotOrder {
-    std::vector<DotGroup> groups;    // by chunk of the streamed side, then by row
-    std::vector<int64_t> chunk_ptr;  // [n_chunks + 1]: where each chunk's groups begin
-    std::vector<int32_t> slots;      // [groups][kDots]: of each block; -1 where a group has fewer
+    std::unique_ptr<DotGroup[]> groups;  // by chunk of the streamed side, then by row
+    std::vector<int64_t> chunk_ptr;      // [n_chunks + 1]: where each chunk's groups begin
+    std::unique_ptr<int32_t[]> slots;    // [groups][kDots]: of each block; -1 where a group has fewer
     DotOrder(const Side& side, int64_t n_chunks, int64_t chunk, int64_t panel, const ForEachPart& for_each_part);
 };
