@@ -1,9 +1,9 @@
 """Run a study, or report what has finished: python -m ipu_bert.study NAME_or_FILE
 
-python -m ipu_bert.study dynamic_or_static --dry-run        what would be run, and how long
-python -m ipu_bert.study dynamic_or_static                  run what has not finished, then report; goes on after a stop
-python -m ipu_bert.study dynamic_or_static --time           seconds a step of each row on this machine, then report
-python -m ipu_bert.study dynamic_or_static --report         the page alone, from the results that are there
+python -m ipu_bert.study updates_small --dry-run        what would be run, and how long
+python -m ipu_bert.study updates_small                  run what has not finished, then report; goes on after a stop
+python -m ipu_bert.study updates_small --time           seconds a step of each row on this machine, then report
+python -m ipu_bert.study updates_small --report         the page alone, from the results that are there
 
 Results, page and figures are in results/NAME/, the runs themselves in runs/studies/NAME/. A run that has finished in
 either, or in another study's results, is not repeated: `--results mine --runs mine_runs` begins anew. Exit status: 0

@@ -14,7 +14,7 @@ _SAME = 1e-6  # of two entropies of the same text, rounded by two machines
 
 
 class Judged(Protocol):
-    """A run, or a mean of some. unigram_entropy [nats]: loss of word frequencies alone on its held-out text."""
+    """A run, or a mean of some. unigram_entropy [nats]: of a guess by word frequency on its whole held-out text."""
 
     @property
     def label(self) -> str: ...
@@ -27,7 +27,7 @@ class Judged(Protocol):
 
 
 def same_entropy(one: float, other: float) -> bool:
-    """Whether word frequencies alone give both the same loss: that of one held-out text in one vocabulary."""
+    """Whether a guess by word frequency has the same loss: that of one held-out text in one vocabulary."""
     return math.isclose(one, other, rel_tol=_SAME)
 
 
@@ -35,7 +35,7 @@ def other_loss(one: Judged, other: Judged) -> str:
     """Why the losses of two cannot be compared, in words; empty where they can."""
     if not same_entropy(one.unigram_entropy, other.unigram_entropy):
         entropies = " and ".join(f"{judged.unigram_entropy:.4f}" for judged in (one, other))
-        return f"word frequencies alone come to {entropies} nats"
+        return f"word frequencies of the held-out texts come to {entropies} nats"
     for key in _JUDGED_BY:
         values = [getattr(judged.config.data, key) for judged in (one, other)]
         if values[0] != values[1]:

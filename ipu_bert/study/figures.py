@@ -28,12 +28,15 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def steps_figure(groups: Sequence[Group], entropy: float | None) -> Figure:
-    """Loss over steps; a band from the least to the largest seed. entropy: None where rows have no one in common."""
-    return _curves(groups, lambda group, step: float(step), "training step", entropy)
+Guess = tuple[float, str]  # a loss [nats] that needs no model, and its name
 
 
-def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: float | None) -> Figure:
+def steps_figure(groups: Sequence[Group], guess: Guess | None) -> Figure:
+    """Loss over steps; a band from the least to the largest seed. guess: None where rows have no one in common."""
+    return _curves(groups, lambda group, step: float(step), "training step", guess)
+
+
+def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, guess: Guess | None) -> Figure:
     """Loss over seconds of training on one machine: losses by step, and seconds a step measured apart."""
     found = timed(groups, seconds)
     per_step = {group.label: row.per_step for group, row in found}
@@ -41,13 +44,13 @@ def seconds_figure(groups: Sequence[Group], seconds: MachineSeconds, entropy: fl
         [group for group, _ in found],
         lambda group, step: step * per_step[group.label],
         _literal(f"seconds of training, {seconds.threads} threads of {seconds.machine}"),
-        entropy,
+        guess,
     )
 
 
-def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str, entropy: float | None) -> Figure:
+def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str, guess: Guess | None) -> Figure:
     figure, axes = _figure()
-    highest = max(group.first.unigram_entropy for group in groups) if entropy is None else entropy
+    highest = max(group.first.unigram_entropy for group in groups) if guess is None else guess[0]
     lowest = highest
     for group, colour, marker in _marked(groups):
         curve = [(x(group, step), loss) for step, loss in group.curve() if step]
@@ -65,11 +68,9 @@ def _curves(groups: Sequence[Group], x: Callable[[Group, int], float], name: str
         )
         _band(axes, places, losses, colour)
         lowest = min([lowest, *(loss.spread[0] for loss in losses)])
-    if entropy is not None:
-        axes.axhline(entropy, color="black", linestyle=":", linewidth=1.0)
-        axes.annotate(
-            "word frequencies alone", (0.99, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-        )
+    if guess is not None:
+        axes.axhline(guess[0], color="black", linestyle=":", linewidth=1.0)
+        axes.annotate(guess[1], (0.99, guess[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     axes.set_ylim(lowest - 0.03 * (highest + 0.3 - lowest), highest + 0.3)
     axes.set_xlim(left=0)
     return _finished(figure, axes, name, _LOSS)

@@ -34,7 +34,7 @@ class Group:
 
     @property
     def unigram_entropy(self) -> float:
-        """Loss of word frequencies alone on the held-out text [nats]."""
+        """Loss of a guess by word frequency on the whole held-out text [nats]."""
         return self.first.unigram_entropy
 
     @property

@@ -14,7 +14,7 @@ from ipu_bert.study.frontier import Matched, Point, match, table
 from ipu_bert.study.groups import Group, group, outdated, timed
 from ipu_bert.study.results import Results, RunResult
 from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
-from ipu_bert.study.statistics import CLEAR, Difference, difference
+from ipu_bert.study.statistics import CLEAR, Difference, difference, mean
 from sparse_ops import files
 from sparse_ops.pictures import Make, write_each
 from sparse_ops.saying import say
@@ -93,15 +93,14 @@ def _family(groups: Sequence[Group], points: Sequence[Point]) -> list[Point]:
 
 def _figures(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSeconds]) -> dict[str, Make]:
     """What there is to draw, by file name."""
-    alike = all(same_entropy(one.unigram_entropy, groups[0].unigram_entropy) for one in groups)
-    entropy = groups[0].unigram_entropy if alike else None
+    guess = guess_of(groups)
     found: dict[str, Make] = {}
     for name in study.figures:
         if name == "steps":
-            found["steps"] = partial(_figure, "steps_figure", groups, entropy)
+            found["steps"] = partial(_figure, "steps_figure", groups, guess)
         elif name == "seconds":
             for machine in seconds:
-                found[f"seconds_{_slug(machine)}"] = partial(_figure, "seconds_figure", groups, machine, entropy)
+                found[f"seconds_{_slug(machine)}"] = partial(_figure, "seconds_figure", groups, machine, guess)
         elif name == "flops":
             points, errors = over_flops(groups), [one.loss.error for one in groups]
             axis = "FLOPs of the whole run, as the paper counts"
@@ -112,6 +111,18 @@ def _figures(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSec
             (key,) = (key for key in study.grid if key != SEED)
             found[f"grid_{key.rpartition('.')[2]}"] = partial(_figure, "grid_figure", groups, key)
     return {f"{name}.svg": make for name, make in found.items()}
+
+
+def guess_of(groups: Sequence[Group]) -> tuple[float, str] | None:
+    """The loss of a guess by word frequency [nats] that figures show, and its name; None where texts differ."""
+    if not all(same_entropy(one.unigram_entropy, groups[0].unigram_entropy) for one in groups):
+        return None
+    asked = _asked_for([run for one in groups for run in one.runs.values()])
+    return (
+        (mean(asked).value, "word frequencies")
+        if asked
+        else (groups[0].unigram_entropy, "word frequencies of all held-out text")
+    )
 
 
 def _figure(which: str, *arguments: Any) -> Any:
@@ -198,9 +209,28 @@ def made_of(runs: Sequence[RunResult]) -> str:
     return (
         f"{_span([run.sequences for run in runs], ',')} sequences of "
         f"{_span([run.settings['data.sequence_length'] for run in runs], ',')} tokens of {sources}; "
-        f"word frequencies alone: {_span([run.unigram_entropy for run in runs], '.3f')} nats. "
+        f"{frequencies(runs)}. "
         f"Run on {machines}, at {revisions}."
     )
+
+
+def frequencies(runs: Sequence[RunResult]) -> str:
+    """What a guess by word frequency comes to, in words.
+
+    Other words are asked for than a text has: no special ones, and few of those that end sentences.
+    """
+    whole, asked = _span([run.unigram_entropy for run in runs], ".3f"), _asked_for(runs)
+    if asked:
+        return (
+            f"a guess by word frequency: {_span(asked, '.3f')} nats on what is asked for, {whole} on all held-out text"
+        )
+    return f"a guess by word frequency on all held-out text, of which not every word is asked for: {whole} nats"
+
+
+def _asked_for(runs: Sequence[RunResult]) -> list[float]:
+    """The guess's losses on what these were asked for; none where one of them has not kept it."""
+    kept = [run.word_frequencies_loss for run in runs]
+    return [] if None in kept else [loss for loss in kept if loss is not None]
 
 
 def _span(numbers: Sequence[float], form: str) -> str:

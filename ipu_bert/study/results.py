@@ -63,6 +63,8 @@ class RunResult:
 
     key: of its cell. flops: of one sequence, forward and backward, as the paper counts (Appendix A.2); executed_flops:
     with heads and the blocks that exist. seconds: that its processes took, on whatever else the machine did.
+    unigram_entropy, word_frequencies_loss [nats]: of a guess by word frequency on the whole held-out text, by which
+    that is known, and on the words that the last evaluation asked for; None in older results.
     settings: all that decides its numbers. machine, revision, finished: where, of which source and when (UTC).
     """
 
@@ -75,6 +77,7 @@ class RunResult:
     executed_flops: float
     seconds: float
     unigram_entropy: float
+    word_frequencies_loss: float | None
     evaluations: tuple[Evaluation, ...]
     updates: tuple[Update, ...]
     settings: Mapping[str, Any]
@@ -219,10 +222,12 @@ class Results:
 def _from_dict(run: Mapping[str, Any]) -> RunResult:
     evaluations = tuple(as_record(Evaluation, one) for one in as_list(run["evaluations"]))
     updates = tuple(as_record(Update, one) for one in as_list(run["updates"]))
-    found = as_record(RunResult, run, evaluations=evaluations, updates=updates)
+    found = as_record(RunResult, {"word_frequencies_loss": None, **run}, evaluations=evaluations, updates=updates)
     if not evaluations or evaluations[-1].step != found.steps:
         raise ValueError(f"expected an evaluation after step {found.steps}, the last, found none")
     amounts = {name: getattr(found, name) for name in _POSITIVE}
+    if found.word_frequencies_loss is not None:
+        amounts["word_frequencies_loss"] = found.word_frequencies_loss
     for name, value in [*amounts.items(), *(("mlm_loss", one.mlm_loss) for one in evaluations)]:
         if not 0 < value < MOST:
             raise ValueError(f"{name}: expected a number above 0 and below {MOST:g}, found {value}")
@@ -266,6 +271,7 @@ def _collected(cell: Cell, folder: Path) -> RunResult | None:
         executed_flops=sequence_flops(shape, weights, data.sequence_length, data.max_predictions).executed,
         seconds=ends[-1]["elapsed"],
         unigram_entropy=report["heldout"]["unigram_entropy"],
+        word_frequencies_loss=report["heldout"]["word_frequencies_loss"],
         evaluations=tuple(Evaluation(r["step"], r["mlm_loss"], r["nsp_loss"]) for r in alike(records)),
         updates=tuple(
             Update(r["step"], r["ratio"], r["explored_dof"], r["removed_new"]) for r in records if r["kind"] == "update"

@@ -39,7 +39,7 @@ def page(folder: Path, setting: str, entropy: float) -> tuple[str, dict[str, Any
             RunResult(
                 row=row, grid=dict(cell.grid), key=cell.key, steps=50, sequences=1600,
                 flops=2e9 if row == "larger" else 1e9, executed_flops=2e9, seconds=9.0,
-                unigram_entropy=entropy if row == "sparse" else 6.5,
+                unigram_entropy=entropy if row == "sparse" else 6.5, word_frequencies_loss=None,
                 evaluations=(Evaluation(50, loss, None),), updates=(), settings=deciding(cell.config),
                 machine={"processor": "x"}, revision="r", finished="now",
             )
@@ -51,7 +51,7 @@ def page(folder: Path, setting: str, entropy: float) -> tuple[str, dict[str, Any
 @pytest.mark.parametrize(
     ("setting", "entropy", "why"),
     [
-        ("data.vocab_size: 200", 5.5, "word frequencies alone come to 6.5000 and 5.5000 nats"),
+        ("data.vocab_size: 200", 5.5, "word frequencies of the held-out texts come to 6.5000 and 5.5000 nats"),
         ("data.mask_probability: 0.3", 6.5, "data.mask_probability is 0.15 and 0.3"),
         ("data.sequence_length: 32", 6.5, "data.sequence_length is 128 and 32"),
         ("data.whole_word_masking: false", 6.5, "data.whole_word_masking is True and False"),
@@ -69,7 +69,7 @@ def test_losses_that_mean_another_thing_are_not_called_lower(tmp_path, capsys, s
     assert numbers["compared"][1]["clear"]
     assert numbers["at_equal_flops"] == []
     assert "Against the dense family" not in text
-    assert ("word frequencies alone" in figure) == (entropy == 6.5)
+    assert ("word frequencies of all held-out text" in figure) == (entropy == 6.5)
 
 
 @pytest.mark.parametrize("setting", ["sparsity.block_size: 4", "data.vocab_size: 8193", "data.max_predictions: 21"])
@@ -80,7 +80,7 @@ def test_losses_that_mean_the_same_are_compared(tmp_path, capsys, setting):
     assert "do not compare" not in text
     assert re.search(r"\| sparse \| dense \| -0.1980 ± 0.0000 \| \S+ \| first is lower \|", text)
     assert len(numbers["at_equal_flops"]) == 1
-    assert "word frequencies alone" in figure
+    assert "word frequencies of all held-out text" in figure
 
 
 def test_more_rows_that_differ_are_counted(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -69,6 +70,26 @@ def test_a_runs_evaluations_by_other_batches_are_left_out(tiny, finished, tmp_pa
     assert whole is not None
     assert found.evaluations == whole.evaluations
     assert [evaluation.step for evaluation in found.evaluations] == [0, 2]
+
+
+def test_what_a_guess_comes_to_is_kept_as_the_run_s_report_has_it(tiny, finished, tmp_path):
+    """On the words asked for; results of older versions have that of the whole text alone, and are still read."""
+    tiny()
+    (_, dynamic) = cells(tmp_path)
+    short = replace(dynamic.config, train=replace(dynamic.config.train, stop_at=2))
+    found = collect(replace(dynamic, config=short), finished)
+    assert found is not None
+    heldout = json.loads((finished / "report.json").read_text())["heldout"]
+    assert found.word_frequencies_loss == heldout["word_frequencies_loss"] != heldout["unigram_entropy"]
+    path = kept(tmp_path, found).path
+    older = json.loads(path.read_text())
+    del older["runs"][0]["word_frequencies_loss"]
+    path.write_text(json.dumps(older))
+    assert Results(path.parent).by_key == {found.key: replace(found, word_frequencies_loss=None)}
+    older["runs"][0]["word_frequencies_loss"] = -1.0
+    path.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="word_frequencies_loss"):
+        Results(path.parent)
 
 
 def kept(folder: Path, *runs: RunResult) -> Results:

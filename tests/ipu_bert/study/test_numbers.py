@@ -18,7 +18,7 @@ from ipu_bert.study.definition import Row, Study
 from ipu_bert.study.figures import cost_figure, steps_figure
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.groups import Group, group
-from ipu_bert.study.report import compared, made_of
+from ipu_bert.study.report import compared, guess_of, made_of
 from ipu_bert.study.results import Evaluation, RunResult
 from ipu_bert.study.statistics import difference, mean
 
@@ -34,6 +34,7 @@ def result(loss: float, seed: str = "0", method: str = "dense", steps: tuple[int
         executed_flops=6.0,
         seconds=1.0,
         unigram_entropy=6.4,
+        word_frequencies_loss=None,
         evaluations=tuple(Evaluation(step, loss + 1 - step / steps[-1], None) for step in steps),
         updates=(),
         settings={"sparsity.method": method},
@@ -122,7 +123,7 @@ def test_rows_are_compared_as_the_study_says():
 @pytest.mark.parametrize("method", ["dense", "dynsparse"])
 def test_no_two_lines_of_a_figure_are_alike(method):
     groups = [Group(Row(str(n), None), Config(), {}, {"0": result(6.0, method=method)}, 3) for n in range(20)]
-    lines = steps_figure(groups, 6.5).axes[0].get_lines()[:20]
+    lines = steps_figure(groups, None).axes[0].get_lines()[:20]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
     assert len({line.get_color() for line in lines}) >= 4
 
@@ -131,11 +132,32 @@ def test_what_runs_were_made_of_is_told_of_all_of_them():
     """Not of the first one alone: rows may have steps, lengths and machines of their own."""
     data = {"data.source": "mix", "data.sequence_length": 64}
     runs = [replace(result(6.0), settings=data, sequences=1000), replace(result(6.0), settings=data, sequences=4000)]
-    assert made_of(runs[:1]).startswith("1,000 sequences of 64 tokens of mix; word frequencies alone: 6.400 nats.")
+    assert made_of(runs[:1]).startswith("1,000 sequences of 64 tokens of mix; a guess by word frequency on all held")
+    assert ", of which not every word is asked for: 6.400 nats. Run on" in made_of(runs[:1])
     other = replace(runs[1], settings={**data, "data.sequence_length": 128}, revision="b", unigram_entropy=6.5)
     told = made_of([runs[0], other])
-    assert told.startswith("1,000 to 4,000 sequences of 64 to 128 tokens of mix; word frequencies alone: 6.400 to 6.5")
-    assert told.endswith("Run on none, at b, none.")
+    assert told.startswith("1,000 to 4,000 sequences of 64 to 128 tokens of mix; a guess by word frequency on all held")
+    assert told.endswith(": 6.400 to 6.500 nats. Run on none, at b, none.")
+
+
+def test_losses_are_held_against_a_guess_at_what_was_asked_for():
+    """Pages and figures had that of the whole held-out text: a run could be below it and above that of its own page."""
+    kept = [replace(result(5.6, seed), word_frequencies_loss=5.5 + 0.1 * int(seed)) for seed in "01"]
+    data = {"data.source": "mix", "data.sequence_length": 64}
+    runs = [replace(run, settings=data) for run in kept]
+    words = "a guess by word frequency: 5.500 to 5.600 nats on what is asked for, 6.400 on all held-out text."
+    assert words in made_of(runs)
+    assert "on all held-out text, of which" in made_of([*runs, replace(runs[0], word_frequencies_loss=None)])
+    groups = [Group(Row("a", None), Config(), {}, {run.grid["run.seed"]: run for run in kept}, 2)]
+    assert guess_of(groups) == (pytest.approx(5.55), "word frequencies")
+    groups += [row("older", {"0": 5.9})]
+    assert guess_of(groups) == (6.4, "word frequencies of all held-out text")
+    assert (
+        guess_of([*groups, Group(groups[0].row, Config(), {}, {"0": replace(result(5.9), unigram_entropy=6.0)}, 1)])
+        is None
+    )
+    (text,) = steps_figure(groups[:1], guess_of(groups[:1])).axes[0].texts
+    assert (text.get_text(), text.xy[1]) == ("word frequencies", pytest.approx(5.55))
 
 
 def test_results_of_other_settings_are_left_out():
@@ -196,7 +218,7 @@ def test_a_line_goes_on_by_its_own_length_and_no_farther():
 @pytest.mark.parametrize("letters", [5, 15, 16, 17, 25, 33, 60])
 def test_a_legend_stays_within_its_figure(letters):
     """Four long labels in one line were cut off on both sides."""
-    figure = steps_figure([row(f"{i} {'n' * (letters - 2)}", {"0": 6.0}) for i in range(6)], 6.6)
+    figure = steps_figure([row(f"{i} {'n' * (letters - 2)}", {"0": 6.0}) for i in range(6)], (6.6, "guess"))
     FigureCanvasAgg(figure).draw()
     (legend,) = figure.legends
     shown = legend.get_window_extent()
@@ -206,7 +228,7 @@ def test_a_legend_stays_within_its_figure(letters):
 
 def test_bands_and_names_can_be_read(seed):
     """A band was cut off below the lowest mean, and names of equal costs lay on each other."""
-    figure = steps_figure([row("wide", {"0": 6.0, "1": 4.0}), row("narrow", {"0": 5.9})], 6.6)
+    figure = steps_figure([row("wide", {"0": 6.0, "1": 4.0}), row("narrow", {"0": 5.9})], (6.6, "guess"))
     assert figure.axes[0].get_ylim()[0] < 4.0
     losses = 6.1 + 0.01 * torch.rand(8, generator=torch.Generator().manual_seed(seed))
     points = [Point(f"row {n}", 1e13, loss, False) for n, loss in enumerate(losses.tolist())]

@@ -64,7 +64,7 @@ def test_runs_of_different_texts_are_told(runs, capsys):
     assert pareto.main(runs) == 0
     (line,) = capsys.readouterr().err.splitlines()
     entropy = report["heldout"]["unigram_entropy"]
-    words = f"word frequencies alone come to {entropy - 0.1:.4f} and {entropy:.4f} nats"
+    words = f"word frequencies of the held-out texts come to {entropy - 0.1:.4f} and {entropy:.4f} nats"
     assert line == f"warning: losses do not compare: sparse and small: {words}"
     report["heldout"]["unigram_entropy"] = "x"
     path.write_text(json.dumps(report))
