@@ -172,7 +172,7 @@ def _sparsity_checks(config: Config) -> Iterator[str]:
     if sparsity.method == "dynsparse":
         if sparsity.start >= sparsity.stop:
             yield f"sparsity.start: expected less than sparsity.stop {sparsity.stop}, found {sparsity.start}"
-        elif sparsity.updates > steps_to_update(config):
+        elif sparsity.updates > max(1, steps_to_update(config)):  # 1 is no update
             found = f"{steps_to_update(config)} step(s) from start to stop, found {sparsity.updates}"
             yield f"sparsity.updates: expected at most one per step, {found}"
 

@@ -173,7 +173,7 @@ def _warmup_steps(config: Config) -> Change | None:
 
 def _updates(config: Config) -> Change | None:
     found, steps = config.sparsity.updates, steps_to_update(config)
-    if config.sparsity.method != "dynsparse" or found <= steps:
+    if config.sparsity.method != "dynsparse" or found <= max(1, steps):
         return None
     return Change(found, steps, f"is more than the {steps} step(s) from start to stop")
 

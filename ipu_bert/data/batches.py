@@ -153,6 +153,10 @@ class BatchStream:
         beyond: np.ndarray = sizes > wanted(lengths, options.max_predictions, options.mask_probability)[:, None]
         return beyond
 
+    def own_tokens(self, batch: Batch) -> int:
+        """Of a batch of this text, how many tokens are the text's own: neither [PAD], [CLS] nor [SEP]."""
+        return int((~np.isin(batch.input_ids.numpy(), (self._pad, self._cls, self._sep))).sum())
+
     def batch(self, index: int) -> Batch:
         """Batch number `index`: examples index * B and following. Raises ValueError for an index below 0."""
         return self.share(index, 0, 1)

@@ -16,13 +16,15 @@ class Filling:
     """Of a stream's first `sequences`, which are a function of the text and the seed alone.
 
     padding: share of their tokens that is [PAD]. shorter: share of them that has any. predictions: labels of one, a
-    mean. never_asked: share of their tokens, without padding, in words of more pieces than their sequences ask for.
+    mean. own: share of their tokens that is the text's, neither [PAD], [CLS] nor [SEP]. never_asked: share of those in
+    words of more pieces than their sequences ask for.
     """
 
     sequences: int
     padding: float
     shorter: float
     predictions: float
+    own: float
     never_asked: float
 
     def warnings(self) -> list[str]:
@@ -51,12 +53,15 @@ def filling(stream: BatchStream) -> Filling:
     """Count the first sequences, MOST_TOKENS of tokens at most, but eight sequences."""
     batch, length = stream.options.batch_size, stream.options.sequence_length
     sequences = min(MOST_SEQUENCES, max(8, MOST_TOKENS // length))
-    tokens = shorter = labels = never = 0
+    tokens = own = shorter = labels = never = 0
     for example in range(sequences):
         one = stream.share(example // batch, example % batch, batch)
-        own = int(one.attention_mask.sum())
-        tokens, shorter = tokens + own, shorter + (own < length)
+        filled = int(one.attention_mask.sum())
+        tokens, shorter = tokens + filled, shorter + (filled < length)
+        own += stream.own_tokens(one)
         labels += int((one.masked_labels != IGNORED_LABEL).sum())
         never += int(stream.never_asked(one).sum())
-    padding = 1.0 - tokens / (sequences * length)
-    return Filling(sequences, padding, shorter / sequences, labels / sequences, never / tokens)
+    of_all = sequences * length
+    return Filling(
+        sequences, 1.0 - tokens / of_all, shorter / sequences, labels / sequences, own / of_all, never / max(1, own)
+    )

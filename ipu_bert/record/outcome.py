@@ -88,9 +88,9 @@ class RunOutcome:
 
     @property
     def passes(self) -> float:
-        """How often training went over its text, about: tokens but padding, by those that sequences have room for."""
+        """How often training went over its text, about: its own tokens, by those that sequences have room for."""
         room = self.splits["train"]["tokens"] * self.quality.shown
-        return self.tokens * (1.0 - self.filling.padding) / room
+        return self.tokens * self.filling.own / room
 
     @property
     def stream_sequences_per_second(self) -> float | None:

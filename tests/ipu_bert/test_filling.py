@@ -58,7 +58,8 @@ def counted(config: Config) -> Filling:
         1.0 - sum(lengths) / (SEQUENCES * width),
         sum(length < width for length in lengths) / SEQUENCES,
         labels / SEQUENCES,
-        sum(int(stream.never_asked(batch).sum()) for batch in batches) / sum(lengths),
+        (sum(lengths) - 3 * SEQUENCES) / (SEQUENCES * width),
+        sum(int(stream.never_asked(batch).sum()) for batch in batches) / (sum(lengths) - 3 * SEQUENCES),
     )
 
 
@@ -114,8 +115,8 @@ def test_padding_is_told_where_it_is_much_and_said_to_be_counted(
 
 
 def test_little_padding_is_not_told() -> None:
-    assert Filling(512, 0.25, 1.0, 5.0, 0.01).warnings() == []
-    assert len(Filling(512, 0.26, 1.0, 5.0, 0.0).warnings()) == 1
+    assert Filling(512, 0.25, 1.0, 5.0, 0.7, 0.01).warnings() == []
+    assert len(Filling(512, 0.26, 1.0, 5.0, 0.7, 0.0).warnings()) == 1
 
 
 # --- what the masked-LM head computes
@@ -144,7 +145,7 @@ def test_the_head_scores_as_many_places_as_are_counted(
 
 
 def test_places_that_are_counted_where_all_are_scored_or_no_text_is_there(tiny: Callable[..., Config]) -> None:
-    full = Filling(512, 0.0, 0.0, 4.5, 0.0)
+    full = Filling(512, 0.0, 0.0, 4.5, 0.9, 0.0)
     wide = tiny("data.max_predictions=20")
     assert assemble.decoded(wide, full, True) == 4.5
     assert assemble.decoded(wide, None, True) == 5  # round(0.15 * 32)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from config_files import errors_of, flat, write
 
+from ipu_bert.assemble import make_updater
 from ipu_bert.config import CONFIG_DIR, as_dict, load_config, reference_page
 
 
@@ -208,3 +209,11 @@ def test_resolved_config_loads_as_itself(tmp_path):
 
 def test_the_reference_page_is_up_to_date():
     assert (CONFIG_DIR.parent / "docs" / "config.md").read_text() == reference_page(), "run `make docs`"
+
+
+def test_one_update_is_none_and_fits_anywhere() -> None:
+    """It was refused, "expected at most one per step", where no whole step lies between start and stop."""
+    config = load_config("quickstart", ["sparsity.start=0.3", "sparsity.stop=0.3001", "sparsity.updates=1"])
+    updater = make_updater(config)
+    assert updater is not None
+    assert updater.ratios == {}

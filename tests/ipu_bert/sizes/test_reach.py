@@ -58,7 +58,7 @@ def test_documents_that_are_held_out_beyond_the_share_asked_for() -> None:
 def test_sequences_that_are_not_shorter() -> None:
     def lines(share: float, found: float, sequences: int = 512) -> list[str]:
         config = load_config("quickstart", [f"data.short_sequence_probability={share}", "data.sequence_length=16"])
-        return lengths_reached(config, Filling(sequences, 0.0, found, 2.0, 0.0))
+        return lengths_reached(config, Filling(sequences, 0.0, found, 2.0, 0.9, 0.0))
 
     found = "0.1 % of the first 512 sequences are shorter than data.sequence_length 16"
     kept = "two whole sentences are kept, which mostly fill it"

@@ -91,8 +91,8 @@ def finished_study(tmp_path, monkeypatch):
         RunResult(
             row=cell.row.label, grid=dict(cell.grid), key=cell.key, steps=50, sequences=1600, flops=1e9,
             executed_flops=2e9, seconds=9.0, unigram_entropy=6.5, word_frequencies_loss=None,
-            evaluations=(Evaluation(50, 2.0, None),), updates=(Update(10, 0.5, 0.3, None),), settings=identity(cell.config), machine={"processor": "x"},
-            revision="r", finished="now",
+            evaluations=(Evaluation(50, 2.0, None),), updates=(Update(10, 0.5, 0.3, None),),
+            settings=identity(cell.config), machine={"processor": "x"}, revision="r", finished="now",
         )
         for cell in read_study("mine.yaml").cells
     ]  # fmt: skip
