@@ -16,7 +16,7 @@ from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.filling import Filling, filling, told_never_asked
-from ipu_bert.data.prepare import find_prepared, prepare
+from ipu_bert.data.prepare import find_held_out, find_prepared, prepare
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import Text, TokenFiles
 from ipu_bert.data.tokenizer import Normalization, given_tokenizer
@@ -274,6 +274,16 @@ def make_placement(config: Config, vocab_size: int) -> Placement | None:
     return placement
 
 
+def known_before(config: Config, files: TokenFiles | None) -> list[str]:
+    """What is to be said of held-out documents that the model behind `model.init` may know; `files`: None where the
+    text is not prepared yet. Raises DataError for a text that cannot be read.
+    """
+    if not config.model.init:
+        return []
+    held_out = files.held_out if files else find_held_out(corpus(config))
+    return trained_before(config.model.init, held_out, files.identity["text"] if files else None)
+
+
 def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     """What the run would be, as plain values; nothing is made. Raises ValueError as the run itself would."""
     check_share(config, ranks)
@@ -281,7 +291,7 @@ def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
     vocab_size = vocabulary_size(config, files)
     placement = make_placement(config, vocab_size)
     updater = make_updater(config)
-    filled, quality, text, warnings = None, None, [], trained_before(config)
+    filled, quality, text, warnings = None, None, [], known_before(config, files)
     if files:
         filled = filling(make_stream(config, files, "train"))
         judging = make_stream(config, files, "heldout")

@@ -7,10 +7,13 @@ import os
 from typing import Any, Iterator, Mapping
 
 from ipu_bert import sealed_json
-from ipu_bert.json_file import is_count
+from ipu_bert.json_file import is_count, is_line
 from ipu_bert.stopwatch import PHASES
 
 FORMAT = 1
+
+# What was told when the run began of a model that it began with (heldout_before): that may be gone later.
+TRAINED_BEFORE = "trained_before"
 
 _ALWAYS = ("format", "step", "files")
 _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
@@ -21,6 +24,8 @@ _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes o
         "heldout_loss": float,
         "heldout_batches": int,
         "skipped_in_a_row": int,
+        "held_out": dict,
+        TRAINED_BEFORE: list,
     },
 }
 
@@ -35,6 +40,9 @@ def problem(state: Mapping[str, Any]) -> str:
     for key in ("step", "skipped_in_a_row"):
         if not is_count(state.get(key, 0)):
             return f"expected {key} of 0 or more, found {state[key]!r:.60}"
+    for text in (*state.get("held_out", {}).values(), *state.get(TRAINED_BEFORE, [])):
+        if not is_line(text):
+            return f"expected lines in held_out and {TRAINED_BEFORE}, found {text!r:.60}"
     for phase, seconds in {**state.get("seconds", {}), "elapsed_seconds": state.get("elapsed_seconds", 0.0)}.items():
         known = phase in PHASES or phase == "elapsed_seconds"
         if not known or type(seconds) not in (int, float) or seconds < 0:

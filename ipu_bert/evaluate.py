@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from ipu_bert import assemble
+from ipu_bert.checkpoint_info import TRAINED_BEFORE
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.filling import filling, told_never_asked
@@ -82,6 +83,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     micro = config.train.micro_batch_size or config.train.batch_size
     found = judge.judge(lambda batch: eval_batch(trained.model, precision, batch, micro))
     assert found is not None  # nothing stops it
+    notes = files.notes if texts else trained.info.get(TRAINED_BEFORE, [])
     result, context = found
     return Evaluation(
         checkpoint=str(trained.checkpoint),
@@ -94,7 +96,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
         context=context,
         unigram_entropy=files.unigram_entropy,
         pairs=stream.pairs and kept.pairs,
-        notes=(*(files.notes if texts else ()), *told_never_asked(filling(stream), "the text's")),
+        notes=(*notes, *told_never_asked(filling(stream), "the text's")),
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from typing import Any, Collection, Mapping
 
 import numpy as np
 
-from ipu_bert.json_file import is_count
+from ipu_bert.json_file import is_amount, is_count
 
+HASH_RANGE = 1 << 64  # of a document's hash
 COUNTS = ("documents", "sentences", "tokens", "lone_documents", "words", "long_words", "unknown")
 _PIECE = 1 << 20  # offsets compared at once
 _OF_THE_TEXT = re.compile(r"data\.language |[\d,]+ of [\d,]+ documents ")
@@ -36,6 +39,11 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
             return f"expected words in split {split}, found none"
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         return f"expected notes, a list of lines, found {notes!r:.80}"
+    request, below = manifest.get("request"), manifest.get("heldout_below", hexadecimal(0))
+    if not isinstance(request, dict) or "heldout_fraction" not in request:
+        return f"expected request, what the text was prepared from, found {request!r:.80}"
+    if not re.fullmatch("[0-9a-f]{16}", str(below)) or not is_amount(request["heldout_fraction"]):
+        return f"expected how much is held out, found {below!r:.40} and {request['heldout_fraction']!r:.40}"
     if not is_count(manifest.get("most_letters", 1)):
         return f"expected most_letters of a word that is not [UNK], found {manifest['most_letters']!r:.80}"
     rules = manifest.get("rules")
@@ -49,6 +57,25 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
     if manifest.get("tokenizer_sha256") != entries[tokenizer]["sha256"]:
         return f"expected tokenizer_sha256 as of {tokenizer}, found {manifest.get('tokenizer_sha256')!r:.80}"
     return ""
+
+
+def held_out(request: Mapping[str, Any], below: str | None = None) -> dict[str, str]:
+    """Which documents are held out: a checksum of which there are, by what was asked for, and the number below which
+    the hash of one of them holds it out, of 16 digits. Of the same ones a larger number holds out all that a smaller
+    one does.
+
+    below: None where the text has not been prepared yet, or was by an earlier version: what its share comes to then,
+    which in a text of few documents is not all, as two are held out at least.
+    """
+    below = hexadecimal(int(request["heldout_fraction"] * HASH_RANGE)) if below is None else below
+    facts = {key: request.get(key) for key in ("format", "source", "sentences")}  # older ones lack some
+    documents = json.dumps(facts, sort_keys=True)
+    return {"documents": hashlib.sha256(documents.encode()).hexdigest(), "below": below}
+
+
+def hexadecimal(number: int) -> str:
+    """A hash, or a bound of hashes, as JSON has it for every reader."""
+    return f"{number:016x}"
 
 
 def told_text(manifest: Mapping[str, Any]) -> list[str]:

@@ -31,6 +31,7 @@ import numpy as np
 from ipu_bert.data.encoding import count_long_words, encode_documents, is_foreign, split_documents
 from ipu_bert.data.errors import DataError
 from ipu_bert.data.language import AUTO
+from ipu_bert.data.manifest import HASH_RANGE
 from ipu_bert.data.sentences import count_units
 from ipu_bert.data.token_files import OFFSETS, SPLITS, split_files, token_dtype
 from ipu_bert.data.tokenizer import load_tokenizer
@@ -38,7 +39,6 @@ from sparse_ops import files
 
 SHARD_BYTES = 2 << 20  # text in one unit of work; the result does not depend on it
 LONGEST_DOCUMENT = 4 << 20  # characters; a longer document is several
-HASH_RANGE = 1 << 64
 FACTS = "facts.json"
 Progress = Callable[[int], Any]  # is told how many more units are done
 

@@ -28,7 +28,15 @@ from tokenizers import Tokenizer
 from ipu_bert import sealed_json
 from ipu_bert.data.cost import read_cost
 from ipu_bert.data.errors import DataError
-from ipu_bert.data.manifest import ids_problem, offsets_problem, problem, told_long_words, told_text, told_vocabulary
+from ipu_bert.data.manifest import (
+    held_out,
+    ids_problem,
+    offsets_problem,
+    problem,
+    told_long_words,
+    told_text,
+    told_vocabulary,
+)
 from ipu_bert.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_ids_of, vocabulary_of
 from ipu_bert.json_file import read_object
 from sparse_ops import files
@@ -165,6 +173,11 @@ class TokenFiles:
         sums = {name: entries[name]["sha256"] for name in (TOKENIZER, *_split_names())}
         text = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
         return {"tokenizer": entries[TOKENIZER]["sha256"], "text": text}
+
+    @property
+    def held_out(self) -> dict[str, str]:
+        """Which documents are held out, as `manifest.held_out` says it."""
+        return held_out(self.manifest["request"], self.manifest.get("heldout_below"))
 
     def split(self, name: str) -> Split:
         """The arrays of split "train" or "heldout", read-only. Raises DataError for another name or a cut file."""

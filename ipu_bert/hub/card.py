@@ -32,7 +32,8 @@ class CardFacts:
     knows it by that. unigram_entropy [nats]: loss of word frequencies alone on the whole held-out text, for a record
     that does not say what it is on the labels that judged. seen_tokens: of the training text. pairs: whether
     next-sentence prediction was trained. skipped: steps up to `step` that changed nothing, as far as records say.
-    sparse_form: whether weights are stored as blocks.
+    sparse_form: whether weights are stored as blocks. known_before: what is said of held-out
+    documents that the model was trained on before.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class CardFacts:
     pairs: bool
     skipped: int
     sparse_form: bool
+    known_before: tuple[str, ...] = ()
 
 
 def render_card(facts: CardFacts) -> str:
@@ -154,7 +156,8 @@ def _losses(facts: CardFacts) -> str:
         says = FOUND[context.found(loss)]
     else:
         says = "Whether the model reads context was not recorded." if loss < plain else FOUND["frequencies"]
-    return "\n".join([head, *rows]) + ("" if says == FOUND["yes"] else f"\n\n**{says}**")
+    notes = [*([] if says == FOUND["yes"] else [f"**{says}**"]), *(f"{line}." for line in facts.known_before)]
+    return "\n\n".join(["\n".join([head, *rows]), *notes])
 
 
 def _limits(facts: CardFacts) -> str:
