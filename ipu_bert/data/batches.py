@@ -149,7 +149,7 @@ class BatchStream:
         options, lengths = self.options, batch.attention_mask.numpy().sum(1)
         ids, _ = unmasked(batch)
         special = np.isin(ids, (self._pad, self._cls, self._sep))
-        sizes = word_sizes(word_starts(ids, self._continues, special), special)
+        sizes = word_sizes(word_starts(self._continues[ids], special), special)
         beyond: np.ndarray = sizes > wanted(lengths, options.max_predictions, options.mask_probability)[:, None]
         return beyond
 
@@ -195,7 +195,7 @@ class BatchStream:
         ids[rows, length_a + 1] = ids[rows, lengths - 1] = self._sep
         attention = place < lengths[:, None]
         maskable = (place > 0) & (place != middle) & (place < (lengths - 1)[:, None])
-        starts = word_starts(ids, self._continues, ~maskable)
+        starts = word_starts(self._continues[ids], ~maskable)
         priority = draws[:, :width]
         chosen = choose_tokens(starts, maskable, lengths, priority, places, self.options.mask_probability)
         kind, replacement = draws[:, width : width + places], draws[:, width + places :]

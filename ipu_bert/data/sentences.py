@@ -21,6 +21,7 @@ _PARAGRAPH = 4000  # characters that sentencex is given at once: its time grows 
 _SPACE_ENDS = ("th", "lo")
 # Thai and Lao, Tibetan, Burmese, Khmer, kana, Han: no spaces between words.
 _UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+_UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
 _UNIT = re.compile(f"[{_UNSPACED}]|[^\\s\u1361{_UNSPACED}]+")  # U+1361: a space of Ethiopic
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _END = "[.!?\u2026\u3002\uff01\uff1f\u0964\u061f\u06d4\u1362\u104b\u17d4\u0f0d][\"'\u201d\u2019\u300d\u300f)]*"
@@ -49,6 +50,11 @@ def split_sentences(text: str, language: str, line_is_sentence: bool) -> list[st
 def count_units(text: str) -> int:
     """Words, or letters where a script has no spaces between words."""
     return len(text.split()) if text.isascii() else sum(1 for _ in _UNIT.finditer(text))
+
+
+def is_unspaced(letter: str) -> bool:
+    """Whether a letter is of a script that puts no spaces between words."""
+    return _UNSPACED_LETTER.match(letter) is not None
 
 
 def _split(paragraph: str, language: str) -> Iterator[str]:

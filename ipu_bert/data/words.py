@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 
-def word_starts(ids: np.ndarray, goes_on: np.ndarray, special: np.ndarray) -> np.ndarray:
+def word_starts(goes_on: np.ndarray, special: np.ndarray) -> np.ndarray:
     """Where a word starts: bool [B, S].
 
-    ids: int [B, S]. goes_on: bool [vocab], see `masking.continues`. special: bool [B, S], tokens of no word; the token
-    after one starts a word even if truncation left it the rest of one.
+    goes_on: bool [B, S], tokens that go on with the word before, see `masking.continues`. special: bool [B, S], tokens
+    of no word; the token after one starts a word even if truncation left it the rest of one.
     """
-    after = np.ones(ids.shape, bool)
+    after = np.ones(special.shape, bool)
     after[:, 1:] = special[:, :-1]
-    starts: np.ndarray = ~special & (~goes_on[ids] | after)
+    starts: np.ndarray = ~special & (~goes_on | after)
     return starts
 
 

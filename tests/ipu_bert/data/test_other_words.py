@@ -12,12 +12,12 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 from data_corpora import prepared, random_documents
-from data_streams import original, stream
+from data_streams import original, stream, within
 
 from ipu_bert.data.batches import Batch, BatchStream
 from ipu_bert.data.filling import filling, told_never_asked
 from ipu_bert.data.masking import IGNORED_LABEL
-from ipu_bert.data.other_words import OtherWords
+from ipu_bert.data.other_words import OtherWords, Pieces
 from ipu_bert.data.token_files import Split, TokenFiles
 from ipu_bert.data.words import word_sizes, word_starts
 
@@ -28,10 +28,93 @@ def test_words_by_hand() -> None:
     # [CLS] a ##b [SEP] ##b a ##b [SEP]: what stands after a special token starts a word, whatever it is.
     goes_on = np.array([False, False, True])
     ids = np.array([[0, 1, 2, 0, 2, 1, 2, 0], [0, 2, 2, 2, 0, 0, 0, 0]])
-    starts = word_starts(ids, goes_on, ids == 0)
+    starts = word_starts(goes_on[ids], ids == 0)
     sizes = word_sizes(starts, ids == 0)
     assert starts.tolist() == [[False, True, False, False, True, True, False, False], [False, True, *6 * [False]]]
     assert sizes.tolist() == [[0, 2, 2, 0, 1, 2, 2, 0], [0, 3, 3, 3, 0, 0, 0, 0]]
+
+
+THAI = ("\u0e01", "\u0e02", "\u0e04")
+
+
+@pytest.mark.parametrize(
+    ("text", "starts"),
+    [
+        ("x ##y ##x z", "1001"),
+        (f"{THAI[0]} ##{THAI[1]} ##{THAI[2]}", "111"),
+        (f"x ##y ##{THAI[0]} ##{THAI[1]}", "1011"),  # a name in Latin letters in the midst of Thai is a word
+        (f"{THAI[0]} ##x ##y ##{THAI[1]}", "1101"),
+        (f"{THAI[0]}x ##y ##y{THAI[1]} ##x", "1001"),
+        ("\u30ab ##\u30ca ##x \u4e2d x ##y \u1780 ##\u1781 ##\u17d2\u1782", "111110111"),
+        ("\uac00 ##\ub098 \u0915 ##\u093e [UNK] ##x ##", "1010100"),  # Korean and Hindi have spaces
+    ],
+)
+def test_where_a_word_starts_by_hand(text: str, starts: str) -> None:
+    vocabulary = sorted(set(text.split()))
+    ids = np.array([[vocabulary.index(piece) for piece in text.split()]])
+    goes_on = Pieces(vocabulary).go_on(ids)
+    assert "".join(str(int(start)) for start in word_starts(goes_on, np.zeros(ids.shape, bool))[0]) == starts
+
+
+def test_in_scripts_without_spaces_each_piece_becomes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """What stands between spaces is a sentence there: with a label in it, all of it stayed."""
+    draw = random.Random(seed)
+    inside = [*THAI, "\u0e07", "\u0e08"]
+    runs = [["".join(draw.choices(letters, k=draw.randint(3, 9))) for letters in (inside, "xyz")] for _ in range(1500)]
+    vocabulary = [*SPECIAL, *inside, *"xyz", *(f"##{letter}" for letter in (*inside, *"xyz"))]
+    files = text_of(tmp_path / "both", monkeypatch, runs, vocabulary[5:])
+    others, judging = OtherWords(files), stream(files, "heldout", whole_word=False)
+    became: Counter[tuple[str, str]] = Counter()
+    latin = 0
+    for number in range(8):
+        batch = judging.batch(number)
+        other, asked, before = others.around(batch, number * 16), asked_places(batch), original(batch)
+        around = changed = 0
+        for row in range(16):
+            was, new = ([vocabulary[i] for i in found[row].tolist()] for found in (before, other.input_ids))
+            for column, piece in enumerate(was):
+                if (row, column) in asked:
+                    assert other.input_ids[row, column] == batch.input_ids[row, column]
+                elif piece in SPECIAL:
+                    assert new[column] == piece
+                else:
+                    around, changed = around + 1, changed + (new[column] != piece)
+                    assert new[column].startswith("##") == piece.startswith("##")  # where spaces were
+                    latin += piece.strip("#") in "xyz"
+                    became.update([(piece, new[column])] if piece.strip("#") in inside else [])
+        assert others.changed(batch, number * 16) == (around, changed)
+    # Inside a run all five letters are as frequent; Latin pieces inside are of whole words, and in none of theirs.
+    assert min(latin, sum(became.values())) > 500
+    inner = Counter({pair: count for pair, count in became.items() if pair[0].startswith("##")})
+    assert {new.strip("#") for _, new in inner} == set(inside)
+    assert within(sum(count for (was, new), count in inner.items() if was == new), sum(inner.values()), 1 / 5)
+
+
+def test_own_letters_gain_nothing_where_they_are_drawn_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """And what the letter before says, where it says something: a model of it was told to read nothing."""
+    draw = random.Random(seed)
+    letters = [chr(0x0E01 + k) for k in range(30)]
+    weights = [1 / (1 + k) for k in range(30)]
+    words = [*letters, *(f"##{letter}" for letter in letters)]
+    by_chance = [["".join(draw.choices(letters, weights, k=12))] for _ in range(4000)]
+    files = text_of(tmp_path / "chance", monkeypatch, by_chance, words)
+    anything = {(a, b): draw.gauss(0.0, 2.0) for a in range(5, 65) for b in range(5, 65)}
+    gain, error = heldout_gain(files, stream(files, "heldout", whole_word=False), anything)
+    assert 0.0 < error < 0.1
+    assert abs(gain) < 5 * error
+    in_order = [
+        ["".join(letters[i] for k in draw.choices(range(30), weights, k=6) for i in (k, (k + 1) % 30))]
+        for _ in range(4000)
+    ]
+    files = text_of(tmp_path / "order", monkeypatch, in_order, words)
+    follows = {(start + k, 35 + (k + 1) % 30): -1.0 for k in range(30) for start in (5, 35)}
+    gain, error = heldout_gain(files, stream(files, "heldout", whole_word=False), follows)
+    assert gain > 0.25
+    assert gain > 10 * error
 
 
 def pieces(ids: list[int], vocabulary: list[str]) -> list[list[tuple[str, ...]]]:
