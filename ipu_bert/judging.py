@@ -30,9 +30,14 @@ class Judge:
         self.stream, self.numbers = stream, stream.first_batches(batches)
         self._others = OtherWords(text)
         special, labels = text.special_ids(), [np.zeros(0, np.int64)]
+        around = changed = 0
         for number in self.numbers:
-            asked = stream.batch(number).masked_labels.numpy()
+            batch = stream.batch(number)
+            asked = batch.masked_labels.numpy()
             labels.append(asked[asked != IGNORED_LABEL])
+            counts = self._others.changed(batch, number * stream.options.batch_size)
+            around, changed = around + counts[0], changed + counts[1]
+        self._changed = changed / around if around else math.nan
         found = surprises(seen, np.concatenate(labels), [special[token] for token in NOT_PREDICTED])
         self._frequencies = float(found.mean()) if len(found) else math.nan
 
@@ -61,4 +66,4 @@ class Judge:
         if stopped():
             return None
         sums = [(mine.mlm_sum, other.mlm_sum, mine.mlm_count) for mine, other in zip(own, others)]
-        return reduce(add, own), Context.of_sums(sums, self._frequencies)
+        return reduce(add, own), Context.of_sums(sums, self._frequencies, self._changed)

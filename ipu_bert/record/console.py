@@ -11,6 +11,7 @@ from typing import Any, Callable, Mapping, TextIO
 
 from tqdm import tqdm
 
+from ipu_bert.record.context import LEAST_SHARE, kept_most
 from sparse_ops.saying import Heedless
 
 
@@ -118,7 +119,9 @@ class ConsoleSink:
 
     def _eval_text(self, record: Mapping[str, Any]) -> str:
         other = record.get("other_words_loss")
-        beside = "" if other is None else f" (other words around: {other:.3f})"
+        share = record.get("other_words_share")
+        kept = f"; {kept_most(share)}" if share is not None and share < LEAST_SHARE else ""
+        beside = "" if other is None else f" (other words around: {other:.3f}{kept})"
         return (
             f"step {record['step']}  held-out mlm {_number(record.get('mlm_loss'), '.3f')}{beside}, "
             f"{_percent(record.get('mlm_accuracy'))} right;  nsp {_number(record.get('nsp_loss'), '.3f')}, "

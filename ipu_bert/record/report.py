@@ -82,6 +82,7 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "steps": outcome.steps,
         "skipped_steps": report.skipped_steps,
+        "training_mlm_loss": report.training_mlm_loss,
         "sequences": outcome.sequences,
         "tokens": outcome.tokens,
         "elapsed_seconds": outcome.elapsed_seconds,

@@ -23,9 +23,10 @@ class HeldoutNumbers:
 
     initial_mlm_loss is the untrained model's, from the evaluation at step 0; unigram_entropy [nats] is of the whole
     held-out text; other_words_loss, other_words_error and word_frequencies_loss [nats] are of the mlm_labels that
-    mlm_loss is of, too (Context). context_gain [nats] is other_words_loss - mlm_loss, and reads_context says whether
-    that is clearly more than nothing; nsp_learned whether NSP is clearly under ln 2. best_mlm_loss and best_step come
-    from those evaluations of the whole run that are `alike`. best_checkpoint: step of the one in best/.
+    mlm_loss is of, too, and other_words_share is of the tokens around these (Context). context_gain [nats] is
+    other_words_loss - mlm_loss, and reads_context says whether that is clearly more than nothing; nsp_learned whether
+    NSP is clearly under ln 2. best_mlm_loss and best_step come from those evaluations of the whole run that are
+    `alike`. best_checkpoint: step of the one in best/.
     """
 
     mlm_loss: float | None
@@ -35,6 +36,7 @@ class HeldoutNumbers:
     other_words_error: float | None
     word_frequencies_loss: float | None
     mlm_labels: int | None
+    other_words_share: float | None
     initial_mlm_loss: float | None
     mlm_accuracy: float | None
     nsp_accuracy: float | None
@@ -136,12 +138,14 @@ class PatternNumbers:
 class Report:
     """All that report.json and report.md say.
 
-    skipped_steps: those whose loss or gradient was not finite. time_share: of each phase and of "other"; the shares sum
+    skipped_steps: those whose loss or gradient was not finite. training_mlm_loss [nats]: a mean of the last recorded
+    steps, None where none is finite. time_share: of each phase and of "other"; the shares sum
     to 1. exchange: None of a process alone. recorded_from: the step after which records begin, 0 for all of them.
     """
 
     outcome: RunOutcome
     skipped_steps: tuple[int, ...]
+    training_mlm_loss: float | None
     heldout: HeldoutNumbers
     throughput: Throughput
     time_share: Mapping[str, float]
@@ -157,6 +161,7 @@ def build_report(records: Records, outcome: RunOutcome) -> Report:
     return Report(
         outcome,
         tuple(record["step"] for record in of_kind(records, "skip")),
+        training_mlm_loss(records),
         heldout_numbers(records, outcome),
         throughput(records, outcome),
         time_share(outcome.seconds, outcome.elapsed_seconds),
@@ -205,6 +210,7 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
         other_words_error=finite(context.other_words_error) if context else None,
         word_frequencies_loss=finite(context.word_frequencies_loss) if context else None,
         mlm_labels=context.mlm_labels if context else None,
+        other_words_share=finite(context.other_words_share) if context else None,
         initial_mlm_loss=next((record["mlm_loss"] for record in evaluations if record["step"] == 0), None),
         mlm_accuracy=finite(means.mlm_accuracy),
         nsp_accuracy=finite(means.nsp_accuracy),
@@ -215,6 +221,12 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
         best_step=best.get("step"),
         best_checkpoint=outcome.best_checkpoint,
     )
+
+
+def training_mlm_loss(records: Records) -> float | None:
+    """Mean masked-LM loss [nats] of the last tenth of the recorded training steps, three at least where there are."""
+    losses = [loss for r in of_kind(records, "train") if (loss := finite(r.get("mlm_loss"))) is not None]
+    return _mean(losses[-max(3, len(losses) // 10) :])
 
 
 def beats_a_coin(loss: float, judged: int) -> bool:

@@ -10,7 +10,7 @@ from ipu_bert.record.console import format_duration
 from ipu_bert.record.metrics import to_plain
 from ipu_bert.record.outcome import RunOutcome
 from ipu_bert.record.report_numbers import ExchangeNumbers, PatternNumbers, Report
-from ipu_bert.record.verdict import verdict
+from ipu_bert.record.verdict import Training, verdict
 from ipu_bert.record.words import Figures, figure, join, memory, number, percent, scaled, table
 from ipu_bert.stopwatch import PHASES
 
@@ -95,7 +95,10 @@ def _skipped(report: Report) -> str:
 
 
 def _learning(report: Report, figures: Figures) -> str:
+    training = Training(report.heldout.initial_mlm_loss, report.training_mlm_loss, report.outcome.passes)
     heldout, by_whom = report.heldout, " by this run" if report.outcome.config.model.init else ""
+    share = heldout.other_words_share
+    became = "" if share is None else f" ({percent(share)} of the tokens around became others)"
     frequencies = f"{number(heldout.word_frequencies_loss)} (word frequencies)"
     rows = [
         ["masked LM (MLM)", number(heldout.mlm_loss), frequencies, percent(heldout.mlm_accuracy)],
@@ -127,19 +130,19 @@ def _learning(report: Report, figures: Figures) -> str:
         )
     return join(
         "## Did it learn?",
-        verdict(heldout.mlm_loss, heldout.initial_mlm_loss, report.outcome.context),
+        verdict(heldout.mlm_loss, training, report.outcome.context),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
         f"Held-out documents are never trained on{by_whom}. The masked-LM losses are of the same "
         f"{number(heldout.mlm_labels)} predictions. *Other words around*: each word around them is replaced by one of "
-        "as many pieces, drawn from the held-out text, which a model that reads no context does not notice. *Word "
-        "frequencies*: of a guess that knows how often each word is in the training text.",
+        f"as many pieces, drawn from the held-out text{became}, which a model that reads no context does not notice. "
+        "*Word frequencies*: of a guess that knows how often each word is in the training text.",
         figure(
             figures,
             "loss_curves",
-            "Loss over training steps. Above: the model reads context where its loss with other words around is the "
-            "larger one, and has learned more than word frequencies below the dashed line. Below: it has learned more "
-            "than a coin toss below the dashed line.",
+            "Loss over training steps. Above: the model reads context where its loss with other words around is "
+            "clearly the larger one, and has learned more than word frequencies below the dashed line. Below: it has "
+            "learned more than a coin toss below the dashed line.",
         ),
     )
 

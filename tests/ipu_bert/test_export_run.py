@@ -155,6 +155,8 @@ def test_the_card_of_a_run_whose_records_do_not_say_what_frequencies_reach(finis
             (known, 6.0, "6.5000 (word frequencies)", None),
             (known, 6.22, "6.5000 (word frequencies)", "Not clearly: that"),
             (known, 6.25, "6.5000 (word frequencies)", "Not yet: nothing shows"),
+            (replace(known, other_words_share=0.16), 6.25, "6.5000 (word frequencies)", "fewer than half of the words"),
+            (replace(known, other_words_share=0.16), 6.0, "6.5000 (word frequencies)", None),
             (replace(known, other_words_error=math.nan), 6.0, "6.5000 (word frequencies)", "cannot be said"),
             (known, 6.5, "6.5000 (word frequencies)", "NOT beaten"),
         ]

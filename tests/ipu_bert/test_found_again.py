@@ -340,6 +340,22 @@ def test_a_finished_run_of_an_older_version_keeps_its_verdict(tiny):
     assert again["other_words_loss"] is not None
 
 
+def test_a_finished_run_of_a_version_that_did_not_count_what_was_replaced_is_not_judged_again(tiny):
+    """Its report goes on to say what its records and its card say."""
+    config = tiny("train.stop_at=2")
+    folder = train(config)
+    metrics, report = folder / "metrics.jsonl", json.loads((folder / "report.json").read_text())["heldout"]
+    older = [{k: v for k, v in r.items() if k != "other_words_share"} for r in read_metrics(metrics)]
+    for record in older:
+        record.update({"other_words_error": 0.25} if record["kind"] == "eval" else {})  # not what would come out now
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in older))
+    train(config, newest(config))
+    again = json.loads((folder / "report.json").read_text())["heldout"]
+    assert report["other_words_error"] != 0.25 != report["other_words_share"] > 0.0
+    assert again == {**report, "other_words_error": 0.25, "other_words_share": None}
+    assert "became others" not in (folder / "report.md").read_text()
+
+
 def test_another_checkpoint_of_the_same_step_is_not_taken_for_the_one_named(tiny, tmp_path):
     """Best and newest of one step may be of two futures, where a run went back under other conditions."""
     config = tiny(*BEST, "train.stop_at=2")

@@ -43,9 +43,21 @@ def test_own_words_and_others(tiny) -> None:
     total = sum(counts.values()) + data.vocab_size - 4
     assert context.word_frequencies_loss == pytest.approx(-mean(math.log((counts[i] + 1) / total) for i in labels))
     assert context.mlm_labels == len(labels)
+    # Of what is no label and no special token, how much is another beside them.
+    special, around, changed = data.special_ids(), 0, 0
+    for batch, other in zip(batches, others):
+        for row, places in enumerate(batch.masked_positions.tolist()):
+            wanted = batch.masked_labels[row].tolist()
+            asked = {place for place, label in zip(places, wanted) if label != IGNORED_LABEL}
+            for column, (mine, another) in enumerate(zip(batch.input_ids[row].tolist(), other.input_ids[row].tolist())):
+                if column not in asked and mine not in [special[f"[{name}]"] for name in ("PAD", "CLS", "SEP")]:
+                    around, changed = around + 1, changed + (mine != another)
+    assert context.other_words_share == changed / around
+    assert 0.5 < context.other_words_share < 1.0
     # Parts of batches, as ranks take them.
     halves = [judge.judge(word_before, share=(part, 2)) or pytest.fail("it was stopped") for part in (0, 1)]
     assert sum(half.mlm_sum for half, _ in halves) == result.mlm_sum
+    assert [half.other_words_share for _, half in halves] == 2 * [changed / around]
     assert sum(half.other_words_loss * half.mlm_labels for _, half in halves) == pytest.approx(loss * len(labels))
 
 

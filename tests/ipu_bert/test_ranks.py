@@ -16,6 +16,7 @@ from ipu_bert import assemble, checkpoint
 from ipu_bert.config import Config, load_config
 from ipu_bert.engines.torch_engine import TorchEngine
 from ipu_bert.ranks import ALONE, Ranks, join
+from ipu_bert.record.context import RECORDED
 from ipu_bert.record.metrics import read_metrics
 from ipu_bert.sizes.exchange import step_bytes
 from ipu_bert.sizes.footprint import parameter_counts
@@ -146,7 +147,7 @@ def losses(folder: Path) -> list[tuple[Any, ...]]:
     """(kind, step, losses) of every step and of the evaluations of a whole run."""
     records = read_metrics(folder / "metrics.jsonl")
     chosen = [r for r in records if r["kind"] == "train" or (r["kind"] == "eval" and r["step"] % 10 == 0)]
-    judged = ("mlm_labels", "other_words_loss", "other_words_error", "word_frequencies_loss")  # of all ranks' labels
+    judged = RECORDED  # of all ranks' labels
     return [(r["kind"], r["step"], r["mlm_loss"], r["nsp_loss"], *(r.get(key, 0) for key in judged)) for r in chosen]
 
 

@@ -27,6 +27,7 @@ def test_without_a_terminal_plain_lines_at_sane_intervals() -> None:
         if step == 40:
             sink.write(UPDATE)
             sink.write({**EVAL, **Context(6.45, 0.05, 6.5, 9700).as_record()})
+            sink.write({**EVAL, **Context(6.45, 0.05, 6.5, 9700, 0.375).as_record()})
             sink.write(EVAL)
     sink.close()
     lines = out.getvalue().splitlines()
@@ -38,6 +39,7 @@ def test_without_a_terminal_plain_lines_at_sane_intervals() -> None:
         "step 40  pattern update 2: moved 24 of 624 blocks (ratio 0.480), DOF explored 15.1 %, removed-new ratio 25.0 %"
     ) in lines
     assert ("step 40  held-out mlm 6.123 (other words around: 6.450), 12.5 % right;  nsp 0.693, 50.0 % right") in lines
+    assert "(other words around: 6.450; only 37.5 % of the tokens around are others), 12.5 % right" in out.getvalue()
     assert "step 40  held-out mlm 6.123, 12.5 % right;  nsp 0.693, 50.0 % right" in lines  # of an older version
     assert "\r" not in out.getvalue()
     assert out.getvalue().isascii()

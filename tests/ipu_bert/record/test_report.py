@@ -24,8 +24,9 @@ def test_report_json_keeps_its_entries_in_their_order() -> None:
     """Other programs read them."""
     report = as_json(build_report(RECORDS, OUTCOME), {})
     assert " ".join(report) == (
-        "name config model parameters flops_per_sequence heldout data seconds steps skipped_steps sequences tokens "
-        "elapsed_seconds peak_memory_bytes machine throughput time_share exchange pattern figures no_effect"
+        "name config model parameters flops_per_sequence heldout data seconds steps skipped_steps training_mlm_loss "
+        "sequences tokens elapsed_seconds peak_memory_bytes machine throughput time_share exchange pattern figures "
+        "no_effect"
     )
     assert " ".join(report["model"]) == (
         "layers hidden_size heads intermediate_size vocab_size max_positions type_vocab dropout attention_dropout "

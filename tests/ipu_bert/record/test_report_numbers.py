@@ -56,6 +56,7 @@ def test_shares_losses_and_patterns_worked_by_hand() -> None:
         "other_words_error": 0.05,
         "word_frequencies_loss": 6.5,
         "mlm_labels": 9700,
+        "other_words_share": 0.875,
         "initial_mlm_loss": 9.0,
         "mlm_accuracy": 0.125,
         "nsp_accuracy": 0.75,
