@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from ipu_bert import checkpoint
+from ipu_bert.checkpoint_info import TRAINED_BEFORE
 
 _BEGAN = ", where weights began,"
 
@@ -14,7 +15,7 @@ _BEGAN = ", where weights began,"
 def trained_before(init: str, held_out: Mapping[str, str], text: str | None) -> list[str]:
     """A line where a model behind `model.init` was, or may have been, trained on documents that are held out here.
 
-    By what the checkpoints of runs say of their text, down to the first that began with random weights. held_out: of
+    By what the checkpoints of runs say of their text, down to the first of which all is known. held_out: of
     this run's text, as TokenFiles.held_out; text: its checksum, by which older versions knew it, None where it is not
     prepared yet. Nothing is said where all of them held out at least the same documents.
     """
@@ -32,6 +33,8 @@ def trained_before(init: str, held_out: Mapping[str, str], text: str | None) -> 
         elif found["below"] < held_out["below"]:
             was = "was trained on documents that are held out here, on which losses are lower than on new text"
             return [f"{init}{_BEGAN} held out less of the same text: it {was}"]
+        elif info.get(TRAINED_BEFORE) == []:  # what it began with held out as much as it, found when it began
+            break
         init = str(_plain(_plain(info, "config"), "model").get("init", ""))
     return lines[:1]
 

@@ -117,21 +117,26 @@ def test_what_the_start_itself_began_with_counts(tiny, finished, tmp_path) -> No
     assert begun(tiny, middle, tmp_path / "last", "data.heldout_fraction=0.5") == [line]
 
 
+def as_older_versions_wrote(run: Path, *without: str) -> None:
+    for state in run.glob("checkpoints/*/state.json"):
+        info = json.loads(state.read_text())
+        state.write_text(sealed_json.sealed({key: value for key, value in info.items() if key not in without}))
+
+
 def test_what_cannot_be_found_is_not_known(tiny, finished, tmp_path) -> None:
-    """A start of the start that is gone; a run of an older version on another text; an export."""
+    """A start of the start that is gone, of an older version; a run of one on another text; an export."""
     gone = shutil.copytree(finished, tmp_path / "gone")
     middle = tmp_path / "middle"
     assert begun(tiny, gone, middle) == []
     shutil.rmtree(gone)
-    (line,) = begun(tiny, middle, tmp_path / "last")
+    assert begun(tiny, middle, tmp_path / "last") == []  # the middle one knows
+    as_older_versions_wrote(middle, "trained_before")
+    (line,) = begun(tiny, middle, tmp_path / "another")
     assert line == f"{gone}, where weights began, {MAY}, on which losses are lower than on new text: " + (
         "what its text was is not known here"
     )
     older = shutil.copytree(finished, tmp_path / "older")
-    for state in older.glob("checkpoints/*/state.json"):
-        info = json.loads(state.read_text())
-        del info["held_out"], info["trained_before"]
-        state.write_text(sealed_json.sealed(info))
+    as_older_versions_wrote(older, "held_out", "trained_before")
     files = of_run(finished)
     assert trained_before(str(older), files.held_out, files.identity["text"]) == []
     assert MAY in trained_before(str(older), files.held_out, "another")[0]
