@@ -6,10 +6,11 @@ import hashlib
 import math
 import sys
 import time
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 
+from ipu_bert.checkpoint_info import TRAINED_BEFORE
 from ipu_bert.config import Config, ConfigError
 from ipu_bert.config.resolve import wanted_predictions
 from ipu_bert.data.ahead import BatchAhead
@@ -274,24 +275,28 @@ def make_placement(config: Config, vocab_size: int) -> Placement | None:
     return placement
 
 
-def known_before(config: Config, files: TokenFiles | None) -> list[str]:
-    """What is to be said of held-out documents that the model behind `model.init` may know; `files`: None where the
-    text is not prepared yet. Raises DataError for a text that cannot be read.
+def known_before(config: Config, files: TokenFiles | None, info: Mapping[str, Any]) -> list[str]:
+    """What is to be said of held-out documents that the model behind `model.init` may know; of a run that goes on what
+    its checkpoint's `info` says, since that model may be gone. files: None where the text is not prepared yet.
+    Raises DataError for a text that cannot be read.
     """
-    if not config.model.init:
-        return []
+    if TRAINED_BEFORE in info or not config.model.init:
+        return list(info.get(TRAINED_BEFORE, []))
     held_out = files.held_out if files else find_held_out(corpus(config))
     return trained_before(config.model.init, held_out, files.identity["text"] if files else None)
 
 
-def plan(config: Config, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """What the run would be, as plain values; nothing is made. Raises ValueError as the run itself would."""
+def plan(config: Config, ranks: Ranks = ALONE, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the run would be, as plain values; nothing is made. Raises ValueError as the run itself would.
+
+    info: of the checkpoint that it goes on from; None for a new run.
+    """
     check_share(config, ranks)
     _, files = find_data(config)
     vocab_size = vocabulary_size(config, files)
     placement = make_placement(config, vocab_size)
     updater = make_updater(config)
-    filled, quality, text, warnings = None, None, [], known_before(config, files)
+    filled, quality, text, warnings = None, None, [], known_before(config, files, info or {})
     if files:
         filled = filling(make_stream(config, files, "train"))
         judging = make_stream(config, files, "heldout")

@@ -145,14 +145,14 @@ def _dry_run(config: Config, start: Path | None, options: argparse.Namespace, ra
     from ipu_bert.sizes.dry_run import render
     from ipu_bert.starting import check_place
 
-    done = 0
+    done, info = 0, None
     if start is not None:
         mine, info = {**identity(config), **assemble.text_identity(config)}, checkpoint.read_info(start)
         check_goes_on(start, mine, info, config.train.last_step)
         done = info["step"]
     elif ranks.first:  # it alone has looked for a checkpoint to go on from
         check_place(config)
-    found = {**assemble.plan(config, ranks), "goes_on_from": start}
+    found = {**assemble.plan(config, ranks, info), "goes_on_from": start}
     lines = [render(found)]
     if options.measure:
         from ipu_bert.measure import measure

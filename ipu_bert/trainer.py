@@ -68,9 +68,7 @@ class Trainer:
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self._judge = Judge(self.data, self.heldout_stream, self._kept.seen, config.eval.batches)
         self._judged_by = len(self._judge.numbers)  # a small text has fewer of them
-        self._before = (
-            info[TRAINED_BEFORE] if resume and TRAINED_BEFORE in info else assemble.known_before(config, self.data)
-        )
+        self._before = assemble.known_before(config, self.data, info)
         quality = text_quality(self.data, config.data.sequence_length)
         judged = told_never_asked(filling(self.heldout_stream), "the held-out text's")
         self.quality = replace(quality, notes=(*quality.notes, *self._before, *judged))

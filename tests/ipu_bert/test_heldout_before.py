@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ipu_bert import assemble, sealed_json
+from ipu_bert import assemble, cli, sealed_json
 from ipu_bert.checkpoint_info import TRAINED_BEFORE, problem
 from ipu_bert.config import load_config
 from ipu_bert.evaluate import evaluate
@@ -144,13 +144,18 @@ def test_what_cannot_be_found_is_not_known(tiny, finished, tmp_path) -> None:
     assert MAY in trained_before(str(tmp_path / "exported"), files.held_out, files.identity["text"])[0]
 
 
-def test_it_is_said_wherever_the_losses_are(tiny, finished, tmp_path) -> None:
+def test_it_is_said_wherever_the_losses_are(tiny, finished, tmp_path, capsys) -> None:
     """By a run that goes on, an evaluation of its checkpoint and its card, also once the start is gone."""
     start = shutil.copytree(finished, tmp_path / "start")
     run = tmp_path / "run"
     (line,) = begun(tiny, start, run, "data.heldout_fraction=0.5")
     config = tiny(f"run.dir={run}", f"model.init={start}", "data.heldout_fraction=0.5", "train.stop_at=2")
     shutil.rmtree(start / "checkpoints")
+    capsys.readouterr()
+    settings = [f"run.dir={run}", f"model.init={start}", "data.heldout_fraction=0.5"]
+    assert cli.main(["--config", str(tmp_path / "tiny.yaml"), "--resume", "auto", "--dry-run", *settings]) == 0
+    planned = "".join(capsys.readouterr())
+    assert (planned.count(line), planned.count(MAY)) == (1, 0)
     Trainer(config, resume=load_model(run).checkpoint).run()
     assert (run / "report.md").read_text().count(TOLD) == 1
     assert line in evaluate(load_model(run), [], 1).notes
