@@ -10,19 +10,19 @@ from typing import Any, Callable, Mapping, Sequence
 
 import torch
 
-from ipu_bert.checkpoint_info import TRAINED_BEFORE
+from ipu_bert import heldout_before
+from ipu_bert.checkpoint_info import TEXTS_BEFORE
 from ipu_bert.config import Config, ConfigError
 from ipu_bert.config.resolve import wanted_predictions
 from ipu_bert.data.ahead import BatchAhead
 from ipu_bert.data.batches import Batch, BatchOptions, BatchStream
 from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.filling import Filling, filling, told_never_asked
-from ipu_bert.data.prepare import find_held_out, find_prepared, prepare
+from ipu_bert.data.prepare import find_prepared, prepare
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import Text, TokenFiles
 from ipu_bert.data.tokenizer import Normalization, given_tokenizer
 from ipu_bert.engines.base import Engine
-from ipu_bert.heldout_before import trained_before
 from ipu_bert.lr_schedules import LR_SCHEDULES, with_warmup
 from ipu_bert.model import BertForPreTraining, sparse_linear
 from ipu_bert.optim import DENSE_OPTIMA, Optimization, dense_learning_rate, sparse_learning_rate
@@ -275,15 +275,13 @@ def make_placement(config: Config, vocab_size: int) -> Placement | None:
     return placement
 
 
-def known_before(config: Config, files: TokenFiles | None, info: Mapping[str, Any]) -> list[str]:
-    """What is to be said of held-out documents that the model behind `model.init` may know; of a run that goes on what
-    its checkpoint's `info` says, since that model may be gone. files: None where the text is not prepared yet.
-    Raises DataError for a text that cannot be read.
+def known_before(config: Config, files: TokenFiles, info: Mapping[str, Any]) -> dict[str, str]:
+    """The texts that the model behind `model.init` knows, as `heldout_before` has them; of a run that goes on those
+    that its checkpoint's `info` says, since that model may be gone.
     """
-    if TRAINED_BEFORE in info or not config.model.init:
-        return list(info.get(TRAINED_BEFORE, []))
-    held_out = files.held_out if files else find_held_out(corpus(config))
-    return trained_before(config.model.init, held_out, files.identity["text"] if files else None)
+    if TEXTS_BEFORE in info or not config.model.init:
+        return dict(info.get(TEXTS_BEFORE, {}))
+    return heldout_before.texts_before(config.model.init, files.identity["text"])
 
 
 def plan(config: Config, ranks: Ranks = ALONE, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -296,14 +294,17 @@ def plan(config: Config, ranks: Ranks = ALONE, info: Mapping[str, Any] | None = 
     vocab_size = vocabulary_size(config, files)
     placement = make_placement(config, vocab_size)
     updater = make_updater(config)
-    filled, quality, text, warnings = None, None, [], known_before(config, files, info or {})
+    filled, quality, text, warnings = None, None, [], []
     if files:
+        warnings += heldout_before.told(known_before(config, files, info or {}), files.held_out, config.model.init)
         filled = filling(make_stream(config, files, "train"))
         judging = make_stream(config, files, "heldout")
         heldout = judging.first_batches(config.eval.batches)
         quality = text_quality(files, config.data.sequence_length)
         warnings += told_never_asked(filling(judging), "the held-out text's")
         text = text_reached(config, files.manifest["splits"], len(heldout), filled)
+    elif config.model.init:
+        warnings.append(f"whether {config.model.init} knows held-out documents is said once the text is prepared")
     tell_not_reached(config, text, updater)
     updates = sorted(updater.ratios) if updater else []
     return dry_run.plan(

@@ -12,8 +12,9 @@ from ipu_bert.stopwatch import PHASES
 
 FORMAT = 1
 
-# What was told when the run began of a model that it began with (heldout_before): that may be gone later.
-TRAINED_BEFORE = "trained_before"
+# What the weights knew when the run began (heldout_before), since a model that it began with may be gone later.
+TEXTS_BEFORE = "texts_before"
+LINES_BEFORE = "trained_before"  # what an earlier version kept: lines that it told
 
 _ALWAYS = ("format", "step", "files")
 _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes on reads
@@ -25,7 +26,8 @@ _TYPES: Mapping[str, type] = {  # of what state.json says, and a run that goes o
         "heldout_batches": int,
         "skipped_in_a_row": int,
         "held_out": dict,
-        TRAINED_BEFORE: list,
+        TEXTS_BEFORE: dict,
+        LINES_BEFORE: list,
     },
 }
 
@@ -40,9 +42,9 @@ def problem(state: Mapping[str, Any]) -> str:
     for key in ("step", "skipped_in_a_row"):
         if not is_count(state.get(key, 0)):
             return f"expected {key} of 0 or more, found {state[key]!r:.60}"
-    for text in (*state.get("held_out", {}).values(), *state.get(TRAINED_BEFORE, [])):
+    for text in (*state.get("held_out", {}).values(), *state.get(TEXTS_BEFORE, {}).values()):
         if not is_line(text):
-            return f"expected lines in held_out and {TRAINED_BEFORE}, found {text!r:.60}"
+            return f"expected lines in held_out and {TEXTS_BEFORE}, found {text!r:.60}"
     for phase, seconds in {**state.get("seconds", {}), "elapsed_seconds": state.get("elapsed_seconds", 0.0)}.items():
         known = phase in PHASES or phase == "elapsed_seconds"
         if not known or type(seconds) not in (int, float) or seconds < 0:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from ipu_bert import assemble
-from ipu_bert.checkpoint_info import TRAINED_BEFORE
 from ipu_bert.config import Config
 from ipu_bert.data.batches import BatchStream
 from ipu_bert.data.filling import filling, told_never_asked
@@ -20,6 +19,7 @@ from ipu_bert.data.other_text import TextFiles
 from ipu_bert.data.token_files import Text
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.engines.torch_engine import eval_batch
+from ipu_bert.heldout_before import of_checkpoint, told
 from ipu_bert.judging import Judge
 from ipu_bert.precision import Precision
 from ipu_bert.record.context import Context
@@ -83,7 +83,7 @@ def evaluate(trained: TrainedModel, texts: Sequence[str], batches: int | None) -
     micro = config.train.micro_batch_size or config.train.batch_size
     found = judge.judge(lambda batch: eval_batch(trained.model, precision, batch, micro))
     assert found is not None  # nothing stops it
-    notes = files.notes if texts else trained.info.get(TRAINED_BEFORE, [])
+    notes = files.notes if texts else told(*of_checkpoint(trained.info), config.model.init)
     result, context = found
     return Evaluation(
         checkpoint=str(trained.checkpoint),

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from ipu_bert import assemble
-from ipu_bert.checkpoint_info import TRAINED_BEFORE
-from ipu_bert.heldout_before import without_path
+from ipu_bert.heldout_before import of_checkpoint, told
 from ipu_bert.hub.card import CardFacts, render_card
 from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.hub.folders import CARD, push, whole_folder
@@ -60,7 +59,7 @@ def _facts(trained: TrainedModel, sparse: bool) -> CardFacts:
         pairs=trained.text.pairs,
         skipped=sum(record.get("kind") == "skip" and record["step"] <= trained.step for record in records),
         sparse_form=sparse,
-        known_before=tuple(map(without_path, trained.info.get(TRAINED_BEFORE, []))),
+        known_before=tuple(told(*of_checkpoint(trained.info))),
     )
 
 

@@ -12,13 +12,14 @@ from typing import Any, Mapping
 from torch import Tensor
 
 from ipu_bert import assemble, checkpoint
-from ipu_bert.checkpoint_info import TRAINED_BEFORE
+from ipu_bert.checkpoint_info import TEXTS_BEFORE
 from ipu_bert.config import Config, as_dict, config_hash, identity
 from ipu_bert.data.filling import filling, told_never_asked
 from ipu_bert.data.kept_text import KeptText
 from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.engines.base import NonFiniteError, StepResult
+from ipu_bert.heldout_before import told
 from ipu_bert.judging import Judge
 from ipu_bert.machine import changed, common, conditions
 from ipu_bert.ranks import ALONE, Ranks
@@ -70,8 +71,9 @@ class Trainer:
         self._judged_by = len(self._judge.numbers)  # a small text has fewer of them
         self._before = assemble.known_before(config, self.data, info)
         quality = text_quality(self.data, config.data.sequence_length)
-        judged = told_never_asked(filling(self.heldout_stream), "the held-out text's")
-        self.quality = replace(quality, notes=(*quality.notes, *self._before, *judged))
+        judged = told(self._before, self.data.held_out, config.model.init)
+        judged += told_never_asked(filling(self.heldout_stream), "the held-out text's")
+        self.quality = replace(quality, notes=(*quality.notes, *judged))
         self._filling = filling(self.train_stream)
         self.engine = assemble.make_engine(config, self.data.vocab_size, self.timer, ranks)
         assemble.choose_variants(config, ranks)
@@ -334,7 +336,7 @@ class Trainer:
             "config_hash": config_hash(self.config),
             "identity": {**identity(self.config), **self.data.identity},
             "held_out": self.data.held_out,
-            TRAINED_BEFORE: self._before,
+            TEXTS_BEFORE: self._before,
             "conditions": self._conditions,
             "next_batch": self.step,
             "skipped_in_a_row": self._skipped,

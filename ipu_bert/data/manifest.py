@@ -10,7 +10,7 @@ from typing import Any, Collection, Mapping
 
 import numpy as np
 
-from ipu_bert.json_file import is_amount, is_count
+from ipu_bert.json_file import is_count
 
 HASH_RANGE = 1 << 64  # of a document's hash
 COUNTS = ("documents", "sentences", "tokens", "lone_documents", "words", "long_words", "unknown")
@@ -39,11 +39,11 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
             return f"expected words in split {split}, found none"
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         return f"expected notes, a list of lines, found {notes!r:.80}"
-    request, below = manifest.get("request"), manifest.get("heldout_below", hexadecimal(0))
-    if not isinstance(request, dict) or "heldout_fraction" not in request:
+    request, last = manifest.get("request"), manifest.get("last_held_out", hexadecimal(0))
+    if not isinstance(request, dict):
         return f"expected request, what the text was prepared from, found {request!r:.80}"
-    if not re.fullmatch("[0-9a-f]{16}", str(below)) or not is_amount(request["heldout_fraction"]):
-        return f"expected how much is held out, found {below!r:.40} and {request['heldout_fraction']!r:.40}"
+    if not isinstance(last, str) or not re.fullmatch("[0-9a-f]{16}", last):
+        return f"expected last_held_out, a hash of 16 digits, found {last!r:.80}"
     if not is_count(manifest.get("most_letters", 1)):
         return f"expected most_letters of a word that is not [UNK], found {manifest['most_letters']!r:.80}"
     rules = manifest.get("rules")
@@ -59,18 +59,15 @@ def problem(manifest: Mapping[str, Any], files: Collection[str], tokenizer: str,
     return ""
 
 
-def held_out(request: Mapping[str, Any], below: str | None = None) -> dict[str, str]:
-    """Which documents are held out: a checksum of which there are, by what was asked for, and the number below which
-    the hash of one of them holds it out, of 16 digits. Of the same ones a larger number holds out all that a smaller
-    one does.
+def held_out(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Which documents are held out: a checksum of all there are, held out or not, by what was asked for, and the
+    largest hash of one that is, of 16 digits. Of the same documents a larger one holds out all that a smaller one does.
 
-    below: None where the text has not been prepared yet, or was by an earlier version: what its share comes to then,
-    which in a text of few documents is not all, as two are held out at least.
+    The hash is empty where an earlier version prepared the text, whose manifest has none.
     """
-    below = hexadecimal(int(request["heldout_fraction"] * HASH_RANGE)) if below is None else below
-    facts = {key: request.get(key) for key in ("format", "source", "sentences")}  # older ones lack some
+    facts = {key: manifest["request"].get(key) for key in ("format", "source", "sentences")}  # older ones lack some
     documents = json.dumps(facts, sort_keys=True)
-    return {"documents": hashlib.sha256(documents.encode()).hexdigest(), "below": below}
+    return {"documents": hashlib.sha256(documents.encode()).hexdigest(), "last": manifest.get("last_held_out", "")}
 
 
 def hexadecimal(number: int) -> str:

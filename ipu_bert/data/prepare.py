@@ -33,7 +33,7 @@ from ipu_bert.data.corpus import Corpus
 from ipu_bert.data.cost import Cost, write_cost
 from ipu_bert.data.errors import ChangedTextError, DataError
 from ipu_bert.data.language import language_notes
-from ipu_bert.data.manifest import held_out, hexadecimal
+from ipu_bert.data.manifest import hexadecimal
 from ipu_bert.data.sentences import split_sentences
 from ipu_bert.data.source import Source, make_source
 from ipu_bert.data.token_files import (
@@ -151,11 +151,6 @@ def find_prepared(corpus: Corpus, out: str) -> tuple[str, TokenFiles | None]:
     return final, TokenFiles.open(final, request.source.notes) if os.path.exists(final) else None
 
 
-def find_held_out(corpus: Corpus) -> dict[str, str]:
-    """Which documents of a corpus will be held out, as `manifest.held_out` says it. Raises as `find_prepared`."""
-    return held_out(_request(corpus, workers=1).facts)
-
-
 def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
     """All stages, in `final`.partial, then the rename; what a killed run has finished there is not done again."""
     corpus, aside = request.corpus, final + ".partial"
@@ -173,7 +168,7 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
         files.write(tokenizer_path, tokenizer.to_str(pretty=True))
     times.append(time.perf_counter())
     how = shards.Tokenising(
-        os.path.join(pieces, "tokens"), tokenizer_path, below, corpus.language, corpus.line_is_sentence
+        os.path.join(pieces, "shards"), tokenizer_path, below, corpus.language, corpus.line_is_sentence
     )
     os.makedirs(how.folder, exist_ok=True)
     workers = min(workers, len(text_shards))
@@ -183,7 +178,7 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
     result = os.path.join(aside, "result")
     found = shards.token_facts(token_shards)
     notes = shards.told_empty(*shards.empty_documents(text_shards), corpus.column)
-    entries = _write_files(request, result, token_shards, tokenizer_path, found, below, notes, progress)
+    entries = _write_files(request, result, token_shards, tokenizer_path, found, notes, progress)
     times.append(time.perf_counter())
     reading, vocabulary, tokenizing, writing = (end - start for start, end in zip(times, times[1:]))
     cost = Cost(
@@ -208,7 +203,6 @@ def _write_files(
     token_shards: list[str],
     tokenizer_path: str,
     found: shards.TokenFacts,
-    below: int,
     notes: list[str],
     progress: bool,
 ) -> dict[str, dict[str, Any]]:
@@ -226,7 +220,7 @@ def _write_files(
         "format": FORMAT,
         "request": request.facts,
         "request_sha256": request.sha256,
-        "heldout_below": hexadecimal(below),
+        "last_held_out": hexadecimal(found.last_held_out),
         "splits": {split: {**size, "unknown": int(unigrams[split][vocab["[UNK]"]])} for split, size in sizes.items()},
         "vocab_size": len(vocab),
         "most_letters": most_letters(tokenizer),

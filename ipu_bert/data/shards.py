@@ -221,8 +221,10 @@ def tokenise_shard(text_shard: str, how: Tokenising) -> str:
     tokenizer = load_tokenizer(how.tokenizer_path)
     parts: dict[str, tuple[list[np.ndarray], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
     words = {split: {"words": 0, "long_words": 0} for split in SPLITS}
+    texts = list(read_shard(text_shard))
+    held_out = [value for value in map(document_hash, texts) if value < how.below]
     started = time.process_time()
-    documents = split_documents(list(read_shard(text_shard)), how.language, how.line_is_sentence)
+    documents = split_documents(texts, how.language, how.line_is_sentence)
     split_at = time.process_time()
     for document in encode_documents(tokenizer, documents):
         split = "heldout" if document_hash(document.split.text) < how.below else "train"
@@ -238,6 +240,7 @@ def tokenise_shard(text_shard: str, how: Tokenising) -> str:
         text_bytes=sum(len(document.text.encode()) for document in documents),
         rules=dict(Counter(document.language for document in documents if document.language)),
         foreign=0 if how.language == AUTO else sum(map(is_foreign, documents)),
+        last_held_out=max(held_out, default=0),
     )
     aside = f"{path}.{os.getpid()}.tmp"  # a folder, since its files must appear together
     shutil.rmtree(aside, ignore_errors=True)
@@ -262,6 +265,7 @@ class TokenFacts:
 
     sentences, pieces: processor seconds. text_bytes: in UTF-8. rules: documents by the language whose rules found their
     sentences. foreign: documents in another script than the named language's, whose own rules find other sentences.
+    last_held_out: the largest hash of a document that is held out; 0 for none.
     """
 
     sentences: float
@@ -269,6 +273,7 @@ class TokenFacts:
     text_bytes: int
     rules: dict[str, int]
     foreign: int
+    last_held_out: int
 
 
 def token_facts(token_shards: list[str]) -> TokenFacts:
@@ -283,6 +288,7 @@ def token_facts(token_shards: list[str]) -> TokenFacts:
         text_bytes=sum(facts.text_bytes for facts in found),
         rules=dict(rules),
         foreign=sum(facts.foreign for facts in found),
+        last_held_out=max(facts.last_held_out for facts in found),
     )
 
 

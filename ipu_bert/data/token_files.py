@@ -177,7 +177,7 @@ class TokenFiles:
     @property
     def held_out(self) -> dict[str, str]:
         """Which documents are held out, as `manifest.held_out` says it."""
-        return held_out(self.manifest["request"], self.manifest.get("heldout_below"))
+        return held_out(self.manifest)
 
     def split(self, name: str) -> Split:
         """The arrays of split "train" or "heldout", read-only. Raises DataError for another name or a cut file."""

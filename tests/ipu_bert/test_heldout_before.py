@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 import yaml
 
 from ipu_bert import assemble, cli, sealed_json
-from ipu_bert.checkpoint_info import TRAINED_BEFORE, problem
+from ipu_bert.checkpoint_info import TEXTS_BEFORE, problem
 from ipu_bert.config import load_config
+from ipu_bert.data.manifest import problem as manifest_problem
 from ipu_bert.evaluate import evaluate
 from ipu_bert.export_run import export
-from ipu_bert.heldout_before import trained_before
+from ipu_bert.heldout_before import of_checkpoint, texts_before, told
 from ipu_bert.trained import load_model
 from ipu_bert.trainer import Trainer
 
@@ -43,10 +45,14 @@ def test_a_warning_where_the_start_held_out_less(tiny, finished, tmp_path, capsy
     folder = tmp_path / "run"
     run = [f"run.dir={folder}", "train.stop_at=1", f"data.heldout_fraction={before + more}"]
     config = tiny(*run, f"model.init={finished}")
-    planned = assemble.plan(config)["data"]["said"]  # of a text that is not prepared yet
-    assert sum(TOLD in line for line in planned) == known
+    planned = assemble.plan(config)["data"]["said"]
+    if more:  # a text that is not prepared yet: two documents at least are held out, whatever the share is
+        assert sum("is said once the text is prepared" in line for line in planned) == 1
     Trainer(config).run()
     files, first = assemble.find_data(config)[1], of_run(finished)
+    planned = assemble.plan(config)["data"]["said"]
+    assert sum(TOLD in line for line in planned) == known
+    assert not any("once the text" in line for line in planned)
     assert bool(documents(files, "heldout") & documents(first, "train")) == known
     assert not documents(files, "heldout") & documents(files, "train")
     assert "".join(capsys.readouterr()).count(TOLD) == known
@@ -60,23 +66,44 @@ def test_a_warning_where_the_start_held_out_less(tiny, finished, tmp_path, capsy
 def begun(tiny: Any, start: Path, folder: Path, *overrides: str) -> list[str]:
     """What a run that begins with another one keeps of that."""
     run = Trainer(tiny(f"run.dir={folder}", f"model.init={start}", "train.stop_at=1", *overrides)).run()
-    return list(load_model(run).info[TRAINED_BEFORE])
+    before, held_out = of_checkpoint(load_model(run).info)
+    assert held_out == of_run(run).held_out
+    lines = told(before, held_out, str(start))
+    assert told(before, held_out) == [
+        line.replace(f"{start}, where weights began,", "The model where weights began") for line in lines
+    ]
+    page = (run / "report.md").read_text()
+    assert page.count(TOLD) + page.count(MAY) == len(lines)
+    assert all(line in page for line in lines)
+    return lines
 
 
-def test_two_documents_at_least_are_held_out(tiny, corpus: Path, tmp_path) -> None:
-    """Of a share that would hold out none: which are held out does not follow from the share alone."""
-    few = ["data.heldout_fraction=0.001", "train.batch_size=1", "train.micro_batch_size=1", "eval.batches=1"]
-    files = of_run(Trainer(tiny(f"run.dir={tmp_path / 'few'}", "train.stop_at=1", *few)).run())
-    assert files.manifest["splits"]["heldout"]["documents"] == 2
-    wanted = int(0.001 * (1 << 64))
-    assert int(files.held_out["below"], 16) > wanted  # by the share alone nothing would be held out
-    exact, by_share = files.held_out, {**files.held_out, "below": f"{wanted:016x}"}
-    info = load_model(tmp_path / "few").info
-    assert info["held_out"] == exact
-    assert trained_before(str(tmp_path / "few"), exact, None) == []
-    assert trained_before(str(tmp_path / "few"), by_share, None) == []
-    (line,) = trained_before(str(tmp_path / "few"), {**exact, "below": f"{int(exact['below'], 16) + 1:016x}"}, None)
-    assert TOLD in line
+def test_it_goes_by_documents_not_by_the_share_asked_for(tiny, tmp_path) -> None:
+    """Shares that hold out the same documents; two are held out at least, whatever the share."""
+    texts = [
+        f"The {word} of number {number}. It has a {word}, too." for number, word in enumerate(["house", "tree"] * 10)
+    ]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    few = [f"data.path={tmp_path / 'few.jsonl'}", "train.batch_size=1", "train.micro_batch_size=1", "eval.batches=1"]
+
+    def started(name: str, share: float, start: str = "") -> list[str]:
+        settings = [*few, f"data.heldout_fraction={share}"]
+        if start:
+            return begun(tiny, tmp_path / start, tmp_path / name, *settings)
+        Trainer(tiny(f"run.dir={tmp_path / name}", "train.stop_at=1", *settings)).run()
+        return []
+
+    digests = [hashlib.sha256(" ".join(text.lower().split()).encode()).digest() for text in texts]
+    places = sorted(int.from_bytes(digest[:8], "little") / 2**64 for digest in digests)
+    for count, (low, high) in {2: (0.0, places[0]), 5: places[4:6]}.items():
+        started(f"first{count}", 0.7 * low + 0.3 * high)
+        assert started(f"same{count}", 0.3 * low + 0.7 * high, f"first{count}") == []
+        (line,) = started(f"more{count}", (places[count] + places[count + 1]) / 2, f"same{count}")
+        assert TOLD in line
+        assert started(f"less{count}", 0.1 * low + 0.9 * high, f"more{count}") == []
+        held = [documents(of_run(tmp_path / f"{name}{count}"), "heldout") for name in ("first", "same", "more")]
+        assert list(map(len, held)) == [count, count, count + 1]
+        assert held[0] == held[1] < held[2]
 
 
 def test_whether_another_text_was_trained_on_is_not_known_and_said(tiny, finished, corpus: Path, tmp_path) -> None:
@@ -110,38 +137,113 @@ def test_the_same_text_is_known_however_its_path_is_written(
 
 
 def test_what_the_start_itself_began_with_counts(tiny, finished, tmp_path) -> None:
-    """A second phase of a second phase: the middle one held out as much as this one."""
-    middle = tmp_path / "middle"
-    (line,) = begun(tiny, finished, middle, "data.heldout_fraction=0.5")
-    assert line.startswith(f"{finished}, where weights began, held out less of the same text")
-    assert begun(tiny, middle, tmp_path / "last", "data.heldout_fraction=0.5") == [line]
+    """A second phase of a second phase: the middle one held out as much as this one. What lies by now where the first
+    one lay, if anything does, changes nothing."""
+    first, middle = shutil.copytree(finished, tmp_path / "first"), tmp_path / "middle"
+    (line,) = begun(tiny, first, middle, "data.heldout_fraction=0.5")
+    assert TOLD in line
+    for then in ("as it was", "another run", "gone"):
+        if then == "another run":
+            shutil.rmtree(first)
+            Trainer(tiny(f"run.dir={first}", "train.stop_at=1", "data.heldout_fraction=0.6")).run()
+        elif then == "gone":
+            shutil.rmtree(first)
+        last = tmp_path / then.replace(" ", "_")
+        assert begun(tiny, middle, last, "data.heldout_fraction=0.5") == [line.replace(str(first), str(middle))], then
+    assert begun(tiny, tmp_path / "gone", tmp_path / "end", "data.heldout_fraction=0.5") != []
 
 
-def as_older_versions_wrote(run: Path, *without: str) -> None:
+def test_texts_are_handed_on(monkeypatch) -> None:
+    """By hand: three texts A, B, C; of each run the largest hash that it held out, and all that it began with."""
+    states: dict[str, dict[str, Any]] = {}
+
+    def run(name: str, init: str, documents: str, last: str, text: str = "") -> list[str]:
+        held_out = {"documents": documents, "last": last}
+        before = texts_before(init, text or name) if init else {}
+        config = {"model": {"init": init}}
+        states[name] = {
+            "config": config,
+            "identity": {"text": text or name},
+            "held_out": held_out,
+            TEXTS_BEFORE: before,
+        }
+        return told(before, held_out)
+
+    monkeypatch.setattr("ipu_bert.heldout_before.checkpoint.find", lambda path: path)
+    monkeypatch.setattr("ipu_bert.heldout_before.checkpoint.read_info", lambda path: states[str(path)])
+    was, not_known, another, how_much = TOLD, "is not known here", "another text", "how much of the same text"
+    assert run("a1", "", "A", "05") == []
+    assert run("a2", "a1", "A", "05") == run("a3", "a2", "A", "04") == []
+    assert was in run("a4", "a3", "A", "05")[0]  # a3 trained on what a1 and a2 held out
+    assert was in run("a5", "a4", "A", "05")[0]  # a4 held out as much, a3 did not
+    assert run("a6", "a5", "A", "04") == []
+    assert another in run("b1", "a1", "B", "09")[0]
+    assert another in run("b2", "b1", "B", "09")[0]
+    assert was in run("a7", "b2", "A", "06")[0]  # a1, two runs before, held out less
+    assert another in run("a8", "b2", "A", "05")[0]
+    states["export"] = {}
+    assert not_known in run("c1", "export", "C", "05")[0]
+    assert not_known in run("c2", "c1", "C", "05", text="c1")[0]
+    assert (
+        run("d1", "", "A", "", text="old") == run("d2", "d1", "A", "", text="old") == []
+    )  # one prepared text, an old one
+    assert how_much in run("d3", "d2", "A", "05")[0]
+    assert how_much in run("d4", "a1", "A", "", text="old")[0]
+
+
+def as_older_versions_wrote(run: Path, *without: str, **more: Any) -> None:
     for state in run.glob("checkpoints/*/state.json"):
-        info = json.loads(state.read_text())
-        state.write_text(sealed_json.sealed({key: value for key, value in info.items() if key not in without}))
+        info = {key: value for key, value in json.loads(state.read_text()).items() if key not in without}
+        state.write_text(sealed_json.sealed({**info, **more}))
 
 
 def test_what_cannot_be_found_is_not_known(tiny, finished, tmp_path) -> None:
-    """A start of the start that is gone, of an older version; a run of one on another text; an export."""
-    gone = shutil.copytree(finished, tmp_path / "gone")
+    """Runs of earlier versions on another text, or begun with something; a text that one prepared; an export."""
+    unknown = f"{MAY}, on which losses are lower than on new text: what it was trained on is not known here"
+    first = shutil.copytree(finished, tmp_path / "first")
     middle = tmp_path / "middle"
-    assert begun(tiny, gone, middle) == []
-    shutil.rmtree(gone)
-    assert begun(tiny, middle, tmp_path / "last") == []  # the middle one knows
-    as_older_versions_wrote(middle, "trained_before")
-    (line,) = begun(tiny, middle, tmp_path / "another")
-    assert line == f"{gone}, where weights began, {MAY}, on which losses are lower than on new text: " + (
-        "what its text was is not known here"
-    )
-    older = shutil.copytree(finished, tmp_path / "older")
-    as_older_versions_wrote(older, "held_out", "trained_before")
-    files = of_run(finished)
-    assert trained_before(str(older), files.held_out, files.identity["text"]) == []
-    assert MAY in trained_before(str(older), files.held_out, "another")[0]
+    assert begun(tiny, first, middle) == []
+    as_older_versions_wrote(middle, TEXTS_BEFORE)
+    assert begun(tiny, middle, tmp_path / "last") == [f"{middle}, where weights began, {unknown}"]
+    as_older_versions_wrote(middle, trained_before=[])  # it says that nothing was to be told
+    assert begun(tiny, middle, tmp_path / "silent") == []
+    as_older_versions_wrote(middle, trained_before=["a line of then"])
+    assert begun(tiny, middle, tmp_path / "told") == [f"{middle}, where weights began, {unknown}"]
+    as_older_versions_wrote(first, "held_out", TEXTS_BEFORE)
+    assert begun(tiny, first, tmp_path / "equal") == []  # the same prepared text
+    for held_out in ({}, {"documents": "of then", "below": "05"}):
+        as_older_versions_wrote(first, held_out=held_out)
+        (line,) = begun(tiny, first, tmp_path / "other", "data.heldout_fraction=0.5")
+        assert line == f"{first}, where weights began, {unknown}"
     export(load_model(finished), tmp_path / "exported", sparse=False)
-    assert MAY in trained_before(str(tmp_path / "exported"), files.held_out, files.identity["text"])[0]
+    assert begun(tiny, tmp_path / "exported", tmp_path / "of_export")[0].endswith(unknown)
+
+
+def test_a_text_that_an_earlier_version_prepared(tiny, finished, tmp_path) -> None:
+    """Its manifest does not say how much is held out: silent beside itself alone."""
+    old = of_run(finished)
+    copy = shutil.copytree(old.directory, tmp_path / "data" / Path(old.directory).name)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["last_held_out"]
+    (copy / "manifest.json").write_text(sealed_json.sealed(manifest))
+    cached = f"data.dir={tmp_path / 'data'}"
+    first = Trainer(tiny(f"run.dir={tmp_path / 'first'}", "train.stop_at=1", cached)).run()
+    assert load_model(first).info["held_out"] == {**old.held_out, "last": ""}
+    assert begun(tiny, first, tmp_path / "same", cached) == []
+    (line,) = begun(tiny, first, tmp_path / "more", cached, "data.heldout_fraction=0.5")
+    assert MAY in line
+    assert "how much of the same text was held out there is not known here" in line
+    (line,) = begun(tiny, tmp_path / "more", tmp_path / "back", cached)
+    assert MAY in line
+
+
+@pytest.mark.parametrize("value", [1, 1234567890123456, None, "", "0" * 15, "0" * 17, "0" * 15 + "G", "0" * 16 + "\n"])
+def test_a_manifest_that_somebody_changed_is_named(finished, value: Any) -> None:
+    files = of_run(finished)
+    entries, splits = files.manifest["files"], files.manifest["splits"]
+    assert manifest_problem(files.manifest, entries, "tokenizer.json", splits) == ""
+    wrong = manifest_problem({**files.manifest, "last_held_out": value}, entries, "tokenizer.json", splits)
+    assert wrong.startswith("expected last_held_out, a hash of 16 digits, found")
 
 
 def test_it_is_said_wherever_the_losses_are(tiny, finished, tmp_path, capsys) -> None:
@@ -164,7 +266,7 @@ def test_it_is_said_wherever_the_losses_are(tiny, finished, tmp_path, capsys) ->
     assert line not in evaluate(load_model(run), [str(text)], 1).notes
     export(load_model(run), tmp_path / "exported", sparse=False)
     card = (tmp_path / "exported" / "README.md").read_text()
-    assert card.count(f"The model where weights began held out less of the same text: it {TOLD}") == 1
+    assert card.count(f"The model where weights began {TOLD}") == 1
     assert str(tmp_path) not in card
 
 
@@ -172,5 +274,5 @@ def test_it_is_said_wherever_the_losses_are(tiny, finished, tmp_path, capsys) ->
 def test_a_state_that_somebody_changed_is_named(finished, value: Any) -> None:
     state = json.loads((load_model(finished).checkpoint / "state.json").read_text())
     assert problem(state) == ""
-    assert "trained_before" in problem({**state, "trained_before": value})
+    assert "texts_before" in problem({**state, "texts_before": value if isinstance(value, (str, list)) else {"": 1}})
     assert "held_out" in problem({**state, "held_out": {"documents": [value], "below": "0"}})
