@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from ipu_bert.data.batches import Batch, BatchStream
+from ipu_bert.data.batches import Batch, BatchStream, unmasked
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.data.other_words import OtherWords
 from ipu_bert.data.token_files import Text
@@ -17,6 +17,27 @@ from ipu_bert.data.tokenizer import NOT_PREDICTED
 from ipu_bert.data.unigram import surprises
 from ipu_bert.engines.base import EvalResult
 from ipu_bert.record.context import Context
+
+
+def frequencies_in_training(text: Text, stream: BatchStream, seen: np.ndarray, batches: int) -> float:
+    """The least that word frequencies come to in the first so many batches of training text [nats a label].
+
+    Of a guess by how often words are in that text, to which those that are left in their places cost nothing. stream:
+    of the text's training split. seen: int [vocab], how often each id is in it. NaN where nothing is asked for.
+    """
+    cost, count = 0.0, 0
+    for number in stream.first_batches(batches):
+        batch = stream.batch(number)
+        (ids, asked), shown = unmasked(batch), batch.input_ids.numpy()
+        count += int(asked.sum())
+        cost += float(_surprises(text, seen, ids[asked & (shown != ids)]).sum())
+    return cost / count if count else math.nan
+
+
+def _surprises(text: Text, seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-log of what a guess by how often words are in a text gives to labels of that vocabulary, in nats."""
+    special = text.special_ids()
+    return surprises(seen, labels, [special[token] for token in NOT_PREDICTED])
 
 
 class Judge:
@@ -29,7 +50,7 @@ class Judge:
     def __init__(self, text: Text, stream: BatchStream, seen: np.ndarray, batches: int) -> None:
         self.stream, self.numbers = stream, stream.first_batches(batches)
         self._others = OtherWords(text)
-        special, labels = text.special_ids(), [np.zeros(0, np.int64)]
+        labels = [np.zeros(0, np.int64)]
         around = changed = 0
         for number in self.numbers:
             batch = stream.batch(number)
@@ -38,7 +59,7 @@ class Judge:
             counts = self._others.changed(batch, number * stream.options.batch_size)
             around, changed = around + counts[0], changed + counts[1]
         self._changed = changed / around if around else math.nan
-        found = surprises(seen, np.concatenate(labels), [special[token] for token in NOT_PREDICTED])
+        found = _surprises(text, seen, np.concatenate(labels))
         self._frequencies = float(found.mean()) if len(found) else math.nan
 
     def judge(

@@ -42,6 +42,7 @@ class RunTotals:
     seconds: Mapping[str, float]  # by phase
     heldout: Mapping[str, Any]  # what the last evaluation recorded
     judged: int  # sequences that it was by
+    frequencies: float  # in training, as judging.frequencies_in_training gives them
     waited_share: Sequence[float]  # of the last processes' training, for other ranks, by rank
 
 
@@ -70,6 +71,7 @@ def write_outcome(
         context=Context.of_record(totals.heldout),
         heldout=HeldoutMeans(**{key: totals.heldout[key] for key in MEANS}),
         judged=totals.judged,
+        training_frequencies_loss=totals.frequencies,
         steps=totals.steps,
         seconds=totals.seconds,
         elapsed_seconds=totals.elapsed_seconds,

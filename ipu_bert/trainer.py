@@ -20,7 +20,7 @@ from ipu_bert.data.quality import text_quality
 from ipu_bert.data.token_files import TOKENIZER
 from ipu_bert.engines.base import NonFiniteError, StepResult
 from ipu_bert.heldout_before import told
-from ipu_bert.judging import Judge
+from ipu_bert.judging import Judge, frequencies_in_training
 from ipu_bert.machine import changed, common, conditions
 from ipu_bert.ranks import ALONE, Ranks
 from ipu_bert.record.context import Context
@@ -134,7 +134,8 @@ class Trainer:
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         waited = [float(share) for share in self._ranks.gather(repr(self._waited_share(before)))]
         judged = self._judged_by * config.train.batch_size
-        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, judged, waited)
+        frequencies = frequencies_in_training(self.data, self.train_stream, self._kept.seen, config.eval.batches)
+        totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, judged, frequencies, waited)
         with self.engine.host_state() as host:
             if first:
                 write_outcome(folder.path, config, self.data, self.quality, self._filling, totals, host.layers)

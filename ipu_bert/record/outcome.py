@@ -46,9 +46,10 @@ class RunOutcome:
     splits: documents, sentences and tokens of each split of the corpus.
     quality: what became of the text. filling: of training sequences.
     unigram_entropy [nats]: of the whole held-out text, by which it is known. context: what that evaluation says of
-    it; None where an older version made it. judged: sequences that `heldout` is of. seconds: by phase (stopwatch),
-    of rank 0. best_checkpoint: step of the one in best/, None where that has none. waited_share: of its own time of
-    training since it was started last, what each rank waited for others.
+    it; None where an older version made it. judged: sequences that `heldout` is of. training_frequencies_loss [nats]:
+    the least that word frequencies come to in training sequences, NaN where nothing is asked for. seconds: by phase
+    (stopwatch), of rank 0. best_checkpoint: step of the one in best/, None where that has none. waited_share: of its
+    own time of training since it was started last, what each rank waited for others.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class RunOutcome:
     context: Context | None
     heldout: HeldoutMeans
     judged: int
+    training_frequencies_loss: float
     steps: int
     seconds: Mapping[str, float]
     elapsed_seconds: float

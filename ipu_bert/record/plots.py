@@ -118,12 +118,15 @@ def loss_figure(train: LossCurve, heldout: LossCurve, frequencies: float | None)
     """Training and held-out losses [nats] over steps.
 
     Masked LM above, on held-out text with other words around, too, and beside `frequencies`, the loss of a guess by
-    word frequencies, where these are known; next sentence below, with ln 2, the loss of a coin.
+    word frequencies, where these are known; next sentence below, with ln 2, the loss of a coin, where it was trained.
     """
     steps, held_steps = np.asarray(train.steps, dtype=np.float64), np.asarray(heldout.steps, dtype=np.float64)
     held_mlm, held_nsp = _numbers(heldout.mlm), _numbers(heldout.nsp)
     figure = Figure(figsize=(9.0, 6.6), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (2.4, 1.0)})
+    pairs = bool(np.isfinite(np.concatenate([_numbers(train.nsp), held_nsp])).any())
+    ratios = (2.4, 1.0) if pairs else (1.0,)
+    panels = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    top = panels[0, 0]
 
     _loss_panel(top, steps, _numbers(train.mlm), held_steps, held_mlm)
     other_words = _numbers(heldout.other_words)
@@ -136,16 +139,18 @@ def loss_figure(train: LossCurve, heldout: LossCurve, frequencies: float | None)
     _title(top, mlm_headline(_last_finite(held_mlm), _last_finite(other_words)))
     top.set_ylabel("masked-LM loss [nats]", fontsize=_SIZE)
 
-    _loss_panel(bottom, steps, _numbers(train.nsp), held_steps, held_nsp)
-    bottom.axhline(LN2, color="black", linestyle="--", linewidth=1.3, label="_ln2")
-    _beside(bottom, LN2, "coin toss:\nln 2 = 0.69")
-    final = _last_finite(held_nsp)
-    ending = " in training" if final is None else f" ends at {final:.2f} on held-out text"
-    _title(bottom, f"Next-sentence loss{ending}")
-    bottom.set_ylabel("NSP loss [nats]", fontsize=_SIZE)
-    bottom.set_xlabel("training step", fontsize=_SIZE)
+    if pairs:
+        bottom = panels[1, 0]
+        _loss_panel(bottom, steps, _numbers(train.nsp), held_steps, held_nsp)
+        bottom.axhline(LN2, color="black", linestyle="--", linewidth=1.3, label="_ln2")
+        _beside(bottom, LN2, "coin toss:\nln 2 = 0.69")
+        final = _last_finite(held_nsp)
+        ending = " in training" if final is None else f" ends at {final:.2f} on held-out text"
+        _title(bottom, f"Next-sentence loss{ending}")
+        bottom.set_ylabel("NSP loss [nats]", fontsize=_SIZE)
+    panels[-1, 0].set_xlabel("training step", fontsize=_SIZE)
 
-    for axes in (top, bottom):
+    for axes in panels[:, 0]:
         _clean(axes)
         _thousands(axes)
     handles, labels = top.get_legend_handles_labels()

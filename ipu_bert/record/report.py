@@ -83,6 +83,7 @@ def as_json(report: Report, figures: Mapping[str, str]) -> dict[str, Any]:
         "steps": outcome.steps,
         "skipped_steps": report.skipped_steps,
         "training_mlm_loss": report.training_mlm_loss,
+        "training_frequencies_loss": finite(outcome.training_frequencies_loss),
         "sequences": outcome.sequences,
         "tokens": outcome.tokens,
         "elapsed_seconds": outcome.elapsed_seconds,

@@ -7,10 +7,11 @@ from typing import Any, Mapping, Sequence
 
 from ipu_bert.config import as_dict
 from ipu_bert.record.console import format_duration
+from ipu_bert.record.context import LEAST_GAIN
 from ipu_bert.record.metrics import to_plain
 from ipu_bert.record.outcome import RunOutcome
 from ipu_bert.record.report_numbers import ExchangeNumbers, PatternNumbers, Report
-from ipu_bert.record.verdict import Training, verdict
+from ipu_bert.record.verdict import verdict
 from ipu_bert.record.words import Figures, figure, join, memory, number, percent, scaled, table
 from ipu_bert.stopwatch import PHASES
 
@@ -95,7 +96,8 @@ def _skipped(report: Report) -> str:
 
 
 def _learning(report: Report, figures: Figures) -> str:
-    training = Training(report.heldout.initial_mlm_loss, report.training_mlm_loss, report.outcome.passes)
+    outcome = report.outcome
+    training = report.training
     heldout, by_whom = report.heldout, " by this run" if report.outcome.config.model.init else ""
     share = heldout.other_words_share
     became = "" if share is None else f" ({percent(share)} of the tokens around became others)"
@@ -105,23 +107,28 @@ def _learning(report: Report, figures: Figures) -> str:
         ["the same, other words around", number(heldout.other_words_loss), "", ""],
     ]
     if heldout.nsp_loss is not None:
-        beaten = "0.693 (coin toss, ln 2)"
+        apart = heldout.languages_apart
+        beaten = "0.693 (coin toss, ln 2)" if apart is None else f"about {apart:.2f} (telling languages apart)"
         rows.append(["next sentence (NSP)", number(heldout.nsp_loss), beaten, percent(heldout.nsp_accuracy)])
     notes = []
     if heldout.initial_mlm_loss is not None:
         notes.append(f"Before training the masked-LM loss was {heldout.initial_mlm_loss:.3f}.")
     if heldout.nsp_learned is not None:
+        least = "a coin toss" if heldout.languages_apart is None else "telling the text's languages apart"
         notes.append(
-            "Next-sentence prediction is better than a coin toss."
+            f"Next-sentence prediction is better than {least}."
             if heldout.nsp_learned
-            else "Next-sentence prediction has NOT moved clearly below a coin toss."
+            else f"Next-sentence prediction has NOT moved clearly below {least}."
         )
     best = heldout.best_mlm_loss
     if best is not None and heldout.mlm_loss is not None and heldout.mlm_loss > best + 0.05:
-        by_heart = ", as it does when a model learns its training text by heart" if report.outcome.passes >= 1 else ""
+        by_heart = ", as it does when a model learns its training text by heart"
+        because = by_heart if training.by_heart(heldout.mlm_loss) else ""
+        if not training.below(heldout.mlm_loss):
+            because = ", and training losses are not clearly lower: check the learning rate"
         notes.append(
             f"The best evaluation was {best:.3f} at step {number(heldout.best_step)}; since then the held-out loss has "
-            f"risen{by_heart}."
+            f"risen{because}."
         )
     if best is not None and heldout.best_checkpoint not in (None, heldout.best_step):
         notes.append(
@@ -130,7 +137,8 @@ def _learning(report: Report, figures: Figures) -> str:
         )
     return join(
         "## Did it learn?",
-        verdict(heldout.mlm_loss, training, report.outcome.context),
+        verdict(heldout.mlm_loss, training, outcome.context),
+        _languages(outcome),
         table(["on held-out text", "loss [nats]", "to beat", "right answers"], rows),
         " ".join(notes),
         f"Held-out documents are never trained on{by_whom}. The masked-LM losses are of the same "
@@ -141,9 +149,21 @@ def _learning(report: Report, figures: Figures) -> str:
             figures,
             "loss_curves",
             "Loss over training steps. Above: the model reads context where its loss with other words around is "
-            "clearly the larger one, and has learned more than word frequencies below the dashed line. Below: it has "
-            "learned more than a coin toss below the dashed line.",
+            "clearly the larger one, and has learned more than word frequencies below the dashed line."
+            + " Below: it has learned more than a coin toss below the dashed line."
+            * outcome.quality.pairs,
         ),
+    )
+
+
+def _languages(outcome: RunOutcome) -> str:
+    """Of a text of several languages, what reading context is there, too."""
+    if outcome.context is None or outcome.quality.which_language < LEAST_GAIN:
+        return ""
+    return (
+        "**The text has several languages.** Which of them stands around a word is context, too, and other words may "
+        "be of another one: what the model reads beside that is told by `python -m ipu_bert.evaluate RUN --text FILE`, "
+        "on text of one language."
     )
 
 

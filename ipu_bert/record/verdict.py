@@ -25,12 +25,23 @@ FOUND = {
 class Training:
     """What is known of how a held-out loss came about; masked-LM losses in nats, None where not finite or not known.
 
-    initial: held out, before training. last: of the last training steps, a mean. passes: over the training text.
+    initial: held out, before training. last: of the last training steps, a mean. frequencies: the least that word
+    frequencies come to in training. passes: over the training text.
     """
 
     initial: float | None
     last: float | None
+    frequencies: float | None
     passes: float
+
+    def below(self, loss: float) -> bool:
+        """Whether the last training steps came to clearly less than a held-out loss."""
+        return self.last is not None and self.last < loss - APART
+
+    def by_heart(self, loss: float) -> bool:
+        """Whether that is learned by heart: from the training text, and more of it than how often words are there."""
+        known = math.inf if self.frequencies is None else self.frequencies
+        return self.passes >= 1 and self.below(min(loss, known))
 
 
 def verdict(loss: float | None, training: Training, context: Context | None) -> str:
@@ -85,8 +96,8 @@ def _learned(loss: float, training: Training, context: Context, others: str) -> 
             "more probability than a guess does (geometric mean)."
         )
     of_training = "" if last is None else f"The last training steps came to {last:.3f}"
-    if last is not None and last < min(loss, plain) - APART:
-        return [*said, f"{of_training}: {_by_heart(training.passes)}"]
+    if training.below(min(loss, plain)):
+        return [*said, f"{of_training}: {_not_carried_over(loss, training)}"]
     if reads:
         return said
     if loss - plain <= APART and not unmoved:
@@ -99,11 +110,17 @@ def _learned(loss: float, training: Training, context: Context, others: str) -> 
     return [*said, "Train longer, or check the learning rate."] if said else []
 
 
-def _by_heart(passes: float) -> str:
-    """Where training losses are far below: what was learned, and what helps. passes: over the training text."""
-    if passes < 1:
-        return "what was gained there does not carry over to the held-out text, which may be of another kind."
+def _not_carried_over(loss: float, training: Training) -> str:
+    """Where training losses are far below a held-out one: what was learned, and what helps."""
+    if training.by_heart(loss):
+        return (
+            "what was gained there is learned by heart, and does not carry over. More text, fewer steps or a smaller "
+            "model may help."
+        )
+    does_not = "does not carry over to the held-out text, which may be of another kind"
+    if training.frequencies is None or training.below(training.frequencies):
+        return f"what was gained there {does_not}."
     return (
-        "what was gained there is learned by heart, and does not carry over. More text, fewer steps or a smaller model "
-        "may help."
+        f"how often words are in the training text, and to look at those that are left in their places, comes to "
+        f"{training.frequencies:.3f} there and {does_not}, or too short. More text may help."
     )

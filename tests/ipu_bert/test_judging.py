@@ -14,7 +14,7 @@ from ipu_bert.data.batches import Batch
 from ipu_bert.data.masking import IGNORED_LABEL
 from ipu_bert.data.other_words import OtherWords
 from ipu_bert.engines.base import EvalResult
-from ipu_bert.judging import Judge
+from ipu_bert.judging import Judge, frequencies_in_training
 
 
 def word_before(batch: Batch) -> EvalResult:
@@ -59,6 +59,28 @@ def test_own_words_and_others(tiny) -> None:
     assert sum(half.mlm_sum for half, _ in halves) == result.mlm_sum
     assert [half.other_words_share for _, half in halves] == 2 * [changed / around]
     assert sum(half.other_words_loss * half.mlm_labels for _, half in halves) == pytest.approx(loss * len(labels))
+
+
+def test_what_word_frequencies_come_to_in_training(tiny) -> None:
+    """By hand: a label costs what its frequency says where another id stands in its place, and nothing where it stands
+    there itself; about a tenth does."""
+    data = assemble.open_data(tiny(), progress=False)
+    stream, tokens = assemble.make_stream(tiny(), data, "train"), data.split("train").tokens
+    counts = Counter(tokens.tolist())
+    total = sum(counts.values()) + data.vocab_size - 4
+    costs: list[float] = []
+    for number in range(40):
+        batch = stream.batch(number)
+        for ids, places, labels in zip(
+            *(part.tolist() for part in (batch.input_ids, batch.masked_positions, batch.masked_labels))
+        ):
+            for place, label in zip(places, labels):
+                if label != IGNORED_LABEL:
+                    costs.append(0.0 if ids[place] == label else -math.log((counts[label] + 1) / total))
+    assert 0.05 < costs.count(0.0) / len(costs) < 0.2
+    seen = np.bincount(tokens, minlength=data.vocab_size)
+    assert frequencies_in_training(data, stream, seen, 40) == pytest.approx(mean(costs))
+    assert math.isnan(frequencies_in_training(data, stream, seen, 0))
 
 
 @pytest.mark.parametrize("asked", range(11))

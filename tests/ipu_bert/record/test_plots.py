@@ -94,6 +94,16 @@ def test_short_and_broken_runs_still_give_a_loss_figure(tmp_path: Path, steps: l
     saved(figure, tmp_path / "short.png")
 
 
+def test_masked_lm_alone_has_one_panel(tmp_path: Path) -> None:
+    for nsp, panels in ((0.7, 2), (None, 1), (math.nan, 1)):
+        train = LossCurve([1, 2], [8.0, 7.0], [nsp, nsp])
+        figure = loss_figure(train, LossCurve([2], [7.5], [nsp]), None)
+        assert len(figure.axes) == panels
+        assert figure.axes[-1].get_xlabel() == "training step"
+        assert any("sentence" in axes.get_title(loc="left") for axes in figure.axes) == (panels == 2)
+        saved(figure, tmp_path / "alone.png")
+
+
 def test_pattern_updates_figure(tmp_path: Path) -> None:
     curves = UpdateCurves(
         updates=[1, 2, 3],

@@ -25,6 +25,7 @@ def test_report_json_keeps_its_entries_in_their_order() -> None:
     report = as_json(build_report(RECORDS, OUTCOME), {})
     assert " ".join(report) == (
         "name config model parameters flops_per_sequence heldout data seconds steps skipped_steps training_mlm_loss "
+        "training_frequencies_loss "
         "sequences tokens elapsed_seconds peak_memory_bytes machine throughput time_share exchange pattern figures "
         "no_effect"
     )
