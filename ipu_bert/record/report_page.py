@@ -161,8 +161,9 @@ def _languages(outcome: RunOutcome) -> str:
     if outcome.context is None or outcome.quality.which_language < LEAST_GAIN:
         return ""
     return (
-        "**The text has several languages.** Which of them stands around a word is context, too, and other words may "
-        "be of another one: what the model reads beside that is told by `python -m ipu_bert.evaluate RUN --text FILE`, "
+        "**Its documents were taken for several languages.** Which of them stands around a word is context, too, and "
+        "other words may be of another one: what the model reads beside that is told by "
+        "`python -m ipu_bert.evaluate RUN --text FILE`, "
         "on text of one language."
     )
 

@@ -222,7 +222,7 @@ def test_telling_languages_apart_is_not_to_have_learned_next_sentence(rules, los
     assert report.heldout.nsp_learned is learned
     assert report.heldout.languages_apart == (pytest.approx(0.4774, abs=5e-5) if several else None)
     page = render_page(report, {})
-    assert ("**The text has several languages.**" in page) == several
+    assert ("**Its documents were taken for several languages.**" in page) == several
     assert ("about 0.48 (telling languages apart)" in page) == several
     assert ("than telling the text's languages apart." in page) == (several and learned)
     assert ("NOT moved clearly below telling the text's languages apart." in page) == (not learned)
