@@ -20,6 +20,7 @@ from ipu_bert.hub.card import CardFacts, render_card
 from ipu_bert.hub.dense import save_pretrained
 from ipu_bert.hub.folders import CARD, push, whole_folder
 from ipu_bert.hub.tokenizer_files import save_tokenizer
+from ipu_bert.hub.weights import check_blocks
 from ipu_bert.hub_files import is_hub_name
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.run_layout import name_for_others, runs_of
@@ -32,7 +33,12 @@ from sparse_ops.saying import say
 
 
 def export(trained: TrainedModel, folder: Path, sparse: bool) -> None:
-    """Write model, tokenizer and card; sparse: in blocks. Raises ValueError or OSError as `whole_folder` does."""
+    """Write model, tokenizer and card; sparse: in blocks.
+
+    Raises ValueError or OSError as `whole_folder` does, and ValueError where there are no blocks to keep.
+    """
+    if sparse:
+        check_blocks(trained.model, "--sparse", "a run with block-sparse weights")
     pad = trained.text.special_ids()["[PAD]"]
     with whole_folder(folder) as aside:
         if sparse:
