@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from ipu_bert.json_file import each_once
 from sparse_ops.files import plain
 
 _KINDS = (".csv", ".tsv", ".jsonl")
+_LONGEST = 2**31 - 1  # characters of a field: the largest that csv takes where C's long has 32 bits
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Ro
         )
     texts, labels, kinds = [], [], set()
     try:
-        with open(plain(file), encoding=encoding, newline="") as stream:
+        with open(plain(file), encoding=encoding, newline="") as stream, _long_fields():
             read = _json_rows if file.suffix == ".jsonl" else _table_rows
             for number, row in read(file, _without_mark(stream)):
                 place = f"{file}, row {number}"
@@ -82,6 +84,16 @@ def _without_mark(stream: Iterable[str]) -> Iterator[str]:
     """Lines, the first without a byte order mark."""
     lines = iter(stream)
     return itertools.chain((line.lstrip("\ufeff") for line in itertools.islice(lines, 1)), lines)
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let csv, which refuses fields above 131,072 characters, read what .jsonl may hold; its limit is the process's."""
+    before = csv.field_size_limit(_LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _table_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
