@@ -36,7 +36,7 @@ class Rows:
 
 
 def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Rows:
-    """Read a file by the end of its name. labelled: whether the label's column must be there.
+    """Read a file by the end of its name. labelled: whether each row must have a label, else each or none has one.
 
     .csv: with commas and quotes; .tsv: with tabs, where quotes are letters, as GLUE's; both with a first line of names.
     .jsonl: an object a line. Blank lines are passed over; in a table of one column they are empty texts, but for those
@@ -56,8 +56,10 @@ def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Ro
                 place = f"{file}, row {number}"
                 _check_columns(place, row, columns, labelled)
                 texts.append(tuple(_text(place, name, row[name]) for name in columns.texts))
-                labels.append(_label(place, columns.label, row[columns.label]) if columns.label in row else None)
-                kinds.add(_kind(row.get(columns.label)))
+                label = row.get(columns.label)
+                there = labelled or not _is_empty(label)
+                labels.append(_label(place, columns.label, label) if there else None)
+                kinds.add(_kind(label) if there else None)
                 if len(kinds - {None}) > 1:
                     raise DataError(
                         f"{place}: expected labels of one kind, found {' and '.join(sorted(map(str, kinds)))}"
@@ -137,6 +139,10 @@ def _json_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number}: expected a JSON object, found {type(row).__name__}")
         yield number, row
+
+
+def _is_empty(label: Any) -> bool:
+    return label is None or (isinstance(label, str) and not label.strip())
 
 
 def _kind(value: Any) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ipu_bert.data.errors import DataError
+from ipu_bert.finetune.__main__ import main
 from ipu_bert.finetune.options import Columns
 from ipu_bert.finetune.rows import Rows, read_rows
 
@@ -41,3 +42,41 @@ def test_a_text_may_be_as_long_as_it_is(kind, tmp_path):
         assert csv.field_size_limit() == 77
     finally:
         csv.field_size_limit(before)
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_rows_to_predict_may_have_a_column_of_labels_with_none_in_it(kind, nothing, tmp_path):
+    """As a table is written whose labels are not known: it was refused by its first row."""
+    rows = [{"text": text, "label": nothing} for text in ("war", "peace")]
+    path = written(tmp_path, kind, rows)
+    assert read_rows(path, COLUMNS, "utf-8", labelled=False) == Rows(path, (("war",), ("peace",)), None)
+    with pytest.raises(DataError, match=r"row 1: expected a label in column 'label', found [nN]one"):
+        read_rows(path, COLUMNS, "utf-8", labelled=True)
+    for some in ([*rows, {"text": "a", "label": "1"}], [{"text": "a", "label": "1"}, *rows]):
+        path = written(tmp_path, kind, some)
+        with pytest.raises(DataError, match="expected a label in every row or in none, found one in 1 of 3"):
+            read_rows(path, COLUMNS, "utf-8", labelled=False)
+
+
+def test_a_label_that_is_none_is_refused_of_rows_to_predict(tmp_path):
+    for label in ([], {}, float("nan")):
+        path = written(tmp_path, ".jsonl", [{"text": "war", "label": label}])
+        with pytest.raises(DataError, match="row 1: expected a label in column 'label', found"):
+            read_rows(path, COLUMNS, "utf-8", labelled=False)
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl"])
+def test_rows_with_an_empty_column_of_labels_are_predicted(kind, finished, tmp_path):
+    rows = [{"text": ["war", "peace"][i % 2], "label": str(i % 2)} for i in range(20)]
+    (tmp_path / "train").mkdir()
+    train = written(tmp_path / "train", ".csv", rows)
+    test = written(tmp_path, kind, [{**row, "label": None} for row in rows[:3]])
+    assert (
+        main([str(finished), str(tmp_path / "out"), "--train", str(train), "--epochs", "1", "--test", str(test)]) == 0
+    )
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["row"] for row in found] == ["1", "2", "3"]
+    assert "label" not in found[0]
+    assert json.loads((tmp_path / "out" / "finetune.json").read_text())["measures"] is None
