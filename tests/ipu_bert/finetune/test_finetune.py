@@ -232,3 +232,29 @@ def test_moved_blocks_are_those_of_the_model_that_is_written(best, finished, wor
     ]
     assert all(moved[: best + 2])
     assert (found["best_epoch"], found["moved_blocks"]) == (best, sum(moved[:best]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "mcc"),
+    [
+        ([1], [1], None),
+        ([0, 0, 0], [0, 0, 0], None),
+        ([2, 2, 2], [0, 1, 2], None),
+        ([0, 1, 1], [1, 1, 1], 0.0),
+        ([0, 1, 0, 1], [0, 1, 0, 1], 1.0),
+        ([0, 1, 1, 1, 0], [0, 0, 1, 1, 1], (2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5),  # TP TN - FP FN, by hand
+    ],
+)
+def test_mcc_is_not_defined_of_labels_of_one_class(labels, predicted, mcc) -> None:
+    """It was 0, as of chance, beside an accuracy of 1."""
+    found = measures(np.array(labels), np.array(predicted), regression=False)["mcc"]
+    assert found == (mcc if mcc is None else pytest.approx(mcc))
+
+
+def test_one_row_to_test_has_no_mcc(finished, words, tmp_path, capsys):
+    test = write(tmp_path / "test.csv", ["text", "label"], [["war war war", "bad"]])
+    found = tune(finished, tmp_path / "tuned", words, "--test", str(test), "--validation", str(test))
+    assert found["measures"] == {"accuracy": 1.0, "f1": 1.0, "mcc": None}
+    assert all(epoch["mcc"] is None for epoch in found["validation"])
+    assert "test: accuracy 1.0000  f1 1.0000  mcc none; of epoch" in capsys.readouterr().out
+    assert "| mcc | not defined |" in (tmp_path / "tuned" / "README.md").read_text()
