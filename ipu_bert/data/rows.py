@@ -1,6 +1,7 @@
 """Rows of .jsonl, .json and .parquet files: the text of one column; what other columns hold does not matter.
 
-But an object of JSON that has a name twice is refused, wherever it stands: only one of the values would be read.
+But an object of JSON that has a name twice is refused, wherever it stands, and a Parquet file with two such columns:
+only one of the values would be read.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ def parquet_texts(path: str, column: str) -> Iterator[str]:
 
     try:
         file = parquet.ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise _no_column(path, column, file.schema_arrow.names)
+        names = file.schema_arrow.names
+        if column not in names:
+            raise _no_column(path, column, names)
+        if names.count(column) > 1:  # only one would be read
+            raise DataError(f"{path}: expected one column {column!r}, found {names.count(column)}")
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             for number, value in enumerate(batch.column(0).to_pylist()):
                 yield _text(path, column, number, value)

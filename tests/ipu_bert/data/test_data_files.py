@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from data_corpora import corpus, documents_of, prepared, source_of
+from pyarrow import parquet
 
 from ipu_bert.data import rows, shards, wiki_dump
 from ipu_bert.data.errors import DataError
@@ -178,6 +179,18 @@ def test_a_column_that_no_row_has_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("\n".join(map(json.dumps, [{}] * 1000 + [{"text": "too late"}])))
     with pytest.raises(DataError, match=r"in one of the first 1,000 rows, found none$"):
         documents_of(tmp_path / name)
+
+
+def test_a_parquet_file_with_the_column_twice_is_refused(tmp_path: Path) -> None:
+    """The first was read, and nobody heard of the second; a name that two other columns have does not matter."""
+    for names in (["text", "text"], ["text", "id", "text"], ["id", "text", "id"]):
+        columns = [pa.array([f"{name} {i}"]) for i, name in enumerate(names)]
+        parquet.write_table(pa.table(columns, names=names), tmp_path / "a.parquet")
+        if names.count("text") == 1:
+            assert documents_of(tmp_path / "a.parquet") == ["text 1"]
+        else:
+            with pytest.raises(DataError, match=r"a\.parquet: expected one column 'text', found 2$"):
+                documents_of(tmp_path / "a.parquet")
 
 
 def test_a_folder_gives_json_and_xml_that_are_text(tmp_path: Path) -> None:
