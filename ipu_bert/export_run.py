@@ -17,21 +17,27 @@ from ipu_bert import assemble
 from ipu_bert.heldout_before import of_checkpoint, told
 from ipu_bert.hub.card import CardFacts, render_card
 from ipu_bert.hub.dense import save_pretrained
-from ipu_bert.hub.folders import CARD, push, whole_folder
+from ipu_bert.hub.folders import CARD, push, repository, whole_folder
 from ipu_bert.hub.tokenizer_files import save_tokenizer
+from ipu_bert.hub.weights import check_blocks
 from ipu_bert.hub_files import is_hub_name
 from ipu_bert.record.metrics import METRICS_FILE, read_metrics
 from ipu_bert.run_layout import name_for_others, runs_of
 from ipu_bert.sizes.footprint import parameter_counts
 from ipu_bert.trained import TrainedModel, load_model
 from sparse_ops import files
-from sparse_ops.arguments import Parser
+from sparse_ops.arguments import Parser, named
 from sparse_ops.ends import with_one_line
 from sparse_ops.saying import say
 
 
 def export(trained: TrainedModel, folder: Path, sparse: bool) -> None:
-    """Write model, tokenizer and card; sparse: in blocks. Raises ValueError or OSError as `whole_folder` does."""
+    """Write model, tokenizer and card; sparse: in blocks.
+
+    Raises ValueError or OSError as `whole_folder` does, and ValueError where there are no blocks to keep.
+    """
+    if sparse:
+        check_blocks(trained.model, "--sparse", "a run with block-sparse weights")
     pad = trained.text.special_ids()["[PAD]"]
     with whole_folder(folder) as aside:
         if sparse:
@@ -88,16 +94,18 @@ def _heldout(trained: TrainedModel, records: Sequence[Mapping[str, Any]]) -> Map
 def main(argv: list[str]) -> int:
     """Export; a run that cannot be read, or a hub that refuses, ends in one line and status 2."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("run", type=named, help="a run's folder, or one of its checkpoints")
     parser.add_argument("folder", type=files.there, help="where the model goes: a new folder, or an earlier export's")
-    parser.add_argument("--push-to", metavar="NAME", help="also upload it to this repository of the hub, as USER/MODEL")
+    parser.add_argument(
+        "--push-to", type=repository, metavar="NAME", help="also upload it to this repository of the hub, as USER/MODEL"
+    )
     parser.add_argument("--sparse", action="store_true", help="keep block-sparse weights as blocks")
     options = parser.parse_args(argv)
     return with_one_line(lambda: _act(options))
 
 
 def _act(options: argparse.Namespace) -> None:
-    trained = load_model(options.run)
+    trained = load_model(Path(options.run))
     folder = Path(options.folder)
     export(trained, folder, options.sparse)
     say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", sys.stdout)
@@ -105,7 +113,7 @@ def _act(options: argparse.Namespace) -> None:
     if positions > length:
         limit = f"use at most {length} tokens (model_max_length)"
         say(f"positions from {length} on have not been trained: {limit}", sys.stdout)
-    if options.push_to:
+    if options.push_to is not None:
         say(f"pushed to {push(folder, options.push_to)}", sys.stdout)
 
 

@@ -1,6 +1,7 @@
 """Rows of .jsonl, .json and .parquet files: the text of one column; what other columns hold does not matter.
 
-But an object of JSON that has a name twice is refused, wherever it stands: only one of the values would be read.
+But an object of JSON that has a name twice is refused, wherever it stands, and a Parquet file with two such columns:
+only one of the values would be read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ipu_bert.data.text_files import open_text
 from ipu_bert.json_file import each_once
 
 LONGEST = 1 << 27  # characters of one row
+_LOOKED_AT = 1000  # rows in which to look for a column: a wrong name is said before all of a file is read
 _READ = 1 << 20
 _BETWEEN = re.compile(r"[\s,]*")
 _LITERAL = 16  # so near to its end a piece of JSON may look wrong because more of it is to come
@@ -49,8 +51,11 @@ def parquet_texts(path: str, column: str) -> Iterator[str]:
 
     try:
         file = parquet.ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise _no_column(path, column, file.schema_arrow.names)
+        names = file.schema_arrow.names
+        if column not in names:
+            raise _no_column(path, column, names)
+        if names.count(column) > 1:  # only one would be read
+            raise DataError(f"{path}: expected one column {column!r}, found {names.count(column)}")
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             for number, value in enumerate(batch.column(0).to_pylist()):
                 yield _text(path, column, number, value)
@@ -109,12 +114,19 @@ def _after(file: io.TextIOWrapper, text: str) -> str:
 
 
 def _texts(path: str, column: str, rows: Iterator[Any]) -> Iterator[str]:
-    for number, row in enumerate(rows):
+    """Text of each row, empty where it has none. Raises DataError where no row of the first has the column."""
+    found, number = False, 0
+    first: list[str] = []  # names of the first row that has any
+    for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise DataError(f"{path}: row {number}: expected an object, found {type(row).__name__}")
-        if number == 0 and column not in row:
-            raise _no_column(path, column, row)
-        yield _text(path, column, number, row.get(column))
+            raise DataError(f"{path}: row {number - 1}: expected an object, found {type(row).__name__}")
+        found = found or column in row
+        first = first or list(row)
+        if number == _LOOKED_AT and not found:
+            raise _no_column(path, column, first, f" in one of the first {_LOOKED_AT:,} rows")
+        yield _text(path, column, number - 1, row.get(column))
+    if number and not found:
+        raise _no_column(path, column, first)
 
 
 def _text(path: str, column: str, number: int, value: Any) -> str:
@@ -130,5 +142,5 @@ def _unreadable(path: str, number: int, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be read as json: row {number}: {one_line(error)}")
 
 
-def _no_column(path: str, column: str, found: Any) -> DataError:
-    return DataError(f"{path}: expected a column {column!r}, found {', '.join(sorted(found))}")
+def _no_column(path: str, column: str, found: Any, where: str = "") -> DataError:
+    return DataError(f"{path}: expected a column {column!r}{where}, found {', '.join(sorted(found)) or 'none'}")

@@ -16,7 +16,8 @@ def measures(labels: np.ndarray, predictions: np.ndarray, regression: bool) -> M
 
     Numbers [n]: Pearson, Spearman, mean squared error.
 
-    None where a correlation is not defined, as of constant predictions.
+    None where a correlation is not defined: Pearson and Spearman of constant labels or predictions, MCC of labels of
+    one class. MCC of predictions of one class, where labels have more, is 0, as in scikit-learn and GLUE.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of predictions or labels that are all the same, which the values say
@@ -26,10 +27,11 @@ def measures(labels: np.ndarray, predictions: np.ndarray, regression: bool) -> M
 def _of_classes(labels: np.ndarray, predictions: np.ndarray) -> Measures:
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+    one_class = bool((labels == labels[0]).all())  # scikit-learn's 0 would stand beside an accuracy of 1
     return {
         "accuracy": float(accuracy_score(labels, predictions)),
         "f1": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
-        "mcc": float(matthews_corrcoef(labels, predictions)),
+        "mcc": None if one_class else float(matthews_corrcoef(labels, predictions)),
     }
 
 

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from ipu_bert.json_file import each_once
 from sparse_ops.files import plain
 
 _KINDS = (".csv", ".tsv", ".jsonl")
+_LONGEST = 2**31 - 1  # characters of a field: the largest that csv takes where C's long has 32 bits
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Rows:
 
 
 def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Rows:
-    """Read a file by the end of its name. labelled: whether the label's column must be there.
+    """Read a file by the end of its name. labelled: whether each row must have a label, else each or none has one.
 
     .csv: with commas and quotes; .tsv: with tabs, where quotes are letters, as GLUE's; both with a first line of names.
     .jsonl: an object a line. Blank lines are passed over; in a table of one column they are empty texts, but for those
@@ -48,14 +50,16 @@ def read_rows(file: Path, columns: Columns, encoding: str, labelled: bool) -> Ro
         )
     texts, labels, kinds = [], [], set()
     try:
-        with open(plain(file), encoding=encoding, newline="") as stream:
+        with open(plain(file), encoding=encoding, newline="") as stream, _long_fields():
             read = _json_rows if file.suffix == ".jsonl" else _table_rows
             for number, row in read(file, _without_mark(stream)):
                 place = f"{file}, row {number}"
                 _check_columns(place, row, columns, labelled)
                 texts.append(tuple(_text(place, name, row[name]) for name in columns.texts))
-                labels.append(_label(place, columns.label, row[columns.label]) if columns.label in row else None)
-                kinds.add(_kind(row.get(columns.label)))
+                label = row.get(columns.label)
+                there = labelled or not _is_empty(label)
+                labels.append(_label(place, columns.label, label) if there else None)
+                kinds.add(_kind(label) if there else None)
                 if len(kinds - {None}) > 1:
                     raise DataError(
                         f"{place}: expected labels of one kind, found {' and '.join(sorted(map(str, kinds)))}"
@@ -82,6 +86,16 @@ def _without_mark(stream: Iterable[str]) -> Iterator[str]:
     """Lines, the first without a byte order mark."""
     lines = iter(stream)
     return itertools.chain((line.lstrip("\ufeff") for line in itertools.islice(lines, 1)), lines)
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let csv, which refuses fields above 131,072 characters, read what .jsonl may hold; its limit is the process's."""
+    before = csv.field_size_limit(_LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _table_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -125,6 +139,10 @@ def _json_rows(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, Mapping
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number}: expected a JSON object, found {type(row).__name__}")
         yield number, row
+
+
+def _is_empty(label: Any) -> bool:
+    return label is None or (isinstance(label, str) and not label.strip())
 
 
 def _kind(value: Any) -> str | None:

@@ -45,7 +45,7 @@ class Examples:
 @dataclass(frozen=True)
 class Fitted:
     """epochs: measures of the validation after each. best: which of them, from 1, the model is of. moved: blocks that
-    changed place, over all updates.
+    changed place up to that one's end, over all updates.
     """
 
     epochs: tuple[Measures, ...]
@@ -67,7 +67,7 @@ def fit(
     stepper = _Stepper(model, training, steps_of(len(train.labels), training))
     target = train.labels if labels.classes else (train.labels - labels.mean) / labels.spread
     found: list[Measures] = []
-    best = 0
+    best = moved = 0
     kept: dict[str, Tensor] = {}
     for epoch in range(1, training.epochs + 1):
         losses = [
@@ -79,11 +79,12 @@ def fit(
         shown = "  ".join(f"{name} {'none' if value is None else f'{value:.4f}'}" for name, value in found[-1].items())
         say(f"epoch {epoch}/{training.epochs}  loss {sum(losses) / len(losses):.4f}  validation {shown}", sys.stdout)
         if better(found[-1], found[best - 1] if best else None):
-            best, kept = epoch, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            best, moved = epoch, stepper.moved
+            kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         elif epoch - best >= training.patience:
             break
     model.load_state_dict(kept)
-    return Fitted(tuple(found), best, stepper.moved)
+    return Fitted(tuple(found), best, moved)
 
 
 def steps_of(rows: int, training: Training) -> int:

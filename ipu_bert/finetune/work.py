@@ -17,7 +17,7 @@ from ipu_bert.finetune.rows import Rows, read_rows
 from ipu_bert.finetune.start import Source, border_ids, check_borders, classifier, read_source
 from ipu_bert.finetune.train import Examples, fit, in_units_of, predict, steps_of
 from ipu_bert.hub.folders import check_place
-from ipu_bert.model import sparse_layers
+from ipu_bert.hub.weights import check_blocks
 from sparse_ops.process import make_ready
 from sparse_ops.saying import say
 
@@ -38,9 +38,9 @@ def fine_tune(options: Options, folder: Path, sparse: bool) -> Result:
             f"--updates: expected at most one per step, {train.file} makes {steps} step(s), found {updates}"
         )
     source = read_source(options.start, options.training.seed)
-    if not sparse_layers(source.model) and (sparse or options.training.updates):
+    if sparse or options.training.updates:
         option = "--sparse" if sparse else "--updates"
-        raise ValueError(f"{option}: expected a start with block-sparse weights, or --sparsity; found dense ones")
+        check_blocks(source.model, option, "a start with block-sparse weights, or --sparsity")
     length = _length(options, source)
     check_borders(source.tokenizer, options.start.where, len(options.files.columns.texts))
     model = classifier(source.model, len(labels.classes) or 1, options.training)

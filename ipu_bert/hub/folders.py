@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from argparse import ArgumentTypeError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -108,6 +109,21 @@ def whole_folder(final: Path) -> Iterator[Path]:
         if old.exists() and not final.exists():  # the second rename failed
             os.replace(old, final)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def repository(name: str) -> str:
+    """A name that a repository of the hub can have, as an argument of a command. Raises ArgumentTypeError."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        possible = "/" in name  # without a user's it names one of the hub's own models
+    except HFValidationError:
+        possible = False
+    if not possible:
+        raise ArgumentTypeError(f"expected a name on the hub as USER/MODEL, found {name!r:.100}")
+    return name
 
 
 def push(folder: Path, name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ipu_bert.model import BertForPreTraining
+from ipu_bert.model import BertForPreTraining, sparse_layers
 from sparse_ops.linear import BlockSparseLinear, as_blocks
 
 QKV_PARTS = ("query", "key", "value")
@@ -92,6 +92,12 @@ def from_hugging_face(
             target.from_dense(source.to(target.values.device, target.values.dtype))
         else:
             target.copy_(source)
+
+
+def check_blocks(model: nn.Module, option: str, expected: str) -> None:
+    """Raises ValueError for a model without a block, of which there is no sparse form; expected: what was, in words."""
+    if not sparse_layers(model):
+        raise ValueError(f"{option}: expected {expected}; found dense ones")
 
 
 def own_weights(model: nn.Module) -> dict[str, Tensor | BlockSparseLinear]:

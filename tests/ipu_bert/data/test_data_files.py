@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from data_corpora import corpus, documents_of, prepared, source_of
+from pyarrow import parquet
 
 from ipu_bert.data import rows, shards, wiki_dump
 from ipu_bert.data.errors import DataError
@@ -153,6 +154,43 @@ def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
     found = [{"text": "a", "x": 1}, {"x": "one", "text": "b"}, {"text": None, "x": []}, {"x": {}}, {"text": "\ud800c"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, found)))
     assert documents_of(tmp_path / "a.jsonl") == ["a", "b", "", "", "?c"]  # half a surrogate pair is no text
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("first", [1, 2, 999])
+def test_the_first_rows_may_have_no_text(name: str, first: int, tmp_path: Path) -> None:
+    """As later ones: such a file was refused by its first row."""
+    found = [{"id": i} for i in range(first)] + [{"id": first, "text": "a"}, {}, {"text": "b"}]
+    (tmp_path / name).write_text("\n".join(map(json.dumps, found)))
+    assert documents_of(tmp_path / name) == [""] * first + ["a", "", "b"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_column_that_no_row_has_is_refused(name: str, tmp_path: Path) -> None:
+    """Where there are many rows, by the first thousand of them."""
+    for count, said in ((1, ""), (999, ""), (1000, r" in one of the first 1,000 rows"), (1001, r" in one of the .*")):
+        found = [{}, *({"id": i, "body": "b"} for i in range(count - 1))] if count > 1 else [{"id": 1, "body": "b"}]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, found)) + ("\nno row" if count == 1001 else ""))
+        with pytest.raises(DataError, match=rf"a\.jsonl?: expected a column 'text'{said}, found body, id$"):
+            documents_of(tmp_path / name)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=r"a\.jsonl?: expected a column 'text', found none$"):
+        documents_of(tmp_path / name)
+    (tmp_path / name).write_text("\n".join(map(json.dumps, [{}] * 1000 + [{"text": "too late"}])))
+    with pytest.raises(DataError, match=r"in one of the first 1,000 rows, found none$"):
+        documents_of(tmp_path / name)
+
+
+def test_a_parquet_file_with_the_column_twice_is_refused(tmp_path: Path) -> None:
+    """The first was read, and nobody heard of the second; a name that two other columns have does not matter."""
+    for names in (["text", "text"], ["text", "id", "text"], ["id", "text", "id"]):
+        columns = [pa.array([f"{name} {i}"]) for i, name in enumerate(names)]
+        parquet.write_table(pa.table(columns, names=names), tmp_path / "a.parquet")
+        if names.count("text") == 1:
+            assert documents_of(tmp_path / "a.parquet") == ["text 1"]
+        else:
+            with pytest.raises(DataError, match=r"a\.parquet: expected one column 'text', found 2$"):
+                documents_of(tmp_path / "a.parquet")
 
 
 def test_a_folder_gives_json_and_xml_that_are_text(tmp_path: Path) -> None:

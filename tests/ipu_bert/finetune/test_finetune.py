@@ -19,6 +19,8 @@ from ipu_bert.finetune.__main__ import main
 from ipu_bert.finetune.measures import measures
 from ipu_bert.finetune.train import predict
 from ipu_bert.hub.weights import dense_state
+from ipu_bert.model import sparse_layers
+from ipu_bert.trained import load_model
 
 QUICK = {"--epochs": "8", "--lr": "3e-3", "--batch-size": "8", "--dropout": "0", "--validation-share": "0.25"}
 
@@ -201,3 +203,58 @@ def test_f1_is_a_mean_over_the_classes_that_labels_or_predictions_have() -> None
     assert found["f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     same = measures(np.array([0, 0, 2]), np.array([0, 2, 2]), regression=False)  # class 1 is in neither
     assert same["f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("best", [1, 2, 4])
+def test_moved_blocks_are_those_of_the_model_that_is_written(best, finished, words, tmp_path, monkeypatch):
+    """One update an epoch: 30 rows are 4 steps. Those after the best epoch were counted, too."""
+    scores, after = iter([0.1 * epoch if epoch <= best else 0.0 for epoch in range(1, 9)]), []
+
+    def measured(*_: object) -> dict[str, float]:
+        return {"accuracy": next(scores), "f1": 0.0, "mcc": 0.0}
+
+    def seen(model, *rest):
+        after.append(places(model))
+        return predict(model, *rest)
+
+    def places(model) -> dict[str, list[tuple[int, int]]]:
+        return {n: list(zip(x.rows.tolist(), x.cols.tolist())) for n, x in sparse_layers(model)}
+
+    monkeypatch.setattr(train, "measures", measured)
+    monkeypatch.setattr(train, "predict", seen)
+    monkeypatch.setattr(work, "predict", seen)
+    found = tune(finished, tmp_path / "tuned", words, "--updates", "8", "--patience", "2")
+    start = places(load_model(finished).model)
+    assert len(after) == min(best + 2, 8) + 1
+    moved = [
+        sum(old != new for name in start for old, new in zip(before[name], now[name]))
+        for before, now in zip([start, *after], after)
+    ]
+    assert all(moved[: best + 2])
+    assert (found["best_epoch"], found["moved_blocks"]) == (best, sum(moved[:best]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "mcc"),
+    [
+        ([1], [1], None),
+        ([0, 0, 0], [0, 0, 0], None),
+        ([2, 2, 2], [0, 1, 2], None),
+        ([0, 1, 1], [1, 1, 1], 0.0),
+        ([0, 1, 0, 1], [0, 1, 0, 1], 1.0),
+        ([0, 1, 1, 1, 0], [0, 0, 1, 1, 1], (2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5),  # TP TN - FP FN, by hand
+    ],
+)
+def test_mcc_is_not_defined_of_labels_of_one_class(labels, predicted, mcc) -> None:
+    """It was 0, as of chance, beside an accuracy of 1."""
+    found = measures(np.array(labels), np.array(predicted), regression=False)["mcc"]
+    assert found == (mcc if mcc is None else pytest.approx(mcc))
+
+
+def test_one_row_to_test_has_no_mcc(finished, words, tmp_path, capsys):
+    test = write(tmp_path / "test.csv", ["text", "label"], [["war war war", "bad"]])
+    found = tune(finished, tmp_path / "tuned", words, "--test", str(test), "--validation", str(test))
+    assert found["measures"] == {"accuracy": 1.0, "f1": 1.0, "mcc": None}
+    assert all(epoch["mcc"] is None for epoch in found["validation"])
+    assert "test: accuracy 1.0000  f1 1.0000  mcc none; of epoch" in capsys.readouterr().out
+    assert "| mcc | not defined |" in (tmp_path / "tuned" / "README.md").read_text()
