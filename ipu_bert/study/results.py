@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from contextlib import suppress
@@ -193,8 +194,10 @@ class Results:
         return found
 
     def check(self, result: RunResult, cells: Sequence[Cell]) -> None:
-        """Raises ValueError, as `finished`, where the results with this one would not go together."""
-        self._checked(cells, {**self.by_key, result.key: result})
+        """Raises ValueError where this one could not be read again, and, as `finished`, where the results with it would
+        not go together.
+        """
+        self._checked(cells, {**self.by_key, result.key: _as_read(result)})
 
     def _checked(self, cells: Sequence[Cell], by_key: Mapping[str, RunResult]) -> dict[str, RunResult]:
         found = [(cell, by_key[cell.key]) for cell in cells if cell.key in by_key]
@@ -212,11 +215,16 @@ class Results:
     def add(self, result: RunResult) -> None:
         """Keep one more, in the place of an older one of its key, beside what others have put there since it was read.
 
-        Raises ValueError, and writes nothing, where the file has been damaged since.
+        Raises ValueError, and writes nothing, where the file was damaged since or this one could not be read again.
         """
-        self.by_key = {**self.by_key, **self._read(), result.key: result}
+        self.by_key = {**self.by_key, **self._read(), result.key: _as_read(result)}
         text = dumps({"runs": [asdict(run) for run in self.by_key.values()]}, indent=1)
         files.write(self.path, text + "\n")
+
+
+def _as_read(result: RunResult) -> RunResult:
+    """As the next one who reads the file has it. Raises ValueError where it would be refused, with all others there."""
+    return _from_dict(json.loads(dumps(asdict(result))))
 
 
 def _from_dict(run: Mapping[str, Any]) -> RunResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -242,6 +242,39 @@ def test_a_result_that_has_no_room_does_not_end_the_others(finished_study, monke
         found = _finish(_Running(cells[0], Path("run"), SimpleNamespace(returncode=0)), study, cells)
     assert found == "results/mine/results.json: No space left on device"
     assert _finish(_Running(cells[0], Path("run"), SimpleNamespace(returncode=0)), study, cells) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("mlm_loss", 0.0, "mlm_loss: expected a number above 0 and below 1e+30, found 0.0"),
+        ("mlm_loss", None, "mlm_loss: expected a finite number from 0 on, found None"),
+        ("mlm_loss", float("nan"), "mlm_loss: expected a finite number from 0 on, found None"),
+        ("unigram_entropy", 0.0, "unigram_entropy: expected a number above 0 and below 1e+30, found 0.0"),
+        ("unigram_entropy", None, "unigram_entropy: expected a finite number from 0 on, found None"),
+    ],
+)
+def test_a_result_that_could_not_be_read_again_is_not_kept(name, value, said, finished_study, monkeypatch):
+    """As a held-out loss of exactly 0, of a text of one word: it was written, and the whole file refused for ever."""
+    path = Path("results/mine/results.json")
+    path.write_text(json.dumps({"runs": finished_study[:1]}))
+    study, cells, before = Results(path.parent), read_study("mine.yaml").cells, path.read_bytes()
+    good = replace(study.by_key[cells[0].key], key=cells[1].key, row="sparse", settings=identity(cells[1].config))
+    bad = (
+        replace(good, evaluations=(Evaluation(50, value, None),))
+        if name == "mlm_loss"
+        else replace(good, **{name: value})
+    )
+    monkeypatch.setattr(runner, "collect", lambda *_: bad)
+    ended = _Running(cells[1], Path("run"), SimpleNamespace(returncode=0))
+    assert _finish(ended, study, cells) == said
+    with pytest.raises(ValueError, match=name):
+        study.add(bad)
+    assert path.read_bytes() == before
+    monkeypatch.setattr(runner, "collect", lambda *_: good)
+    assert _finish(ended, study, cells) == ""
+    assert Results(path.parent).by_key == study.by_key
+    assert study.by_key.keys() == {cell.key for cell in cells}
 
 
 def test_seconds_of_one_machine_twice(tmp_path):
