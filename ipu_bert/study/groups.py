@@ -38,6 +38,16 @@ class Group:
         return self.first.unigram_entropy
 
     @property
+    def word_frequencies_loss(self) -> float | None:
+        """Of such a guess on the words that the last evaluation asked for [nats]; None where no run has kept it."""
+        return next((loss for run in self.runs.values() if (loss := run.word_frequencies_loss) is not None), None)
+
+    @property
+    def heldout_batches(self) -> int | None:
+        """How many its runs were judged by at the end; None where none has kept it."""
+        return next((n for run in self.runs.values() if (n := run.heldout_batches) is not None), None)
+
+    @property
     def is_dense(self) -> bool:
         """Whether its encoder is."""
         return bool(self.first.settings["sparsity.method"] == "dense")

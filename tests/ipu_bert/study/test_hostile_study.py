@@ -113,6 +113,7 @@ def finished_study(tmp_path, monkeypatch):
         ("updates.0.explored_dof", "x"),
         ("settings", None),
         ("settings", {}),
+        *(("settings.heldout_batches", value) for value in ("x", 0, -1, 1.5, True)),
         ("settings", {"sparsity.method": "dense", "data.source": "sotu"}),
         ("machine", [1]),
         ("machine.processor", "a\n| b |"),
