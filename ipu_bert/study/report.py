@@ -11,7 +11,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.study.comparable import apart, judged_on, other_loss, same_entropy
 from ipu_bert.study.definition import SEED, Study
 from ipu_bert.study.frontier import Matched, Point, match, table
-from ipu_bert.study.groups import Group, group, outdated, timed
+from ipu_bert.study.groups import Group, group, outdated, timed, timed_label
 from ipu_bert.study.results import Results, RunResult
 from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
 from ipu_bert.study.statistics import CLEAR, Difference, difference, mean
@@ -279,7 +279,7 @@ def _comparison(found: Sequence[tuple[str, str, Difference | None]]) -> list[str
 
 
 def _seconds_table(groups: Sequence[Group], machine: MachineSeconds) -> list[str]:
-    rows = {one.row.label: row for one, row in timed(groups, machine)}
+    rows = {timed_label(one): row for one, row in timed(groups, machine)}
     lines = [
         f"Seconds a step, all in turn in one process, {machine.threads} threads of {machine.machine}.",
         "",

@@ -19,6 +19,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.study import __main__ as command
 from ipu_bert.study import run as runner
 from ipu_bert.study.definition import MOST_BYTES, read_study
+from ipu_bert.study.groups import timed_configs
 from ipu_bert.study.results import Evaluation, Results, RunResult, Update
 from ipu_bert.study.run import _finish, _Running, run_cells
 from ipu_bert.study.seconds import read_seconds, timed_settings
@@ -187,7 +188,7 @@ def test_seconds_of_another_kind(path, value, tmp_path):
 )  # fmt: skip
 def test_seconds_of_a_row_that_was_edited_since(key, value, left_out, finished_study, capsys):
     """They were shown as the row's own: what a step takes hangs on its settings, not on its label."""
-    configs = read_study("mine.yaml").configs
+    configs = timed_configs(read_study("mine.yaml"))
     rows = {label: {**OLD_ROW, "settings": timed_settings(config)} for label, config in configs.items()}
     rows["sparse"]["settings"][key] = value
     for name, found in (("results", {"runs": finished_study}),
