@@ -67,6 +67,19 @@ class Group:
         """Of the whole run, as the paper counts."""
         return self.first.flops * self.first.sequences
 
+    @property
+    def explored_dof(self) -> float | None:
+        """After the last update, mean over seeds; None where there are none."""
+        found = [run.updates[-1].explored_dof for run in self.runs.values() if run.updates]
+        return mean(found).value if found else None
+
+    @property
+    def removed_new(self) -> float | None:
+        """By the last update, mean over the seeds in which blocks were new before it; None where there are none."""
+        found = [run.updates[-1].removed_new for run in self.runs.values() if run.updates]
+        known = [share for share in found if share is not None]
+        return mean(known).value if known else None
+
     def curve(self) -> list[tuple[int, Mean]]:
         """(step, loss over seeds) of the evaluations that all of its runs have."""
         by_step = [{e.step: e.mlm_loss for e in run.evaluations} for run in self.runs.values()]

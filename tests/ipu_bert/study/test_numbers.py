@@ -18,8 +18,8 @@ from ipu_bert.study.definition import Row, Study
 from ipu_bert.study.figures import cost_figure, steps_figure
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.groups import Group, group
-from ipu_bert.study.report import compared, guess_of, made_of
-from ipu_bert.study.results import Evaluation, RunResult
+from ipu_bert.study.report import _table, compared, guess_of, made_of
+from ipu_bert.study.results import Evaluation, RunResult, Update
 from ipu_bert.study.statistics import difference, mean
 
 
@@ -158,6 +158,22 @@ def test_losses_are_held_against_a_guess_at_what_was_asked_for():
     )
     (text,) = steps_figure(groups[:1], guess_of(groups[:1])).axes[0].texts
     assert (text.get_text(), text.xy[1]) == ("word frequencies", pytest.approx(5.55))
+
+
+def test_what_patterns_did_is_a_mean_over_seeds(seed):
+    """It was the first seed's, in a table of means."""
+    rng = random.Random(seed)
+    explored, removed = [[rng.random() for _ in range(3)] for _ in range(2)]
+    last = [Update(8, 0.1, *numbers) for numbers in zip(explored, [removed[0], None, removed[2]])]
+    updates = [(Update(4, 0.2, rng.random(), rng.random()), update) for update in last]
+    runs = {str(k): replace(result(6.0, str(k)), updates=both) for k, both in enumerate(updates)}
+    moving, still = Group(Row("moving", None), Config(), {}, runs, 3), row("still", {"0": 6.0})
+    assert moving.explored_dof == pytest.approx(sum(explored) / 3)
+    assert moving.removed_new == pytest.approx((removed[0] + removed[2]) / 2)  # of the other nothing was new
+    assert (still.explored_dof, still.removed_new) == (None, None)
+    lines = {line.split(" | ")[0]: line for line in _table([moving, still])}
+    assert f"| {sum(explored) / 3:.2f} | {(removed[0] + removed[2]) / 2:.2f} |  |" in lines["| moving"]
+    assert lines["| still"].endswith("|  |  |  |")
 
 
 def test_results_of_other_settings_are_left_out():
