@@ -199,8 +199,30 @@ def test_only_dense_runs_that_nothing_beats_make_the_line():
     assert "wins by 2.00" in table("FLOPs", [found])[-2]
     (lost,) = match([Point("worse", 8.0, 5.0, False)], [a, c])
     assert not lost.inside
-    assert "loses by 2.00, beyond the dense runs" in table("FLOPs", [lost])[-2]
+    assert "loses by 2.00; dense at equal cost: beyond the dense runs |" in table("FLOPs", [lost])[-2]
     assert match([Point("sparse", 2.0, 5.0, False)], [a, b]) == []
+
+
+@pytest.mark.parametrize(
+    ("cost", "loss", "words"),
+    [
+        (2.0, 5.0, "| wins by 1.41 |"),  # both between: the dense cost of 5.0 is 2 * 2^0.5
+        (0.5, 5.0, "| wins by 5.66; dense at equal cost: beyond the dense runs |"),
+        (0.1, 5.0, "| wins by 28.28 |"),  # so far out that none is said: a dash
+        (
+            2.0,
+            3.0,
+            "| wins by 3.13, beyond the dense runs |",
+        ),  # the dense cost of 3.0: 4 * 2^(ln(4 / 3) / ln(25 / 16)) = 6.25
+        (0.5, 3.0, "| wins by 12.51, beyond the dense runs |"),
+    ],
+)
+def test_beyond_the_dense_runs_is_what_lies_there(cost, loss, words):
+    """It stood beside ratios whose dense cost lies between those of dense runs, where the run's own alone does not."""
+    family = [Point("a", 1.0, 7.8125, True), Point("b", 2.0, 6.25, True), Point("c", 4.0, 4.0, True)]
+    (found,) = match([Point("x", cost, loss, False)], family)
+    assert words in table("FLOPs", [found])[-2]
+    assert found.inside == ((cost, loss) == (2.0, 5.0))
 
 
 def test_where_costlier_dense_runs_came_to_no_lower_loss_none_is_said_to():
