@@ -17,7 +17,8 @@ from typing import Any, Mapping, Sequence
 from ipu_bert import assemble
 from ipu_bert.config import Config, from_dict
 from ipu_bert.json_file import is_amount, is_count, read_object
-from ipu_bert.record.metrics import dumps
+from ipu_bert.record.metrics import METRICS_FILE, dumps, read_metrics
+from ipu_bert.record.report_numbers import alike
 from ipu_bert.sizes.flops import paper_flops
 from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.comparable import apart, judged_on
@@ -31,16 +32,24 @@ from sparse_ops.saying import answer, say
 
 @dataclass(frozen=True)
 class _Run:
-    """A finished run. config, report: as report.json has them. label: another one than those of all beside it."""
+    """A finished run. config, report: as report.json has them. heldout_batches: by which it was judged at its end, None
+    where its records do not say it. label: another one than those of all beside it.
+    """
 
     folder: Path
     config: Config
     report: Mapping[str, Any]
+    heldout_batches: int | None
     label: str
 
     @property
     def unigram_entropy(self) -> float:
         return float(self.report["heldout"]["unigram_entropy"])
+
+    @property
+    def word_frequencies_loss(self) -> float | None:
+        found = self.report["heldout"].get("word_frequencies_loss")
+        return float(found) if is_amount(found) else None
 
     @property
     def flops(self) -> float:
@@ -82,12 +91,21 @@ def _reported(folder: Path) -> _Run:
             raise ValueError(f"expected unigram_entropy, found {report['heldout']['unigram_entropy']!r:.40}")
         if report["steps"] != config.train.last_step:
             raise ValueError("found one that has not come to its end")
-        return _Run(folder, config, report, config.run.name)
+        return _Run(folder, config, report, _heldout_batches(folder), config.run.name)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: expected the folder of a run that has come to its end, found no report") from None
     except (KeyError, TypeError, ValueError) as error:
         problem = f"found no {error} in it" if isinstance(error, KeyError) else "; ".join(str(error).splitlines())
         raise ValueError(f"{path}: expected the report of a run: {problem}") from None
+
+
+def _heldout_batches(folder: Path) -> int | None:
+    """None, too, where its records are gone or cannot be read: what is asked here is all in the report."""
+    try:
+        judged = alike(read_metrics(folder / METRICS_FILE))
+    except (OSError, ValueError):
+        return None
+    return judged[-1].get("batches") if judged else None
 
 
 def _labelled(runs: Sequence[_Run]) -> list[_Run]:

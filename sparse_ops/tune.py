@@ -104,7 +104,7 @@ class _Example(NamedTuple):
 
 def _measure(work: Work, choices: Choices, seconds: float) -> Choice:
     """The fastest variant, or the default one where none is faster by the margin."""
-    measured = replace(work, tokens=min(work.tokens, MOST_TOKENS))
+    measured = replace(work, tokens=_measured_tokens(work))
     run, names, default = _Example.of(measured).run(work.product), choices.names(work), choices.default(work)
     before = choices.number(measured)
     order: list[int] = list(range(len(names)))
@@ -133,6 +133,10 @@ def _measure(work: Work, choices: Choices, seconds: float) -> Choice:
     return Choice(work, names[fastest if faster else default], least)
 
 
+def _measured_tokens(work: Work) -> int:
+    return min(work.tokens, MOST_TOKENS)
+
+
 def told(made: list[Choice], seconds: float) -> str:
     """What measuring came to, in one line."""
     if not made:
@@ -147,8 +151,12 @@ def told(made: list[Choice], seconds: float) -> str:
 
 
 def table(choices: Choices) -> str:
-    """One line a choice: milliseconds of every variant, the chosen one in brackets, the default one with a star."""
-    lines = [f"{'product':>11} {'weight':>10} {'block':>5} {'sparsity':>8} {'tokens':>6} threads level"]
+    """One line a choice: milliseconds of every variant, the chosen one in brackets, the default one with a star.
+
+    Milliseconds are of the tokens that were measured: "8192 of 131072", where the choice is for more.
+    """
+    wide = max([6, *(len(_tokens(choice.work)) for choice in choices)])
+    lines = [f"{'product':>11} {'weight':>10} {'block':>5} {'sparsity':>8} {'tokens':>{wide}} threads level"]
     for choice in sorted(choices, key=lambda c: c.work.shape_class):
         w, default = choice.work, choices.names(choice.work)[choices.default(choice.work)]
         ways = [
@@ -157,10 +165,15 @@ def table(choices: Choices) -> str:
         ]
         sparsity = 1 - w.blocks * w.block**2 / (w.out * w.inp)
         lines.append(
-            f"{w.product:>11} {f'{w.out}x{w.inp}':>10} {w.block:>5} {sparsity:>8.3f} {w.tokens:>6} {w.threads:>7} "
-            f"{native.LEVELS[w.level]}{' bfloat16' * w.half}  {'  '.join(ways)}"
+            f"{w.product:>11} {f'{w.out}x{w.inp}':>10} {w.block:>5} {sparsity:>8.3f} {_tokens(w):>{wide}} "
+            f"{w.threads:>7} {native.LEVELS[w.level]}{' bfloat16' * w.half}  {'  '.join(ways)}"
         )
     return "\n".join(lines)
+
+
+def _tokens(work: Work) -> str:
+    measured = _measured_tokens(work)
+    return str(measured) if measured == work.tokens else f"{measured} of {work.tokens}"
 
 
 def weight(text: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from ipu_bert.machine import processor
 from ipu_bert.record.console import format_duration
 from ipu_bert.signals import InterruptedRunError, raised
 from ipu_bert.study.definition import Cell, Study, read_study
+from ipu_bert.study.groups import timed_configs
 from ipu_bert.study.report import write_report
 from ipu_bert.study.results import Results
 from ipu_bert.study.run import cell_flops, run_cells
@@ -68,7 +69,7 @@ def _act(options: argparse.Namespace) -> int:
             if options.time:
                 read_seconds(folder)  # where it is damaged, before anything is measured
                 Results(folder).finished(study.cells)
-                write_seconds(folder, measure_seconds(study.configs, REPEATS, tell))
+                write_seconds(folder, measure_seconds(timed_configs(study), REPEATS, tell))
             else:
                 for line in study.told:
                     tell(line)
@@ -165,7 +166,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where results are")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the runs and how long they take, and stop")
-    what.add_argument("--time", action="store_true", help="measure seconds a step of each row on this machine")
+    what.add_argument(
+        "--time",
+        action="store_true",
+        help="measure seconds a step of each row, with each value of the grid that they depend on",
+    )
     what.add_argument("--report", action="store_true", help="make tables and figures again, run nothing")
     return parser
 

@@ -14,7 +14,11 @@ _SAME = 1e-6  # of two entropies of the same text, rounded by two machines
 
 
 class Judged(Protocol):
-    """A run, or a mean of some. unigram_entropy [nats]: of a guess by word frequency on its whole held-out text."""
+    """A run, or a mean of some.
+
+    unigram_entropy [nats]: of a guess by word frequency on its whole held-out text; word_frequencies_loss: on the words
+    that its last evaluation asked for. heldout_batches: of that. None where a run has not kept them.
+    """
 
     @property
     def label(self) -> str: ...
@@ -24,6 +28,12 @@ class Judged(Protocol):
 
     @property
     def unigram_entropy(self) -> float: ...
+
+    @property
+    def word_frequencies_loss(self) -> float | None: ...
+
+    @property
+    def heldout_batches(self) -> int | None: ...
 
 
 def same_entropy(one: float, other: float) -> bool:
@@ -56,10 +66,27 @@ def apart(found: Sequence[Judged]) -> str:
 
 def judged_on(found: Sequence[Judged]) -> str:
     """A line where losses are means over other numbers of held-out sequences; empty where they are not."""
-    numbers: dict[int, list[str]] = {}
+    numbers: dict[tuple[int, str], list[str]] = {}
     for one in found:
-        numbers.setdefault(one.config.eval.batches * one.config.train.batch_size, []).append(one.label)
-    if len(numbers) < 2:
+        numbers.setdefault(_judged_sequences(one), []).append(one.label)
+    if len(numbers) < 2 or _asked_for_the_same(found):
         return ""
-    words = "; ".join(f"{number:,}: {' / '.join(labels)}" for number, labels in sorted(numbers.items()))
+    words = "; ".join(f"{most}{number:,}: {' / '.join(labels)}" for (number, most), labels in sorted(numbers.items()))
     return f"held-out sequences that losses are means over, which alone may make them differ: {words}"
+
+
+def _judged_sequences(one: Judged) -> tuple[int, str]:
+    """How many, and "at most " where all that is known is how many were asked for: the text may have had fewer.
+
+    The oldest results, which do not even have word_frequencies_loss, are those of results/, whose texts had them all.
+    """
+    known = one.heldout_batches is not None or one.word_frequencies_loss is None
+    batches = one.config.eval.batches if one.heldout_batches is None else one.heldout_batches
+    return batches * one.config.train.batch_size, "" if known else "at most "
+
+
+def _asked_for_the_same(found: Sequence[Judged]) -> bool:
+    """Whether all were asked for words of the same frequencies, those of the same sequences, as of all of a text."""
+    losses = [one.word_frequencies_loss for one in found]
+    first = losses[0]
+    return first is not None and all(loss is not None and same_entropy(first, loss) for loss in losses)

@@ -94,11 +94,6 @@ class Study:
     asked: str
 
     @property
-    def configs(self) -> dict[str, Config]:
-        """Of each row the first cell's."""
-        return {cell.row.label: cell.config for cell in reversed(self.cells)}
-
-    @property
     def told(self) -> list[str]:
         """What gave way in its rows, and what does nothing, a line each."""
         return self.gave_way + self.no_effect

@@ -25,15 +25,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Matched:
-    """A point against the family. loss: the family's at this cost. cost: the family's at this loss. inside: whether
-    both lie between members of the family. Each is None where the family's curve does not say it; no_cost: why not.
+    """A point against the family. loss: the family's at this cost. cost: the family's at this loss; each is None where
+    the family's curve does not say it; no_cost: why not. cost_inside, loss_inside: whether the point's lie between
+    those of members of the family, so that the family's other number there does, too.
     """
 
     point: Point
     loss: float | None
     cost: float | None
-    inside: bool
+    cost_inside: bool
+    loss_inside: bool
     no_cost: str
+
+    @property
+    def inside(self) -> bool:
+        """Whether both do."""
+        return self.cost_inside and self.loss_inside
 
     @property
     def cost_ratio(self) -> float | None:
@@ -95,8 +102,9 @@ class _Curve:
         first, last = self.members[0], self.members[-1]
         below = self._ends and point.loss < last.loss
         cost = None if below else self._cost(point.loss)
-        inside = first.cost <= point.cost <= self.most and last.loss <= point.loss <= first.loss
-        return Matched(point, self._loss(point.cost), cost, inside, BELOW if below else FAR if cost is None else "")
+        cost_inside, loss_inside = first.cost <= point.cost <= self.most, last.loss <= point.loss <= first.loss
+        no_cost = BELOW if below else FAR if cost is None else ""
+        return Matched(point, self._loss(point.cost), cost, cost_inside, loss_inside, no_cost)
 
     @property
     def _pairs(self) -> list[tuple[float, float]]:
@@ -144,9 +152,11 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def _verdict(one: Matched) -> str:
+    """Of the ratio, which hangs on the family's cost at this loss alone; then what is read off its continued line."""
     ratio = one.cost_ratio
     if ratio is None:
         return one.no_cost
-    return (f"wins by {1 / ratio:.2f}" if ratio < 1 else f"loses by {ratio:.2f}") + (
-        "" if one.inside else ", beyond the dense runs"
-    )
+    words = f"wins by {1 / ratio:.2f}" if ratio < 1 else f"loses by {ratio:.2f}"
+    if not one.loss_inside:
+        return words + ", beyond the dense runs"
+    return words + ("" if one.cost_inside or one.loss is None else "; dense at equal cost: beyond the dense runs")

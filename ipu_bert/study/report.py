@@ -11,7 +11,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.study.comparable import apart, judged_on, other_loss, same_entropy
 from ipu_bert.study.definition import SEED, Study
 from ipu_bert.study.frontier import Matched, Point, match, table
-from ipu_bert.study.groups import Group, group, outdated, timed
+from ipu_bert.study.groups import Group, group, outdated, timed, timed_label
 from ipu_bert.study.results import Results, RunResult
 from ipu_bert.study.seconds import SECONDS_FILE, MachineSeconds, read_seconds
 from ipu_bert.study.statistics import CLEAR, Difference, difference, mean
@@ -148,7 +148,7 @@ def _numbers(study: Study, groups: Sequence[Group], seconds: Sequence[MachineSec
                 "mean": one.loss.value,
                 "standard_error": one.loss.error,
                 "flops": one.flops,
-                "explored_dof": one.first.updates[-1].explored_dof if one.first.updates else None,
+                "explored_dof": one.explored_dof,
                 "paper": one.row.paper,
             }
             for one in groups
@@ -247,10 +247,10 @@ def _table(groups: Sequence[Group]) -> list[str]:
     ]
     for one in groups:
         low, high = one.loss.spread
-        updates = one.first.updates
-        explored = f"{updates[-1].explored_dof:.2f}" if updates else ""
-        removed = f"{updates[-1].removed_new:.2f}" if updates and updates[-1].removed_new is not None else ""
-        paper = f"{one.row.paper:.3f}" if one.row.paper is not None else ""
+        explored, removed, paper = (
+            "" if number is None else format(number, form)
+            for number, form in ((one.explored_dof, ".2f"), (one.removed_new, ".2f"), (one.row.paper, ".3f"))
+        )
         lines.append(
             f"| {one.label} | {len(one.runs)} of {one.cells} | {one.loss} | {low:.4f} - {high:.4f} | {one.flops:.3g} "
             f"| {explored} | {removed} | {paper} |"
@@ -279,7 +279,7 @@ def _comparison(found: Sequence[tuple[str, str, Difference | None]]) -> list[str
 
 
 def _seconds_table(groups: Sequence[Group], machine: MachineSeconds) -> list[str]:
-    rows = {one.row.label: row for one, row in timed(groups, machine)}
+    rows = {timed_label(one): row for one, row in timed(groups, machine)}
     lines = [
         f"Seconds a step, all in turn in one process, {machine.threads} threads of {machine.machine}.",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from contextlib import suppress
@@ -35,6 +36,7 @@ _READ = (
 )
 # What logarithms are taken of, and sums of squares made of, by which MOST is bounded.
 _POSITIVE = ("flops", "executed_flops", "seconds", "unigram_entropy")
+_JUDGED_BY = "heldout_batches"  # beside the settings, as the text's checksum
 MOST = 1e30  # of any amount here
 
 
@@ -89,6 +91,12 @@ class RunResult:
     def mlm_loss(self) -> float:
         """Held-out, after the last step."""
         return self.evaluations[-1].mlm_loss
+
+    @property
+    def heldout_batches(self) -> int | None:
+        """How many it was judged by then, fewer than were asked for of a short text; None in older results."""
+        found: int | None = self.settings.get(_JUDGED_BY)
+        return found
 
 
 ANEW = "bring back what has changed, or begin anew with --results and --runs in new folders"
@@ -193,8 +201,10 @@ class Results:
         return found
 
     def check(self, result: RunResult, cells: Sequence[Cell]) -> None:
-        """Raises ValueError, as `finished`, where the results with this one would not go together."""
-        self._checked(cells, {**self.by_key, result.key: result})
+        """Raises ValueError where this one could not be read again, and, as `finished`, where the results with it would
+        not go together.
+        """
+        self._checked(cells, {**self.by_key, result.key: _as_read(result)})
 
     def _checked(self, cells: Sequence[Cell], by_key: Mapping[str, RunResult]) -> dict[str, RunResult]:
         found = [(cell, by_key[cell.key]) for cell in cells if cell.key in by_key]
@@ -212,11 +222,16 @@ class Results:
     def add(self, result: RunResult) -> None:
         """Keep one more, in the place of an older one of its key, beside what others have put there since it was read.
 
-        Raises ValueError, and writes nothing, where the file has been damaged since.
+        Raises ValueError, and writes nothing, where the file was damaged since or this one could not be read again.
         """
-        self.by_key = {**self.by_key, **self._read(), result.key: result}
+        self.by_key = {**self.by_key, **self._read(), result.key: _as_read(result)}
         text = dumps({"runs": [asdict(run) for run in self.by_key.values()]}, indent=1)
         files.write(self.path, text + "\n")
+
+
+def _as_read(result: RunResult) -> RunResult:
+    """As the next one who reads the file has it. Raises ValueError where it would be refused, with all others there."""
+    return _from_dict(json.loads(dumps(asdict(result))))
 
 
 def _from_dict(run: Mapping[str, Any]) -> RunResult:
@@ -235,6 +250,9 @@ def _from_dict(run: Mapping[str, Any]) -> RunResult:
         value = getattr(found, name).get(key)
         if not is_right(value):
             raise ValueError(f"{name}: expected {key}, found {value!r:.60}")
+    judged_by = found.settings.get(_JUDGED_BY)
+    if judged_by is not None and not (is_count(judged_by) and judged_by):
+        raise ValueError(f"settings: expected {_JUDGED_BY} above 0, found {judged_by!r:.60}")
     return found
 
 
@@ -260,7 +278,12 @@ def _collected(cell: Cell, folder: Path) -> RunResult | None:
     report = read_object(folder / "report.json")
     shape = bert_shape(config.model, report["model"]["vocab_size"])
     weights, data = assemble.weights(config), config.data
-    text = _text_of(folder)
+    text, judged = _text_of(folder), alike(records)
+    besides = {
+        "text": text,
+        "source": source_of_run(config, text),
+        _JUDGED_BY: judged[-1].get("batches") if judged else None,
+    }
     return RunResult(
         row=cell.row.label,
         grid=dict(cell.grid),
@@ -272,11 +295,11 @@ def _collected(cell: Cell, folder: Path) -> RunResult | None:
         seconds=ends[-1]["elapsed"],
         unigram_entropy=report["heldout"]["unigram_entropy"],
         word_frequencies_loss=report["heldout"]["word_frequencies_loss"],
-        evaluations=tuple(Evaluation(r["step"], r["mlm_loss"], r["nsp_loss"]) for r in alike(records)),
+        evaluations=tuple(Evaluation(r["step"], r["mlm_loss"], r["nsp_loss"]) for r in judged),
         updates=tuple(
             Update(r["step"], r["ratio"], r["explored_dof"], r["removed_new"]) for r in records if r["kind"] == "update"
         ),
-        settings={**deciding(config), "text": text, "source": source_of_run(config, text)},
+        settings={**deciding(config), **besides},
         machine=report["machine"],
         revision=_revision(),
         finished=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),

@@ -55,7 +55,7 @@ class RowSeconds:
 
 @dataclass(frozen=True)
 class MachineSeconds:
-    """All rows on one machine. rows: by label."""
+    """All that was timed on one machine. rows: by label, of older files by that of the row."""
 
     machine: str
     threads: int

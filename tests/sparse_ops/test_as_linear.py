@@ -13,6 +13,7 @@ from compiler import needs_kernels
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -295,3 +296,20 @@ def test_flops_are_those_executed(layer, kernel):
 def test_the_dense_weight_is_not_there(layer):
     with pytest.raises(AttributeError, match="no attribute 'weight'"):
         layer.weight  # noqa: B018
+
+
+def test_averaged_buffers_are_positions_that_no_model_has():
+    """Of torch's own making, and why docs/library.md says to leave it: halfway between the places of a moved block."""
+    layer = BlockSparseLinear(16, 16, 4, 15 / 16)
+    first = {"rows": torch.tensor([0], dtype=torch.int32), "cols": torch.tensor([0], dtype=torch.int32)}
+    layer.load_state_dict({**layer.state_dict(), **first})
+    places = {}
+    for buffers in (False, True):
+        layer.load_state_dict({**layer.state_dict(), **first})
+        average = AveragedModel(layer, use_buffers=buffers)
+        average.update_parameters(layer)
+        layer.reallocate(*(torch.tensor([n]) for n in (0, 2, 2)))
+        average.update_parameters(layer)
+        places[buffers] = (average.module.rows.tolist(), average.module.cols.tolist())
+    assert places[True] == ([1], [1])
+    assert places[False] == ([2], [2])

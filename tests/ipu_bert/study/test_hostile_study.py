@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.study import __main__ as command
 from ipu_bert.study import run as runner
 from ipu_bert.study.definition import MOST_BYTES, read_study
+from ipu_bert.study.groups import timed_configs
 from ipu_bert.study.results import Evaluation, Results, RunResult, Update
 from ipu_bert.study.run import _finish, _Running, run_cells
 from ipu_bert.study.seconds import read_seconds, timed_settings
@@ -113,6 +114,7 @@ def finished_study(tmp_path, monkeypatch):
         ("updates.0.explored_dof", "x"),
         ("settings", None),
         ("settings", {}),
+        *(("settings.heldout_batches", value) for value in ("x", 0, -1, 1.5, True)),
         ("settings", {"sparsity.method": "dense", "data.source": "sotu"}),
         ("machine", [1]),
         ("machine.processor", "a\n| b |"),
@@ -186,7 +188,7 @@ def test_seconds_of_another_kind(path, value, tmp_path):
 )  # fmt: skip
 def test_seconds_of_a_row_that_was_edited_since(key, value, left_out, finished_study, capsys):
     """They were shown as the row's own: what a step takes hangs on its settings, not on its label."""
-    configs = read_study("mine.yaml").configs
+    configs = timed_configs(read_study("mine.yaml"))
     rows = {label: {**OLD_ROW, "settings": timed_settings(config)} for label, config in configs.items()}
     rows["sparse"]["settings"][key] = value
     for name, found in (("results", {"runs": finished_study}),
@@ -242,6 +244,39 @@ def test_a_result_that_has_no_room_does_not_end_the_others(finished_study, monke
         found = _finish(_Running(cells[0], Path("run"), SimpleNamespace(returncode=0)), study, cells)
     assert found == "results/mine/results.json: No space left on device"
     assert _finish(_Running(cells[0], Path("run"), SimpleNamespace(returncode=0)), study, cells) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("mlm_loss", 0.0, "mlm_loss: expected a number above 0 and below 1e+30, found 0.0"),
+        ("mlm_loss", None, "mlm_loss: expected a finite number from 0 on, found None"),
+        ("mlm_loss", float("nan"), "mlm_loss: expected a finite number from 0 on, found None"),
+        ("unigram_entropy", 0.0, "unigram_entropy: expected a number above 0 and below 1e+30, found 0.0"),
+        ("unigram_entropy", None, "unigram_entropy: expected a finite number from 0 on, found None"),
+    ],
+)
+def test_a_result_that_could_not_be_read_again_is_not_kept(name, value, said, finished_study, monkeypatch):
+    """As a held-out loss of exactly 0, of a text of one word: it was written, and the whole file refused for ever."""
+    path = Path("results/mine/results.json")
+    path.write_text(json.dumps({"runs": finished_study[:1]}))
+    study, cells, before = Results(path.parent), read_study("mine.yaml").cells, path.read_bytes()
+    good = replace(study.by_key[cells[0].key], key=cells[1].key, row="sparse", settings=identity(cells[1].config))
+    bad = (
+        replace(good, evaluations=(Evaluation(50, value, None),))
+        if name == "mlm_loss"
+        else replace(good, **{name: value})
+    )
+    monkeypatch.setattr(runner, "collect", lambda *_: bad)
+    ended = _Running(cells[1], Path("run"), SimpleNamespace(returncode=0))
+    assert _finish(ended, study, cells) == said
+    with pytest.raises(ValueError, match=name):
+        study.add(bad)
+    assert path.read_bytes() == before
+    monkeypatch.setattr(runner, "collect", lambda *_: good)
+    assert _finish(ended, study, cells) == ""
+    assert Results(path.parent).by_key == study.by_key
+    assert study.by_key.keys() == {cell.key for cell in cells}
 
 
 def test_seconds_of_one_machine_twice(tmp_path):

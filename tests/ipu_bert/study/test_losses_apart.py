@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
-from ipu_bert.study.definition import read_study
+from ipu_bert.study.definition import Cell, read_study
 from ipu_bert.study.report import write_report
 from ipu_bert.study.results import Evaluation, Results, RunResult, deciding
 
@@ -27,20 +28,30 @@ figures: [steps, flops]
 """
 
 
-def page(folder: Path, setting: str, entropy: float) -> tuple[str, dict[str, Any], str]:
-    """The page, its numbers and the figure over steps of a study whose last row has a setting and an entropy."""
+def page(
+    folder: Path,
+    setting: str,
+    entropy: float,
+    judged: Callable[[Cell], tuple[int | None, float | None]] = lambda _: (None, None),
+) -> tuple[str, dict[str, Any], str]:
+    """The page, its numbers and the figure over steps of a study whose last row has a setting and an entropy.
+
+    judged: the batches by which a cell was judged and the loss of a guess on what they ask for, as far as it was kept.
+    """
     (folder / "mine.yaml").write_text(STUDY.replace("OTHER", setting))
     study, results = read_study(str(folder / "mine.yaml")), Results(folder)
     losses = {"dense": 6.0, "larger": 5.9, "sparse": 5.8}
     for number, cell in enumerate(study.cells):
         row = cell.row.label
         loss = losses[row] + 0.001 * number
+        batches, guess = judged(cell)
+        settings = {**deciding(cell.config), **({} if batches is None else {"heldout_batches": batches})}
         results.add(
             RunResult(
                 row=row, grid=dict(cell.grid), key=cell.key, steps=50, sequences=1600,
                 flops=2e9 if row == "larger" else 1e9, executed_flops=2e9, seconds=9.0,
-                unigram_entropy=entropy if row == "sparse" else 6.5, word_frequencies_loss=None,
-                evaluations=(Evaluation(50, loss, None),), updates=(), settings=deciding(cell.config),
+                unigram_entropy=entropy if row == "sparse" else 6.5, word_frequencies_loss=guess,
+                evaluations=(Evaluation(50, loss, None),), updates=(), settings=settings,
                 machine={"processor": "x"}, revision="r", finished="now",
             )
         )  # fmt: skip
@@ -98,4 +109,43 @@ def test_means_over_other_numbers_of_sequences_are_told(tmp_path, capsys, settin
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "gave way" not in line]
     few, many = sorted({"eval.batches: 1": (32, 512), "train.batch_size: 16": (256, 512)}[setting])
     assert line.endswith(f"which alone may make them differ: {few}: sparse; {many}: dense / larger")
+    assert f"**{line}**" in text
+
+
+HELD_OUT = 2_496  # sequences of a text, in the tests below
+
+
+def judged_by(cell: Cell) -> int:
+    """One pass over them at most, its last batch filled up from the next."""
+    return min(cell.config.eval.batches, math.ceil(HELD_OUT / cell.config.train.batch_size))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_short_text_is_judged_as_a_whole_by_batches_of_any_size(tmp_path, capsys, kept):
+    """It was said in bold that 32,000 and 64,000 sequences made them differ: there are 2,496, in 78 or 39 batches. An
+    older result does not say how many, but what a guess came to on them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "STUDY", STUDY.replace("settings:\n  {", "settings:\n  {eval.batches: 1000, ", 1))
+        text, _, _ = page(tmp_path, "train.batch_size: 64", 6.5, lambda c: (judged_by(c) if kept else None, 6.25))
+    assert "means over" not in text + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept", "numbers"),
+    [
+        ("eval.batches: 3", True, "96: sparse; 2,496: dense / larger"),
+        ("train.batch_size: 50", True, "2,496: dense / larger; 2,500: sparse"),
+        ("eval.batches: 3", False, "at most 96: sparse; at most 32,000: dense / larger"),
+    ],
+)
+def test_as_many_sequences_as_there_were_are_told(tmp_path, capsys, setting, kept, numbers):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "STUDY", STUDY.replace("settings:\n  {", "settings:\n  {eval.batches: 1000, ", 1))
+        text, _, _ = page(
+            tmp_path, setting, 6.5,
+            lambda c: (judged_by(c) if kept else None, 6.2 if c.row.label == "sparse" else 6.25),
+        )  # fmt: skip
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "gave way" not in line]
+    assert line.endswith(f"which alone may make them differ: {numbers}")
     assert f"**{line}**" in text

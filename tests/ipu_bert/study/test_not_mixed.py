@@ -70,6 +70,7 @@ def test_a_runs_evaluations_by_other_batches_are_left_out(tiny, finished, tmp_pa
     assert whole is not None
     assert found.evaluations == whole.evaluations
     assert [evaluation.step for evaluation in found.evaluations] == [0, 2]
+    assert (found.heldout_batches, whole.heldout_batches) == (2, 2)
 
 
 def test_what_a_guess_comes_to_is_kept_as_the_run_s_report_has_it(tiny, finished, tmp_path):

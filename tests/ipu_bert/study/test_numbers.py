@@ -18,8 +18,8 @@ from ipu_bert.study.definition import Row, Study
 from ipu_bert.study.figures import cost_figure, steps_figure
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.groups import Group, group
-from ipu_bert.study.report import compared, guess_of, made_of
-from ipu_bert.study.results import Evaluation, RunResult
+from ipu_bert.study.report import _table, compared, guess_of, made_of
+from ipu_bert.study.results import Evaluation, RunResult, Update
 from ipu_bert.study.statistics import difference, mean
 
 
@@ -160,6 +160,22 @@ def test_losses_are_held_against_a_guess_at_what_was_asked_for():
     assert (text.get_text(), text.xy[1]) == ("word frequencies", pytest.approx(5.55))
 
 
+def test_what_patterns_did_is_a_mean_over_seeds(seed):
+    """It was the first seed's, in a table of means."""
+    rng = random.Random(seed)
+    explored, removed = [[rng.random() for _ in range(3)] for _ in range(2)]
+    last = [Update(8, 0.1, *numbers) for numbers in zip(explored, [removed[0], None, removed[2]])]
+    updates = [(Update(4, 0.2, rng.random(), rng.random()), update) for update in last]
+    runs = {str(k): replace(result(6.0, str(k)), updates=both) for k, both in enumerate(updates)}
+    moving, still = Group(Row("moving", None), Config(), {}, runs, 3), row("still", {"0": 6.0})
+    assert moving.explored_dof == pytest.approx(sum(explored) / 3)
+    assert moving.removed_new == pytest.approx((removed[0] + removed[2]) / 2)  # of the other nothing was new
+    assert (still.explored_dof, still.removed_new) == (None, None)
+    lines = {line.split(" | ")[0]: line for line in _table([moving, still])}
+    assert f"| {sum(explored) / 3:.2f} | {(removed[0] + removed[2]) / 2:.2f} |  |" in lines["| moving"]
+    assert lines["| still"].endswith("|  |  |  |")
+
+
 def test_results_of_other_settings_are_left_out():
     assert group(Study("s", "", (), {}, (), (), (), "s"), {"old": result(5.0)}) == []
 
@@ -183,8 +199,30 @@ def test_only_dense_runs_that_nothing_beats_make_the_line():
     assert "wins by 2.00" in table("FLOPs", [found])[-2]
     (lost,) = match([Point("worse", 8.0, 5.0, False)], [a, c])
     assert not lost.inside
-    assert "loses by 2.00, beyond the dense runs" in table("FLOPs", [lost])[-2]
+    assert "loses by 2.00; dense at equal cost: beyond the dense runs |" in table("FLOPs", [lost])[-2]
     assert match([Point("sparse", 2.0, 5.0, False)], [a, b]) == []
+
+
+@pytest.mark.parametrize(
+    ("cost", "loss", "words"),
+    [
+        (2.0, 5.0, "| wins by 1.41 |"),  # both between: the dense cost of 5.0 is 2 * 2^0.5
+        (0.5, 5.0, "| wins by 5.66; dense at equal cost: beyond the dense runs |"),
+        (0.1, 5.0, "| wins by 28.28 |"),  # so far out that none is said: a dash
+        (
+            2.0,
+            3.0,
+            "| wins by 3.13, beyond the dense runs |",
+        ),  # the dense cost of 3.0: 4 * 2^(ln(4 / 3) / ln(25 / 16)) = 6.25
+        (0.5, 3.0, "| wins by 12.51, beyond the dense runs |"),
+    ],
+)
+def test_beyond_the_dense_runs_is_what_lies_there(cost, loss, words):
+    """It stood beside ratios whose dense cost lies between those of dense runs, where the run's own alone does not."""
+    family = [Point("a", 1.0, 7.8125, True), Point("b", 2.0, 6.25, True), Point("c", 4.0, 4.0, True)]
+    (found,) = match([Point("x", cost, loss, False)], family)
+    assert words in table("FLOPs", [found])[-2]
+    assert found.inside == ((cost, loss) == (2.0, 5.0))
 
 
 def test_where_costlier_dense_runs_came_to_no_lower_loss_none_is_said_to():

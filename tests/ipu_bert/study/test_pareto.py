@@ -92,7 +92,7 @@ def test_runs_of_different_texts_are_told(runs, capsys):
         (
             {"eval.batches": 7},  # in batches of 4
             "held-out sequences that losses are means over, which alone may make them differ: "
-            "8: sparse / large; 28: small",
+            "at most 8: sparse / large; at most 28: small",
         ),
         ({"data.mask_probability": None, "data.short_sequence_probability": None, "eval.batches": 2}, ""),
     ],
@@ -106,9 +106,25 @@ def test_runs_of_other_masks_lengths_or_evaluations_are_told_in_a_studys_words(c
         report["config"][section][name] = value
         if value is None:
             del report["config"][section][name]
+    report["heldout"]["word_frequencies_loss"] += 0.01  # of others that are judged
     path.write_text(json.dumps(report))
     assert pareto.main(runs) == 0
     assert capsys.readouterr().err == (f"warning: {line}\n" if line else "")
+
+
+@pytest.mark.parametrize(("guess", "numbers"), [(0.01, "8: sparse; at most 8: large; 20: small"), (0.0, "")])
+def test_as_many_sequences_as_a_run_was_judged_by_are_told(guess, numbers, runs, finished, capsys):
+    """Of a text of 20, which 5 of the 7 batches of 4 go through; the large one's records are gone."""
+    for run, batches in ((runs[0], 2), (runs[1], 5)):
+        lines = (finished / "metrics.jsonl").read_text()
+        (Path(run) / "metrics.jsonl").write_text(lines.replace('"batches": 2', f'"batches": {batches}'))
+    path = Path(runs[1]) / "report.json"
+    report = json.loads(path.read_text())
+    report["config"]["eval"]["batches"] = 7
+    report["heldout"]["word_frequencies_loss"] += guess
+    path.write_text(json.dumps(report))
+    assert pareto.main(runs) == 0
+    assert capsys.readouterr().err.partition("differ: ")[2].strip() == numbers
 
 
 def test_without_dense_runs_the_line_is_the_papers(runs, capsys):
