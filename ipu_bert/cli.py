@@ -27,7 +27,7 @@ from ipu_bert.record.metrics import dumps
 from ipu_bert.run_place import Found, look, newest_checkpoint, of_another_folder, settle
 from ipu_bert.same_run import begun, check_goes_on
 from ipu_bert.signals import InterruptedRunError, delayed, raised
-from sparse_ops.arguments import Parser
+from sparse_ops.arguments import Parser, named
 from sparse_ops.ends import out_of
 from sparse_ops.files import in_words
 from sparse_ops.saying import answer, printable, say
@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         nargs="?",
         const="latest",
+        type=named,
         metavar="PATH",
         help="continue from a checkpoint or a run's folder; without PATH, or with `latest`, from this run's newest; "
         "with `auto` from the newest if there is one, else start",

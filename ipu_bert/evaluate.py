@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Sequence
 
 from ipu_bert import assemble
@@ -25,7 +24,7 @@ from ipu_bert.precision import Precision
 from ipu_bert.record.context import Context
 from ipu_bert.record.metrics import dumps
 from ipu_bert.trained import TrainedModel, load_model, open_text
-from sparse_ops.arguments import Parser, whole_number
+from sparse_ops.arguments import Parser, named_path, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.process import make_ready
 from sparse_ops.saying import answer
@@ -133,7 +132,7 @@ def render(found: Evaluation) -> str:
 def main(argv: list[str]) -> int:
     """The command line; what cannot be read ends in one line and status 2."""
     parser = Parser(description=(__doc__ or "").partition(":")[0], epilog=CONTEXT)
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("run", type=named_path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="judge by this text: files or folders")
     parser.add_argument(
         "--batches", type=whole_number(1, 1_000_000), help="batches to judge by (default: eval.batches of the run)"

@@ -23,7 +23,7 @@ from ipu_bert.engines.checked_state import check_model
 from ipu_bert.model import BertForPreTraining, pretraining_losses
 from ipu_bert.record.metrics import dumps
 from ipu_bert.signals import delayed
-from sparse_ops.arguments import Parser, whole_number
+from sparse_ops.arguments import Parser, named_path, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.linear import BlockSparseLinear
 from sparse_ops.process import make_ready
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="python -m ipu_bert.gradient_range", description=about)
     parser.add_argument("--config", required=True, metavar="NAME_or_FILE", help="as for run_pretraining.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the config's")
-    parser.add_argument("--run", type=Path, metavar="RUN", help="weights of this run's newest checkpoint")
+    parser.add_argument("--run", type=named_path, metavar="RUN", help="weights of this run's newest checkpoint")
     number = whole_number(1, 1_000_000)
     parser.add_argument(
         "--micro-batches", type=number, default=4, metavar="N", help="how many, at most a batch's; default: 4"

@@ -24,7 +24,7 @@ from ipu_bert.sizes.shape import bert_shape
 from ipu_bert.study.comparable import apart, judged_on
 from ipu_bert.study.frontier import Point, match, paper_family, table, undominated
 from ipu_bert.study.seconds import REPEATS, measure_seconds
-from sparse_ops.arguments import Parser, file_to_write
+from sparse_ops.arguments import Parser, file_to_write, named_path
 from sparse_ops.ends import with_one_line
 from sparse_ops.pictures import write_picture
 from sparse_ops.saying import answer, say
@@ -124,7 +124,9 @@ def main(argv: list[str]) -> int:
     """The command line; what cannot be read ends in one line and status 2."""
     about, _, more = (__doc__ or "").partition("\n\n")
     parser = Parser(prog="python -m ipu_bert.pareto", description=about.partition(":")[0], epilog=more)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, dense ones among them")
+    parser.add_argument(
+        "runs", nargs="+", type=named_path, metavar="RUN", help="folders of runs, dense ones among them"
+    )
     parser.add_argument("--seconds", action="store_true", help="cost in seconds on this machine in place of FLOPs")
     parser.add_argument("--svg", type=file_to_write(".svg"), metavar="FILE", help="draw it")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -74,6 +74,11 @@ def named(text: str) -> str:
     return text
 
 
+def named_path(text: str) -> Path:
+    """A path that is named; '' would be the folder that is worked in."""
+    return Path(named(text))
+
+
 def fraction(text: str) -> float:
     """A number in [0, 1)."""
     try:

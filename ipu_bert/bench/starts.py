@@ -28,7 +28,7 @@ from ipu_bert.finetune.measures import measures
 from ipu_bert.record.metrics import dumps
 from ipu_bert.signals import InterruptedRunError, delayed, raised, stop
 from sparse_ops import files
-from sparse_ops.arguments import Parser
+from sparse_ops.arguments import Parser, named_path
 from sparse_ops.ends import with_one_line
 from sparse_ops.pattern import named_generator
 from sparse_ops.saying import say
@@ -245,10 +245,10 @@ def _cell(row: dict[str, Any] | None) -> str:
 def main(argv: list[str]) -> int:
     """Do what is left, row by row, and write results after each."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("work", type=Path, help="folder for runs and models")
-    parser.add_argument("--reviews", type=Path, required=True, help="movieReviewSnippets_GroundTruth.txt")
-    parser.add_argument("--minilm", type=Path, required=True, help="MiniLM's folder")
-    parser.add_argument("--results", type=Path, required=True, help="folder for starts.json and starts.md")
+    parser.add_argument("work", type=named_path, help="folder for runs and models")
+    parser.add_argument("--reviews", type=named_path, required=True, help="movieReviewSnippets_GroundTruth.txt")
+    parser.add_argument("--minilm", type=named_path, required=True, help="MiniLM's folder")
+    parser.add_argument("--results", type=named_path, required=True, help="folder for starts.json and starts.md")
     options = parser.parse_args(argv)
 
     def act() -> None:

@@ -87,15 +87,22 @@ def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> 
     add = parser.add_argument
     add(
         "--source",
+        type=named,
         help=f"where the text comes from: {', '.join(SOURCES)} (default: files with --paths, else {defaults.source})",
     )
     add("--paths", nargs="+", type=named, default=(), metavar="PATH", help="for --source files: files, folders, globs")
     add(
         "--column",
+        type=named,
         default=defaults.column,
         help="column with the text, for .jsonl, .json and .parquet (default: %(default)s)",
     )
-    add("--encoding", default=defaults.encoding, help="of text without a byte order mark (default: %(default)s)")
+    add(
+        "--encoding",
+        type=named,
+        default=defaults.encoding,
+        help="of text without a byte order mark (default: %(default)s)",
+    )
     add(
         "--document-words",
         type=whole_number(0, 1 << 30),
@@ -105,6 +112,7 @@ def _text_arguments(parser: argparse.ArgumentParser, defaults: DataSettings) -> 
     )
     add(
         "--language",
+        type=named,
         default=defaults.language,
         help="whose rules find sentences, as de; auto: by the text (default: %(default)s)",
     )

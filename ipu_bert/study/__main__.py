@@ -30,7 +30,7 @@ from ipu_bert.study.results import Results
 from ipu_bert.study.run import cell_flops, run_cells
 from ipu_bert.study.seconds import REPEATS, measure_seconds, read_seconds, write_seconds
 from sparse_ops import files
-from sparse_ops.arguments import MOST_THREADS, Parser, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, named_path, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.saying import answer, say
 
@@ -162,8 +162,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("study", metavar="NAME_or_FILE", help="a name in configs/studies/ (NAME.yaml), or a YAML file")
     jobs = "runs at once (default: CPUs / engine.threads of a run)"
     parser.add_argument("--jobs", type=whole_number(1, MOST_THREADS), help=jobs)
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), metavar="FOLDER", help="where runs are")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where results are")
+    parser.add_argument(
+        "--runs", type=named_path, default=Path("runs/studies"), metavar="FOLDER", help="where runs are"
+    )
+    parser.add_argument(
+        "--results", type=named_path, default=Path("results"), metavar="FOLDER", help="where results are"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the runs and how long they take, and stop")
     what.add_argument(
