@@ -26,7 +26,7 @@ from ipu_bert.run_layout import name_for_others, runs_of
 from ipu_bert.sizes.footprint import parameter_counts
 from ipu_bert.trained import TrainedModel, load_model
 from sparse_ops import files
-from sparse_ops.arguments import Parser, named
+from sparse_ops.arguments import Parser, named_path
 from sparse_ops.ends import with_one_line
 from sparse_ops.saying import say
 
@@ -94,7 +94,7 @@ def _heldout(trained: TrainedModel, records: Sequence[Mapping[str, Any]]) -> Map
 def main(argv: list[str]) -> int:
     """Export; a run that cannot be read, or a hub that refuses, ends in one line and status 2."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", type=named, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("run", type=named_path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("folder", type=files.there, help="where the model goes: a new folder, or an earlier export's")
     parser.add_argument(
         "--push-to", type=repository, metavar="NAME", help="also upload it to this repository of the hub, as USER/MODEL"
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
 
 
 def _act(options: argparse.Namespace) -> None:
-    trained = load_model(Path(options.run))
+    trained = load_model(options.run)
     folder = Path(options.folder)
     export(trained, folder, options.sparse)
     say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", sys.stdout)

@@ -16,7 +16,7 @@ from typing import Callable
 
 from ipu_bert.finetune.options import LEAST_LENGTH, Columns, Files, Options, Start, Training
 from ipu_bert.settings import MOST_STEPS, SparsitySettings
-from sparse_ops.arguments import MOST_THREADS, Parser, named, no_effect, take_threads, whole_number
+from sparse_ops.arguments import MOST_THREADS, Parser, named, named_path, no_effect, take_threads, whole_number
 from sparse_ops.ends import with_one_line
 from sparse_ops.files import there
 from sparse_ops.pattern import BLOCK_SIZES
@@ -85,10 +85,16 @@ def _parser() -> argparse.ArgumentParser:
     add, sparsity = parser.add_argument, SparsitySettings()
     add("start", type=named, help="a run, a checkpoint, an export, or a BERT's folder or name on the hub")
     add("folder", type=there, help="where the model goes: a new folder, or an earlier one's")
-    add("--train", type=_file, required=True, metavar="FILE", help="labelled rows: .csv, .tsv (as GLUE's) or .jsonl")
-    add("--validation", type=_file, metavar="FILE", help="rows to validate by, in the place of some of --train")
+    add(
+        "--train",
+        type=named_path,
+        required=True,
+        metavar="FILE",
+        help="labelled rows: .csv, .tsv (as GLUE's) or .jsonl",
+    )
+    add("--validation", type=named_path, metavar="FILE", help="rows to validate by, in the place of some of --train")
     add("--validation-share", type=_number(0, 1), default=0.1, help="share of --train held out where there is no file")
-    add("--test", type=_file, metavar="FILE", help="rows to predict in the end, with labels or without")
+    add("--test", type=named_path, metavar="FILE", help="rows to predict in the end, with labels or without")
     add("--text", type=named, default="text", metavar="COLUMN", help="the text")
     add("--pair", type=named, metavar="COLUMN", help="the second text of a pair")
     add("--label", type=named, default="label", metavar="COLUMN", help="the class, or the number of a regression")
@@ -118,10 +124,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of everything that is drawn")
     add("--threads", type=whole_number(0, MOST_THREADS), default=0, help="CPU threads; 0: torch's default")
     return parser
-
-
-def _file(text: str) -> Path:
-    return Path(named(text))  # of '' it would be the folder that this program works in
 
 
 def _number(above: float, below: float, low: bool = False) -> Callable[[str], float]:
