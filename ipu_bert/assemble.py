@@ -11,7 +11,7 @@ from typing import Any, Callable, Mapping, Sequence
 import torch
 
 from ipu_bert import heldout_before
-from ipu_bert.checkpoint_info import TEXTS_BEFORE
+from ipu_bert.checkpoint_info import LINES_BEFORE, TEXTS_BEFORE
 from ipu_bert.config import Config, ConfigError
 from ipu_bert.config.resolve import wanted_predictions
 from ipu_bert.data.ahead import BatchAhead
@@ -279,8 +279,8 @@ def known_before(config: Config, files: TokenFiles, info: Mapping[str, Any]) -> 
     """The texts that the model behind `model.init` knows, as `heldout_before` has them; of a run that goes on those
     that its checkpoint's `info` says, since that model may be gone.
     """
-    if TEXTS_BEFORE in info or not config.model.init:
-        return dict(info.get(TEXTS_BEFORE, {}))
+    if {TEXTS_BEFORE, LINES_BEFORE} & info.keys() or not config.model.init:
+        return heldout_before.of_checkpoint(info)[0]
     return heldout_before.texts_before(config.model.init, files.identity["text"])
 
 

@@ -62,24 +62,8 @@ class TextQuality:
     @property
     def which_language(self) -> float:
         """What it is worth to know which language a document is in [nats]: the entropy of `rules`."""
-        return -sum(share * math.log(share) for share in self._shares())
-
-    @property
-    def languages_apart(self) -> float:
-        """The next-sentence loss [nats] of a guess that only sees whether both texts are of one language; about, since
-        documents are counted, not sequences.
-
-        A random B is of A's language with q, the sum of squared shares, and a following one always. So they are of one
-        with (1 + q) / 2, of which 1 / (1 + q) follow; of two, none does. ln 2 for a text of one language.
-        """
-        same = sum(share**2 for share in self._shares()) if self.rules else 1.0
-        follows = 1.0 / (1.0 + same)
-        entropy = -follows * math.log(follows) - (1.0 - follows) * math.log(1.0 - follows)
-        return (1.0 + same) / 2.0 * entropy
-
-    def _shares(self) -> list[float]:
-        """Of the documents, by language."""
-        return [count / sum(self.rules.values()) for count in self.rules.values() if count]
+        shares = [count / sum(self.rules.values()) for count in self.rules.values() if count]
+        return -sum(share * math.log(share) for share in shares)
 
     def told(self) -> list[str]:
         """The numbers, and what preparing took where that was recorded: a line each."""

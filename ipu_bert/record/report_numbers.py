@@ -14,8 +14,6 @@ from ipu_bert.sizes.footprint import ParameterCounts
 from ipu_bert.stopwatch import OUTSIDE_TRAINING, PHASES
 
 MAX_WARMUP_STEPS = 10
-LEAST_BELOW = 0.02  # nats, by which a next-sentence loss is clearly below ln 2
-ABOUT = 0.05  # nats: TextQuality.languages_apart counts documents where sequences are meant
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -28,9 +26,8 @@ class HeldoutNumbers:
     held-out text; other_words_loss, other_words_error and word_frequencies_loss [nats] are of the mlm_labels that
     mlm_loss is of, too, and other_words_share is of the tokens around these (Context). context_gain [nats] is
     other_words_loss - mlm_loss, and reads_context says whether that is clearly more than nothing; nsp_learned whether
-    NSP is clearly under ln 2, and under languages_apart, where that is: what next sentence comes to by telling the
-    text's languages apart (TextQuality). best_mlm_loss and best_step come from those evaluations of the whole run that
-    are `alike`. best_checkpoint: step of the one in best/.
+    NSP is clearly under ln 2. best_mlm_loss and best_step come from those evaluations of the whole run that are
+    `alike`. best_checkpoint: step of the one in best/.
     """
 
     mlm_loss: float | None
@@ -47,7 +44,6 @@ class HeldoutNumbers:
     context_gain: float | None
     reads_context: bool | None
     nsp_learned: bool | None
-    languages_apart: float | None
     best_mlm_loss: float | None
     best_step: int | None
     best_checkpoint: int | None
@@ -210,8 +206,6 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
     means = outcome.heldout
     loss, nsp = finite(means.mlm_loss), finite(means.nsp_loss)
     context = outcome.context
-    apart = outcome.quality.languages_apart
-    several = apart < math.log(2.0) - LEAST_BELOW
     gain = None if loss is None or context is None else finite(context.gain(loss))
     evaluations = [record for record in alike(records) if finite(record.get("mlm_loss")) is not None]
     best: Mapping[str, Any] = min(evaluations, key=lambda record: float(record["mlm_loss"]), default={})
@@ -229,10 +223,7 @@ def heldout_numbers(records: Records, outcome: RunOutcome) -> HeldoutNumbers:
         nsp_accuracy=finite(means.nsp_accuracy),
         context_gain=gain,
         reads_context=None if gain is None or loss is None or context is None else context.read(loss),
-        nsp_learned=None
-        if nsp is None
-        else beats_a_coin(nsp, outcome.judged) and not (several and nsp > apart - ABOUT),
-        languages_apart=apart if several else None,
+        nsp_learned=None if nsp is None else beats_a_coin(nsp, outcome.judged),
         best_mlm_loss=best.get("mlm_loss"),
         best_step=best.get("step"),
         best_checkpoint=outcome.best_checkpoint,
@@ -252,7 +243,7 @@ def beats_a_coin(loss: float, judged: int) -> bool:
     average whatever a model guesses, so that it is above a hundred at most once in a hundred (Markov's inequality).
     """
     gain = math.log(2.0) - loss
-    return gain > LEAST_BELOW and judged * gain > math.log(100.0)
+    return gain > 0.02 and judged * gain > math.log(100.0)
 
 
 # ---------------------------------------------------------------- how fast

@@ -276,3 +276,19 @@ def test_a_state_that_somebody_changed_is_named(finished, value: Any) -> None:
     assert problem(state) == ""
     assert "texts_before" in problem({**state, "texts_before": value if isinstance(value, (str, list)) else {"": 1}})
     assert "held_out" in problem({**state, "held_out": {"documents": [value], "below": "0"}})
+
+
+def test_what_an_earlier_version_had_found_is_kept(tiny, finished, tmp_path) -> None:
+    """A run that it began, silent then, goes on though its start is gone; what it had told is not certain any more."""
+    start, run = shutil.copytree(finished, tmp_path / "start"), tmp_path / "run"
+    assert begun(tiny, start, run) == []
+    shutil.rmtree(start / "checkpoints")
+    settings = [f"run.dir={run}", f"model.init={start}"]
+    for step, (lines, told_now) in enumerate((([], 0), (["a line of then"], 1)), start=2):
+        as_older_versions_wrote(run, TEXTS_BEFORE, trained_before=lines)
+        config = tiny(*settings, f"train.stop_at={step}")
+        found = load_model(run)
+        planned = assemble.plan(config, info=found.info)["data"]["said"]
+        assert sum(MAY in line for line in planned) == told_now
+        Trainer(config, resume=found.checkpoint).run()
+        assert (run / "report.md").read_text().count(MAY) == told_now

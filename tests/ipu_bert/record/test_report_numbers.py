@@ -63,7 +63,6 @@ def test_shares_losses_and_patterns_worked_by_hand() -> None:
         "context_gain": 0.25,
         "reads_context": True,
         "nsp_learned": True,
-        "languages_apart": None,
         "best_mlm_loss": 6.25,
         "best_step": 30,
         "best_checkpoint": None,

@@ -203,42 +203,21 @@ def test_a_coin_is_not_beaten_by_luck(loss: float, judged: int, learned: bool) -
     assert report.heldout.nsp_learned is learned
 
 
-@pytest.mark.parametrize(
-    ("rules", "loss", "learned"),
-    [
-        ({"en": 100, "zh": 100}, 0.464, False),  # what a run on English and Chinese came to, and on either 0.75
-        ({"en": 100, "zh": 100}, 0.428, False),
-        ({"en": 100, "zh": 100}, 0.426, True),
-        ({"en": 100, "zh": 0}, 0.464, True),
-        ({}, 0.464, True),  # lines are sentences: not known
-    ],
-)
-def test_telling_languages_apart_is_not_to_have_learned_next_sentence(rules, loss: float, learned: bool) -> None:
-    """Of two languages half of all random parts are of the other one: 3 of 4 pairs are of one, and 2 of 3 of these
-    follow, which is 3/4 (log 3 - 2/3 log 2) = 0.4774."""
-    outcome = replace(with_heldout(nsp_loss=loss), judged=1000, quality=replace(OUTCOME.quality, rules=rules))
-    report = build_report(RECORDS, outcome)
-    several = 0 not in rules.values() and bool(rules)
-    assert report.heldout.nsp_learned is learned
-    assert report.heldout.languages_apart == (pytest.approx(0.4774, abs=5e-5) if several else None)
-    page = render_page(report, {})
-    assert ("**Its documents were taken for several languages.**" in page) == several
-    assert ("about 0.48 (telling languages apart)" in page) == several
-    assert ("than telling the text's languages apart." in page) == (several and learned)
-    assert ("NOT moved clearly below telling the text's languages apart." in page) == (not learned)
-    assert ("better than a coin toss." in page) == (not several)
-
-
-def test_what_languages_are_worth(seed: int) -> None:
-    """By counting pairs, and by scipy's entropy."""
+def test_languages_are_told_where_they_are_worth_something(seed: int) -> None:
+    """From 0.05 nats on, the entropy of which one a document is in; rules of none, and none of its documents, are."""
     draw = np.random.default_rng(seed)
-    counts = draw.integers(1, 50, draw.integers(1, 6)).tolist()
-    quality = replace(OUTCOME.quality, rules={f"l{number}": count for number, count in enumerate(counts)})
-    assert quality.which_language == pytest.approx(entropy(counts), abs=1e-12)
-    documents = np.repeat(np.arange(len(counts)), counts)
-    random_same = (documents[:, None] == documents).mean() / 2
-    both = 0.5 + random_same
-    assert quality.languages_apart == pytest.approx(both * entropy([0.5, random_same]))
+    counts = draw.integers(0, 50, draw.integers(1, 6)).tolist()
+    for found in (counts, [100, 100], [99, 1], [991, 9], [992, 8], [100], [100, 0], [0], []):
+        rules = {f"l{number}": count for number, count in enumerate(found)}
+        for pairs in (True, False):
+            quality = replace(OUTCOME.quality, rules=rules, pairs=pairs)
+            worth = float(entropy(found)) if sum(found) else 0.0
+            assert quality.which_language == pytest.approx(worth, abs=1e-12)
+            page = page_of(RECORDS, replace(OUTCOME, quality=quality))
+            assert ("**Its documents were taken for several languages.**" in page) == (worth > 0.05)
+            assert ("many random ones are of another language" in page) == (worth > 0.05 and pairs)
+    page = page_of(RECORDS, replace(OUTCOME, context=None, quality=replace(OUTCOME.quality, rules={"en": 1, "zh": 1})))
+    assert "several languages" not in page
 
 
 def test_the_page_of_masked_lm_alone_speaks_of_no_next_sentence() -> None:
