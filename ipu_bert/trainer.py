@@ -134,7 +134,7 @@ class Trainer:
             self._write(folder.metrics, "end", elapsed=self._elapsed())
         waited = [float(share) for share in self._ranks.gather(repr(self._waited_share(before)))]
         judged = self._judged_by * config.train.batch_size
-        frequencies = frequencies_in_training(self.data, self.train_stream, self._kept.seen)
+        frequencies = frequencies_in_training(self.data, self.train_stream, self._kept.seen) if first else math.nan
         totals = RunTotals(self.step, self._elapsed(), self.timer.seconds, heldout, judged, frequencies, waited)
         with self.engine.host_state() as host:
             if first:

@@ -122,11 +122,11 @@ def _learning(report: Report, figures: Figures) -> str:
     if best is not None and heldout.mlm_loss is not None and heldout.mlm_loss > best + 0.05:
         by_heart = ", as it does when a model learns its training text by heart"
         because = by_heart if training.by_heart(heldout.mlm_loss) else ""
-        if not training.below(heldout.mlm_loss):
-            because = ", and training losses are not clearly lower: check the learning rate"
+        if training.last is not None and not training.below(best):
+            because = ", and training losses are not clearly below that: check the learning rate"
         notes.append(
-            f"The best evaluation was {best:.3f} at step {number(heldout.best_step)}; since then the held-out loss has "
-            f"risen{because}."
+            f"The held-out loss has risen since the best evaluation, {best:.3f} at step {number(heldout.best_step)}"
+            f"{because}."
         )
     if best is not None and heldout.best_checkpoint not in (None, heldout.best_step):
         notes.append(

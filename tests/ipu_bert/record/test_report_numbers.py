@@ -106,7 +106,7 @@ def test_only_evaluations_by_as_many_batches_as_the_last_are_compared() -> None:
     one = [judged(30, 1, 5.5), judged(40, 1, 5.4), judged(50, 1, 6.0)]
     heldout = build_report([*eight, *one], OUTCOME).heldout
     assert (heldout.initial_mlm_loss, heldout.best_mlm_loss, heldout.best_step) == (None, 5.4, 40)
-    assert "The best evaluation was 5.400 at step 40" in render_page(build_report([*eight, *one], OUTCOME), {})
+    assert "risen since the best evaluation, 5.400 at step 40" in render_page(build_report([*eight, *one], OUTCOME), {})
     curve = _heldout_curve([*eight, *one], build_report([*eight, *one], OUTCOME))
     assert (curve.steps, curve.mlm) == ([30, 40, 50], [5.5, 5.4, 6.0])
     heldout = build_report(eight, OUTCOME).heldout
