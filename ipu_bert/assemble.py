@@ -275,7 +275,7 @@ def make_placement(config: Config, vocab_size: int) -> Placement | None:
     return placement
 
 
-def known_before(config: Config, files: TokenFiles, info: Mapping[str, Any]) -> dict[str, str]:
+def texts_before(config: Config, files: TokenFiles, info: Mapping[str, Any]) -> dict[str, str]:
     """The texts that the model behind `model.init` knows, as `heldout_before` has them; of a run that goes on those
     that its checkpoint's `info` says, since that model may be gone.
     """
@@ -296,7 +296,7 @@ def plan(config: Config, ranks: Ranks = ALONE, info: Mapping[str, Any] | None = 
     updater = make_updater(config)
     filled, quality, text, warnings = None, None, [], []
     if files:
-        warnings += heldout_before.told(known_before(config, files, info or {}), files.held_out, config.model.init)
+        warnings += heldout_before.told(texts_before(config, files, info or {}), files.held_out, config.model.init)
         filled = filling(make_stream(config, files, "train"))
         judging = make_stream(config, files, "heldout")
         heldout = judging.first_batches(config.eval.batches)

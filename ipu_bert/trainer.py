@@ -69,9 +69,9 @@ class Trainer:
         self._kept = KeptText.of(self.data, self.train_stream.pairs)
         self._judge = Judge(self.data, self.heldout_stream, self._kept.seen, config.eval.batches)
         self._judged_by = len(self._judge.numbers)  # a small text has fewer of them
-        self._before = assemble.known_before(config, self.data, info)
+        self._texts_before = assemble.texts_before(config, self.data, info)
         quality = text_quality(self.data, config.data.sequence_length)
-        judged = told(self._before, self.data.held_out, config.model.init)
+        judged = told(self._texts_before, self.data.held_out, config.model.init)
         judged += told_never_asked(filling(self.heldout_stream), "the held-out text's")
         self.quality = replace(quality, notes=(*quality.notes, *judged))
         self._filling = filling(self.train_stream)
@@ -337,7 +337,7 @@ class Trainer:
             "config_hash": config_hash(self.config),
             "identity": {**identity(self.config), **self.data.identity},
             "held_out": self.data.held_out,
-            TEXTS_BEFORE: self._before,
+            TEXTS_BEFORE: self._texts_before,
             "conditions": self._conditions,
             "next_batch": self.step,
             "skipped_in_a_row": self._skipped,

@@ -160,7 +160,8 @@ def _build(request: _Request, final: str, workers: int, progress: bool) -> None:
         text_shards = shards.spool(request.source.documents(), os.path.join(aside, "text"), bar.update)
     below = shards.heldout_below(text_shards, corpus.heldout_fraction)
     times.append(time.perf_counter())
-    pieces = os.path.join(aside, "pieces")  # earlier versions, which left out other words, had theirs elsewhere
+    # Earlier versions, which left out other words or did not say which documents are held out, had theirs elsewhere.
+    pieces = os.path.join(aside, "pieces")
     os.makedirs(pieces, exist_ok=True)
     tokenizer_path = os.path.join(pieces, TOKENIZER)
     if not os.path.exists(tokenizer_path):

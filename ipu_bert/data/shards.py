@@ -221,13 +221,12 @@ def tokenise_shard(text_shard: str, how: Tokenising) -> str:
     tokenizer = load_tokenizer(how.tokenizer_path)
     parts: dict[str, tuple[list[np.ndarray], list[int], list[int]]] = {split: ([], [], []) for split in SPLITS}
     words = {split: {"words": 0, "long_words": 0} for split in SPLITS}
-    texts = list(read_shard(text_shard))
-    held_out = [value for value in map(document_hash, texts) if value < how.below]
     started = time.process_time()
-    documents = split_documents(texts, how.language, how.line_is_sentence)
+    documents = split_documents(list(read_shard(text_shard)), how.language, how.line_is_sentence)
     split_at = time.process_time()
+    hashes = {document.text: document_hash(document.text) for document in documents}
     for document in encode_documents(tokenizer, documents):
-        split = "heldout" if document_hash(document.split.text) < how.below else "train"
+        split = "heldout" if hashes[document.split.text] < how.below else "train"
         tokens, lengths, counts = parts[split]
         tokens.extend(document.ids)
         lengths.extend(map(len, document.ids))
@@ -240,7 +239,7 @@ def tokenise_shard(text_shard: str, how: Tokenising) -> str:
         text_bytes=sum(len(document.text.encode()) for document in documents),
         rules=dict(Counter(document.language for document in documents if document.language)),
         foreign=0 if how.language == AUTO else sum(map(is_foreign, documents)),
-        last_held_out=max(held_out, default=0),
+        last_held_out=max((value for value in hashes.values() if value < how.below), default=0),
     )
     aside = f"{path}.{os.getpid()}.tmp"  # a folder, since its files must appear together
     shutil.rmtree(aside, ignore_errors=True)

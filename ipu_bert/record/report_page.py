@@ -159,8 +159,8 @@ def _languages(outcome: RunOutcome) -> str:
     if outcome.context is None or outcome.quality.which_language < LEAST_GAIN:
         return ""
     pairs = (
-        " Nor is it much to be better than a coin toss by next sentences: many random ones are of another language."
-        * outcome.quality.pairs
+        " To tell them apart is enough, too, to be better than a coin toss by next sentences: many random ones are of "
+        "another language." * outcome.quality.pairs
     )
     return (
         "**Its documents were taken for several languages.** Which of them stands around a word is context, too, and "
